@@ -1,0 +1,45 @@
+"""Laws over candidates, and the draw.
+
+The law of the reply is `p = softmax(lw + sum_i r_i / tau)`; without agent i it is
+`p_-i = softmax(lw + sum_{k != i} r_k / tau)`, over the same candidates.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["FloatArray", "draw", "log_softmax"]
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def log_softmax(scores: FloatArray) -> FloatArray:
+    """Return `scores - logsumexp(scores)` along the last axis, never overflowing.
+
+    Args:
+        scores: (..., M), each row with at least one finite entry; `-inf` means "never".
+
+    Returns:
+        Log-probabilities of the same shape, in nats.
+
+    >>> np.exp(log_softmax(np.array([1e6, 1e6, -np.inf]))).tolist()
+    [0.5, 0.5, 0.0]
+    """
+    shifted: FloatArray = scores - scores.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def draw(scores: FloatArray, rng: np.random.Generator) -> tuple[int, FloatArray]:
+    """Draw `argmax_j (s_j + g_j)` with `g_j ~ Gumbel(0, 1)`: exactly the law `softmax(s)`.
+
+    The noise is returned because the `pivot` rule charges for this very draw. All payment rules share it, so one seed
+    gives one winner whatever the rule.
+
+    Args:
+        scores: (M,), `s = lw + sum_i r_i / tau`.
+        rng: the only source of randomness.
+
+    Returns:
+        The winner's index and the noise, (M,).
+    """
+    noise = -np.log(rng.standard_exponential(scores.shape[0]))
+    return int(np.argmax(scores + noise)), noise
