@@ -18,17 +18,18 @@ __all__ = ["PAYMENT_RULES", "PaymentRule", "charge", "leave_one_out"]
 PaymentRule = Literal["expected", "proportional", "influence", "pivot"]
 PAYMENT_RULES: tuple[PaymentRule, ...] = get_args(PaymentRule)
 
-_BLOCK = 16  # rows worked on at once: a block of 1,000 candidates stays in the processor's cache
-_NARROW = 1e-4  # below this spread (in tau) the terms of the KL come from their series
+_BLOCK = 32  # rows worked on at once: a block of 1,000 candidates stays in the processor's cache
+_FAINT = 1e-3  # a KL below this share of the spread is summed anew from non-negative terms: the difference lost digits
+_UNDONE = -0.95  # E_p[exp(-a)] - 1 below this: the agent made its winner, and 1 + x has lost digits
 _WIDE = 500.0  # above this spread (in tau) exp(-r / tau) may overflow: the row is done in log space
 
 
 def leave_one_out(
     rewards: FloatArray, log_weights: FloatArray, tau: float, log_p: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return the laws without each agent, their expected payments and their contributions.
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Return the laws without each agent, and each agent's expected payment, contribution and influence.
 
-    `p_-i` is proportional to `p * exp(-r_i / tau)`, so one exponential per entry gives all three. Rows whose spread
+    `p_-i` is proportional to `p * exp(-r_i / tau)`, so one exponential per entry gives all four. Rows whose spread
     is too wide for that are computed from leave-one-out sums in log space instead.
 
     Args:
@@ -38,44 +39,44 @@ def leave_one_out(
         log_p: (M,), the law with everybody.
 
     Returns:
-        Counterfactual laws (N, M); expected payments T (N,) in money; contributions U (N,) in money.
+        Counterfactual laws (N, M); expected payments T (N,) in money; contributions U (N,) in money; total
+        variation between p and each law (N,).
     """
     n, m = rewards.shape
     laws = np.empty((n, m))
-    payments = np.empty(n)
-    contributions = np.empty(n)
+    payments, contributions, influences = np.empty(n), np.empty(n), np.empty(n)
     p = np.exp(log_p)
     mode = int(np.argmax(p))
+    buffers = np.empty((2, min(_BLOCK, n), m))  # reused by every block, so that they stay in cache
     wide: list[int] = []
-    for start in range(0, n, _BLOCK):
-        rows = slice(start, min(start + _BLOCK, n))
-        block = rewards[rows]
-        low, high = block.min(axis=1), block.max(axis=1)
-        spread = high / tau - low / tau
-        shifted = (block - block[:, mode : mode + 1]) / tau
-        with np.errstate(over="ignore", invalid="ignore"):
-            tilt = np.expm1(-shifted)
-            mean_tilt = tilt @ p
-            utility = -np.log1p(mean_tilt)
-            # q / p - 1, and from it the non-negative terms of KL(p || q) divided by p: d - 1 + exp(-d)
-            ratio = np.exp(utility)[:, None] * tilt
-            ratio += np.expm1(utility)[:, None]
-            d = shifted - utility[:, None]
-            np.add(ratio, 1.0, out=tilt)
-            np.multiply(tilt, p, out=laws[rows])
-            ratio += d
-            np.maximum(ratio, 0.0, out=ratio)
-            kl = ratio @ p
-        narrow = spread < _NARROW
-        if narrow.any():
-            near = d[narrow]
-            kl[narrow] = (near * near * (0.5 - near / 6.0 + near * near / 24.0)) @ p
-        payments[rows] = np.minimum(tau * kl, high - low)
-        contributions[rows] = np.maximum(block[:, mode] + tau * utility, low)
-        wide.extend((start + np.flatnonzero((spread > _WIDE) | ~(mean_tilt > -0.95))).tolist())  # noqa: PLR2004
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for start in range(0, n, _BLOCK):
+            block = rewards[start : start + _BLOCK]
+            rows = slice(start, start + len(block))
+            a, x = buffers[:, : len(block)]
+            low, high = block.min(axis=1), block.max(axis=1)
+            spread = high / tau - low / tau
+            # a = (r_mode - r) / tau, x = exp(a) - 1, u = -log E_p[exp(a)], q / p = exp(a + u)
+            np.subtract(block[:, mode : mode + 1], block, out=a)
+            a *= 1.0 / tau
+            np.expm1(a, out=x)
+            mean_tilt = x @ p
+            u = -np.log1p(mean_tilt)
+            kl = -(a @ p + u)  # E_p[log p - log q]
+            faint = np.flatnonzero(~(kl > _FAINT * spread) & (spread > 0.0))
+            kl[faint] = [_divergence(p, d) for d in -(a[faint] + u[faint, None])]
+            kl[spread == 0.0] = 0.0
+            x *= np.exp(u)[:, None]
+            x += np.expm1(u)[:, None]  # q / p - 1
+            np.multiply(x, p, out=laws[rows])
+            laws[rows] += p
+            influences[rows] = np.abs(x, out=x) @ p / 2.0
+            payments[rows] = np.minimum(tau * kl, high - low)
+            contributions[rows] = np.maximum(block[:, mode] + tau * u, low)
+            wide.extend((start + np.flatnonzero((spread > _WIDE) | ~(mean_tilt > _UNDONE))).tolist())
     if wide:
-        _wide_rows(rewards, log_weights, tau, log_p, np.array(wide), (laws, payments, contributions))
-    return laws, payments, contributions
+        _wide_rows(rewards, log_weights, tau, log_p, np.array(wide), (laws, payments, contributions, influences))
+    return laws, payments, contributions, influences
 
 
 def _wide_rows(  # noqa: PLR0913
@@ -84,10 +85,10 @@ def _wide_rows(  # noqa: PLR0913
     tau: float,
     log_p: FloatArray,
     wide: "np.ndarray[tuple[int], np.dtype[np.int64]]",
-    out: tuple[FloatArray, FloatArray, FloatArray],
+    out: tuple[FloatArray, FloatArray, FloatArray, FloatArray],
 ) -> None:
     """Overwrite the rows `wide` of `out`, in log space and from sums that never contained the agent."""
-    laws, payments, contributions = out
+    laws, payments, contributions, influences = out
     p = np.exp(log_p)
     mode = int(np.argmax(log_p))
     centred_weights = log_weights - log_weights[mode]
@@ -107,10 +108,11 @@ def _wide_rows(  # noqa: PLR0913
         d = own - utility
         q = np.exp(log_q)
         laws[row] = q
-        kl = _divergence(p, q, d)
+        kl = _divergence(p, d, q)
         spread = rewards[row].max() - rewards[row].min()
         payments[row] = min(tau * kl, spread)
         contributions[row] = max(rewards[row, mode] + tau * utility, rewards[row].min())
+        influences[row] = np.abs(q - p).sum() / 2.0
 
 
 def _suffix_sums(rewards: FloatArray, wide: "np.ndarray[tuple[int], np.dtype[np.int64]]", mode: int) -> FloatArray:
@@ -133,21 +135,22 @@ def _log_mean_exp(values: FloatArray, log_q: FloatArray) -> float:
     return float(top + np.log(np.exp(terms - top).sum()))
 
 
-def _divergence(p: FloatArray, q: FloatArray, d: FloatArray) -> float:
+def _divergence(p: FloatArray, d: FloatArray, q: FloatArray | None = None) -> float:
     """Return `KL(p || q)` for `d = log p - log q`, as a sum of terms `p*d - p + q >= 0`.
 
-    The form in q is used only where d < -1: it keeps what p lost to underflow. Nearer to 0 it would cancel, and the
-    form in p does not.
+    The form in q, where q is given, is used only where d < -1: it keeps what p lost to underflow. Nearer to 0 it would
+    cancel, and the form in p does not; there, too, a series takes over before `d + expm1(-d)` cancels.
     """
-    far = d < -1.0
-    near_d = np.where(far, 0.0, d)
-    far_d = np.where(far, d, -1.0)
-    small = np.abs(near_d) < 1e-3  # noqa: PLR2004
-    series = near_d * near_d * (0.5 - near_d / 6.0 + near_d * near_d / 24.0)
-    exact = near_d + np.expm1(-near_d)
-    near_terms = p * np.where(small, series, exact)
-    far_terms = q * (1.0 + (far_d - 1.0) * np.exp(far_d))
-    return float(np.maximum(np.where(far, far_terms, near_terms), 0.0).sum())
+    with np.errstate(over="ignore", invalid="ignore"):
+        terms = d + np.expm1(-d)
+        small = np.abs(d) < 1e-2  # noqa: PLR2004
+        near = d[small]
+        terms[small] = near * near * (0.5 - near * (1 / 6 - near * (1 / 24 - near * (1 / 120 - near / 720))))
+        terms *= p
+        if q is not None:
+            far = d < -1.0
+            terms[far] = q[far] * (1.0 + (d[far] - 1.0) * np.exp(d[far]))
+        return float(np.maximum(terms, 0.0).sum())
 
 
 def charge(  # noqa: PLR0913

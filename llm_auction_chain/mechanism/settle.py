@@ -102,7 +102,7 @@ def settle(  # noqa: PLR0913
     scores = lw + _total(reports_in, lw) / tau
     log_p = log_softmax(scores)
     p = np.exp(log_p)
-    laws, expected, contributions = leave_one_out(paying, lw, tau, log_p)
+    laws, expected, contributions, influences = leave_one_out(paying, lw, tau, log_p)
     winner, noise = draw(scores, rng)
     paid = charge(
         rule,
@@ -117,9 +117,10 @@ def settle(  # noqa: PLR0913
     )
     if groups is not None:
         shares = _shares(groups, leave_one_out(reports_in, lw, tau, log_p)[1])
-        laws, expected, paid = laws[groups], expected[groups] * shares, paid[groups] * shares
+        laws, influences = laws[groups], influences[groups]
+        expected, paid = expected[groups] * shares, paid[groups] * shares
         contributions = reports_in @ p - expected
-    influences = _total_variations(laws, p)
+    influences = np.minimum(influences, 1.0)
     if not whole:
         p, laws = _scatter(p, support, m), _scatter(laws, support, m)
     for array in (p, laws, expected, paid, contributions, influences):
@@ -242,9 +243,12 @@ def _sum_by(groups: npt.NDArray[np.int64], reports: FloatArray) -> FloatArray:
 def _total(reports: FloatArray, log_weights: FloatArray) -> FloatArray:
     """Return the summed report (M,), each agent's shifted by its first entry so that constants cost no digits."""
     total = np.zeros_like(log_weights)
-    for start in range(0, len(reports), 16):
-        block = reports[start : start + 16]
-        total += (block - block[:, :1]).sum(axis=0)
+    centred = np.empty((min(64, len(reports)), reports.shape[1]))
+    ones = np.ones(len(centred))
+    for start in range(0, len(reports), 64):
+        block = reports[start : start + 64]
+        np.subtract(block, block[:, :1], out=centred[: len(block)])
+        total += ones[: len(block)] @ centred[: len(block)]
     return total
 
 
@@ -252,14 +256,6 @@ def _shares(groups: npt.NDArray[np.int64], alone: FloatArray) -> FloatArray:
     totals = np.bincount(groups, weights=alone)[groups]
     equal = 1.0 / np.bincount(groups)[groups]
     return np.asarray(np.divide(alone, totals, out=equal, where=totals > 0))
-
-
-def _total_variations(laws: FloatArray, p: FloatArray) -> FloatArray:
-    """Return `sum_j |p_-i,j - p_j| / 2` for every agent, a block at a time."""
-    out = np.empty(len(laws))
-    for start in range(0, len(laws), 16):
-        out[start : start + 16] = np.abs(laws[start : start + 16] - p).sum(axis=1) / 2.0
-    return np.minimum(out, 1.0)
 
 
 def _scatter(values: FloatArray, support: npt.NDArray[np.int64], m: int) -> FloatArray:
