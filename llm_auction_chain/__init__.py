@@ -1,0 +1,55 @@
+"""MOSAIC auctions for LangChain: several agents truthfully pay to steer a language model's reply."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_auction_chain.agents import Agent
+    from llm_auction_chain.auction import Auction, AuctionResult
+    from llm_auction_chain.errors import (
+        AuctionError,
+        CandidatesError,
+        ConfigurationError,
+        ContextWindowError,
+        MissingDependencyError,
+        PromptError,
+        RewardError,
+    )
+    from llm_auction_chain.interfaces.runnable import AuctionRunnable
+    from llm_auction_chain.local.chat_model import ChatTransformers
+
+__all__ = [
+    "Agent",
+    "Auction",
+    "AuctionError",
+    "AuctionResult",
+    "AuctionRunnable",
+    "CandidatesError",
+    "ChatTransformers",
+    "ConfigurationError",
+    "ContextWindowError",
+    "MissingDependencyError",
+    "PromptError",
+    "RewardError",
+]
+
+_HOMES = {
+    "Agent": "agents",
+    "Auction": "auction",
+    "AuctionResult": "auction",
+    "AuctionRunnable": "interfaces.runnable",
+    "ChatTransformers": "local.chat_model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used, so that importing the package costs nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

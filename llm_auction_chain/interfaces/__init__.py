@@ -1,0 +1,1 @@
+"""LangChain's interfaces over the auction. No arithmetic here."""

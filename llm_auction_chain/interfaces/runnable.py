@@ -1,0 +1,191 @@
+"""`AuctionRunnable`: an auction wherever a chat model goes in a chain."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
+
+from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
+from langchain_core.prompt_values import PromptValue
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
+from langchain_core.runnables.config import ensure_config, patch_config
+from pydantic import ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from llm_auction_chain.agents import Agent
+from llm_auction_chain.auction import Auction, AuctionResult, ProgressHook, check_agents
+from llm_auction_chain.errors import ConfigurationError, PromptError
+from llm_auction_chain.mechanism import PaymentRule
+from llm_auction_chain.rewards import OnAgentError
+
+__all__ = ["AuctionRunnable"]
+
+
+class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
+    """Reply with a draw from `pi_ref * exp(sum_i r_i / tau)`, charging payments that make truth every agent's best.
+
+    `invoke`, `ainvoke`, `batch`, `abatch`, `stream` and `astream` return the drawn AIMessage, with the outcome as plain
+    JSON in `response_metadata["auction"]` and the usage of all hidden calls. `run` and `arun` return the whole
+    `AuctionResult`. A stream holds one message: the reply is known only after the draw.
+
+    Attributes:
+        model: any Runnable chat model; never tells a stream about replies that were not drawn.
+        agents: a list of Agent, or a callable or Runnable from the input to one;
+            `config={"configurable": {"agents": [...]}}` replaces it for a call.
+        n_candidates: M, candidates per auction.
+        tau: weight of the reference model, money per nat.
+        payment_rule: `expected`, `proportional`, `influence` or `pivot`.
+        seed: replays auctions; None takes a fresh one each time.
+        min_candidates: settle on this many survivors where model calls fail.
+        on_agent_error: `abstain` (a zero report) or `raise`.
+
+    Raises:
+        ConfigurationError: a setting no auction can run with.
+
+    Source: arXiv 2405.05905.
+
+    >>> from llm_auction_chain.testing import MarkovChatModel
+    >>> def likes_b(prompt, reply):
+    ...     return 2.0 * reply.text.count("b")
+    >>> auction = AuctionRunnable(model=MarkovChatModel(), agents=[Agent("B", likes_b)], n_candidates=8, seed=7)
+    >>> reply = auction.invoke("Say something")
+    >>> [payment["agent"] for payment in reply.response_metadata["auction"]["payments"]]
+    ['B']
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    model: Runnable[Any, Any]
+    agents: Any = ()
+    n_candidates: int = 16
+    tau: float = 1.0
+    payment_rule: PaymentRule = "expected"
+    seed: int | None = None
+    min_candidates: int = 1
+    on_agent_error: OnAgentError = "abstain"
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _speak_our_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            auction = handler(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ConfigurationError(f"{where} is {first['input']!r}: {first['msg']}.") from error
+        auction._auction()
+        if not callable(auction.agents) and not isinstance(auction.agents, Runnable):
+            check_agents(auction.agents)
+        return auction
+
+    def _auction(self) -> Auction:
+        return Auction(
+            model=self.model,
+            n_candidates=self.n_candidates,
+            tau=self.tau,
+            payment_rule=self.payment_rule,
+            min_candidates=self.min_candidates,
+            on_agent_error=self.on_agent_error,
+        )
+
+    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
+        """Hold an auction and return the drawn reply."""
+        return self._call_with_config(self._reply, input, config, **kwargs)
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """Hold an auction and return the drawn reply."""
+        return await self._acall_with_config(self._areply, input, config, **kwargs)
+
+    def run(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        progress: ProgressHook | None = None,
+        **kwargs: Any,
+    ) -> AuctionResult:
+        """Hold an auction and return all of it: candidates, reports, settlement, reply."""
+        results: list[AuctionResult] = []
+        self._call_with_config(self._reply, input, config, progress=progress, results=results, **kwargs)
+        return results[0]
+
+    async def arun(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        progress: ProgressHook | None = None,
+        **kwargs: Any,
+    ) -> AuctionResult:
+        """Hold an auction and return all of it: candidates, reports, settlement, reply."""
+        results: list[AuctionResult] = []
+        await self._acall_with_config(self._areply, input, config, progress=progress, results=results, **kwargs)
+        return results[0]
+
+    def _reply(
+        self,
+        given: LanguageModelInput,
+        run_manager: CallbackManagerForChainRun,
+        config: RunnableConfig,
+        *,
+        progress: ProgressHook | None = None,
+        results: list[AuctionResult] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        child = patch_config(config, callbacks=run_manager.get_child())
+        agents: Iterable[Agent]
+        source = self._source(config)
+        if isinstance(source, Runnable):
+            agents = source.invoke(given, child)
+        else:
+            agents = source(given) if callable(source) else source
+        result = self._auction().run(
+            _messages(given), agents, seed=self.seed, config=child, progress=progress, **kwargs
+        )
+        if results is not None:
+            results.append(result)
+        return result.reply
+
+    async def _areply(
+        self,
+        given: LanguageModelInput,
+        run_manager: AsyncCallbackManagerForChainRun,
+        config: RunnableConfig,
+        *,
+        progress: ProgressHook | None = None,
+        results: list[AuctionResult] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        child = patch_config(config, callbacks=run_manager.get_child())
+        source = self._source(config)
+        if isinstance(source, Runnable):
+            agents = await source.ainvoke(given, child)
+        else:
+            agents = source(given) if callable(source) else source
+            if hasattr(agents, "__await__"):
+                agents = await agents
+        result = await self._auction().arun(
+            _messages(given), agents, seed=self.seed, config=child, progress=progress, **kwargs
+        )
+        if results is not None:
+            results.append(result)
+        return result.reply
+
+    def _source(self, config: RunnableConfig) -> Runnable[Any, Any] | Callable[[Any], Any] | Iterable[Agent]:
+        chosen: Any = ensure_config(config).get("configurable", {}).get("agents")
+        return self.agents if chosen is None else chosen
+
+
+def _messages(given: LanguageModelInput) -> list[BaseMessage]:
+    """Return the input as messages: a string, messages in any spelling, or a PromptValue."""
+    if isinstance(given, PromptValue):
+        return given.to_messages()
+    if isinstance(given, str):
+        return convert_to_messages([("human", given)])
+    if isinstance(given, Sequence):
+        return convert_to_messages(given)
+    raise PromptError(f"The input is {type(given).__name__}; give a string, a list of messages or a PromptValue.")
