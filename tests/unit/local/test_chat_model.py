@@ -141,7 +141,7 @@ def test_a_bad_n_is_named(chat):
     with pytest.raises(ConfigurationError, match=r"^n=0"):
         chat._generate(HELLO, n=0)
     with pytest.raises(ConfigurationError, match=r"^n=2: a stream carries one reply"):
-        list(chat.stream(HELLO, n=2))
+        list(chat._stream(HELLO, n=2))
 
 
 def test_an_unknown_argument_is_named(chat):

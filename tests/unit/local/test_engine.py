@@ -3,6 +3,7 @@
 import itertools
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,9 +189,9 @@ def test_a_model_is_loaded_once(engine):
     assert engine.window == 8192
 
 
-def test_a_model_without_a_window_has_no_limit(tiny, monkeypatch):
-    monkeypatch.setattr(tiny.model.config, "max_position_embeddings", None)
-    assert Engine(tiny.model, tiny.tokenizer).window == sys.maxsize
+def test_a_model_without_a_window_has_no_limit(tiny):
+    config = SimpleNamespace(get_text_config=SimpleNamespace)
+    assert Engine(SimpleNamespace(config=config, generation_config=None), tiny.tokenizer).window == sys.maxsize
 
 
 @pytest.mark.parametrize(

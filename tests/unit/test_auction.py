@@ -1,0 +1,356 @@
+"""AuctionRunnable: every call style, every input, every failure."""
+
+import json
+import math
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
+from langchain_core.globals import set_llm_cache
+from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda
+
+from llm_auction_chain import (
+    Agent,
+    Auction,
+    AuctionRunnable,
+    CandidatesError,
+    ConfigurationError,
+    PromptError,
+    RewardError,
+)
+from llm_auction_chain.rewards import MentionReward
+from llm_auction_chain.testing import MarkovChatModel
+
+
+class Scripted(BaseChatModel):
+    """Counts its calls; every reply is its number, every `fails_every`-th call fails."""
+
+    fails_every: int = 0
+    calls: list = []  # noqa: RUF012 - pydantic copies it
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        self.calls.append(messages)
+        number = len(self.calls)
+        if self.fails_every and number % self.fails_every == 0:
+            raise ConnectionError(f"call {number} broke")
+        message = AIMessage(
+            f"reply {number}",
+            usage_metadata={"input_tokens": 3, "output_tokens": 2, "total_tokens": 5},
+            response_metadata={"model_name": "scripted"},
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    @property
+    def _llm_type(self):
+        return "scripted"
+
+
+def likes(letter, value=1.0):
+    return lambda prompt, reply: value * reply.text.count(letter)
+
+
+def auction(model=None, agents=(), **settings):
+    return AuctionRunnable(model=model or MarkovChatModel(), agents=agents, **{"n_candidates": 4, "seed": 7, **settings})
+
+
+TWO = [Agent("B", likes("b", 2.0)), Agent("C", likes("c"), owner="c-group")]
+
+
+async def test_every_call_style_gives_the_same_reply():
+    runnable = auction(agents=TWO)
+    text = runnable.invoke("x").text
+    assert (await runnable.ainvoke("x")).text == text
+    assert [reply.text for reply in runnable.batch(["x", "x"])] == [text] * 2
+    assert [reply.text for reply in await runnable.abatch(["x"])] == [text]
+    assert [chunk.text for chunk in runnable.stream("x")] == [text]
+    assert [chunk.text async for chunk in runnable.astream("x")] == [text]
+    assert runnable.run("x").reply.text == (await runnable.arun("x")).reply.text == text
+
+
+@pytest.mark.parametrize(
+    "given", ["hi", [HumanMessage("hi")], [("human", "hi")], ChatPromptTemplate.from_template("{x}").invoke({"x": "hi"})]
+)
+def test_the_input_may_be_whatever_a_chat_model_takes(given):
+    seen = []
+    auction(agents=[Agent("A", lambda prompt, reply: seen.append(prompt) or 1.0)]).invoke(given)
+    assert seen[0][0].content == "hi"
+
+
+def test_the_metadata_is_plain_json_and_hides_rewards():
+    reply = auction(agents=TWO).invoke("x")
+    metadata = reply.response_metadata["auction"]
+    assert json.loads(json.dumps(metadata, allow_nan=False)) == metadata
+    assert set(metadata["payments"][0]) == {"agent", "owner", "amount", "expected", "contribution"}
+    assert "rewards" not in json.dumps(metadata)
+    assert metadata["payments"][1]["owner"] == "c-group"
+    assert reply.response_metadata["model_name"] == "markov"
+
+
+def test_no_agents_draw_one_reply_and_pay_nothing():
+    model = Scripted()
+    reply = auction(model).invoke("x")
+    assert len(model.calls) == 1
+    assert reply.response_metadata["auction"]["revenue"] == 0.0
+
+
+def test_agents_may_be_a_callable_a_runnable_or_given_per_call():
+    for source in (lambda given: TWO, RunnableLambda(lambda given: TWO)):
+        assert len(auction(agents=source).invoke("x").response_metadata["auction"]["payments"]) == 2
+    given = auction(agents=TWO).invoke("x", config={"configurable": {"agents": TWO[:1]}})
+    assert [payment["agent"] for payment in given.response_metadata["auction"]["payments"]] == ["B"]
+
+
+async def test_async_sources_of_agents_are_awaited():
+    async def source(given):
+        return TWO
+
+    for agents in (source, RunnableLambda(lambda given: TWO), lambda given: TWO):
+        result = await auction(agents=agents).arun("x")
+        assert len(result.agents) == 2
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda model: model,
+    lambda model: model.bind(stop=["x"]),
+    lambda model: model.with_retry(),
+    lambda model: model.with_fallbacks([MarkovChatModel()]),
+    lambda model: model.with_config(tags=["mine"]),
+])  # fmt: skip
+def test_any_runnable_chat_model_fits(wrap):
+    for model in (Scripted(), MarkovChatModel()):
+        result = auction(wrap(model), TWO).run("x")
+        assert len(result.candidates) == 4
+
+
+def test_usage_is_the_sum_of_all_hidden_calls():
+    handler = UsageMetadataCallbackHandler()
+    reply = auction(Scripted(), TWO).invoke("x", config={"callbacks": [handler]})
+    assert reply.usage_metadata["total_tokens"] == 20
+    assert handler.usage_metadata["scripted"]["total_tokens"] == 20
+    handler = UsageMetadataCallbackHandler()
+    reply = auction(agents=TWO).invoke("x", config={"callbacks": [handler]})
+    assert reply.usage_metadata == handler.usage_metadata["markov"]
+
+
+class Tracer(BaseCallbackHandler):
+    def __init__(self):
+        self.chains, self.models = [], []
+
+    def on_chain_start(self, serialized, inputs, *, run_id, parent_run_id=None, **kwargs):
+        self.chains.append(run_id)
+
+    def on_chat_model_start(self, serialized, messages, *, run_id, parent_run_id=None, tags=None, **kwargs):
+        self.models.append((parent_run_id, tags))
+
+
+@pytest.mark.parametrize("model", [Scripted(), MarkovChatModel()])
+async def test_model_calls_are_children_of_the_auction_and_hidden_from_streams(model):
+    for call in ("sync", "async"):
+        tracer = Tracer()
+        config = {"callbacks": [tracer]}
+        if call == "sync":
+            auction(model, TWO).invoke("x", config)
+        else:
+            await auction(model, TWO).ainvoke("x", config)
+        assert tracer.models
+        for parent, tags in tracer.models:
+            assert parent == tracer.chains[0]
+            assert "nostream" in tags
+
+
+def test_a_global_cache_does_not_make_the_candidates_one():
+    set_llm_cache(InMemoryCache())
+    try:
+        for model in (Scripted(), Scripted().bind(stop=["x"]), Scripted().with_fallbacks([Scripted()])):
+            assert auction(model, TWO).run("x").distinct_replies == 4
+    finally:
+        set_llm_cache(None)
+
+
+@pytest.mark.parametrize("settings", [
+    {"tau": 0}, {"tau": -1.0}, {"tau": math.nan}, {"tau": math.inf}, {"tau": "soft"},
+    {"n_candidates": 0}, {"n_candidates": "many"}, {"min_candidates": 0}, {"min_candidates": 5},
+    {"payment_rule": "free"}, {"on_agent_error": "ignore"}, {"agents": [Agent("A", len), Agent("A", len)]},
+    {"agents": ["A"]}, {"agents": 3}, {"unknown": 1}, {"model": "gpt"},
+])  # fmt: skip
+def test_settings_no_auction_can_run_with_are_refused(settings):
+    with pytest.raises(ConfigurationError):
+        AuctionRunnable(**{"model": MarkovChatModel(), "n_candidates": 4, **settings})
+
+
+@pytest.mark.parametrize("settings", [{"n_candidates": True}, {"on_agent_error": "x"}, {"model": 1}, {"min_candidates": 99}])
+def test_the_core_refuses_them_too(settings):
+    with pytest.raises(ConfigurationError):
+        Auction(**{"model": MarkovChatModel(), **settings})
+
+
+@pytest.mark.parametrize("parts", [{"name": ""}, {"reward": 3}, {"owner": " "}, {"context": None}])
+def test_an_agent_that_cannot_be_asked_is_refused(parts):
+    with pytest.raises(ConfigurationError):
+        Agent(**{"name": "A", "reward": len, **parts})
+
+
+@pytest.mark.parametrize("seed", [-1, True, 1.5])
+def test_a_bad_seed_is_refused(seed):
+    with pytest.raises(ConfigurationError, match="seed"):
+        Auction(model=MarkovChatModel()).run([HumanMessage("x")], [], seed=seed)
+
+
+@pytest.mark.parametrize("given", ["", [], [HumanMessage("")], 3])
+def test_an_empty_prompt_is_refused(given):
+    with pytest.raises(PromptError):
+        auction(agents=TWO).invoke(given)
+
+
+async def test_all_calls_failing_keeps_every_cause():
+    for model in (Scripted(fails_every=1), ):
+        with pytest.raises(CandidatesError, match="call") as caught:
+            auction(model, TWO).invoke("x")
+        assert len(caught.value.causes) == 4
+        with pytest.raises(CandidatesError):
+            await auction(model, TWO).ainvoke("x")
+
+
+class Broken(MarkovChatModel):
+    def _generate(self, *args, **kwargs):
+        raise ConnectionError("down")
+
+
+async def test_a_failing_batched_call_is_kept_as_cause():
+    with pytest.raises(CandidatesError, match="down") as caught:
+        auction(Broken(), TWO).invoke("x")
+    assert isinstance(caught.value.causes[0], ConnectionError)
+    with pytest.raises(CandidatesError):
+        await auction(Broken(), TWO).ainvoke("x")
+
+
+def test_survivors_are_enough_when_there_are_min_candidates():
+    result = auction(Scripted(fails_every=4), TWO, min_candidates=3).run("x")
+    assert len(result.candidates) == 3
+    diagnostics = result.reply.response_metadata["auction"]["diagnostics"]
+    assert (diagnostics["candidates"], diagnostics["failed_calls"]) == (3, 1)
+    with pytest.raises(CandidatesError):
+        auction(Scripted(fails_every=2), TWO, min_candidates=3).run("x")
+
+
+def test_a_model_that_returns_no_message_is_refused():
+    with pytest.raises(ConfigurationError, match="AIMessage"):
+        auction(RunnableLambda(lambda given: "text"), TWO).invoke("x")
+
+
+def raises(prompt, reply):
+    raise ZeroDivisionError("oh")
+
+
+class Whole:
+    def __init__(self, value):
+        self.value = value
+
+    def score(self, prompt, replies):
+        return self.value
+
+
+BAD = [lambda p, r: "1", lambda p, r: None, lambda p, r: True, lambda p, r: math.nan, lambda p, r: 10**400,
+       lambda p, r: 1j, lambda p, r: 1e101, Whole([1.0]), Whole("1234"), Whole(None), Whole(3)]  # fmt: skip
+
+
+@pytest.mark.parametrize("reward", BAD)
+async def test_nonsense_is_a_zero_report_that_pays_nothing(reward, caplog):
+    agents = [Agent("bad", reward), Agent("B", likes("b"))]
+    for result in (auction(agents=agents).run("x"), await auction(agents=agents).arun("x")):
+        assert result.reports[0].status == "invalid"
+        assert result.reports[0].rewards == (0.0,) * 4
+        assert result.settlement.payments[0] == 0.0
+        assert result.reports[1].status == "reported"
+        assert result.reply.response_metadata["auction"]["agents"][0]["reason"]
+    assert "abstains" in caplog.text
+    with pytest.raises(RewardError):
+        auction(agents=agents, on_agent_error="raise").invoke("x")
+
+
+async def test_a_callback_that_raises_abstains_or_raises_as_set():
+    agents = [Agent("bad", raises), Agent("B", likes("b"))]
+    for result in (auction(agents=agents).run("x"), await auction(agents=agents).arun("x")):
+        assert (result.reports[0].status, result.reports[0].reason) == ("error", "ZeroDivisionError: oh")
+    with pytest.raises(RewardError, match="oh"):
+        auction(agents=agents, on_agent_error="raise").invoke("x")
+
+
+@pytest.mark.parametrize("number", [1, 1.0, np.float32(1.0), np.int64(1), Decimal(1), np.array(1.0)])
+def test_numbers_of_every_kind_are_accepted(number):
+    assert auction(agents=[Agent("A", lambda p, r: number)]).run("x").reports[0].rewards == (1.0,) * 4
+
+
+async def test_rewards_may_be_sync_async_objects_or_runnables():
+    async def one(prompt, reply):
+        return 1.0
+
+    class Slow:
+        async def score(self, prompt, replies):
+            return [1.0] * len(replies)
+
+    class Called:
+        def __call__(self, prompt, reply):
+            return 1.0
+
+    rewards = [one, Slow(), Called(), Whole([1.0] * 4), RunnableLambda(lambda pair: float(len(pair)) - 1.0),
+               lambda prompt, reply: one(prompt, reply)]  # fmt: skip
+    agents = [Agent(str(k), reward) for k, reward in enumerate(rewards)]
+    for result in (auction(agents=agents).run("x"), await auction(agents=agents).arun("x")):
+        assert [report.rewards for report in result.reports] == [(1.0,) * 4] * len(rewards), result.reports
+
+
+def test_a_callback_that_mutates_its_arguments_changes_nothing_for_anybody():
+    def vandal(prompt, reply):
+        prompt[0].content = reply.content = "mine"
+        return 0.0
+
+    result = auction(agents=[Agent("V", vandal), Agent("B", likes("b"))]).run("x")
+    assert result.prompt[0].content == "x"
+    assert all(candidate.message.text != "mine" for candidate in result.candidates)
+
+
+def test_a_negative_report_under_proportional_abstains():
+    result = auction(agents=[Agent("N", lambda p, r: -1.0), TWO[0]], payment_rule="proportional").run("x")
+    assert result.reports[0].status == "invalid"
+    assert "proportional" in result.reports[0].reason
+
+
+async def test_progress_counts_candidates_and_agents():
+    for model in (Scripted(), MarkovChatModel()):
+        seen, aseen = [], []
+        auction(model, TWO).run("x", progress=seen.append)
+        await auction(model, TWO).arun("x", progress=aseen.append)
+        for events in (seen, aseen):
+            assert (events[-1].stage, events[-1].done, events[-1].total) == ("rewards", 2, 2)
+            assert max(event.done for event in events if event.stage == "candidates") == 4
+
+
+def test_inner_messages_are_never_mutated():
+    message = AIMessage("one")
+    reply = auction(GenericFakeChatModel(messages=iter([message] * 4)), TWO).invoke("x")
+    assert "auction" in reply.response_metadata
+    assert "auction" not in message.response_metadata
+
+
+def test_the_same_seed_is_the_same_auction():
+    one, two = auction(agents=TWO).run("x"), auction(agents=TWO).run("x")
+    assert one.settlement.probabilities.tolist() == two.settlement.probabilities.tolist()
+    assert one.auction_id != two.auction_id
+    fresh = auction(agents=TWO, seed=None).run("x")
+    assert auction(agents=TWO, seed=fresh.seed).run("x").reply.text == fresh.reply.text
+
+
+def test_mentions_are_whole_words_in_any_case():
+    replies = [AIMessage("Picks, pick; PICK!"), AIMessage("")]
+    assert MentionReward(["pick"], value=2.0, at_most=9).score([], replies) == [4.0, 0.0]
+    for bad in ({"phrases": "pick"}, {"phrases": []}, {"phrases": [""]}, {"phrases": ["a"], "value": "x"},
+                {"phrases": ["a"], "at_most": 0}):  # fmt: skip
+        with pytest.raises(ConfigurationError):
+            MentionReward(**bad)
