@@ -14,8 +14,8 @@ class Agent:
 
     Attributes:
         name: unique within an auction.
-        reward: `(prompt, reply) -> float`, sync or async; or an object with `score(prompt, replies) -> Sequence[float]`;
-            or a Runnable over `{"prompt": ..., "reply": ...}`. What the reply is worth to the agent, in money.
+        reward: `(prompt, reply) -> float`, sync or async; or an object with `score(prompt, replies)`, one number per
+            reply; or a Runnable over `{"prompt": ..., "reply": ...}`. What the reply is worth to the agent, in money.
         owner: who pays. Agents of one owner are one report and one payer; None: the agent itself.
         context: public description, frozen before the auction; holds no bid.
 
@@ -38,7 +38,9 @@ class Agent:
         if self.owner is not None and (not isinstance(self.owner, str) or not self.owner.strip()):
             raise ConfigurationError(f"{self.name!r} has owner {self.owner!r}; give a non-empty string or None.")
         if not isinstance(self.context, str):
-            raise ConfigurationError(f"{self.name!r} has a context of type {type(self.context).__name__}; give a string.")
+            raise ConfigurationError(
+                f"{self.name!r} has a context of type {type(self.context).__name__}; give a string."
+            )
         if not (callable(self.reward) or callable(getattr(self.reward, "score", None)) or _is_runnable(self.reward)):
             raise ConfigurationError(
                 f"{self.name!r} has reward {self.reward!r}; give a callable (prompt, reply) -> float, "

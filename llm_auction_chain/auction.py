@@ -188,7 +188,9 @@ class Auction:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ConfigurationError(f"seed is {seed!r}; it must be a whole number of at least 0.")
         # one stream for the candidates, one for the draw: neither tells anything about the other
-        of_candidates, of_draw = (int(state) >> 11 for state in np.random.SeedSequence(seed).generate_state(2, np.uint64))
+        of_candidates, of_draw = (
+            int(state) >> 11 for state in np.random.SeedSequence(seed).generate_state(2, np.uint64)
+        )
         return check_agents(agents), (of_candidates, of_draw), seed
 
     def _count(self, agents: tuple[Agent, ...]) -> int:

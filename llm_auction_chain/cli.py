@@ -268,7 +268,9 @@ def _show(result: AuctionResult, console: "Console") -> None:
         f"(weights {diagnostics.ess_weights:.2f})   distinct replies {result.distinct_replies}"
     )
     if result.failures:
-        console.print(f"{len(result.failures)} model calls failed; settled on the {len(result.candidates)} that did not")
+        console.print(
+            f"{len(result.failures)} model calls failed; settled on the {len(result.candidates)} that did not"
+        )
     console.print(f"seed {result.seed}   auction {result.auction_id}")
 
 

@@ -164,7 +164,7 @@ def _uncached(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
 
 
 def _native(model: Runnable[Any, Any]) -> tuple[BaseChatModel, dict[str, Any], RunnableConfig] | None:
-    if type(model) is RunnableBinding:
+    if isinstance(model, RunnableBinding):
         inner = _native(model.bound)
         return inner and (inner[0], {**inner[1], **model.kwargs}, _merge(inner[2], model.config))
     if isinstance(model, BaseChatModel) and getattr(model, "native_n", False):

@@ -1,5 +1,6 @@
 """`AuctionRunnable`: an auction wherever a chat model goes in a chain."""
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
@@ -8,7 +9,7 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from langchain_core.runnables.config import ensure_config, patch_config
+from langchain_core.runnables.config import patch_config
 from pydantic import ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from llm_auction_chain.agents import Agent
@@ -72,7 +73,7 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ConfigurationError(f"{where} is {first['input']!r}: {first['msg']}.") from error
-        auction._auction()
+        auction._auction()  # noqa: SLF001 - its own
         if not callable(auction.agents) and not isinstance(auction.agents, Runnable):
             check_agents(auction.agents)
         return auction
@@ -165,9 +166,8 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
         if isinstance(source, Runnable):
             agents = await source.ainvoke(given, child)
         else:
-            agents = source(given) if callable(source) else source
-            if hasattr(agents, "__await__"):
-                agents = await agents
+            chosen: Any = source(given) if callable(source) else source
+            agents = await chosen if inspect.isawaitable(chosen) else chosen
         result = await self._auction().arun(
             _messages(given), agents, seed=self.seed, config=child, progress=progress, **kwargs
         )
@@ -176,8 +176,9 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
         return result.reply
 
     def _source(self, config: RunnableConfig) -> Runnable[Any, Any] | Callable[[Any], Any] | Iterable[Agent]:
-        chosen: Any = ensure_config(config).get("configurable", {}).get("agents")
-        return self.agents if chosen is None else chosen
+        chosen = config.get("configurable", {}).get("agents")
+        source: Runnable[Any, Any] | Callable[[Any], Any] | Iterable[Agent] = self.agents if chosen is None else chosen
+        return source
 
 
 def _messages(given: LanguageModelInput) -> list[BaseMessage]:

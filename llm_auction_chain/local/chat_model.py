@@ -207,7 +207,7 @@ class ChatTransformers(BaseChatModel):
     def _engine(self) -> "Engine":
         """Return the loaded model, from this process's cache after the first time."""
         path = self.model or str(embedded_model_path())
-        from llm_auction_chain.local.engine import Engine  # noqa: PLC0415  importing torch takes seconds
+        from llm_auction_chain.local.engine import Engine
 
         return Engine.load(path, self.dtype, self.device)
 

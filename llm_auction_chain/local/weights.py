@@ -43,8 +43,8 @@ def embedded_model_path() -> Path:
     """
     gguf, version = _find_gguf()
     _require(*_EXTRA)
-    from filelock import FileLock  # noqa: PLC0415  an optional dependency
-    from platformdirs import user_cache_path  # noqa: PLC0415  an optional dependency
+    from filelock import FileLock
+    from platformdirs import user_cache_path
 
     root = Path(os.environ.get("LLM_AUCTION_CHAIN_CACHE") or user_cache_path("llm-auction-chain"))
     target = root / f"{EMBEDDED_MODEL}-{version}"
@@ -82,8 +82,8 @@ def _find_gguf() -> tuple[Path, str]:
 
 def _convert(gguf: Path, target: Path) -> None:
     """Write the model and the tokenizer of a GGUF file to `target`, dequantized to bfloat16."""
-    import torch  # noqa: PLC0415  an optional dependency, and seconds to import
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     # The bar of the dequantization listens to no setting.
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
@@ -107,7 +107,7 @@ def _require(*modules: str) -> None:
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence transformers' progress bars and log lines below ERROR for the block, and only for the block."""
-    from transformers.utils import logging  # noqa: PLC0415  an optional dependency
+    from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

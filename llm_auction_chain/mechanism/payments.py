@@ -63,7 +63,8 @@ def leave_one_out(
             mean_tilt = x @ p
             u = -np.log1p(mean_tilt)
             kl = -(a @ p + u)  # E_p[log p - log q]
-            faint = np.flatnonzero(~(kl > _FAINT * spread) & (spread > 0.0))
+            # |a| has mean at most spread * (1 - p_mode), for a is 0 at the mode: that bounds what kl was rounded by
+            faint = np.flatnonzero(~(kl > _FAINT * (1.0 - p[mode]) * spread) & (spread > 0.0))
             kl[faint] = [_divergence(p, d) for d in -(a[faint] + u[faint, None])]
             kl[spread == 0.0] = 0.0
             x *= np.exp(u)[:, None]
@@ -79,7 +80,7 @@ def leave_one_out(
     return laws, payments, contributions, influences
 
 
-def _wide_rows(  # noqa: PLR0913
+def _wide_rows(
     rewards: FloatArray,
     log_weights: FloatArray,
     tau: float,

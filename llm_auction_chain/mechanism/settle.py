@@ -51,7 +51,7 @@ class Settlement:
     seed: int | None
 
 
-def settle(  # noqa: PLR0913
+def settle(
     rewards: npt.ArrayLike,
     log_weights: npt.ArrayLike | None = None,
     *,
@@ -170,13 +170,15 @@ def _check_matrix(rewards: npt.ArrayLike, log_weights: npt.ArrayLike | None) -> 
             raise TypeError
         reports = np.ascontiguousarray(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise RewardError("rewards must be a matrix of numbers, one row per agent, one column per candidate.") from error
+        raise RewardError(
+            "rewards must be a matrix of numbers, one row per agent, one column per candidate."
+        ) from error
     if reports.ndim != 2:  # noqa: PLR2004
         raise RewardError(
             f"rewards have shape {reports.shape}; they must have shape (agents, candidates). "
             "Without agents pass an array of shape (0, candidates)."
         )
-    n, m = reports.shape
+    _n, m = reports.shape
     if m == 0:
         raise RewardError("There are no candidates to draw from; rewards need at least one column.")
     _check_finite(reports)

@@ -36,7 +36,9 @@ class MentionReward:
         if isinstance(self.phrases, str) or not self.phrases:
             raise ConfigurationError("MentionReward needs a list of phrases, with at least one.")
         if not all(isinstance(phrase, str) and phrase.strip() for phrase in self.phrases):
-            raise ConfigurationError(f"MentionReward has phrases {list(self.phrases)!r}; each must be a non-empty string.")
+            raise ConfigurationError(
+                f"MentionReward has phrases {list(self.phrases)!r}; each must be a non-empty string."
+            )
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise ConfigurationError(f"MentionReward has value {self.value!r}; give a number.")
         if isinstance(self.at_most, bool) or not isinstance(self.at_most, int) or self.at_most < 1:

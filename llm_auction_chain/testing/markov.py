@@ -1,7 +1,7 @@
 """A chat model small enough to enumerate."""
 
 import secrets
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,7 +40,7 @@ class MarkovChatModel(BaseChatModel):
         first, following = np.log(self.start), np.log(self.transition)
         replies = {}
         for tokens in product(range(len(self.vocabulary)), repeat=self.length):
-            steps = sum(following[a, b] for a, b in zip(tokens, tokens[1:], strict=False))
+            steps = sum(following[a, b] for a, b in pairwise(tokens))
             replies["".join(self.vocabulary[token] for token in tokens)] = float(first[tokens[0]] + steps)
         return replies
 

@@ -42,16 +42,16 @@ def exact(rewards, weights, tau):
         live = [j for j in range(len(weights)) if np.isfinite(weights[j])]
 
         def log_law(rows):
-            scores = {j: mpmath.mpf(weights[j]) + sum(mpmath.mpf(row[j]) for row in rows) / mpmath.mpf(tau) for j in live}
+            scores = {
+                j: mpmath.mpf(weights[j]) + sum(mpmath.mpf(row[j]) for row in rows) / mpmath.mpf(tau) for j in live
+            }
             top = max(scores.values())
             normaliser = top + mpmath.log(sum(mpmath.exp(score - top) for score in scores.values()))
             return {j: score - normaliser for j, score in scores.items()}
 
         law = log_law(list(rewards))
         without = [log_law([row for k, row in enumerate(rewards) if k != i]) for i in range(len(rewards))]
-        payments = [
-            mpmath.mpf(tau) * sum(mpmath.exp(law[j]) * (law[j] - other[j]) for j in live) for other in without
-        ]
+        payments = [mpmath.mpf(tau) * sum(mpmath.exp(law[j]) * (law[j] - other[j]) for j in live) for other in without]
         values = [sum(mpmath.exp(law[j]) * mpmath.mpf(row[j]) for j in live) for row in rewards]
         contributions = [float(value - payment) for value, payment in zip(values, payments, strict=True)]
 

@@ -56,7 +56,9 @@ def likes(letter, value=1.0):
 
 
 def auction(model=None, agents=(), **settings):
-    return AuctionRunnable(model=model or MarkovChatModel(), agents=agents, **{"n_candidates": 4, "seed": 7, **settings})
+    return AuctionRunnable(
+        model=model or MarkovChatModel(), agents=agents, **{"n_candidates": 4, "seed": 7, **settings}
+    )
 
 
 TWO = [Agent("B", likes("b", 2.0)), Agent("C", likes("c"), owner="c-group")]
@@ -74,7 +76,8 @@ async def test_every_call_style_gives_the_same_reply():
 
 
 @pytest.mark.parametrize(
-    "given", ["hi", [HumanMessage("hi")], [("human", "hi")], ChatPromptTemplate.from_template("{x}").invoke({"x": "hi"})]
+    "given",
+    ["hi", [HumanMessage("hi")], [("human", "hi")], ChatPromptTemplate.from_template("{x}").invoke({"x": "hi"})],
 )
 def test_the_input_may_be_whatever_a_chat_model_takes(given):
     seen = []
@@ -184,7 +187,9 @@ def test_settings_no_auction_can_run_with_are_refused(settings):
         AuctionRunnable(**{"model": MarkovChatModel(), "n_candidates": 4, **settings})
 
 
-@pytest.mark.parametrize("settings", [{"n_candidates": True}, {"on_agent_error": "x"}, {"model": 1}, {"min_candidates": 99}])
+@pytest.mark.parametrize(
+    "settings", [{"n_candidates": True}, {"on_agent_error": "x"}, {"model": 1}, {"min_candidates": 99}]
+)
 def test_the_core_refuses_them_too(settings):
     with pytest.raises(ConfigurationError):
         Auction(**{"model": MarkovChatModel(), **settings})
@@ -209,7 +214,7 @@ def test_an_empty_prompt_is_refused(given):
 
 
 async def test_all_calls_failing_keeps_every_cause():
-    for model in (Scripted(fails_every=1), ):
+    for model in (Scripted(fails_every=1),):
         with pytest.raises(CandidatesError, match="call") as caught:
             auction(model, TWO).invoke("x")
         assert len(caught.value.causes) == 4
@@ -300,7 +305,7 @@ async def test_rewards_may_be_sync_async_objects_or_runnables():
             return 1.0
 
     rewards = [one, Slow(), Called(), Whole([1.0] * 4), RunnableLambda(lambda pair: float(len(pair)) - 1.0),
-               lambda prompt, reply: one(prompt, reply)]  # fmt: skip
+               one]  # fmt: skip
     agents = [Agent(str(k), reward) for k, reward in enumerate(rewards)]
     for result in (auction(agents=agents).run("x"), await auction(agents=agents).arun("x")):
         assert [report.rewards for report in result.reports] == [(1.0,) * 4] * len(rewards), result.reports

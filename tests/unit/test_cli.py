@@ -12,7 +12,17 @@ QUICK = ["--candidates", "3", "--max-tokens", "6", "--seed", "5"]
 def test_the_demo_shows_everything_needed_to_believe_it(capsys):
     assert main(["run", "How do I learn the guitar?", *QUICK]) == 0
     shown = capsys.readouterr()
-    for word in ("log-weight", "probability", "StringSchool", "tune-group", "charged", "revenue", "ESS", "seed 5", "auction"):
+    for word in (
+        "log-weight",
+        "probability",
+        "StringSchool",
+        "tune-group",
+        "charged",
+        "revenue",
+        "ESS",
+        "seed 5",
+        "auction",
+    ):
         assert word in shown.out, word
     assert "drawing candidates" in shown.err
 
