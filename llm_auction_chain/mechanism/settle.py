@@ -164,15 +164,15 @@ def check_payment_rule(rule: str) -> PaymentRule:
 
 
 def _check_matrix(rewards: npt.ArrayLike, log_weights: npt.ArrayLike | None) -> tuple[FloatArray, FloatArray]:
+    no_matrix = "rewards must be a matrix of numbers, one row per agent, one column per candidate."
     try:
         given = np.asarray(rewards)
-        if given.dtype.kind in "bSUc" or (given.dtype == object and _has_nonsense(given)):
-            raise TypeError
-        reports = np.ascontiguousarray(given, dtype=np.float64)
+        nonsense = given.dtype.kind in "bSUc" or (given.dtype == object and _has_nonsense(given))
+        reports = np.empty((0, 1)) if nonsense else np.ascontiguousarray(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise RewardError(
-            "rewards must be a matrix of numbers, one row per agent, one column per candidate."
-        ) from error
+        raise RewardError(no_matrix) from error
+    if nonsense:
+        raise RewardError(no_matrix)
     if reports.ndim != 2:  # noqa: PLR2004
         raise RewardError(
             f"rewards have shape {reports.shape}; they must have shape (agents, candidates). "

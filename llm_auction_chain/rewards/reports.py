@@ -8,7 +8,7 @@ import inspect
 import logging
 import math
 import numbers
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -174,14 +174,11 @@ def _checked(
 
 
 def _numbers(name: str, value: Any, n_replies: int, *, refuse_negative: bool) -> tuple[float, ...]:
-    try:
-        if isinstance(value, str | bytes | dict):
-            raise TypeError
-        values = list(value)
-    except TypeError as error:
+    if isinstance(value, str | bytes | dict) or not isinstance(value, Iterable):
         raise RewardError(
             f"{name!r} returned {type(value).__name__}; score must return one number per reply, as a list."
-        ) from error
+        )
+    values = list(value)
     if len(values) != n_replies:
         raise RewardError(f"{name!r} returned {len(values)} rewards for {n_replies} replies; return one per reply.")
     rewards = []

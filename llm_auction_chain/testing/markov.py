@@ -24,7 +24,7 @@ class MarkovChatModel(BaseChatModel):
         length: tokens of a reply: K**length replies in all.
 
     >>> replies = MarkovChatModel().enumerate()
-    >>> len(replies), round(sum(map(np.exp, replies.values())), 12)
+    >>> len(replies), round(float(np.exp(list(replies.values())).sum()), 12)
     (9, 1.0)
     """
 
