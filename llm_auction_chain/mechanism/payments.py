@@ -18,19 +18,21 @@ __all__ = ["PAYMENT_RULES", "PaymentRule", "charge", "leave_one_out"]
 PaymentRule = Literal["expected", "proportional", "influence", "pivot"]
 PAYMENT_RULES: tuple[PaymentRule, ...] = get_args(PaymentRule)
 
-_BLOCK = 32  # rows worked on at once: a block of 1,000 candidates stays in the processor's cache
-_FAINT = 1e-3  # a KL below this share of the spread is summed anew from non-negative terms: the difference lost digits
-_UNDONE = -0.95  # E_p[exp(-a)] - 1 below this: the agent made its winner, and 1 + x has lost digits
-_WIDE = 500.0  # above this spread (in tau) exp(-r / tau) may overflow: the row is done in log space
+_BLOCK = 48 * 1024  # entries worked on at once, so that they stay in the processor's cache
+_OTHERS = 32  # rows whose leave-one-out sums are one product of matrices
+_FAINT = 1e-3  # a KL below this share of the spread is summed from non-negative terms: the difference lost digits
+_WIDE = 500.0  # above this reward (in tau) an exponential may overflow, or p may have underflowed where q did not
 
 
 def leave_one_out(
     rewards: FloatArray, log_weights: FloatArray, tau: float, log_p: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Return the laws without each agent, and each agent's expected payment, contribution and influence.
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the laws without each agent, and each agent's expected payment and contribution.
 
-    `p_-i` is proportional to `p * exp(-r_i / tau)`, so one exponential per entry gives all four. Rows whose spread
-    is too wide for that are computed from leave-one-out sums in log space instead.
+    `p_-i` is proportional to `c = p * exp(-r_i / tau)`, so one exponential per entry gives the law, and with
+    `KL(p || p_-i) = E_p[r_i] / tau + log sum_j c_j` the payment. Where that difference would lose digits, and where
+    exponentials would overflow, a row is computed from sums that never contained the agent instead, its KL term by
+    term.
 
     Args:
         rewards: (N, M), finite.
@@ -39,119 +41,110 @@ def leave_one_out(
         log_p: (M,), the law with everybody.
 
     Returns:
-        Counterfactual laws (N, M); expected payments T (N,) in money; contributions U (N,) in money; total
-        variation between p and each law (N,).
+        Counterfactual laws (N, M); expected payments T (N,) in money; contributions U (N,) in money.
     """
     n, m = rewards.shape
-    laws = np.empty((n, m))
-    payments, contributions, influences = np.empty(n), np.empty(n), np.empty(n)
+    laws, mean, masses = np.empty((n, m)), np.empty(n), np.empty(n)
+    low, high = rewards.min(axis=1), rewards.max(axis=1)
+    # a constant in a report changes no law and no payment, but costs digits: a large one is taken out
+    constant = np.where(np.maximum(np.abs(low), np.abs(high)) > 2.0 * (high - low), low, 0.0)
+    shifted = bool(constant.any())
     p = np.exp(log_p)
     mode = int(np.argmax(p))
-    buffers = np.empty((2, min(_BLOCK, n), m))  # reused by every block, so that they stay in cache
-    wide: list[int] = []
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for start in range(0, n, _BLOCK):
-            block = rewards[start : start + _BLOCK]
+    elsewhere = np.ones(m)  # sums over all candidates but the mode keep their digits where p is nearly one candidate
+    elsewhere[mode] = 0.0
+    p_elsewhere = p * elsewhere
+    rest = p_elsewhere.sum()
+    at_mode = (rewards[:, mode] - constant) / tau
+    size = max(1, min(n, _BLOCK // m))
+    buffer = np.empty((size, m))  # reused by every block
+    with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
+        for start in range(0, n, size):
+            block = rewards[start : start + size]
             rows = slice(start, start + len(block))
-            a, x = buffers[:, : len(block)]
-            low, high = block.min(axis=1), block.max(axis=1)
-            spread = high / tau - low / tau
-            # a = (r_mode - r) / tau, x = exp(a) - 1, u = -log E_p[exp(a)], q / p = exp(a + u)
-            np.subtract(block[:, mode : mode + 1], block, out=a)
-            a *= 1.0 / tau
-            np.expm1(a, out=x)
-            mean_tilt = x @ p
-            u = -np.log1p(mean_tilt)
-            kl = -(a @ p + u)  # E_p[log p - log q]
-            # |a| has mean at most spread * (1 - p_mode), for a is 0 at the mode: that bounds what kl was rounded by
-            faint = np.flatnonzero(~(kl > _FAINT * (1.0 - p[mode]) * spread) & (spread > 0.0))
-            kl[faint] = [_divergence(p, d) for d in -(a[faint] + u[faint, None])]
-            kl[spread == 0.0] = 0.0
-            x *= np.exp(u)[:, None]
-            x += np.expm1(u)[:, None]  # q / p - 1
-            np.multiply(x, p, out=laws[rows])
-            laws[rows] += p
-            influences[rows] = np.abs(x, out=x) @ p / 2.0
-            payments[rows] = np.minimum(tau * kl, high - low)
-            contributions[rows] = np.maximum(block[:, mode] + tau * u, low)
-            wide.extend((start + np.flatnonzero((spread > _WIDE) | ~(mean_tilt > _UNDONE))).tolist())
-    if wide:
-        _wide_rows(rewards, log_weights, tau, log_p, np.array(wide), (laws, payments, contributions, influences))
-    return laws, payments, contributions, influences
+            if shifted:
+                block = block - constant[rows, None]
+            a = np.multiply(block, -1.0 / tau, out=buffer[: len(block)])
+            np.matmul(a, p_elsewhere, out=mean[rows])
+            a += log_p
+            np.exp(a, out=a)
+            mass = np.matmul(a, elsewhere, out=masses[rows])
+            np.multiply(a, (1.0 / (mass + a[:, mode]))[:, None], out=laws[rows])
+        growth = masses * np.exp(at_mode) - rest  # E_p[exp((r_mode - r) / tau)] - 1
+        # log sum_j c_j with the report set to 0 at the mode
+        gain = np.where(growth > -0.5, np.log1p(growth), np.log(masses + p[mode] * np.exp(-at_mode)) + at_mode)  # noqa: PLR2004
+        kl = gain - (mean + at_mode * rest)
+        spread = high / tau - low / tau
+        reach = np.maximum(np.abs(high - constant), np.abs(low - constant)) / tau
+        near = reach <= _WIDE
+        faint = np.flatnonzero(near & ~(kl > _FAINT * rest * spread))
+    for start in range(0, len(faint), size):
+        few = faint[start : start + size]
+        d = (rewards[few] - rewards[few, mode, None]) / tau + gain[few, None]
+        kl[few] = _divergence(p, d, laws[few])
+    utility = constant + tau * (at_mode - gain)
+    _from_others(rewards, log_weights, tau, log_p, ~near, (laws, kl, utility))
+    idle = spread == 0.0
+    kl[idle], laws[idle] = 0.0, p
+    return laws, np.minimum(tau * kl, high - low), np.maximum(utility, low)
 
 
-def _wide_rows(
+def _from_others(
     rewards: FloatArray,
     log_weights: FloatArray,
     tau: float,
     log_p: FloatArray,
-    wide: "np.ndarray[tuple[int], np.dtype[np.int64]]",
-    out: tuple[FloatArray, FloatArray, FloatArray, FloatArray],
+    chosen: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
+    out: tuple[FloatArray, FloatArray, FloatArray],
 ) -> None:
-    """Overwrite the rows `wide` of `out`, in log space and from sums that never contained the agent."""
-    laws, payments, contributions, influences = out
+    """Overwrite the rows `chosen` of `out` from sums over the other agents, in log space."""
+    if not chosen.any():
+        return
+    laws, kl, utility = out
     p = np.exp(log_p)
     mode = int(np.argmax(log_p))
-    centred_weights = log_weights - log_weights[mode]
-    # One running sum of the agents before; the agents after are summed backwards, block by block of wide rows.
-    after = _suffix_sums(rewards, wide, mode)
+    starts = range(0, len(rewards), _OTHERS)
+    sums = np.stack([(rewards[k : k + _OTHERS] - rewards[k : k + _OTHERS, mode, None]).sum(axis=0) for k in starts])
+    after = np.zeros_like(sums)  # of the blocks after each block
+    after[:-1] = np.cumsum(sums[:0:-1], axis=0)[::-1]
     before = np.zeros(rewards.shape[1])
-    at = 0
-    for k, row in enumerate(wide):
-        for other in range(at, row):
-            before += rewards[other] - rewards[other, mode]
-        at = int(row)
-        own = (rewards[row] - rewards[row, mode]) / tau
-        others = centred_weights + (before + after[k]) / tau
-        log_q = log_softmax(others)
-        # log p relative to q with the agent's own report restored: d = log p - log q without the lost digits of p
-        utility = _log_mean_exp(own, log_q)
-        d = own - utility
-        q = np.exp(log_q)
-        laws[row] = q
-        kl = _divergence(p, d, q)
-        spread = rewards[row].max() - rewards[row].min()
-        payments[row] = min(tau * kl, spread)
-        contributions[row] = max(rewards[row, mode] + tau * utility, rewards[row].min())
-        influences[row] = np.abs(q - p).sum() / 2.0
+    for k, start in enumerate(starts):
+        rows = np.flatnonzero(chosen[start : start + _OTHERS])
+        if rows.size:
+            block = rewards[start : start + _OTHERS]
+            block = block - block[:, mode, None]  # 0 at the mode, so that its terms keep their digits
+            own = block[rows] / tau
+            others = (1.0 - np.eye(len(block)))[rows] @ block
+            log_q = log_softmax(log_weights - log_weights[mode] + (others + (before + after[k])) / tau)
+            gain = _log_sum_exp(own + log_q)
+            rows += start
+            laws[rows] = np.exp(log_q)
+            kl[rows] = _divergence(p, own - gain[:, None], laws[rows])
+            utility[rows] = rewards[rows, mode] + tau * gain
+        before = before + sums[k]
 
 
-def _suffix_sums(rewards: FloatArray, wide: "np.ndarray[tuple[int], np.dtype[np.int64]]", mode: int) -> FloatArray:
-    sums = np.empty((len(wide), rewards.shape[1]))
-    running = np.zeros(rewards.shape[1])
-    at = rewards.shape[0]
-    for k in range(len(wide) - 1, -1, -1):
-        for other in range(at - 1, int(wide[k]), -1):
-            running += rewards[other] - rewards[other, mode]
-        at = int(wide[k]) + 1
-        sums[k] = running
-        running = running + (rewards[wide[k]] - rewards[wide[k], mode])
-        at = int(wide[k])
-    return sums
+def _log_sum_exp(values: FloatArray) -> FloatArray:
+    top = values.max(axis=-1, keepdims=True)
+    return np.asarray(top[..., 0] + np.log(np.exp(values - top).sum(axis=-1)))
 
 
-def _log_mean_exp(values: FloatArray, log_q: FloatArray) -> float:
-    terms = values + log_q
-    top = terms.max()
-    return float(top + np.log(np.exp(terms - top).sum()))
+def _divergence(p: FloatArray, d: FloatArray, q: FloatArray) -> FloatArray:
+    """Return `KL(p || q)` for `d = log p - log q`, as a sum of terms `p*d - p + q >= 0` along the last axis.
 
-
-def _divergence(p: FloatArray, d: FloatArray, q: FloatArray | None = None) -> float:
-    """Return `KL(p || q)` for `d = log p - log q`, as a sum of terms `p*d - p + q >= 0`.
-
-    The form in q, where q is given, is used only where d < -1: it keeps what p lost to underflow. Nearer to 0 it would
-    cancel, and the form in p does not; there, too, a series takes over before `d + expm1(-d)` cancels.
+    The form in q is used only where d < -1: it keeps what p lost to underflow. Nearer to 0 it would cancel, and the
+    form in p does not; there, too, a series takes over before `d + expm1(-d)` cancels.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        terms = d + np.expm1(-d)
-        small = np.abs(d) < 1e-2  # noqa: PLR2004
-        near = d[small]
-        terms[small] = near * near * (0.5 - near * (1 / 6 - near * (1 / 24 - near * (1 / 120 - near / 720))))
-        terms *= p
-        if q is not None:
-            far = d < -1.0
-            terms[far] = q[far] * (1.0 + (d[far] - 1.0) * np.exp(d[far]))
-        return float(np.maximum(terms, 0.0).sum())
+    near, far = np.abs(d) < 1e-2, d < -1.0  # noqa: PLR2004
+    x = np.clip(d, -1e-2, 1e-2)
+    terms = x * x * (0.5 - x * (1 / 6 - x * (1 / 24 - x * (1 / 120 - x / 720))))
+    if not near.all():
+        clipped = np.maximum(d, -1.0)
+        terms = np.where(near, terms, clipped + np.expm1(-clipped))
+    terms *= p
+    if far.any():
+        terms = np.where(far, q * (1.0 + (d - 1.0) * np.exp(np.minimum(d, 0.0))), terms)
+    return np.asarray(terms.sum(axis=-1))
 
 
 def charge(  # noqa: PLR0913
@@ -162,7 +155,7 @@ def charge(  # noqa: PLR0913
     noise: FloatArray,
     winner: int,
     tau: float,
-    expected_reward: FloatArray,
+    p: FloatArray,
     expected: FloatArray,
     contributions: FloatArray,
 ) -> FloatArray:
@@ -175,7 +168,7 @@ def charge(  # noqa: PLR0913
         noise: (M,), the Gumbel noise of the draw.
         winner: the index drawn.
         tau: above 0.
-        expected_reward: (N,), `E_p[r_i]`.
+        p: (M,), the law of the draw.
         expected: (N,), T.
         contributions: (N,), U.
 
@@ -191,6 +184,7 @@ def charge(  # noqa: PLR0913
                 "payment_rule='proportional' needs rewards >= 0, and a report is negative. "
                 "Use 'expected', 'influence' or 'pivot', or shift the report."
             )
+        expected_reward = rewards @ p
         share = np.divide(expected, expected_reward, out=np.zeros_like(expected), where=expected_reward > 0)
         return np.asarray(drawn * np.minimum(share, 1.0))
     if rule == "influence":

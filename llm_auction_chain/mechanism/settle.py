@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,6 @@ class Settlement:
         payments: (N,), charged for this draw, money.
         contributions: (N,), U_i = E_p[r_i] - T_i, money.
         revenue: the sum of `payments`, money.
-        influences: (N,), total variation between p and p_-i, 0..1.
         diagnostics: how far weights and law are concentrated.
         tau: weight of the reference model, money per nat.
         payment_rule: the rule that `payments` follow.
@@ -44,11 +44,16 @@ class Settlement:
     payments: FloatArray
     contributions: FloatArray
     revenue: float
-    influences: FloatArray
     diagnostics: Diagnostics
     tau: float
     payment_rule: PaymentRule
     seed: int | None
+
+    @cached_property
+    def influences(self) -> FloatArray:
+        """(N,), total variation between p and p_-i: how far each agent moved the draw, 0..1."""
+        moved: FloatArray = np.abs(self.counterfactuals - self.probabilities).sum(axis=1) / 2.0
+        return np.minimum(moved, 1.0)
 
 
 def settle(
@@ -99,10 +104,10 @@ def settle(
     lw = weights if whole else weights[support]
     paying = reports_in if groups is None else _sum_by(groups, reports_in)
 
-    scores = lw + _total(reports_in, lw) / tau
+    scores = lw + _total(reports_in) / tau
     log_p = log_softmax(scores)
     p = np.exp(log_p)
-    laws, expected, contributions, influences = leave_one_out(paying, lw, tau, log_p)
+    laws, expected, contributions = leave_one_out(paying, lw, tau, log_p)
     winner, noise = draw(scores, rng)
     paid = charge(
         rule,
@@ -111,19 +116,18 @@ def settle(
         noise=noise,
         winner=winner,
         tau=tau,
-        expected_reward=paying @ p,
+        p=p,
         expected=expected,
         contributions=contributions,
     )
     if groups is not None:
         shares = _shares(groups, leave_one_out(reports_in, lw, tau, log_p)[1])
-        laws, influences = laws[groups], influences[groups]
+        laws = laws[groups]
         expected, paid = expected[groups] * shares, paid[groups] * shares
         contributions = reports_in @ p - expected
-    influences = np.minimum(influences, 1.0)
     if not whole:
         p, laws = _scatter(p, support, m), _scatter(laws, support, m)
-    for array in (p, laws, expected, paid, contributions, influences):
+    for array in (p, laws, expected, paid, contributions):
         array.setflags(write=False)
     return Settlement(
         probabilities=p,
@@ -133,7 +137,6 @@ def settle(
         payments=paid,
         contributions=contributions,
         revenue=float(paid.sum()),
-        influences=influences,
         diagnostics=diagnose(weights, p),
         tau=tau,
         payment_rule=rule,
@@ -191,9 +194,12 @@ def _has_nonsense(values: npt.NDArray[np.object_]) -> bool:
 
 
 def _check_finite(reports: FloatArray) -> None:
-    if not reports.size or (reports.max() <= LARGEST_REWARD and reports.min() >= -LARGEST_REWARD):
+    if np.vdot(reports, reports) <= LARGEST_REWARD**2:  # one pass; false for nan
         return
-    i, j = np.argwhere(~(np.abs(reports) <= LARGEST_REWARD))[0]
+    refused = np.argwhere(~(np.abs(reports) <= LARGEST_REWARD))
+    if not len(refused):
+        return
+    i, j = refused[0]
     raise RewardError(
         f"Agent {i} reported {reports[i, j]} for candidate {j}; rewards must be finite and at most 1e100 in size."
     )
@@ -242,16 +248,12 @@ def _sum_by(groups: npt.NDArray[np.int64], reports: FloatArray) -> FloatArray:
     return totals
 
 
-def _total(reports: FloatArray, log_weights: FloatArray) -> FloatArray:
-    """Return the summed report (M,), each agent's shifted by its first entry so that constants cost no digits."""
-    total = np.zeros_like(log_weights)
-    centred = np.empty((min(64, len(reports)), reports.shape[1]))
-    ones = np.ones(len(centred))
-    for start in range(0, len(reports), 64):
-        block = reports[start : start + 64]
-        np.subtract(block, block[:, :1], out=centred[: len(block)])
-        total += ones[: len(block)] @ centred[: len(block)]
-    return total
+def _total(reports: FloatArray) -> FloatArray:
+    """Return the summed report (M,) up to a constant, without the digits that large constants would cost."""
+    total = np.ones(len(reports)) @ reports
+    if np.abs(reports[:, 0]).sum() > 32.0 * np.ptp(total):
+        total = (reports - reports[:, :1]).sum(axis=0)
+    return np.asarray(total)
 
 
 def _shares(groups: npt.NDArray[np.int64], alone: FloatArray) -> FloatArray:
