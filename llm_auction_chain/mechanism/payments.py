@@ -20,7 +20,7 @@ PAYMENT_RULES: tuple[PaymentRule, ...] = get_args(PaymentRule)
 
 _BLOCK = 48 * 1024  # entries worked on at once, so that they stay in the processor's cache
 _OTHERS = 32  # rows whose leave-one-out sums are one product of matrices
-_FAINT = 1e-3  # a KL below this share of the spread is summed from non-negative terms: the difference lost digits
+_FAINT = 1e-4  # a KL below this share of the sums it is the difference of is summed from non-negative terms instead
 _WIDE = 500.0  # above this reward (in tau) an exponential may overflow, or p may have underflowed where q did not
 
 
@@ -77,15 +77,16 @@ def leave_one_out(
         spread = high / tau - low / tau
         reach = np.maximum(np.abs(high - constant), np.abs(low - constant)) / tau
         near = reach <= _WIDE
-        faint = np.flatnonzero(near & ~(kl > _FAINT * rest * spread))
+        faint = np.flatnonzero(near & ~(kl > _FAINT * rest * (1.0 + spread)))
     for start in range(0, len(faint), size):
         few = faint[start : start + size]
-        d = (rewards[few] - rewards[few, mode, None]) / tau + gain[few, None]
-        kl[few] = _divergence(p, d, laws[few])
+        own = (rewards[few] - rewards[few, mode, None]) / tau
+        gain[few] = np.log1p(np.expm1(-own) @ p)
+        kl[few] = _divergence(p, own + gain[few, None], laws[few])
     utility = constant + tau * (at_mode - gain)
     _from_others(rewards, log_weights, tau, log_p, ~near, (laws, kl, utility))
     idle = spread == 0.0
-    kl[idle], laws[idle] = 0.0, p
+    kl[idle], laws[idle], utility[idle] = 0.0, p, low[idle]
     return laws, np.minimum(tau * kl, high - low), np.maximum(utility, low)
 
 

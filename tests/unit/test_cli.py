@@ -1,6 +1,8 @@
 """The console script, over the embedded model."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -81,3 +83,40 @@ def test_a_reward_may_be_a_dotted_path(tmp_path, capsys):
     path.write_text("- {name: A, reward: 'math:dist'}")
     assert main(["run", "Hi", *QUICK, "--agents", str(path)]) == 0
     assert "error" in capsys.readouterr().out
+
+
+class Provider(BaseHTTPRequestHandler):
+    """What an OpenAI-compatible provider answers to a chat completion."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(asked)
+        message = {"role": "assistant", "content": f"Practice, lesson {len(self.server.asked)}."}
+        body = json.dumps({
+            "id": "c", "object": "chat.completion", "created": 1, "model": asked["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9},
+        }).encode()  # fmt: skip
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+def test_a_provider_and_a_model_name_reach_any_chat_model(capsys, monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Provider) as server:
+        server.asked = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+        arguments = ["--model", "openai:some-model", "--candidates", "4", "--max-tokens", "9", "--seed", "5"]
+        assert main(["run", "Hi", *arguments, "--json"]) == 0
+        server.shutdown()
+    outcome = json.loads(capsys.readouterr().out)
+    assert len(outcome["candidates"]) == len(server.asked) == 4
+    assert outcome["usage"]["total_tokens"] == 36
+    assert {asked["model"] for asked in server.asked} == {"some-model"}
