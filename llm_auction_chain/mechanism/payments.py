@@ -21,7 +21,7 @@ PAYMENT_RULES: tuple[PaymentRule, ...] = get_args(PaymentRule)
 _BLOCK = 48 * 1024  # entries worked on at once, so that they stay in the processor's cache
 _OTHERS = 32  # rows whose leave-one-out sums are one product of matrices
 _FAINT = 1e-4  # a KL below this share of the sums it is the difference of is summed from non-negative terms instead
-_WIDE = 500.0  # above this reward (in tau) an exponential may overflow, or p may have underflowed where q did not
+_WIDE = 250.0  # above this reward (in tau) exponentials may overflow, or p may have underflowed where q did not
 
 
 def leave_one_out(
