@@ -6,17 +6,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llm_auction_chain.agents import Agent
     from llm_auction_chain.auction import Auction, AuctionResult
+    from llm_auction_chain.candidates import ContextProduct, ContextPrompt, DefensiveMixture, Reference
+    from llm_auction_chain.candidates.vllm import ChatVLLM
     from llm_auction_chain.errors import (
         AuctionError,
+        AuctionWarning,
         CandidatesError,
         ConfigurationError,
         ContextWindowError,
+        LogProbError,
         MissingDependencyError,
         PromptError,
         RewardError,
+        ScoringError,
     )
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
     from llm_auction_chain.local.chat_model import ChatTransformers
+    from llm_auction_chain.tau import TauPoint, tau_sweep
 
 __all__ = [
     "Agent",
@@ -24,13 +30,23 @@ __all__ = [
     "AuctionError",
     "AuctionResult",
     "AuctionRunnable",
+    "AuctionWarning",
     "CandidatesError",
     "ChatTransformers",
+    "ChatVLLM",
     "ConfigurationError",
+    "ContextProduct",
+    "ContextPrompt",
     "ContextWindowError",
+    "DefensiveMixture",
+    "LogProbError",
     "MissingDependencyError",
     "PromptError",
+    "Reference",
     "RewardError",
+    "ScoringError",
+    "TauPoint",
+    "tau_sweep",
 ]
 
 _HOMES = {
@@ -39,6 +55,13 @@ _HOMES = {
     "AuctionResult": "auction",
     "AuctionRunnable": "interfaces.runnable",
     "ChatTransformers": "local.chat_model",
+    "ChatVLLM": "candidates.vllm",
+    "ContextProduct": "candidates",
+    "ContextPrompt": "candidates",
+    "DefensiveMixture": "candidates",
+    "Reference": "candidates",
+    "TauPoint": "tau",
+    "tau_sweep": "tau",
 }
 
 

@@ -1,25 +1,36 @@
-"""`llm-auction`: hold an auction from the shell."""
+"""`llm-auction`: hold an auction from the shell.
 
-import argparse
-import json
-import logging
+What takes time to import is imported within `main`, so that Ctrl-C is heard while it loads.
+"""
+
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib import import_module
-from importlib.resources import files
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm_auction_chain.agents import Agent
-from llm_auction_chain.auction import AuctionResult, Progress
-from llm_auction_chain.errors import AuctionError, ConfigurationError, MissingDependencyError, PromptError
-from llm_auction_chain.interfaces.runnable import AuctionRunnable
-from llm_auction_chain.mechanism import PAYMENT_RULES
-from llm_auction_chain.rewards import MentionReward
+from llm_auction_chain.errors import (
+    AuctionError,
+    AuctionWarning,
+    ConfigurationError,
+    MissingDependencyError,
+    PromptError,
+)
 
 if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
     from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.table import Table
+    from rich.text import Text
+
+    from llm_auction_chain.agents import Agent
+    from llm_auction_chain.auction import AuctionResult, Progress
 
 __all__ = ["main"]
 
@@ -27,29 +38,105 @@ DEFAULT_QUESTION = "How do I learn to play the guitar?"
 _BAD_INPUT = 2
 _FAILED = 1
 _INTERRUPTED = 130
+_LABELS = {"candidates": "drawing candidates", "weights": "weighing them", "rewards": "asking agents"}
+_AGENT_HEADINGS = ("contribution", "expected payment", "charged", "moved the draw")
+_SHORT_AGENT_HEADINGS = ("contr", "expect", "paid", "moved")
+_LONGEST_WORD = 24  # of an agent's name, that is not broken in two
+_WIDE = 80  # columns of a terminal from which headings are written out
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 1 where the auction failed, 2 for bad input, 130 where it was interrupted."""
-    options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        _run(options)
+        with _heard_interrupts(), _spoken_warnings():
+            import logging
+
+            options = _parser().parse_args(arguments)
+            logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+            if hasattr(sys.stdout, "reconfigure"):
+                sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a reply is no failure
+            _run(options)
     except (ConfigurationError, MissingDependencyError, PromptError) as error:
-        sys.stderr.write(f"llm-auction: {error}\n")
-        return _BAD_INPUT
+        return _say(str(error), _BAD_INPUT)
     except AuctionError as error:
-        sys.stderr.write(f"llm-auction: {error}\n")
-        return _FAILED
+        return _say(str(error), _FAILED)
     except BrokenPipeError:
+        _drop_output()
         return _FAILED
+    except OSError as error:
+        _drop_output()
+        where = f": {error.filename}" if error.filename else ""
+        return _say(f"{error.strerror or error}{where}", _FAILED)
     except KeyboardInterrupt:
-        sys.stderr.write("llm-auction: interrupted\n")
-        return _INTERRUPTED
+        return _say("interrupted", _INTERRUPTED)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _say(message: str, code: int) -> int:
+    sys.stderr.write(f"llm-auction: {message}\n")
+    return code
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere: at exit it would fail again, with a traceback."""
+    with contextlib.suppress(OSError):  # standard output may be no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _heard_interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt after Ctrl-C, also where C code, NumPy's while it loads, made another error of it."""
+    pressed = False
+
+    def press(*_: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    previous = signal.getsignal(signal.SIGINT)
+    try:
+        if previous is signal.default_int_handler:
+            signal.signal(signal.SIGINT, press)
+    except ValueError:  # only the main thread hears
+        previous = None
+    try:
+        yield
+    except Exception as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if previous is signal.default_int_handler:
+            signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _spoken_warnings() -> Iterator[None]:
+    """Say each warning of ours once, below whatever else is shown."""
+    heard: dict[str, None] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", AuctionWarning)
+        show = warnings.showwarning
+
+        def hear(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, AuctionWarning):
+                heard[str(message)] = None
+            else:
+                show(message, category, *rest, **more)
+
+        warnings.showwarning = hear
+        try:
+            yield
+        finally:
+            for text in heard:
+                sys.stderr.write(f"llm-auction: warning: {text}\n")
+
+
+def _parser() -> "argparse.ArgumentParser":
+    import argparse
+
+    from llm_auction_chain.mechanism import PAYMENT_RULES
+
     parser = argparse.ArgumentParser(prog="llm-auction", description="Auctions over the replies of a language model.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="hold one auction and show all of it")
@@ -65,34 +152,50 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: "argparse.Namespace") -> None:
     try:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bars
     except ImportError as error:
         raise MissingDependencyError("The command needs the cli extra: pip install 'llm-auction-chain[cli]'") from error
     if options.max_tokens < 1:
         raise ConfigurationError(f"--max-tokens is {options.max_tokens}; it must be at least 1.")
-    agents = load_agents(Path(options.agents) if options.agents else None)
-    errors = Console(stderr=True)
+    for option, value in (("--agents", options.agents), ("--model", options.model)):
+        if value is not None and not value.strip():
+            raise ConfigurationError(f"{option} is empty; give a value, or leave it out for the default.")
+    result = _hold(options, Console(stderr=True))
+    if options.json:
+        import json
+
+        sys.stdout.write(json.dumps(_as_json(result), indent=2, allow_nan=False) + "\n")
+    else:
+        _show(result, Console())
+    sys.stdout.flush()
+
+
+def _hold(options: "argparse.Namespace", errors: "Console") -> "AuctionResult":
+    """Hold the auction, showing how far it has come."""
+    from pathlib import Path
+
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    from llm_auction_chain.interfaces.runnable import AuctionRunnable
+
+    agents = load_agents(None if options.agents is None else Path(options.agents))
     with Bars(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=errors
     ) as bars:
         loading = bars.add_task("loading the model", total=None)
         tasks: dict[str, Any] = {}
 
-        def show(progress: Progress) -> None:
-            label = "drawing candidates" if progress.stage == "candidates" else "asking agents"
+        def show(progress: "Progress") -> None:
             if progress.stage not in tasks:
-                tasks[progress.stage] = bars.add_task(label, total=progress.total)
+                tasks[progress.stage] = bars.add_task(_LABELS[progress.stage], total=progress.total)
+            bars.start_task(tasks[progress.stage])
             bars.update(tasks[progress.stage], completed=progress.done, total=progress.total)
 
-        model = _load_model(
-            options.model,
-            options.max_tokens,
-            lambda done, total: show(Progress(stage="candidates", done=done, total=total)),
-        )
+        tasks["candidates"] = bars.add_task(_LABELS["candidates"], total=options.candidates, start=False)
+        model = _load_model(options.model, options.max_tokens, bars, loading)
         bars.update(loading, total=1, completed=1)
         auction = AuctionRunnable(
             model=model,
@@ -102,14 +205,13 @@ def _run(options: argparse.Namespace) -> None:
             payment_rule=options.payment_rule,
             seed=options.seed,
         )
-        result = auction.run(options.question, progress=show)
-    if options.json:
-        sys.stdout.write(json.dumps(_as_json(result), indent=2, allow_nan=False) + "\n")
-    else:
-        _show(result, Console())
+        bars.start_task(tasks["candidates"])
+        return auction.run(options.question, progress=show)
 
 
-def _load_model(name: str | None, max_tokens: int, progress: Any) -> Any:
+def _load_model(name: str | None, max_tokens: int, bars: "Bars", loading: Any) -> Any:
+    from pathlib import Path
+
     provider, colon, _ = (name or "").partition(":")
     if name and colon and provider.isidentifier() and not Path(name).exists():
         try:
@@ -123,11 +225,18 @@ def _load_model(name: str | None, max_tokens: int, progress: Any) -> Any:
         except Exception as error:
             raise ConfigurationError(f"The model {name!r} could not be set up: {error}") from error
     from llm_auction_chain.local.chat_model import ChatTransformers
+    from llm_auction_chain.local.weights import embedded_model_is_converted, embedded_model_path
 
-    return ChatTransformers(model=name, max_tokens=max_tokens).bind(progress=progress)
+    if name is None and not embedded_model_is_converted():
+        bars.update(loading, description="converting the embedded model (once)")
+        embedded_model_path()
+        bars.update(loading, description="loading the model")
+    model = ChatTransformers(model=name, max_tokens=max_tokens)
+    model.load()
+    return model
 
 
-def load_agents(path: Path | None) -> list[Agent]:
+def load_agents(path: "Path | None") -> "list[Agent]":
     """Return the agents of a YAML file; None reads the one that ships with the package.
 
     Raises:
@@ -137,6 +246,8 @@ def load_agents(path: Path | None) -> list[Agent]:
         import yaml
     except ImportError as error:
         raise MissingDependencyError("Agents files need the cli extra: pip install 'llm-auction-chain[cli]'") from error
+    from importlib.resources import files
+
     where = "the default agents" if path is None else str(path)
     try:
         source = files("llm_auction_chain") / "agents.yaml" if path is None else path
@@ -151,7 +262,9 @@ def load_agents(path: Path | None) -> list[Agent]:
     return [_agent(entry, f"{where}, agent {number}") for number, entry in enumerate(entries, 1)]
 
 
-def _agent(entry: Any, where: str) -> Agent:
+def _agent(entry: Any, where: str) -> "Agent":
+    from llm_auction_chain.agents import Agent
+
     known = {"name", "owner", "context", "reward"}
     if not isinstance(entry, dict) or not {"name", "reward"} <= set(entry) <= known:
         raise ConfigurationError(f"{where}: write name and reward, and if you like owner and context; nothing else.")
@@ -165,6 +278,8 @@ def _agent(entry: Any, where: str) -> Agent:
 
 def _reward(spec: Any, where: str) -> Any:
     if isinstance(spec, dict) and set(spec) == {"mention"} and isinstance(spec["mention"], dict):
+        from llm_auction_chain.rewards import MentionReward
+
         try:
             return MentionReward(**spec["mention"])
         except TypeError as error:
@@ -173,39 +288,14 @@ def _reward(spec: Any, where: str) -> Any:
         module, _, function = spec.partition(":")
         try:
             return getattr(import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigurationError(f"{where}: reward {spec!r} cannot be imported: {error}.") from error
+        except (Exception, SystemExit) as error:  # the module is the user's own code
+            raise ConfigurationError(
+                f"{where}: reward {spec!r} cannot be imported: {type(error).__name__}: {error}."
+            ) from error
     raise ConfigurationError(f"{where}: reward is `mention: {{phrases, value, at_most}}` or `package.module:function`.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Row:
-    """One agent's line, numbers only."""
-
-    name: str
-    contribution: float
-    expected: float
-    charged: float
-    moved: float
-    status: str
-
-
-def _rows(result: AuctionResult) -> list[_Row]:
-    settlement = result.settlement
-    return [
-        _Row(
-            name=agent.name if agent.payer == agent.name else f"{agent.name} ({agent.payer})",
-            contribution=float(settlement.contributions[i]),
-            expected=float(settlement.expected_payments[i]),
-            charged=float(settlement.payments[i]),
-            moved=float(settlement.influences[i]),
-            status=report.status if not report.reason else f"{report.status}: {report.reason}",
-        )
-        for i, (agent, report) in enumerate(zip(result.agents, result.reports, strict=True))
-    ]
-
-
-def _as_json(result: AuctionResult) -> dict[str, Any]:
+def _as_json(result: "AuctionResult") -> dict[str, Any]:
     """Return all of the auction, rewards included: whoever runs the command is the platform."""
     return {
         **result.reply.response_metadata["auction"],
@@ -215,6 +305,8 @@ def _as_json(result: AuctionResult) -> dict[str, Any]:
         "candidates": [
             {
                 "text": candidate.message.text,
+                "draws": candidate.draws,
+                "component": candidate.component,
                 "log_weight": candidate.log_weight,
                 "rewards": [report.rewards[j] for report in result.reports],
                 "probability": float(result.settlement.probabilities[j]),
@@ -224,54 +316,138 @@ def _as_json(result: AuctionResult) -> dict[str, Any]:
     }
 
 
-def _show(result: AuctionResult, console: "Console") -> None:
+def _show(result: "AuctionResult", console: "Console") -> None:
     from rich.panel import Panel
-    from rich.table import Table
     from rich.text import Text
 
-    settlement = result.settlement
-    table = Table(title="Candidates", expand=True)
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("reply", ratio=1, no_wrap=True, overflow="ellipsis")
-    for name in ("log-weight", "reward", "probability"):
-        table.add_column(name, justify="right", no_wrap=True)
+    wide = console.width >= _WIDE
+    console.print(_candidates(result, wide=wide))
+    console.print(Panel(Text(result.reply.text), title=f"The reply drawn: candidate {result.settlement.winner}"))
+    for part in _agents(result, console.width):
+        console.print(part)
+    for agent, report in zip(result.agents, result.reports, strict=True):
+        if report.status != "reported":
+            console.print(Text(f"{agent.name} abstains ({report.status}): {report.reason}"))
+    for facts in _facts(result):
+        for line in _lines(facts, console.width):
+            console.print(Text(line))
+
+
+def _facts(result: "AuctionResult") -> list[list[str]]:
+    """Return what stands under the tables, line by line."""
+    settlement, diagnostics = result.settlement, result.settlement.diagnostics
+    marks = _marks(result)
+    return [
+        [
+            f"revenue {settlement.revenue:.4f}",
+            f"tau {settlement.tau:g}",
+            f"log-normaliser {diagnostics.log_normaliser:.4f}",
+        ],
+        [
+            f"ESS {diagnostics.ess_probabilities:.2f} of {len(result.candidates)}",
+            f"weights {diagnostics.ess_weights:.2f} of {result.draws}",
+            f"distinct replies {result.distinct_replies}",
+        ],
+        [f"draws {result.draws}", *(f"{mark.letter} {mark.name} {mark.draws}" for mark in marks)]
+        if len(marks) > 1
+        else [f"draws {result.draws}, all from the {mark.name}" for mark in marks],
+        [f"{len(result.failures)} model calls failed; settled on those that did not"] if result.failures else [],
+        [f"seed {result.seed}", f"auction {result.auction_id}"],
+    ]
+
+
+class _Mark(NamedTuple):
+    """A component of the proposal, by the letter that stands for it in the table."""
+
+    letter: str
+    name: str
+    draws: int
+
+
+def _marks(result: "AuctionResult") -> list[_Mark]:
+    return [_Mark(chr(ord("a") + k), name, draws) for k, (name, draws) in enumerate(result.components)]
+
+
+def _candidates(result: "AuctionResult", *, wide: bool) -> "Table":
+    """Return the table of candidates; the column of draws is there only where it tells one from another."""
+    from rich.text import Text
+
+    letters = {mark.name: mark.letter for mark in _marks(result)}
+    several, merged = len(letters) > 1, result.draws > len(result.candidates)
+    headings = ["log-weight", "reward", "probability"] if wide else ["log w", "reward", "p"]
+    shown = ["drawn"] if several or merged else []
+    table = _table("Candidates", "reply", [*shown, *headings], wide=wide, number="#")
     for j, candidate in enumerate(result.candidates):
+        drawn = letters[candidate.component] if several else ""
+        drawn += f" x{candidate.draws}" if candidate.draws > 1 else ""
         table.add_row(
             str(j),
             Text(" ".join(candidate.message.text.split())),
+            *(drawn.strip() for _ in shown),
             f"{candidate.log_weight:.2f}",
-            f"{sum(report.rewards[j] for report in result.reports):.2f}",
-            f"{settlement.probabilities[j]:.4f}",
-            style="bold green" if j == settlement.winner else "",
+            _amount(sum(report.rewards[j] for report in result.reports)),
+            f"{result.settlement.probabilities[j]:.{4 if wide else 3}f}",
+            style="bold green" if j == result.settlement.winner else "",
         )
-    console.print(table)
-    console.print(Panel(Text(result.reply.text), title=f"The reply drawn: candidate {settlement.winner}"))
-    paying = Table(title=f"Agents (payment rule: {settlement.payment_rule})", expand=True)
-    paying.add_column("agent", ratio=1, min_width=12)
-    for name in ("contri-\nbution", "expected\npayment", "charged", "moved\nthe draw"):
-        paying.add_column(name, justify="right", no_wrap=True)
-    paying.add_column("status", max_width=24)
-    for row in _rows(result):
-        paying.add_row(
-            Text(row.name),
-            f"{row.contribution:.4f}",
-            f"{row.expected:.4f}",
-            f"{row.charged:.4f}",
-            f"{row.moved:.4f}",
-            Text(row.status),
-        )
-    console.print(paying)
-    diagnostics = settlement.diagnostics
-    console.print(
-        f"revenue {settlement.revenue:.4f}   tau {settlement.tau:g}   "
-        f"ESS {diagnostics.ess_probabilities:.2f} of {len(result.candidates)} "
-        f"(weights {diagnostics.ess_weights:.2f})   distinct replies {result.distinct_replies}"
-    )
-    if result.failures:
-        console.print(
-            f"{len(result.failures)} model calls failed; settled on the {len(result.candidates)} that did not"
-        )
-    console.print(f"seed {result.seed}   auction {result.auction_id}")
+    return table
+
+
+def _agents(result: "AuctionResult", width: int) -> "Iterator[Table | Text]":
+    """Yield the table of agents, or lines where its figures leave no room for the names."""
+    from rich.text import Text
+
+    settlement = result.settlement
+    wide = width >= _WIDE
+    headings = _AGENT_HEADINGS if wide else _SHORT_AGENT_HEADINGS
+    figures = (settlement.contributions, settlement.expected_payments, settlement.payments, settlement.influences)
+    names = [agent.name if agent.payer == agent.name else f"{agent.name} ({agent.payer})" for agent in result.agents]
+    rows = [[f"{float(figure[i]):.4f}" for figure in figures] for i in range(len(names))]
+    title = f"Agents (payment rule: {settlement.payment_rule})"
+    taken = [max(map(len, column)) + (2 if wide else 1) for column in zip(headings, *rows, strict=True)]
+    longest = max((len(word) for name in names for word in name.split()), default=0)
+    if width - sum(taken) < min(longest, _LONGEST_WORD):
+        yield Text(title, style="italic")
+        for name, row in zip(names, rows, strict=True):
+            yield Text(name)
+            facts = [f"{heading} {figure}" for heading, figure in zip(headings, row, strict=True)]
+            yield from (Text(f"  {line}") for line in _lines(facts, width - 2))
+    elif names:
+        table = _table(title, "agent", headings, wide=wide)
+        for name, row in zip(names, rows, strict=True):
+            table.add_row(Text(name), *row)
+        yield table
+
+
+def _amount(money: float) -> str:
+    return f"{money:.2f}" if abs(money) < 1e5 else f"{money:.4g}"  # noqa: PLR2004 - the table has no room for more
+
+
+def _table(title: str, text: str, figures: Sequence[str], *, wide: bool, number: str | None = None) -> "Table":
+    """Return an empty table of one column of text, which takes the room that the figures leave."""
+    from rich import box
+    from rich.table import Table
+
+    gap = (0, 1, 0, 0) if wide else 0
+    table = Table(title=title, expand=True, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=gap)
+    if number:
+        table.add_column(number, justify="right", no_wrap=True)
+        table.add_column(text, ratio=1, min_width=8, no_wrap=True, overflow="ellipsis")
+    else:
+        table.add_column(text, ratio=1, min_width=8, overflow="fold")
+    for heading in figures:
+        table.add_column(heading, justify="left" if heading == "drawn" else "right", overflow="fold")
+    return table
+
+
+def _lines(facts: Sequence[str], width: int) -> list[str]:
+    """Return the facts on as few lines as they fit, none broken in two."""
+    lines: list[str] = []
+    for fact in facts:
+        if lines and len(lines[-1]) + 3 + len(fact) <= width:
+            lines[-1] += f"   {fact}"
+        else:
+            lines.append(fact)
+    return lines
 
 
 if __name__ == "__main__":

@@ -5,22 +5,28 @@
     ├── PromptError               there is nothing to reply to
     ├── RewardError               a report is not a finite number for every candidate
     ├── CandidatesError           too few replies could be drawn; `.causes` holds every failure
+    ├── LogProbError              a log-probability that is not exactly the one asked for
+    ├── ScoringError              a scorer failed: unreachable, another model, the feature missing
     ├── ContextWindowError        a prompt is longer than the model can read
     └── MissingDependencyError    an extra or the model's weights are not installed; names the command to run
 
-Every message says what to do. Catch `AuctionError` to catch them all.
+Every message says what to do. Catch `AuctionError` to catch them all. What deserves a look but stops nothing is an
+`AuctionWarning`: contexts that cannot be used, draws that are all the same.
 """
 
 from collections.abc import Sequence
 
 __all__ = [
     "AuctionError",
+    "AuctionWarning",
     "CandidatesError",
     "ConfigurationError",
     "ContextWindowError",
+    "LogProbError",
     "MissingDependencyError",
     "PromptError",
     "RewardError",
+    "ScoringError",
 ]
 
 
@@ -54,9 +60,21 @@ class CandidatesError(AuctionError):
         self.causes = tuple(causes)
 
 
+class LogProbError(AuctionError):
+    """A log-probability is not exactly that of the whole reply under the law asked for: no weight can be made of it."""
+
+
+class ScoringError(AuctionError):
+    """A scorer could not say how likely a reply is: unreachable, another model, or without the feature."""
+
+
 class ContextWindowError(AuctionError):
     """The prompt and the reply do not fit into the model's context window."""
 
 
 class MissingDependencyError(AuctionError, ImportError):
     """Something optional is not installed; the message names the command that installs it."""
+
+
+class AuctionWarning(UserWarning):
+    """The auction is valid, and something about it deserves a look."""

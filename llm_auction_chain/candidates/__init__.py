@@ -1,5 +1,36 @@
 """Where replies come from, and how likely they were."""
 
-from llm_auction_chain.candidates.sampling import Candidate, Drawn, asample, sample
+from llm_auction_chain.candidates.base import Candidate, LogProbs, SequenceScorer
+from llm_auction_chain.candidates.drawing import Drawn, adraw, draw
+from llm_auction_chain.candidates.logprobs import read_log_probs
+from llm_auction_chain.candidates.plan import Plan, Size, make_plan
+from llm_auction_chain.candidates.proposals import (
+    ContextProduct,
+    ContextPrompt,
+    DefensiveMixture,
+    Proposal,
+    Reference,
+    check_proposal,
+)
+from llm_auction_chain.candidates.sampling import Source, hidden
 
-__all__ = ["Candidate", "Drawn", "asample", "sample"]
+__all__ = [
+    "Candidate",
+    "ContextProduct",
+    "ContextPrompt",
+    "DefensiveMixture",
+    "Drawn",
+    "LogProbs",
+    "Plan",
+    "Proposal",
+    "Reference",
+    "SequenceScorer",
+    "Size",
+    "Source",
+    "adraw",
+    "check_proposal",
+    "draw",
+    "hidden",
+    "make_plan",
+    "read_log_probs",
+]

@@ -1,175 +1,249 @@
-"""M candidate replies from any chat model: independent, uncached, traced as children and hidden from streams.
+"""Replies from any chat model: independent, uncached, traced as children and hidden from streams.
 
-A model of ours that declares `native_n = True` draws all of them in one batched call; any other Runnable is called M
-times, concurrently. Truncated or empty replies are kept: dropping them would change the proposal.
+A model that draws many replies in one request does so; any other Runnable is called once a reply, concurrently.
+Truncated and empty replies are kept: dropping them would change the proposal.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any
 
+import numpy as np
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.prompt_values import ChatPromptValue
-from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableSequence
-from langchain_core.runnables.config import ensure_config, patch_config
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableSequence
+from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.config import ensure_config, get_executor_for_config, patch_config
+from langchain_core.runnables.configurable import DynamicRunnable
 from langchain_core.runnables.fallbacks import RunnableWithFallbacks
+from langchain_core.runnables.retry import RunnableRetry
+from langchain_core.runnables.utils import gather_with_concurrency
 
+from llm_auction_chain.candidates.base import Condition, LogitModel, SequenceScorer
+from llm_auction_chain.candidates.native import ManyReplies, native
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
 
-__all__ = ["Candidate", "Drawn", "asample", "sample"]
+__all__ = ["Sampled", "Source", "hidden"]
 
 Progress = Callable[[int], None]
+_Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
+# What a scorer must know of how replies were drawn.
+_LAW = ("temperature", "top_p", "top_k")
+_HIDDEN = "nostream"  # LangGraph's own tag
+_OURS = frozenset({"conditions", "n", "progress", "seed"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One reply that may be drawn.
+class Sampled:
+    """What some model calls gave.
 
     Attributes:
-        message: the reply, with its own metadata and usage.
-        log_weight: log pi_ref - log pi_gen, nats; 0 where it was drawn from the reference.
-    """
-
-    message: AIMessage
-    log_weight: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """What a round of sampling gave.
-
-    Attributes:
-        candidates: the replies, in the order of the calls.
+        replies: (condition's index, message), in the order of the conditions.
         causes: what made the other calls fail.
         usage: tokens of all calls together; None where the model reports none.
     """
 
-    candidates: tuple[Candidate, ...]
+    replies: tuple[tuple[int, AIMessage], ...]
     causes: tuple[BaseException, ...]
     usage: UsageMetadata | None
 
 
-def sample(
-    model: Runnable[Any, Any],
-    prompt: Sequence[BaseMessage],
-    n: int,
-    *,
-    config: RunnableConfig | None = None,
-    min_candidates: int = 1,
-    seed: int | None = None,
-    progress: Progress | None = None,
-    **kwargs: Any,
-) -> Drawn:
-    """Draw n replies from the model under the prompt.
+class Source:
+    """A chat model as the source of candidates, seen through its wrappers.
 
-    Args:
-        model: any Runnable chat model: plain, bound, with retry, with fallbacks.
-        prompt: the user's messages.
-        n: M, at least 1.
-        config: the parent run's; children are tagged `nostream`.
-        min_candidates: fewer replies than this is an error.
-        seed: replays the draw where the model draws all replies itself (`native_n`).
-        progress: called with the number of replies that have arrived.
-        **kwargs: handed to the model.
-
-    Raises:
-        CandidatesError: fewer than `min_candidates` calls succeeded; `.causes` holds every failure.
-        AuctionError: a model of ours was set up wrongly; no call could have succeeded.
+    Attributes:
+        scorer: the model inside, where it can say how likely its replies are.
+        law: temperature and truncation that were bound to it.
+        logits: whether it draws from conditions of several prompts.
     """
-    model = _uncached(model)
-    child = _hidden(config)
-    if native := _native(model):
-        inner, bound, bound_config = native
-        call = {**bound, **kwargs, "n": n, "seed": seed}
-        child = _merge(bound_config, child)
+
+    def __init__(
+        self, model: Runnable[Any, Any], config: RunnableConfig, *, native_n: bool, kwargs: dict[str, Any]
+    ) -> None:
+        if reserved := kwargs.keys() & _OURS:
+            raise ConfigurationError(f"{', '.join(sorted(reserved))}: the auction says that to the model itself.")
+        self._model = inner = _uncached(model, config)
+        self._kwargs = settings = kwargs
+        self._bound_config = RunnableConfig()
+        self._retries: list[RunnableRetry[Any, Any]] = []
+        while isinstance(inner, RunnableBindingBase):
+            settings = {**inner.kwargs, **settings}
+            self._bound_config = _merge(inner.config, self._bound_config)
+            if isinstance(inner, RunnableRetry):
+                self._retries.insert(0, inner)
+            inner = inner.bound
+        at_once = native_n or getattr(inner, "native_n", False)
+        limit = config.get("max_concurrency")
+        self._native = native(inner, seed=settings.get("seed"), max_concurrency=limit) if at_once else None
+        self._settings = settings
+        self.scorer: SequenceScorer | None = inner if isinstance(inner, SequenceScorer) else None
+        self.law: dict[str, Any] = {name: settings[name] for name in _LAW if name in settings}
+        self.logits: bool = self._native is not None and isinstance(self._native, LogitModel)
+        self.asked_for_tokens: bool = bool(settings.get("logprobs"))
+
+    def sample(
+        self,
+        wanted: Sequence[tuple[Condition, int]],
+        *,
+        seed: int,
+        tokens: bool,
+        config: RunnableConfig | None,
+        progress: Progress | None = None,
+    ) -> Sampled:
+        """Draw so many replies under each condition.
+
+        Args:
+            wanted: conditions, and how many replies of each.
+            seed: replays the draw where the model draws all replies itself.
+            tokens: asks for tokens and log-probabilities, which a scorer needs.
+            config: the parent run's.
+            progress: called with the number of replies that have arrived.
+
+        Raises:
+            AuctionError: a model of ours was set up wrongly; no call could have succeeded.
+            ConfigurationError: the model returns something else than messages.
+        """
+        total = sum(count for _, count in wanted)
+        child = ensure_config(config)
+        extra = {"logprobs": True} if tokens else {}
+        if self._native is not None:
+            calls = self._calls(wanted, seed, extra, progress)
+            with get_executor_for_config(child) as executor:
+                results = list(executor.map(lambda call: self._generate(call, child), calls))
+            replies = _unpacked(wanted, results)
+            _tell(progress, total)
+        else:
+            prompts, places = _repeated(wanted)
+            answers: list[Any] = [None] * total
+            batch = self._model.batch_as_completed(prompts, child, return_exceptions=True, **{**self._kwargs, **extra})
+            for done, (index, reply) in enumerate(batch, 1):
+                answers[index] = reply
+                _tell(progress, done)
+            replies = list(zip(places, answers, strict=True))
+        return _sorted_out(replies)
+
+    async def asample(
+        self,
+        wanted: Sequence[tuple[Condition, int]],
+        *,
+        seed: int,
+        tokens: bool,
+        config: RunnableConfig | None,
+        progress: Progress | None = None,
+    ) -> Sampled:
+        """Do as `sample`, awaiting."""
+        total = sum(count for _, count in wanted)
+        child = ensure_config(config)
+        extra = {"logprobs": True} if tokens else {}
+        if self._native is not None:
+            calls = self._calls(wanted, seed, extra, progress)
+            limit = child.get("max_concurrency")
+            results = await gather_with_concurrency(limit, *(self._agenerate(call, child) for call in calls))
+            replies = _unpacked(wanted, results)
+            _tell(progress, total)
+        else:
+            prompts, places = _repeated(wanted)
+            answers: list[Any] = [None] * total
+            batch = self._model.abatch_as_completed(prompts, child, return_exceptions=True, **{**self._kwargs, **extra})
+            done = 0
+            async for index, reply in batch:
+                answers[index] = reply
+                done += 1
+                _tell(progress, done)
+            replies = list(zip(places, answers, strict=True))
+        return _sorted_out(replies)
+
+    def _calls(
+        self, wanted: Sequence[tuple[Condition, int]], seed: int, extra: dict[str, Any], progress: Progress | None
+    ) -> list[_Call]:
+        """Return the requests: one for all conditions where logits are shown, else one for each."""
+        given = {**self._settings, **extra}
+        if self.logits and (len(wanted) > 1 or not wanted[0][0].plain):
+            conditions = [(condition.prompts, condition.powers, count) for condition, count in wanted]
+            requests = [{"seed": seed, "conditions": conditions}]
+        else:
+            streams = np.random.SeedSequence(seed).generate_state(len(wanted), np.uint64)
+            requests = [
+                {"seed": int(stream) >> 11, "n": count} for stream, (_, count) in zip(streams, wanted, strict=True)
+            ]
+        heard = _Heard(progress, len(requests))
+        return [
+            (list(wanted[k][0].prompts[0]), {**given, **request, **heard.of(k)}) for k, request in enumerate(requests)
+        ]
+
+    def _generate(self, call: _Call, child: RunnableConfig) -> list[Any]:
+        """Return a request's messages, and what made parts of it fail."""
+        prompt, keywords = call
+        lost = self._losing(keywords)
+
+        def once(_: object, config: RunnableConfig) -> LLMResult:
+            assert self._native is not None  # noqa: S101 - for the type checker
+            callbacks = _callbacks(_merge(self._bound_config, config))
+            return self._native.generate_prompt([ChatPromptValue(messages=prompt)], **callbacks, **keywords)
+
         try:
-            result = inner.generate_prompt([ChatPromptValue(messages=list(prompt))], **_callbacks(child), **call)
-        except AuctionError:
-            raise
+            result = self._retrying(once).invoke(None, child) if self._retries else once(None, child)
         except Exception as error:  # noqa: BLE001 - every failure of a model is kept in .causes
-            return _drawn([error], n, min_candidates)
-        if progress:
-            progress(n)
-        return _drawn(_messages(result), n, min_candidates)
-    replies: list[Any] = [None] * n
-    calls = model.batch_as_completed([list(prompt)] * n, child, return_exceptions=True, **kwargs)
-    for done, (index, reply) in enumerate(calls, 1):
-        replies[index] = reply
-        if progress:
-            progress(done)
-    return _drawn(replies, n, min_candidates)
+            return [_failure(error)]
+        return [*_messages(result), *lost]
 
+    async def _agenerate(self, call: _Call, child: RunnableConfig) -> list[Any]:
+        prompt, keywords = call
+        lost = self._losing(keywords)
 
-async def asample(
-    model: Runnable[Any, Any],
-    prompt: Sequence[BaseMessage],
-    n: int,
-    *,
-    config: RunnableConfig | None = None,
-    min_candidates: int = 1,
-    seed: int | None = None,
-    progress: Progress | None = None,
-    **kwargs: Any,
-) -> Drawn:
-    """Do as `sample`, awaiting."""
-    model = _uncached(model)
-    child = _hidden(config)
-    if native := _native(model):
-        inner, bound, bound_config = native
-        call = {**bound, **kwargs, "n": n, "seed": seed}
-        child = _merge(bound_config, child)
+        async def once(_: object, config: RunnableConfig) -> LLMResult:
+            assert self._native is not None  # noqa: S101 - for the type checker
+            callbacks = _callbacks(_merge(self._bound_config, config))
+            return await self._native.agenerate_prompt([ChatPromptValue(messages=prompt)], **callbacks, **keywords)
+
         try:
-            result = await inner.agenerate_prompt([ChatPromptValue(messages=list(prompt))], **_callbacks(child), **call)
-        except AuctionError:
-            raise
+            result = await (self._retrying(once).ainvoke(None, child) if self._retries else once(None, child))
         except Exception as error:  # noqa: BLE001 - every failure of a model is kept in .causes
-            return _drawn([error], n, min_candidates)
-        if progress:
-            progress(n)
-        return _drawn(_messages(result), n, min_candidates)
-    replies: list[Any] = [None] * n
-    done = 0
-    async for index, reply in model.abatch_as_completed([list(prompt)] * n, child, return_exceptions=True, **kwargs):
-        replies[index] = reply
-        done += 1
-        if progress:
-            progress(done)
-    return _drawn(replies, n, min_candidates)
+            return [_failure(error)]
+        return [*_messages(result), *lost]
+
+    def _losing(self, keywords: dict[str, Any]) -> list[Exception]:
+        """Return the list to which a provider's requests add what made them fail."""
+        lost: list[Exception] = []
+        if isinstance(self._native, ManyReplies):
+            keywords["failed"] = lost.append
+        return lost
+
+    def _retrying(self, once: Callable[..., Any]) -> Runnable[Any, Any]:
+        """Return a request under the retries that the user wrapped around the model."""
+        request: Runnable[Any, Any] = RunnableLambda(once)
+        for retry in self._retries:
+            request = retry.model_copy(update={"bound": request, "kwargs": {}, "config": {}})
+        return request
 
 
-def _hidden(config: RunnableConfig | None) -> RunnableConfig:
-    """Return the config for child calls: the tag keeps losing replies out of token streams."""
+def hidden(config: RunnableConfig | None) -> RunnableConfig:
+    """Return the config for child calls: the tag keeps replies that may lose out of token streams."""
     config = ensure_config(config)
     child = patch_config(config)
-    child["tags"] = [*config.get("tags", []), "nostream"]
+    child["tags"] = [*(tag for tag in config.get("tags", []) if tag != _HIDDEN), _HIDDEN]
     return child
 
 
-def _uncached(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
+def _uncached(model: Runnable[Any, Any], config: RunnableConfig) -> Runnable[Any, Any]:
     """Return the model without its cache, through the wrappers: a cache would make all candidates one."""
+    if isinstance(model, DynamicRunnable):
+        return _uncached(model.prepare(config)[0], config)
     if isinstance(model, BaseChatModel):
         return model.model_copy(update={"cache": False})
     if isinstance(model, RunnableWithFallbacks):
-        fallbacks = [_uncached(fallback) for fallback in model.fallbacks]
-        return model.model_copy(update={"runnable": _uncached(model.runnable), "fallbacks": fallbacks})
+        fallbacks = [_uncached(fallback, config) for fallback in model.fallbacks]
+        return model.model_copy(update={"runnable": _uncached(model.runnable, config), "fallbacks": fallbacks})
     if isinstance(model, RunnableSequence):
-        return RunnableSequence(*map(_uncached, model.steps), name=model.name)
-    if isinstance(bound := getattr(model, "bound", None), Runnable) and hasattr(model, "model_copy"):
-        copied: Runnable[Any, Any] = model.model_copy(update={"bound": _uncached(bound)})
+        return RunnableSequence(*(_uncached(step, config) for step in model.steps), name=model.name)
+    if isinstance(model, RunnableBindingBase):
+        copied: Runnable[Any, Any] = model.model_copy(update={"bound": _uncached(model.bound, config)})
         return copied
     return model
-
-
-def _native(model: Runnable[Any, Any]) -> tuple[BaseChatModel, dict[str, Any], RunnableConfig] | None:
-    if isinstance(model, RunnableBinding):
-        inner = _native(model.bound)
-        return inner and (inner[0], {**inner[1], **model.kwargs}, _merge(inner[2], model.config))
-    if isinstance(model, BaseChatModel) and getattr(model, "native_n", False):
-        return model, {}, RunnableConfig()
-    return None
 
 
 def _merge(first: RunnableConfig, second: RunnableConfig) -> RunnableConfig:
@@ -188,31 +262,69 @@ def _callbacks(config: RunnableConfig) -> dict[str, Any]:
     }
 
 
-def _messages(result: LLMResult) -> list[Any]:
-    generations = [generation for generation in result.generations[0] if isinstance(generation, ChatGeneration)]
-    return [generation.message for generation in generations]
+def _failure(error: Exception) -> Exception:
+    """Return what made a request fail; a model that was set up wrongly is no failure of a request."""
+    if isinstance(error, AuctionError) and not isinstance(error, CandidatesError):
+        raise error
+    return error
 
 
-def _drawn(replies: Sequence[Any], n: int, min_candidates: int) -> Drawn:
-    causes = [reply for reply in replies if isinstance(reply, BaseException)]
-    messages = [reply for reply in replies if not isinstance(reply, BaseException)]
-    for message in messages:
-        if not isinstance(message, AIMessage):
+def _repeated(wanted: Sequence[tuple[Condition, int]]) -> tuple[list[list[BaseMessage]], list[int]]:
+    """Return one prompt a reply, and its condition's index."""
+    places = list(chain.from_iterable(repeat(place, count) for place, (_, count) in enumerate(wanted)))
+    return [list(wanted[place][0].prompts[0]) for place in places], places
+
+
+def _unpacked(wanted: Sequence[tuple[Condition, int]], results: Sequence[list[Any]]) -> list[tuple[int, Any]]:
+    """Return every reply or failure of the requests with its condition's index."""
+    if len(results) == len(wanted):
+        return [(place, reply) for place, result in enumerate(results) for reply in result]
+    places = chain.from_iterable(repeat(place, count) for place, (_, count) in enumerate(wanted))
+    return list(zip(places, results[0], strict=False))
+
+
+def _messages(result: LLMResult) -> list[BaseMessage]:
+    return [one.message for one in result.generations[0] if isinstance(one, ChatGeneration)]
+
+
+def _sorted_out(replies: Sequence[tuple[int, Any]]) -> Sampled:
+    causes: list[BaseException] = []
+    messages: list[tuple[int, AIMessage]] = []
+    usage: UsageMetadata | None = None
+    for place, reply in replies:
+        if isinstance(reply, BaseException):
+            causes += getattr(reply, "causes", ()) or [reply]
+            continue
+        if not isinstance(reply, AIMessage):
             raise ConfigurationError(
-                f"The model returned {type(message).__name__}; an auction needs a chat model, which returns AIMessage. "
+                f"The model returned {type(reply).__name__}; an auction needs a chat model, which returns AIMessage. "
                 "Put output parsers after the auction: auction | parser."
             )
-    if len(messages) < min_candidates or not messages:
-        listed = "; ".join(sorted({f"{type(cause).__name__}: {cause}"[:200] for cause in causes}))
-        raise CandidatesError(
-            f"Only {len(messages)} of {n} replies could be drawn, and min_candidates is {min_candidates}. "
-            f"The model failed with: {listed or 'no error, it returned nothing'}",
-            causes,
-        )
-    usage: UsageMetadata | None = None
-    for message in messages:
-        if message.usage_metadata is not None:
-            usage = add_usage(usage, message.usage_metadata)
-    return Drawn(
-        candidates=tuple(Candidate(message=message) for message in messages), causes=tuple(causes), usage=usage
-    )
+        messages.append((place, reply))
+        if reply.usage_metadata is not None:
+            usage = add_usage(usage, reply.usage_metadata)
+    return Sampled(replies=tuple(messages), causes=tuple(causes), usage=usage)
+
+
+class _Heard:
+    """Adds up what requests under way at the same time say of their progress."""
+
+    def __init__(self, progress: Progress | None, requests: int) -> None:
+        self._progress = progress
+        self._done = [0] * requests
+
+    def of(self, request: int) -> dict[str, Any]:
+        """Return the keyword that lets a model of ours report."""
+        if self._progress is None:
+            return {}
+
+        def hear(done: int, _total: int) -> None:
+            self._done[request] = done
+            _tell(self._progress, sum(self._done))
+
+        return {"progress": hear}
+
+
+def _tell(progress: Progress | None, done: int) -> None:
+    if progress is not None:
+        progress(done)

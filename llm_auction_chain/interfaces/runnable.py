@@ -1,7 +1,8 @@
 """`AuctionRunnable`: an auction wherever a chat model goes in a chain."""
 
+import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
@@ -9,11 +10,12 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from langchain_core.runnables.config import patch_config
+from langchain_core.runnables.config import patch_config, set_config_context
 from pydantic import ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from llm_auction_chain.agents import Agent
-from llm_auction_chain.auction import Auction, AuctionResult, ProgressHook, check_agents
+from llm_auction_chain.auction import Auction, AuctionResult, ProgressHook, check_agents, check_seed
+from llm_auction_chain.candidates import hidden
 from llm_auction_chain.errors import ConfigurationError, PromptError
 from llm_auction_chain.mechanism import PaymentRule
 from llm_auction_chain.rewards import OnAgentError
@@ -38,6 +40,11 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
         seed: replays auctions; None takes a fresh one each time.
         min_candidates: settle on this many survivors where model calls fail.
         on_agent_error: `abstain` (a zero report) or `raise`.
+        proposal: what candidates are drawn from; None is the best that the model and the agents' contexts allow.
+        scorer: says how likely replies are, for a model that cannot say it itself.
+        min_ess: draws further rounds while the weights are worth fewer draws; None draws one round.
+        max_candidates: the most draws of all rounds; None is four rounds.
+        native_n: whether providers known to draw many replies in one request are asked to; False asks for one each.
 
     Raises:
         ConfigurationError: a setting no auction can run with.
@@ -53,7 +60,7 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
     ['B']
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True)
 
     model: Runnable[Any, Any]
     agents: Any = ()
@@ -63,6 +70,11 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
     seed: int | None = None
     min_candidates: int = 1
     on_agent_error: OnAgentError = "abstain"
+    proposal: Any = None
+    scorer: Any = None
+    min_ess: float | None = None
+    max_candidates: int | None = None
+    native_n: bool = True
 
     @model_validator(mode="wrap")
     @classmethod
@@ -74,8 +86,10 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
             where = ".".join(map(str, first["loc"]))
             raise ConfigurationError(f"{where} is {first['input']!r}: {first['msg']}.") from error
         auction._auction()  # noqa: SLF001 - its own
+        if auction.seed is not None:
+            check_seed(auction.seed)
         if not callable(auction.agents) and not isinstance(auction.agents, Runnable):
-            check_agents(auction.agents)
+            auction.agents = check_agents(auction.agents)
         return auction
 
     def _auction(self) -> Auction:
@@ -86,6 +100,11 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
             payment_rule=self.payment_rule,
             min_candidates=self.min_candidates,
             on_agent_error=self.on_agent_error,
+            proposal=self.proposal,
+            scorer=self.scorer,
+            min_ess=self.min_ess,
+            max_candidates=self.max_candidates,
+            native_n=self.native_n,
         )
 
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
@@ -133,20 +152,26 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
         run_manager: CallbackManagerForChainRun,
         config: RunnableConfig,
         *,
+        seed: int | None = None,
         progress: ProgressHook | None = None,
         results: list[AuctionResult] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        child = patch_config(config, callbacks=run_manager.get_child())
-        agents: Iterable[Agent]
+        child = hidden(patch_config(config, callbacks=run_manager.get_child()))
         source = self._source(config)
         if isinstance(source, Runnable):
             agents = source.invoke(given, child)
+        elif callable(source):
+            with set_config_context(child) as context:
+                agents = context.run(source, given)
         else:
-            agents = source(given) if callable(source) else source
-        result = self._auction().run(
-            _messages(given), agents, seed=self.seed, config=child, progress=progress, **kwargs
-        )
+            agents = source
+        if inspect.isawaitable(agents):
+            if inspect.iscoroutine(agents):
+                agents.close()
+            raise ConfigurationError("agents is an async callable; use ainvoke, abatch, astream or arun.")
+        seed = self.seed if seed is None else seed
+        result = self._auction().run(_messages(given), agents, seed=seed, config=child, progress=progress, **kwargs)
         if results is not None:
             results.append(result)
         return result.reply
@@ -157,19 +182,25 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
         run_manager: AsyncCallbackManagerForChainRun,
         config: RunnableConfig,
         *,
+        seed: int | None = None,
         progress: ProgressHook | None = None,
         results: list[AuctionResult] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        child = patch_config(config, callbacks=run_manager.get_child())
+        child = hidden(patch_config(config, callbacks=run_manager.get_child()))
         source = self._source(config)
         if isinstance(source, Runnable):
             agents = await source.ainvoke(given, child)
+        elif callable(source):
+            with set_config_context(child) as context:
+                agents = context.run(source, given)
+                if inspect.isawaitable(agents):
+                    agents = await asyncio.create_task(_awaited(agents), context=context)
         else:
-            chosen: Any = source(given) if callable(source) else source
-            agents = await chosen if inspect.isawaitable(chosen) else chosen
+            agents = source
+        seed = self.seed if seed is None else seed
         result = await self._auction().arun(
-            _messages(given), agents, seed=self.seed, config=child, progress=progress, **kwargs
+            _messages(given), agents, seed=seed, config=child, progress=progress, **kwargs
         )
         if results is not None:
             results.append(result)
@@ -181,6 +212,10 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
         return source
 
 
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
+
+
 def _messages(given: LanguageModelInput) -> list[BaseMessage]:
     """Return the input as messages: a string, messages in any spelling, or a PromptValue."""
     if isinstance(given, PromptValue):
@@ -188,5 +223,8 @@ def _messages(given: LanguageModelInput) -> list[BaseMessage]:
     if isinstance(given, str):
         return convert_to_messages([("human", given)])
     if isinstance(given, Sequence):
-        return convert_to_messages(given)
+        try:
+            return convert_to_messages(given)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise PromptError(f"The input holds something that is no message: {error}") from error
     raise PromptError(f"The input is {type(given).__name__}; give a string, a list of messages or a PromptValue.")

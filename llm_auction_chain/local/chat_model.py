@@ -1,25 +1,39 @@
 """A LangChain chat model that runs in this process; torch is imported when the first reply is asked for."""
 
+import asyncio
 import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import override
 
-from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.errors import ConfigurationError, LogProbError
 from llm_auction_chain.local.weights import EMBEDDED_MODEL, embedded_model_path
 
 if TYPE_CHECKING:
-    from llm_auction_chain.local.engine import Engine
+    from llm_auction_chain.local.engine import Engine, Sampled
 
 __all__ = ["ChatTransformers"]
+
+Prompts = Sequence[Sequence[BaseMessage]]
+Powers = Sequence[float]
 
 _SAMPLER = ("max_tokens", "temperature", "top_p", "top_k")
 # What LangChain itself passes on for tracing and routing; it says nothing about the reply.
@@ -37,20 +51,20 @@ class ChatTransformers(BaseChatModel):
         temperature: 0 takes the likeliest token each time.
         top_p: nucleus truncation below 1.
         top_k: truncation to the likeliest tokens above 0.
-        stop: strings before which a reply is cut.
+        stop: strings before which a reply is cut; one string is a list of one.
         seed: None draws a fresh one for every request.
         dtype: "bfloat16", "float16", "float32" or "auto".
         device: a torch device or "auto".
 
     Raises:
-        ConfigurationError: a setting that cannot be sampled with; the message names the field.
+        ConfigurationError: a setting that cannot be sampled with, or that there is not; the message names it.
 
     Example:
         >>> ChatTransformers(temperature=0.7, seed=1).temperature
         0.7
     """
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True, extra="forbid")
 
     native_n: ClassVar[bool] = True
 
@@ -64,10 +78,24 @@ class ChatTransformers(BaseChatModel):
     dtype: str = "auto"
     device: str = "auto"
 
-    @model_validator(mode="after")
-    def _check_settings(self) -> Self:
-        _check(**{name: getattr(self, name) for name in (*_SAMPLER, "seed")})
-        return self
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_string_is_a_list(cls, stop: Any) -> Any:
+        return [stop] if isinstance(stop, str) else stop
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _speak_our_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            chat = handler(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                raise ConfigurationError(f"{where}: not a setting of {cls.__name__}") from error
+            raise ConfigurationError(f"{where}={first['input']!r}: {first['msg']}") from error
+        _check(**{name: getattr(chat, name) for name in (*_SAMPLER, "seed")})
+        return chat
 
     @property
     def _llm_type(self) -> str:
@@ -92,7 +120,7 @@ class ChatTransformers(BaseChatModel):
             ls_max_tokens=kwargs.get("max_tokens", self.max_tokens),
         )
         if strings := self.stop if stop is None else stop:
-            params["ls_stop"] = strings
+            params["ls_stop"] = _strings(strings)
         return params
 
     @override
@@ -117,6 +145,8 @@ class ChatTransformers(BaseChatModel):
         *,
         n: int = 1,
         seed: int | None = None,
+        logprobs: bool = False,
+        conditions: Sequence[tuple[Prompts, Powers, int]] | None = None,
         progress: Callable[[int, int], None] | None = None,
         **kwargs: Any,
     ) -> ChatResult:
@@ -128,8 +158,11 @@ class ChatTransformers(BaseChatModel):
             run_manager: unused; a whole request reports nothing on the way.
             n: how many replies.
             seed: replaces the field of the same name.
+            logprobs: puts tokens and log-probabilities into `response_metadata["logprobs"]`.
+            conditions: (prompts, powers, count), in place of messages and `n`: `count` replies whose tokens follow
+                `prod_k pi(token | prompts[k]) ** powers[k]`.
             progress: called with (finished, n) each time replies finish.
-            **kwargs: `max_tokens`, `temperature`, `top_p`, `top_k` replace the fields of the same names.
+            **kwargs: `max_tokens`, `temperature`, `top_p`, `top_k` replace the fields of the same names where not None.
 
         Returns:
             `n` generations; the first message's usage is the whole request's, the others have none.
@@ -140,16 +173,18 @@ class ChatTransformers(BaseChatModel):
             PromptError: there is no message.
         """
         settings = self._settings(stop, seed, n, kwargs)
-        turns = _turns(messages)
+        wanted = [((messages,), (1.0,), n)] if conditions is None else conditions
+        turns = [([_turns(prompt) for prompt in prompts], powers, count) for prompts, powers, count in wanted]
         engine = self._engine()
-        prompt_ids = engine.encode(turns)
-        replies = engine.sample(prompt_ids, n, progress=progress, **settings)
-        usage = _usage(len(prompt_ids), sum(len(reply.token_ids) for reply in replies))
+        drawings = [([engine.encode(prompt) for prompt in prompts], powers, count) for prompts, powers, count in turns]
+        replies = engine.sample(drawings, progress=progress, **settings)
+        read = sum(len(prompt) for prompts, _, _ in drawings for prompt in prompts)
+        usage = _usage(read, sum(len(reply.token_ids) for reply in replies))
         generations = [
             ChatGeneration(
                 message=AIMessage(
                     content=reply.text,
-                    response_metadata={"model_name": self._model_name, "finish_reason": reply.finish_reason},
+                    response_metadata=self._metadata(reply, logprobs=logprobs),
                     usage_metadata=None if row else usage,
                 )
             )
@@ -176,7 +211,7 @@ class ChatTransformers(BaseChatModel):
             run_manager: told of every piece of text.
             n: 1; a stream carries one reply.
             seed: replaces the field of the same name.
-            **kwargs: `max_tokens`, `temperature`, `top_p`, `top_k` replace the fields of the same names.
+            **kwargs: `max_tokens`, `temperature`, `top_p`, `top_k` replace the fields of the same names where not None.
 
         Raises:
             ConfigurationError: a setting or a message that cannot be sampled with.
@@ -204,6 +239,70 @@ class ChatTransformers(BaseChatModel):
                 run_manager.on_llm_new_token(chunk.text, chunk=chunk)
             yield chunk
 
+    def score(self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], **kwargs: Any) -> list[float]:
+        """Return `log pi(reply | prompt)` in nats, under this model's temperature and truncation.
+
+        Args:
+            prompt: system, human and AI messages.
+            replies: drawn with `logprobs=True`, so that their tokens are known.
+            **kwargs: `temperature`, `top_p`, `top_k` replace the fields of the same names where not None.
+
+        Raises:
+            LogProbError: a reply's tokens are unknown.
+            ContextWindowError: prompt and reply do not fit into the model's window.
+        """
+        return self.score_conditions([((prompt,), (1.0,))], replies, **kwargs)[0]
+
+    async def ascore(self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], **kwargs: Any) -> list[float]:
+        """Do as `score`, in a thread."""
+        return await asyncio.to_thread(self.score, prompt, replies, **kwargs)
+
+    def score_conditions(
+        self, conditions: Sequence[tuple[Prompts, Powers]], replies: Sequence[AIMessage], **kwargs: Any
+    ) -> list[list[float]]:
+        """Return `log pi_c(reply)` (C, M) in nats, its tokens following `prod_k pi(token | prompts[k]) ** powers[k]`.
+
+        Args:
+            conditions: (prompts, powers); a prompt that several share is read once.
+            replies: drawn with `logprobs=True`, so that their tokens are known.
+            **kwargs: `temperature`, `top_p`, `top_k` replace the fields of the same names where not None.
+
+        Raises:
+            LogProbError: a reply's tokens are unknown.
+            ContextWindowError: a prompt and a reply do not fit into the model's window.
+        """
+        settings = self._settings(None, 0, 1, kwargs)
+        ids = [_token_ids(reply) for reply in replies]
+        engine = self._engine()
+        encoded = [[tuple(engine.encode(_turns(prompt))) for prompt in prompts] for prompts, _ in conditions]
+        places = {prompt: k for k, prompt in enumerate(dict.fromkeys(chain.from_iterable(encoded)))}
+        powers = np.zeros((len(conditions), len(places)))
+        for c, (prompts, (_, given)) in enumerate(zip(encoded, conditions, strict=True)):
+            for prompt, power in zip(prompts, given, strict=True):
+                powers[c, places[prompt]] += power
+        scores = engine.score(list(places), powers.tolist(), ids, settings["sampler"])
+        return [row.tolist() for row in scores]
+
+    def _metadata(self, reply: "Sampled", *, logprobs: bool) -> dict[str, Any]:
+        metadata: dict[str, Any] = {"model_name": self._model_name, "finish_reason": reply.finish_reason}
+        if logprobs:
+            metadata["logprobs"] = {
+                "token_ids": list(reply.token_ids),
+                "token_logprobs": list(reply.log_probs),
+                "basis": "sampler",
+                "complete": True,
+            }
+        return metadata
+
+    def load(self) -> None:
+        """Read the weights now, so that no reply waits for them; later calls find them loaded.
+
+        Raises:
+            ConfigurationError: there is no such model, dtype or device.
+            MissingDependencyError: the weights or the extra `local` are not installed.
+        """
+        self._engine()
+
     def _engine(self) -> "Engine":
         """Return the loaded model, from this process's cache after the first time."""
         path = self.model or str(embedded_model_path())
@@ -212,38 +311,69 @@ class ChatTransformers(BaseChatModel):
         return Engine.load(path, self.dtype, self.device)
 
     def _settings(self, stop: list[str] | None, seed: int | None, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the sampler's arguments: the fields, replaced by what this call passes."""
+        """Return the sampler's arguments: the fields, replaced by what this call passes and is not None."""
         unknown = kwargs.keys() - _LANGCHAIN - set(_SAMPLER)
         if unknown:
             raise ConfigurationError(f"{', '.join(sorted(unknown))}: not an argument of {type(self).__name__}")
-        settings = {name: kwargs.get(name, getattr(self, name)) for name in _SAMPLER}
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        settings = {name: given.get(name, getattr(self, name)) for name in _SAMPLER}
         seed = self.seed if seed is None else seed
         _check(n=n, seed=seed, **settings)
-        strings = self.stop if stop is None else stop
+        strings = _strings(self.stop if stop is None else stop)
+        from llm_auction_chain.local.sampler import Sampler
+
         return {
-            **settings,
-            "stop": tuple(string for string in strings or () if string),
+            "max_tokens": settings.pop("max_tokens"),
+            "sampler": Sampler(**settings),
+            "stop": tuple(string for string in strings if string),
             "seed": secrets.randbits(64) if seed is None else seed,
         }
 
 
-def _check(*, n: int = 1, seed: int | None, max_tokens: int, temperature: float, top_p: float, top_k: int) -> None:
+def _check(*, n: Any = 1, seed: Any, max_tokens: Any, temperature: Any, top_p: Any, top_k: Any) -> None:
     """Raise ConfigurationError naming the first setting that cannot be sampled with."""
-    for name, value, holds, law in (
-        ("n", n, n >= 1, "at least 1"),
-        ("seed", seed, seed is None or seed >= 0, "None or at least 0"),
-        ("max_tokens", max_tokens, max_tokens >= 1, "at least 1"),
-        ("temperature", temperature, 0 <= temperature < math.inf, "finite and at least 0"),
-        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
-        ("top_k", top_k, top_k >= 0, "at least 0; 0 truncates nothing"),
+    for name, value, least, law in (
+        ("n", n, 1, "at least 1"),
+        ("seed", 0 if seed is None else seed, 0, "at least 0, or None"),
+        ("max_tokens", max_tokens, 1, "at least 1"),
+        ("top_k", top_k, 0, "at least 0; 0 truncates nothing"),
     ):
-        if not holds:
-            raise ConfigurationError(f"{name}={value!r}; it must be {law}")
+        if not _is(value, Integral) or value < least:
+            raise ConfigurationError(f"{name}={value!r}; it must be a whole number of {law}")
+    if not _is(temperature, Real) or not 0 <= temperature < math.inf:
+        raise ConfigurationError(f"temperature={temperature!r}; it must be a finite number of at least 0")
+    if not _is(top_p, Real) or not 0 < top_p <= 1:
+        raise ConfigurationError(f"top_p={top_p!r}; it must be a number above 0 and at most 1")
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _strings(stop: Any) -> list[str]:
+    """Return stop strings; one string is a list of one."""
+    if stop is None:
+        return []
+    strings = [stop] if isinstance(stop, str) else stop
+    if not isinstance(strings, Sequence) or not all(isinstance(string, str) for string in strings):
+        raise ConfigurationError(f"stop={stop!r}; it must be a list of strings")
+    return list(strings)
 
 
 def _turns(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
     """Return the messages as a chat template reads them."""
     return [{"role": _role(message), "content": str(message.text)} for message in messages]
+
+
+def _token_ids(reply: AIMessage) -> list[int]:
+    """Return the tokens a reply was drawn as; its text alone does not tell them."""
+    logprobs = reply.response_metadata.get("logprobs")
+    if not isinstance(logprobs, dict) or logprobs.get("token_ids") is None:
+        raise LogProbError(
+            "A reply's tokens are unknown, and the same text may be written in other tokens. Score replies that were "
+            "drawn by this model with logprobs=True."
+        )
+    return list(logprobs["token_ids"])
 
 
 def _role(message: BaseMessage) -> str:

@@ -1,5 +1,6 @@
 """Draw replies from a transformers model in this process, many at once, each from its own stream of randomness."""
 
+import copy
 import dataclasses
 import sys
 import threading
@@ -15,13 +16,19 @@ from llm_auction_chain.local.weights import INSTALL_EXTRA, quiet_transformers
 try:
     import torch
     from jinja2 import TemplateError
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+    from llm_auction_chain.local.sampler import Sampler
 except ImportError as error:
     raise MissingDependencyError(f"{error.name} is not installed; run: {INSTALL_EXTRA}") from error
 
 __all__ = ["Engine", "Sampled"]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_SCORED_AT_ONCE = 512  # tokens whose logits over the vocabulary are held at once
+# Prompts, powers, and how many replies.
+Drawing = tuple[Sequence[Sequence[int]], Sequence[float], int]
 # What a decoder shows for a character whose bytes have not all been drawn yet.
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
@@ -35,13 +42,13 @@ class Sampled:
         text: the reply without the end token, cut before the first stop string.
         finish_reason: "stop" after an end token or a stop string, "length" after the last token allowed, None while
             the reply is still growing.
-        log_prob: the log-probability of `token_ids` under the sampler, with its temperature and truncation.
+        log_probs: one per token, under the condition and the sampler, with its temperature and truncation.
     """
 
     token_ids: tuple[int, ...]
     text: str
     finish_reason: Literal["stop", "length"] | None
-    log_prob: float
+    log_probs: tuple[float, ...]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -52,11 +59,14 @@ class _Row:
     token_ids: list[int] = dataclasses.field(default_factory=list)
     text: str = ""
     finish_reason: Literal["stop", "length"] | None = None
-    log_prob: float = 0.0
+    log_probs: list[float] = dataclasses.field(default_factory=list)
 
     def freeze(self) -> Sampled:
         return Sampled(
-            token_ids=tuple(self.token_ids), text=self.text, finish_reason=self.finish_reason, log_prob=self.log_prob
+            token_ids=tuple(self.token_ids),
+            text=self.text,
+            finish_reason=self.finish_reason,
+            log_probs=tuple(self.log_probs),
         )
 
 
@@ -103,7 +113,7 @@ class Engine:
                     with quiet_transformers():
                         model = AutoModelForCausalLM.from_pretrained(path_or_hub_id, dtype=torch_dtype)
                         tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
-                except (OSError, ValueError) as error:
+                except (OSError, ValueError, SafetensorError) as error:
                     raise ConfigurationError(
                         f"model={str(path_or_hub_id)!r} is neither a folder with a transformers causal language model "
                         f"nor one that can be fetched from the Hugging Face Hub: {error}"
@@ -139,78 +149,62 @@ class Engine:
 
     def sample(
         self,
-        prompt_ids: Sequence[int],
-        n: int,
+        conditions: Sequence[Drawing],
         *,
         seed: int,
         progress: Callable[[int, int], None] | None = None,
-        **sampler: Any,
+        **options: Any,
     ) -> list[Sampled]:
-        """Draw `n` replies in one batch.
+        """Draw replies, each under its condition.
 
         Args:
-            prompt_ids: the prompt's tokens.
-            n: how many replies.
+            conditions: (prompts, powers, count): `count` replies whose tokens follow
+                `prod_k pi(token | prompts[k]) ** powers[k]`; a prompt is a list of tokens.
             seed: a non-negative integer; with the row's number it decides the reply.
-            progress: called with (finished, n) each time replies finish.
-            **sampler: `max_tokens`, `temperature`, `top_p`, `top_k` and `stop`, as `stream` takes them.
+            progress: called with (finished, total) each time replies finish.
+            **options: `max_tokens`, `stop` and `sampler`, as `stream` takes them.
 
         Returns:
-            `n` replies, by row.
+            The replies in the order of the conditions.
 
         Raises:
-            PromptError: the prompt is empty.
-            ContextWindowError: the prompt leaves no room for a token.
+            PromptError: a prompt is empty.
+            ContextWindowError: a prompt leaves no room for a token.
         """
-        rows: list[_Row] = []
-        done = 0
-        for rows in self._grow(prompt_ids, n, seed=seed, **sampler):
-            finished = sum(row.finish_reason is not None for row in rows)
-            if progress is not None and finished > done:
-                progress(finished, n)
-            done = finished
-        return [row.freeze() for row in rows]
+        total = sum(count for _, _, count in conditions)
+        longest = max(len(prompt) for prompts, _, _ in conditions for prompt in prompts)
+        replies: list[Sampled] = []
+        for prompts, powers, count in conditions:
+            rows, done = [_Row(generator=self._generator(seed, len(replies) + row)) for row in range(count)], 0
+            for _ in self._grow(prompts, powers, rows, longest=longest, **options):
+                finished = sum(row.finish_reason is not None for row in rows)
+                if progress is not None and finished > done:
+                    progress(len(replies) + finished, total)
+                done = finished
+            replies += [row.freeze() for row in rows]
+        return replies
 
     def stream(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        seed: int,
-        max_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        stop: Sequence[str] = (),
+        self, prompt: Sequence[int], *, seed: int, stop: Sequence[str] = (), **options: Any
     ) -> Iterator[Sampled]:
-        """Yield one reply after every token; the last item is `sample(prompt_ids, 1, ...)[0]`.
+        """Yield one reply after every token; the last item is `sample([([prompt], [1.0], 1)], ...)[0]`.
 
         Every text is a prefix of the next: a character that lacks bytes, and letters that may turn out to be a stop
         string, wait.
 
         Args:
-            prompt_ids: the prompt's tokens.
+            prompt: its tokens.
             seed: a non-negative integer.
-            max_tokens: the most tokens drawn, clipped to the model's window.
-            temperature: the logits are divided by it; 0 takes the likeliest token.
-            top_p: below 1, only the smallest set of likeliest tokens whose probabilities reach it is drawn from.
-            top_k: above 0, only that many likeliest tokens are drawn from.
             stop: strings before which the reply is cut.
+            **options: `max_tokens`, the most tokens drawn, clipped to the model's window; `sampler`.
 
         Raises:
             PromptError: the prompt is empty.
             ContextWindowError: the prompt leaves no room for a token.
         """
         shown = ""
-        for (row,) in self._grow(
-            prompt_ids,
-            1,
-            seed=seed,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            stop=stop,
-        ):
+        row = _Row(generator=self._generator(seed, 0))
+        for _ in self._grow([prompt], [1.0], [row], longest=len(prompt), stop=stop, **options):
             if row.finish_reason is not None:
                 yield row.freeze()
                 return
@@ -218,60 +212,136 @@ class Engine:
             shown = stable if stable.startswith(shown) else shown
             yield dataclasses.replace(row.freeze(), text=shown)
 
+    def score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        powers: Sequence[Sequence[float]],
+        replies: Sequence[Sequence[int]],
+        sampler: Sampler,
+    ) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+        """Return `log pi_c(reply)` (C, M) in nats; tokens follow `prod_k pi(token | prompts[k]) ** powers[c, k]`.
+
+        Every prompt is read once, every reply once under every prompt.
+
+        Args:
+            prompts: K lists of tokens.
+            powers: (C, K).
+            replies: M lists of tokens, the end token included where there is one.
+            sampler: temperature and truncation of the law asked for.
+
+        Raises:
+            PromptError: a prompt is empty.
+            ContextWindowError: a prompt and a reply do not fit into the model's window.
+        """
+        longest = max((len(reply) for reply in replies), default=0)
+        for prompt in prompts:
+            self._room(len(prompt), longest)
+        prefixes = [self._read(prompt) for prompt in prompts]
+        totals = np.zeros((len(powers), len(replies)))
+        order = sorted((row for row in range(len(replies)) if replies[row]), key=lambda row: len(replies[row]))
+        while order:
+            size = max(1, _SCORED_AT_ONCE // len(replies[order[-1]]))
+            rows, order = order[-size:], order[:-size]
+            totals[:, rows] = self._score_rows(prefixes, powers, [replies[row] for row in rows], sampler)
+        return totals
+
+    def _score_rows(
+        self,
+        prefixes: "Sequence[tuple[DynamicCache, torch.Tensor]]",
+        powers: Sequence[Sequence[float]],
+        replies: Sequence[Sequence[int]],
+        sampler: Sampler,
+    ) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+        """Return the log-probabilities (C, rows) of one batch of replies, none of them empty."""
+        lengths = [len(reply) for reply in replies]
+        # The padding stands behind the reply, where no token of it can see it.
+        padded = [[*reply, *[0] * (max(lengths) - len(reply))] for reply in replies]
+        ids = torch.tensor(padded, device=self.model.device)
+        real = torch.tensor([[k < length for k in range(max(lengths))] for length in lengths], device=ids.device)
+        tokens = ids[real]
+        logits: list[torch.Tensor] = [torch.zeros(1, device=ids.device)] * len(powers)
+        for k, (cache, first) in enumerate(prefixes):
+            shown = [first.expand(len(replies), 1, -1)]
+            if ids.shape[1] > 1:
+                copied = copy.deepcopy(cache)
+                copied.batch_repeat_interleave(len(replies))
+                shown.append(self._logits(ids[:, :-1], copied, keep=ids.shape[1] - 1))
+            given = torch.cat(shown, dim=1)[real]
+            for c, row in enumerate(powers):
+                if row[k]:
+                    logits[c] = logits[c] + row[k] * given
+        with torch.inference_mode():
+            scores = torch.stack([sampler.log_probs(combined, tokens) for combined in logits]).double().cpu().numpy()
+        return np.stack([part.sum(axis=1) for part in np.split(scores, np.cumsum(lengths)[:-1], axis=1)], axis=1)
+
+    def _read(self, prompt: Sequence[int]) -> "tuple[DynamicCache, torch.Tensor]":
+        """Return the cache after a prompt, and the logits (1, 1, vocabulary) of what comes next."""
+        cache = DynamicCache(config=self.model.config)
+        return cache, self._logits(torch.tensor([list(prompt)], device=self.model.device), cache, keep=1)
+
+    def _room(self, prompt: int, wanted: int | None = None) -> int:
+        """Return how many tokens fit behind a prompt of so many tokens."""
+        if prompt < 1:
+            raise PromptError("the prompt has no tokens")
+        room = self.window - prompt
+        if room < (wanted or 1):
+            reply = "the reply included" if wanted is None else f"and the reply has {wanted}"
+            raise ContextWindowError(
+                f"the prompt has {prompt} tokens and the model reads {self.window}, {reply}; shorten the prompt"
+            )
+        return room
+
     def _grow(
         self,
-        prompt_ids: Sequence[int],
-        n: int,
+        prompts: Sequence[Sequence[int]],
+        powers: Sequence[float],
+        rows: list[_Row],
         *,
-        seed: int,
+        longest: int,
         max_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
+        sampler: Sampler,
         stop: Sequence[str] = (),
-    ) -> Iterator[list[_Row]]:
-        """Yield the same `n` rows after every token until all are finished; finished rows leave the batch."""
-        if not prompt_ids:
-            raise PromptError("the prompt has no tokens")
-        room = self.window - len(prompt_ids)
-        if room < 1:
-            raise ContextWindowError(
-                f"the prompt has {len(prompt_ids)} tokens and the model reads {self.window}, the reply included; "
-                "shorten the prompt"
-            )
-        length = min(max_tokens, room)
-        rows = [_Row(generator=self._generator(seed, row)) for row in range(n)]
+    ) -> Iterator[None]:
+        """Extend the rows token by token until all are finished; finished rows leave the batch."""
+        for prompt in prompts:
+            self._room(len(prompt))
+        # One length for all conditions: a reply cut by it is then a prefix under each of them.
+        length = min(max_tokens, self._room(longest))
         active = rows
-        cache = DynamicCache(config=self.model.config)
-        logits = self._forward([list(prompt_ids)], cache).expand(n, -1)
-        if n > 1:
-            cache.batch_repeat_interleave(n)
+        caches, shown = [], []
+        for prompt in prompts:
+            cache, first = self._read(prompt)
+            if len(rows) > 1:
+                cache.batch_repeat_interleave(len(rows))
+            caches.append(cache)
+            shown.append(first[:, 0].expand(len(rows), -1))
         while True:
-            tokens, log_probs = _draw(logits, [row.generator for row in active], temperature, top_p, top_k)
+            tokens, log_probs = sampler.draw(_combine(shown, powers), [row.generator for row in active])
             for row, token, log_prob in zip(active, tokens, log_probs, strict=True):
                 row.token_ids.append(token)
-                row.log_prob += log_prob
+                row.log_probs.append(log_prob)
                 self._finish(row, length, stop)
-            yield rows
+            yield
             going = [place for place, row in enumerate(active) if row.finish_reason is None]
             if not going:
                 return
             if len(going) < len(active):
                 active = [active[place] for place in going]
-                cache.batch_select_indices(torch.tensor(going, device=self.model.device))
-            logits = self._forward([row.token_ids[-1:] for row in active], cache)
+                for cache in caches:
+                    cache.batch_select_indices(torch.tensor(going, device=self.model.device))
+            ids = torch.tensor([row.token_ids[-1:] for row in active], device=self.model.device)
+            shown = [self._logits(ids, cache, keep=1)[:, 0] for cache in caches]
 
     def _generator(self, seed: int, row: int) -> torch.Generator:
         """Return the stream of randomness that belongs to one row."""
         state = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)
         return torch.Generator(self.model.device).manual_seed(int(state[0]))
 
-    def _forward(self, token_ids: list[list[int]], cache: Any) -> torch.Tensor:
-        """Return the float32 logits (rows, vocabulary) after the last token, and extend the cache."""
+    def _logits(self, ids: torch.Tensor, cache: Any, *, keep: int) -> torch.Tensor:
+        """Return the float32 logits (rows, keep, vocabulary) after the last `keep` tokens, and extend the cache."""
         with torch.inference_mode():
-            ids = torch.tensor(token_ids, device=self.model.device)
-            output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            logits: torch.Tensor = output.logits[:, -1].float()
+            output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=keep)
+            logits: torch.Tensor = output.logits[:, -keep:].float()
             return logits
 
     def _text(self, token_ids: Sequence[int]) -> str:
@@ -292,45 +362,11 @@ class Engine:
             row.text, row.finish_reason = text, "length"
 
 
-def _draw(
-    logits: torch.Tensor, generators: Sequence[torch.Generator], temperature: float, top_p: float, top_k: int
-) -> tuple[list[int], list[float]]:
-    """Draw one token a row and return it with its log-probability.
-
-    An exponential race: token i finishes at a time distributed Exp(p_i), and the first to finish is distributed p.
-
-    Args:
-        logits: float32, shape (rows, vocabulary).
-        generators: one a row.
-        temperature: 0 takes the likeliest token, whose probability is then 1.
-        top_p: nucleus truncation below 1.
-        top_k: truncation to the likeliest tokens above 0.
-    """
-    with torch.inference_mode():
-        if temperature == 0:
-            return logits.argmax(-1).tolist(), [0.0] * len(generators)
-        log_probs = torch.log_softmax(_truncate(logits / temperature, top_p, top_k), -1)
-        times = torch.empty_like(log_probs)
-        for row, generator in zip(times, generators, strict=True):
-            row.exponential_(generator=generator)
-        tiny = torch.finfo(times.dtype).tiny
-        tokens = (log_probs - times.clamp_min_(tiny).log_()).argmax(-1, keepdim=True)
-        return tokens[:, 0].tolist(), log_probs.gather(-1, tokens)[:, 0].tolist()
-
-
-def _truncate(logits: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
-    """Return the logits with -inf for every token that the truncation rules out."""
-    if 0 < top_k < logits.shape[-1]:
-        values, kept = logits.topk(top_k, dim=-1)
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, kept, values)
-    if top_p < 1:
-        values, order = logits.sort(dim=-1, descending=True)
-        probs = values.softmax(-1)
-        # The likeliest token always stays: nothing comes before it.
-        out = probs.cumsum(-1) - probs >= top_p
-        out[:, 0] = False
-        logits = logits.masked_fill(torch.zeros_like(out).scatter(-1, order, out), -torch.inf)
-    return logits
+def _combine(shown: Sequence[torch.Tensor], powers: Sequence[float]) -> torch.Tensor:
+    """Return logits of `prod_k pi_k ** powers[k]`: the sum needs no normalising, the softmax behind it does that."""
+    if len(shown) == 1 and powers[0] == 1.0:
+        return shown[0]
+    return torch.stack([power * logits for power, logits in zip(powers, shown, strict=True)]).sum(0)
 
 
 def _stable(text: str, stop: Sequence[str]) -> str:

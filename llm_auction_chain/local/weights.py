@@ -7,6 +7,7 @@ distribution's metadata; the distribution's code is never imported.
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import shutil
 import tempfile
@@ -14,9 +15,9 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from llm_auction_chain.errors import MissingDependencyError
+from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
 
-__all__ = ["EMBEDDED_MODEL", "embedded_model_path"]
+__all__ = ["EMBEDDED_MODEL", "embedded_model_is_converted", "embedded_model_path"]
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
 INSTALL_EXTRA = "pip install 'llm-auction-chain[local]'"
@@ -39,17 +40,45 @@ def embedded_model_path() -> Path:
         A folder with `config.json`, bfloat16 safetensors (about 270 MB) and the tokenizer.
 
     Raises:
+        ConfigurationError: the cache folder cannot be written.
         MissingDependencyError: the weights or the extra `local` are not installed.
     """
+    gguf, target = _find()
+    try:
+        if not target.exists():
+            _convert_once(gguf, target)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the embedded model cannot be written to {target.parent}: {error}; set LLM_AUCTION_CHAIN_CACHE to a "
+            "folder that can be written and has room for 300 MB"
+        ) from error
+    return target
+
+
+def embedded_model_is_converted() -> bool:
+    """Return whether `embedded_model_path` would only look the folder up.
+
+    Raises:
+        MissingDependencyError: the weights or the extra `local` are not installed.
+    """
+    return os.path.exists(_find()[1])  # noqa: PTH110 - False where the folder may not be looked into
+
+
+def _find() -> tuple[Path, Path]:
+    """Return the installed GGUF file, and the folder that it is converted into."""
     gguf, version = _find_gguf()
     _require(*_EXTRA)
-    from filelock import FileLock
     from platformdirs import user_cache_path
 
     root = Path(os.environ.get("LLM_AUCTION_CHAIN_CACHE") or user_cache_path("llm-auction-chain"))
-    target = root / f"{EMBEDDED_MODEL}-{version}"
-    if target.exists():
-        return target
+    return gguf, root / f"{EMBEDDED_MODEL}-{version}"
+
+
+def _convert_once(gguf: Path, target: Path) -> None:
+    """Convert into the folder unless another process does so first."""
+    from filelock import FileLock
+
+    root = target.parent
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f"{target.name}.lock"):
         if not target.exists():
@@ -62,7 +91,6 @@ def embedded_model_path() -> Path:
                 scratch.replace(target)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-    return target
 
 
 def _find_gguf() -> tuple[Path, str]:
@@ -106,15 +134,18 @@ def _require(*modules: str) -> None:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' progress bars and log lines below ERROR for the block, and only for the block."""
-    from transformers.utils import logging
+    """Silence transformers' bars, and its log lines and the hub's below ERROR, for the block and only for the block."""
+    from transformers.utils import logging as theirs
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hub = logging.getLogger("huggingface_hub")
+    verbosity, level, bars = theirs.get_verbosity(), hub.level, theirs.is_progress_bar_enabled()
+    theirs.set_verbosity_error()
+    hub.setLevel(logging.ERROR)
+    theirs.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        theirs.set_verbosity(verbosity)
+        hub.setLevel(level)
         if bars:
-            logging.enable_progress_bar()
+            theirs.enable_progress_bar()

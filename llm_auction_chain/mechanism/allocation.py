@@ -7,7 +7,7 @@ The law of the reply is `p = softmax(lw + sum_i r_i / tau)`; without agent i it 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FloatArray", "draw", "log_softmax"]
+__all__ = ["FloatArray", "draw", "log_mass", "log_softmax"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -26,6 +26,16 @@ def log_softmax(scores: FloatArray) -> FloatArray:
     """
     shifted: FloatArray = scores - scores.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def log_mass(scores: FloatArray) -> float:
+    """Return `log sum_j exp(s_j)`, never overflowing.
+
+    >>> round(log_mass(np.array([1000.0, 1000.0, -np.inf])), 3)
+    1000.693
+    """
+    top = scores.max()
+    return float(top + np.log(np.exp(scores - top).sum()))
 
 
 def draw(scores: FloatArray, rng: np.random.Generator) -> tuple[int, FloatArray]:

@@ -6,104 +6,190 @@ With `G(b) = tau * logsumexp(lw + sum_k b_k / tau)`:
     T_i = E_p[r_i] - U_i = tau * KL(p || p_-i)     expected payment, a sum of non-negative terms
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import factorial
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from llm_auction_chain.errors import RewardError
-from llm_auction_chain.mechanism.allocation import FloatArray, log_softmax
+from llm_auction_chain.mechanism.allocation import FloatArray
 
-__all__ = ["PAYMENT_RULES", "PaymentRule", "charge", "leave_one_out"]
+__all__ = ["PAYMENT_RULES", "LeaveOneOut", "PaymentRule", "charge", "leave_one_out"]
 
 PaymentRule = Literal["expected", "proportional", "influence", "pivot"]
 PAYMENT_RULES: tuple[PaymentRule, ...] = get_args(PaymentRule)
 
-_BLOCK = 48 * 1024  # entries worked on at once, so that they stay in the processor's cache
-_OTHERS = 32  # rows whose leave-one-out sums are one product of matrices
+_BLOCK = 24 * 1024  # entries worked on at once, so that they stay in the processor's cache
+_OTHERS = 8  # rows whose leave-one-out sums are one product of matrices
 _FAINT = 1e-4  # a KL below this share of the sums it is the difference of is summed from non-negative terms instead
-_WIDE = 250.0  # above this reward (in tau) exponentials may overflow, or p may have underflowed where q did not
+_WIDE = 2048.0  # a report of more tau than this, divided out of p, would cost the law without it too many digits
+_DEEP = -707.0  # exponentials of less leave the normal numbers, are slow, and count as 0
+_GENTLE = 1 / 16  # where no report spans more (in tau), expm1 keeps more digits than exp
+_NEAR = 1 / 32  # up to here exp(-y) - 1 + y is computed by its series, beyond from expm1
+_SERIES = [(-1.0) ** k / factorial(k + 2) for k in range(8)]
 
 
-def leave_one_out(
-    rewards: FloatArray, log_weights: FloatArray, tau: float, log_p: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LeaveOneOut:
+    """What would have happened without each agent.
+
+    Attributes:
+        laws: (N, M), p_-i.
+        expected: (N,), T, money.
+        contributions: (N,), U, money.
+        pull: (N,), `tau * log(p / p_-i)` at the likeliest candidate, money.
+    """
+
+    laws: FloatArray
+    expected: FloatArray
+    contributions: FloatArray
+    pull: FloatArray
+
+
+def leave_one_out(rewards: FloatArray, log_weights: FloatArray, tau: float, log_p: FloatArray) -> LeaveOneOut:
     """Return the laws without each agent, and each agent's expected payment and contribution.
 
     `p_-i` is proportional to `c = p * exp(-r_i / tau)`, so one exponential per entry gives the law, and with
-    `KL(p || p_-i) = E_p[r_i] / tau + log sum_j c_j` the payment. Where that difference would lose digits, and where
-    exponentials would overflow, a row is computed from sums that never contained the agent instead, its KL term by
-    term.
+    `KL(p || p_-i) = E_p[r_i] / tau + log sum_j c_j` the payment. Where that difference would lose digits the KL is
+    summed term by term, and where exponentials would overflow a row comes from sums that never contained the agent.
 
     Args:
         rewards: (N, M), finite.
-        log_weights: (M,), finite.
+        log_weights: (M,), finite or `-inf`.
         tau: above 0.
         log_p: (M,), the law with everybody.
+    """
+    low, high = rewards.min(axis=1), rewards.max(axis=1)
+    spread = (high - low) / tau
+    law = _Law(log_p)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
+        laws, kl, gain, faint = _divide_out(rewards, tau, law, low, high)
+        wide = (spread > _WIDE) | ~np.isfinite(gain)
+        _term_by_term(rewards, tau, law, np.flatnonzero(faint & ~wide), (laws, kl, gain))
+        if wide.any():
+            _from_others(rewards, log_weights, tau, law, wide, (laws, kl, gain))
+    idle = spread == 0.0
+    kl[idle], laws[idle], gain[idle] = 0.0, law.p, 0.0
+    return LeaveOneOut(
+        laws=laws,
+        expected=np.minimum(tau * kl, high - low),
+        contributions=np.maximum(rewards[:, law.mode] - tau * gain, low),
+        pull=tau * gain,
+    )
 
-    Returns:
-        Counterfactual laws (N, M); expected payments T (N,) in money; contributions U (N,) in money.
+
+class _Law:
+    """The law with everybody, and its sums without the mode: they keep digits where p is nearly one candidate."""
+
+    def __init__(self, log_p: FloatArray) -> None:
+        self.log_p = log_p
+        self.p = np.exp(log_p)
+        self.mode = int(np.argmax(log_p))
+        self.elsewhere = np.ones(len(log_p))
+        self.elsewhere[self.mode] = 0.0
+        self.p_elsewhere = self.p * self.elsewhere
+        self.rest = self.p_elsewhere.sum()
+
+
+def _divide_out(
+    rewards: FloatArray, tau: float, law: _Law, low: FloatArray, high: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray, npt.NDArray[np.bool_]]:
+    """Return laws, KL, `gain = log(p / p_-i)` at the mode, and where the KL lost digits: each report divided out of p.
+
+    Rows that overflow are not finite.
     """
     n, m = rewards.shape
-    laws, mean, masses = np.empty((n, m)), np.empty(n), np.empty(n)
-    low, high = rewards.min(axis=1), rewards.max(axis=1)
+    laws, mean, masses, growth = np.empty((n, m)), np.empty(n), np.empty(n), np.empty(n)
+    spread = (high - low) / tau
+    gentle, reach = bool(spread.max(initial=0.0) <= _GENTLE), spread[spread <= _WIDE].max(initial=100.0)
     # a constant in a report changes no law and no payment, but costs digits: a large one is taken out
-    constant = np.where(np.maximum(np.abs(low), np.abs(high)) > 2.0 * (high - low), low, 0.0)
-    shifted = bool(constant.any())
-    p = np.exp(log_p)
-    mode = int(np.argmax(p))
-    elsewhere = np.ones(m)  # sums over all candidates but the mode keep their digits where p is nearly one candidate
-    elsewhere[mode] = 0.0
-    p_elsewhere = p * elsewhere
-    rest = p_elsewhere.sum()
-    at_mode = (rewards[:, mode] - constant) / tau
-    size = max(1, min(n, _BLOCK // m))
-    buffer = np.empty((size, m))  # reused by every block
-    with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
-        for start in range(0, n, size):
-            block = rewards[start : start + size]
-            rows = slice(start, start + len(block))
-            if shifted:
-                block = block - constant[rows, None]
-            a = np.multiply(block, -1.0 / tau, out=buffer[: len(block)])
-            np.matmul(a, p_elsewhere, out=mean[rows])
-            a += log_p
-            np.exp(a, out=a)
-            mass = np.matmul(a, elsewhere, out=masses[rows])
-            np.multiply(a, (1.0 / (mass + a[:, mode]))[:, None], out=laws[rows])
-        growth = masses * np.exp(at_mode) - rest  # E_p[exp((r_mode - r) / tau)] - 1
-        # log sum_j c_j with the report set to 0 at the mode
-        gain = np.where(growth > -0.5, np.log1p(growth), np.log(masses + p[mode] * np.exp(-at_mode)) + at_mode)  # noqa: PLR2004
-        kl = gain - (mean + at_mode * rest)
-        spread = high / tau - low / tau
-        reach = np.maximum(np.abs(high - constant), np.abs(low - constant)) / tau
-        near = reach <= _WIDE
-        faint = np.flatnonzero(near & ~(kl > _FAINT * rest * (1.0 + spread)))
-    for start in range(0, len(faint), size):
-        few = faint[start : start + size]
-        own = (rewards[few] - rewards[few, mode, None]) / tau
-        gain[few] = np.log1p(np.expm1(-own) @ p)
-        kl[few] = _divergence(p, own + gain[few, None], laws[few])
-    utility = constant + tau * (at_mode - gain)
-    _from_others(rewards, log_weights, tau, log_p, ~near, (laws, kl, utility))
-    idle = spread == 0.0
-    kl[idle], laws[idle], utility[idle] = 0.0, p, low[idle]
-    return laws, np.minimum(tau * kl, high - low), np.maximum(utility, low)
+    large = np.maximum(np.abs(low), np.abs(high)) > np.minimum(2.0 * (high - low), 100.0 * tau)
+    zero = np.where(gentle | large, rewards[:, law.mode], 0.0)
+    shifted, deep = bool(zero.any()), bool(law.log_p.min() - reach < _DEEP)
+    buffer = np.empty((min(n, _rows(m)), m))  # reused by every block
+    for rows in _blocks(n, m):
+        block = rewards[rows] - zero[rows, None] if shifted else rewards[rows]
+        c = np.multiply(block, -1.0 / tau, out=buffer[: len(block)])
+        mean[rows] = _dot(c, law.p_elsewhere)
+        if gentle:
+            np.expm1(c, out=c)
+            growth[rows] = _dot(c, law.p_elsewhere)
+            c += 1.0
+            c *= law.p
+        else:
+            c += law.log_p
+            _exp(c, deep=deep)
+        masses[rows] = _dot(c, law.elsewhere)
+        np.multiply(c, (1.0 / (masses[rows] + c[:, law.mode]))[:, None], out=laws[rows])
+    at_mode = (rewards[:, law.mode] - zero) / tau
+    if not gentle:  # E_p[exp((r_mode - r) / tau)] - 1
+        growth = masses * np.exp(at_mode) - law.rest
+    # log sum_j c_j with the report set to 0 at the mode
+    absolute = np.log(masses + law.p[law.mode] * np.exp(-at_mode)) + at_mode
+    gain = np.where(growth > -0.5, np.log1p(growth), absolute)  # noqa: PLR2004
+    kl = gain - (mean + at_mode * law.rest)
+    rounding = spread if gentle else 1.0 + spread - np.log(law.rest)  # of a term of either sum, in its last digits
+    return laws, kl, gain, kl < _FAINT * law.rest * rounding
+
+
+def _term_by_term(
+    rewards: FloatArray,
+    tau: float,
+    law: _Law,
+    chosen: npt.NDArray[np.intp],
+    out: tuple[FloatArray, FloatArray, FloatArray],
+) -> None:
+    """Overwrite KL and gain of rows: `KL = log1p(E_p[exp(-y) - 1 + y])` for `y = (r_i - E_p[r_i]) / tau`."""
+    laws, kl, gain = out
+    for rows in _blocks(len(chosen), rewards.shape[1]):
+        few = chosen[rows]
+        y = rewards[few]
+        y -= rewards[few, law.mode, None]
+        y /= tau
+        drift = _dot(y, law.p)
+        y -= drift[:, None]
+        grown = laws[few] * np.exp(kl[few, None]) if y.min() < -1.0 else None
+        kl[few] = np.log1p(_excess(law.p, y, grown))
+        gain[few] = kl[few] - drift
+
+
+def _rows(m: int) -> int:
+    return max(1, _BLOCK // m)
+
+
+def _blocks(n: int, m: int) -> Iterator[slice]:
+    return (slice(start, start + _rows(m)) for start in range(0, n, _rows(m)))
+
+
+def _dot(matrix: FloatArray, column: FloatArray) -> FloatArray:
+    """Return `matrix @ column`, row by row: BLAS would wait for a second thread, which costs more than it brings."""
+    return np.asarray(np.matmul(matrix[:, None, :], column)[:, 0])
+
+
+def _exp(values: FloatArray, *, deep: bool) -> None:
+    """Replace values by their exponentials; `deep` where some may be below -707, whose exponentials are then 0."""
+    if deep:
+        np.maximum(values, _DEEP, out=values)
+    np.exp(values, out=values)
+    if deep:
+        values -= np.exp(_DEEP)
 
 
 def _from_others(
     rewards: FloatArray,
     log_weights: FloatArray,
     tau: float,
-    log_p: FloatArray,
-    chosen: "np.ndarray[tuple[int], np.dtype[np.bool_]]",
+    law: _Law,
+    chosen: npt.NDArray[np.bool_],
     out: tuple[FloatArray, FloatArray, FloatArray],
 ) -> None:
-    """Overwrite the rows `chosen` of `out` from sums over the other agents, in log space."""
-    if not chosen.any():
-        return
-    laws, kl, utility = out
-    p = np.exp(log_p)
-    mode = int(np.argmax(log_p))
+    """Overwrite the rows `chosen` of laws, KL and gain from sums over the other agents, in log space."""
+    laws, kl, gain = out
+    mode = law.mode
+    weights = log_weights - log_weights[mode]
     starts = range(0, len(rewards), _OTHERS)
     sums = np.stack([(rewards[k : k + _OTHERS] - rewards[k : k + _OTHERS, mode, None]).sum(axis=0) for k in starts])
     after = np.zeros_like(sums)  # of the blocks after each block
@@ -114,41 +200,47 @@ def _from_others(
         if rows.size:
             block = rewards[start : start + _OTHERS]
             block = block - block[:, mode, None]  # 0 at the mode, so that its terms keep their digits
-            own = block[rows] / tau
-            others = (1.0 - np.eye(len(block)))[rows] @ block
-            log_q = log_softmax(log_weights - log_weights[mode] + (others + (before + after[k])) / tau)
-            gain = _log_sum_exp(own + log_q)
+            c = (1.0 - np.eye(len(block)))[rows] @ block
+            c += before + after[k]
+            c /= tau
+            c += weights
+            top = c.max(axis=1)
+            c -= top[:, None]
+            _exp(c, deep=True)
+            total = c.sum(axis=1)
+            c /= total[:, None]
+            d = block[rows] / tau
             rows += start
-            laws[rows] = np.exp(log_q)
-            kl[rows] = _divergence(p, own - gain[:, None], laws[rows])
-            utility[rows] = rewards[rows, mode] + tau * gain
+            laws[rows], gain[rows] = c, law.log_p[mode] + top + np.log(total)
+            d += gain[rows, None]
+            kl[rows] = _excess(law.p, d, c)
         before = before + sums[k]
 
 
-def _log_sum_exp(values: FloatArray) -> FloatArray:
-    top = values.max(axis=-1, keepdims=True)
-    return np.asarray(top[..., 0] + np.log(np.exp(values - top).sum(axis=-1)))
+def _excess(p: FloatArray, y: FloatArray, grown: FloatArray | None) -> FloatArray:
+    """Return `sum_j p_j * (exp(-y_j) - 1 + y_j)`, a sum of non-negative terms, along the last axis.
 
-
-def _divergence(p: FloatArray, d: FloatArray, q: FloatArray) -> FloatArray:
-    """Return `KL(p || q)` for `d = log p - log q`, as a sum of terms `p*d - p + q >= 0` along the last axis.
-
-    The form in q is used only where d < -1: it keeps what p lost to underflow. Nearer to 0 it would cancel, and the
-    form in p does not; there, too, a series takes over before `d + expm1(-d)` cancels.
+    With `y = log p - log q` this is `KL(p || q)`; with `y = x - E_p[x]` it is `E_p[exp(-y)] - 1`.
+    `grown`, which is `p * exp(-y)` from another source, keeps what p lost to underflow; it is used only where y < -1,
+    since nearer to 0 the difference would cancel. None: y is nowhere less than -1.
     """
-    near, far = np.abs(d) < 1e-2, d < -1.0  # noqa: PLR2004
-    x = np.clip(d, -1e-2, 1e-2)
-    terms = x * x * (0.5 - x * (1 / 6 - x * (1 / 24 - x * (1 / 120 - x / 720))))
-    if not near.all():
-        clipped = np.maximum(d, -1.0)
-        terms = np.where(near, terms, clipped + np.expm1(-clipped))
-    terms *= p
-    if far.any():
-        terms = np.where(far, q * (1.0 + (d - 1.0) * np.exp(np.minimum(d, 0.0))), terms)
-    return np.asarray(terms.sum(axis=-1))
+    reach = max(-y.min(), y.max())
+    x = y if reach <= _NEAR else np.clip(y, -_NEAR, _NEAR)
+    needed = [term for k, term in enumerate(_SERIES) if k == 0 or abs(term) * min(reach, _NEAR) ** k > 1e-17]  # noqa: PLR2004
+    terms = needed.pop() * x
+    for term in reversed(needed):
+        terms += term
+        terms *= x
+    terms *= x
+    if reach > _NEAR:
+        clipped = np.maximum(y, -1.0)
+        np.copyto(terms, clipped + np.expm1(-clipped), where=np.abs(y) > _NEAR)
+    if grown is None:
+        return _dot(terms, p)
+    return np.asarray(np.where(y < -1.0, grown - p * (1.0 - y), p * terms).sum(axis=-1))
 
 
-def charge(  # noqa: PLR0913
+def charge(
     rule: PaymentRule,
     rewards: FloatArray,
     *,
@@ -156,11 +248,10 @@ def charge(  # noqa: PLR0913
     noise: FloatArray,
     winner: int,
     tau: float,
-    p: FloatArray,
-    expected: FloatArray,
-    contributions: FloatArray,
+    mode: int,
+    without: LeaveOneOut,
 ) -> FloatArray:
-    """Return what each agent is charged for this draw; over draws every rule has mean `expected`.
+    """Return what each agent is charged for this draw; over draws every rule has mean T.
 
     Args:
         rule: one of `PAYMENT_RULES`.
@@ -169,13 +260,13 @@ def charge(  # noqa: PLR0913
         noise: (M,), the Gumbel noise of the draw.
         winner: the index drawn.
         tau: above 0.
-        p: (M,), the law of the draw.
-        expected: (N,), T.
-        contributions: (N,), U.
+        mode: index of the likeliest candidate.
+        without: what would have happened without each agent.
 
     Raises:
         RewardError: `proportional` with a negative reward.
     """
+    expected = without.expected
     if rule == "expected" or not rewards.size:
         return expected.copy()
     drawn = rewards[:, winner]
@@ -185,14 +276,16 @@ def charge(  # noqa: PLR0913
                 "payment_rule='proportional' needs rewards >= 0, and a report is negative. "
                 "Use 'expected', 'influence' or 'pivot', or shift the report."
             )
-        expected_reward = rewards @ p
-        share = np.divide(expected, expected_reward, out=np.zeros_like(expected), where=expected_reward > 0)
+        value = without.contributions + expected  # E_p[r]
+        share = np.divide(expected, value, out=np.zeros_like(expected), where=value > 0)
         return np.asarray(drawn * np.minimum(share, 1.0))
     if rule == "influence":
-        return np.asarray(drawn - contributions)
+        return np.asarray((drawn - rewards[:, mode]) + without.pull)
     paid = np.empty(len(rewards))
-    gap = (scores - scores[winner]) + (noise - noise[winner])
-    for i, reward in enumerate(rewards):
+    gap = tau * ((scores - scores[winner]) + (noise - noise[winner]))
+    for rows in _blocks(*rewards.shape):
         # what the others lose because the winner is not theirs: max_j (z_j - r_ij) - (z_j* - r_ij*)
-        paid[i] = np.max(tau * gap + (drawn[i] - reward))
+        lost = drawn[rows, None] - rewards[rows]
+        lost += gap
+        paid[rows] = lost.max(axis=1)
     return np.clip(paid, 0.0, drawn - rewards.min(axis=1))

@@ -1,9 +1,12 @@
 """`settle`: from reports and weights to a reply and its payments. The one entry to the mechanism."""
 
+import math
 import secrets
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
+from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +20,7 @@ __all__ = ["LARGEST_REWARD", "Settlement", "check_payment_rule", "check_tau", "s
 
 LARGEST_REWARD = 1e100  # sums and quotients of such numbers stay within float64
 _TAU_RANGE = (1e-100, 1e100)
+_MOST_DRAWS = 2**31
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +67,7 @@ def settle(
     tau: float,
     payment_rule: PaymentRule = "expected",
     owners: Sequence[Hashable] | None = None,
+    draws: npt.ArrayLike | None = None,
     rng: np.random.Generator | None = None,
     seed: int | None = None,
 ) -> Settlement:
@@ -78,11 +83,13 @@ def settle(
         payment_rule: `expected`, `proportional`, `influence` or `pivot`.
         owners: (N,), who pays for each agent; agents of one owner are summed into one report, and the owner's payment
             is shared in proportion to what each would pay alone. None: every agent pays for itself.
+        draws: (M,), how many equal draws each candidate stands for, its log-weight being theirs by log-add-exp. None:
+            one each. Only the diagnostics, which speak of draws, depend on it.
         rng: the source of the draw; excludes `seed`.
         seed: replays a draw. With neither, a fresh seed is taken and kept in the result.
 
     Raises:
-        ConfigurationError: tau, payment rule, owners, rng or seed that no auction can run with.
+        ConfigurationError: tau, payment rule, owners, draws, rng or seed that no auction can run with.
         RewardError: rewards or log-weights of wrong shape, not finite, or negative under `proportional`.
 
     Source: arXiv 2405.05905, sections 4 and 5; `pivot` is the Gumbel form of the same law.
@@ -96,48 +103,38 @@ def settle(
     reports, weights = _check_matrix(rewards, log_weights)
     n, m = reports.shape
     groups = _group(owners, n)
+    counts = _check_draws(draws, m)
     rng, seed = _generator(rng, seed)
 
-    support = np.flatnonzero(weights > -np.inf)
-    whole = len(support) == m
-    reports_in = reports if whole else reports[:, support]
-    lw = weights if whole else weights[support]
-    paying = reports_in if groups is None else _sum_by(groups, reports_in)
-
-    scores = lw + _total(reports_in) / tau
+    dead = np.isneginf(weights)
+    if dead.any():  # what is never drawn copies what can be: its rewards count for nothing
+        reports = reports.take(np.where(dead, np.argmin(dead), np.arange(m)), axis=1)
+    paying = reports if groups is None else _sum_by(groups, reports)
+    total, constant = _total(reports, weights, tau)
+    scores = weights + total / tau
     log_p = log_softmax(scores)
     p = np.exp(log_p)
-    laws, expected, contributions = leave_one_out(paying, lw, tau, log_p)
+    without = leave_one_out(paying, weights, tau, log_p)
     winner, noise = draw(scores, rng)
-    paid = charge(
-        rule,
-        paying,
-        scores=scores,
-        noise=noise,
-        winner=winner,
-        tau=tau,
-        p=p,
-        expected=expected,
-        contributions=contributions,
-    )
+    mode = int(np.argmax(log_p))
+    paid = charge(rule, paying, scores=scores, noise=noise, winner=winner, tau=tau, mode=mode, without=without)
+    laws, expected, contributions = without.laws, without.expected, without.contributions
     if groups is not None:
-        shares = _shares(groups, leave_one_out(reports_in, lw, tau, log_p)[1])
+        shares = _shares(groups, leave_one_out(reports, weights, tau, log_p).expected)
         laws = laws[groups]
         expected, paid = expected[groups] * shares, paid[groups] * shares
-        contributions = reports_in @ p - expected
-    if not whole:
-        p, laws = _scatter(p, support, m), _scatter(laws, support, m)
+        contributions = np.einsum("ij,j->i", reports, p) - expected
     for array in (p, laws, expected, paid, contributions):
         array.setflags(write=False)
     return Settlement(
         probabilities=p,
         counterfactuals=laws,
-        winner=int(support[winner]),
+        winner=winner,
         expected_payments=expected,
         payments=paid,
         contributions=contributions,
         revenue=float(paid.sum()),
-        diagnostics=diagnose(weights, p),
+        diagnostics=diagnose(weights, p, scores, counts, tau=tau, constant=constant),
         tau=tau,
         payment_rule=rule,
         seed=seed,
@@ -147,10 +144,13 @@ def settle(
 def check_tau(tau: float) -> float:
     """Return tau as a float, or raise `ConfigurationError`."""
     try:
-        value = float(tau)
+        number = _numbers(tau)
+        value = math.nan if number.ndim else number.item()
     except (TypeError, ValueError):
-        value = float("nan")
-    if isinstance(tau, bool | str) or not _TAU_RANGE[0] <= value <= _TAU_RANGE[1]:
+        value = math.nan
+    except OverflowError:
+        value = tau = math.inf
+    if not _TAU_RANGE[0] <= value <= _TAU_RANGE[1]:
         raise ConfigurationError(
             f"tau is {tau!r}; it must be a finite number above 0 (within 1e-100..1e100). "
             "Small tau: the agents decide; large tau: the reference model does."
@@ -160,22 +160,20 @@ def check_tau(tau: float) -> float:
 
 def check_payment_rule(rule: str) -> PaymentRule:
     """Return the payment rule, or raise `ConfigurationError`."""
-    for known in PAYMENT_RULES:
-        if rule == known:
-            return known
+    if isinstance(rule, str):
+        for known in PAYMENT_RULES:
+            if rule == known:
+                return known
     raise ConfigurationError(f"payment_rule is {rule!r}; choose one of {', '.join(map(repr, PAYMENT_RULES))}.")
 
 
 def _check_matrix(rewards: npt.ArrayLike, log_weights: npt.ArrayLike | None) -> tuple[FloatArray, FloatArray]:
-    no_matrix = "rewards must be a matrix of numbers, one row per agent, one column per candidate."
     try:
-        given = np.asarray(rewards)
-        nonsense = given.dtype.kind in "bSUc" or (given.dtype == object and _has_nonsense(given))
-        reports = np.empty((0, 1)) if nonsense else np.ascontiguousarray(given, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise RewardError(no_matrix) from error
-    if nonsense:
-        raise RewardError(no_matrix)
+        reports = _numbers(rewards)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RewardError(
+            "rewards must be a matrix of numbers of at most 1e100 in size, one row per agent, one column per candidate."
+        ) from error
     if reports.ndim != 2:  # noqa: PLR2004
         raise RewardError(
             f"rewards have shape {reports.shape}; they must have shape (agents, candidates). "
@@ -189,16 +187,22 @@ def _check_matrix(rewards: npt.ArrayLike, log_weights: npt.ArrayLike | None) -> 
     return reports, weights
 
 
-def _has_nonsense(values: npt.NDArray[np.object_]) -> bool:
-    return any(value is None or isinstance(value, bool | str | bytes) for value in values.flat)
+def _numbers(values: npt.ArrayLike) -> FloatArray:
+    """Return values as float64, or raise: NumPy would take flags, texts and dates for numbers, too."""
+    given = np.asarray(values) if hasattr(values, "__array__") else np.asarray(values, dtype=object)
+    if given.dtype == object:
+        for kind in set(map(type, given.flat)):
+            if not issubclass(kind, Real | Decimal) or issubclass(kind, bool | np.timedelta64):
+                raise TypeError(f"{kind.__name__} is not a number")
+    elif given.dtype.kind not in "iuf":
+        raise TypeError(f"{given.dtype} is not a type of numbers")
+    return np.asarray(given, dtype=np.float64, order="C")
 
 
 def _check_finite(reports: FloatArray) -> None:
-    if np.vdot(reports, reports) <= LARGEST_REWARD**2:  # one pass; false for nan
+    if reports.min(initial=0.0) >= -LARGEST_REWARD and reports.max(initial=0.0) <= LARGEST_REWARD:  # false for nan
         return
     refused = np.argwhere(~(np.abs(reports) <= LARGEST_REWARD))
-    if not len(refused):
-        return
     i, j = refused[0]
     raise RewardError(
         f"Agent {i} reported {reports[i, j]} for candidate {j}; rewards must be finite and at most 1e100 in size."
@@ -207,8 +211,8 @@ def _check_finite(reports: FloatArray) -> None:
 
 def _check_weights(log_weights: npt.ArrayLike, m: int) -> FloatArray:
     try:
-        weights = np.asarray(log_weights, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        weights = _numbers(log_weights)
+    except (TypeError, ValueError, OverflowError) as error:
         raise RewardError("log_weights must be numbers, one per candidate.") from error
     if weights.shape != (m,):
         raise RewardError(f"log_weights have shape {weights.shape}; with {m} candidates they must have shape ({m},).")
@@ -222,17 +226,34 @@ def _check_weights(log_weights: npt.ArrayLike, m: int) -> FloatArray:
 def _group(owners: Sequence[Hashable] | None, n: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]] | None":
     if owners is None:
         return None
-    if len(owners) != n:
-        raise ConfigurationError(f"owners has {len(owners)} entries for {n} agents; give one owner per agent.")
     index: dict[Hashable, int] = {}
-    groups = np.array([index.setdefault(owner, len(index)) for owner in owners], dtype=np.int64)
+    try:
+        groups = np.array([index.setdefault(owner, len(index)) for owner in owners], dtype=np.int64)
+    except TypeError as error:
+        raise ConfigurationError(f"owners is {owners!r}; give a list of names, one per agent.") from error
+    if isinstance(owners, str) or len(groups) != n:
+        raise ConfigurationError(f"owners has {len(groups)} entries for {n} agents; give one owner per agent.")
     return None if len(index) == n else groups
+
+
+def _check_draws(draws: npt.ArrayLike | None, m: int) -> npt.NDArray[np.int64] | None:
+    if draws is None:
+        return None
+    try:
+        counts = _numbers(draws)
+    except (TypeError, ValueError, OverflowError):
+        counts = np.empty(0)
+    if counts.shape != (m,) or not np.all((counts >= 1) & (counts <= _MOST_DRAWS) & (counts == np.floor(counts))):
+        raise ConfigurationError(f"draws is {draws!r}; with {m} candidates give {m} whole numbers of at least 1.")
+    return counts.astype(np.int64)
 
 
 def _generator(rng: np.random.Generator | None, seed: int | None) -> tuple[np.random.Generator, int | None]:
     if rng is not None:
         if seed is not None:
             raise ConfigurationError("Give rng or seed, not both.")
+        if not isinstance(rng, np.random.Generator):
+            raise ConfigurationError(f"rng is {rng!r}; give a NumPy Generator, or the number as seed.")
         return rng, None
     if seed is None:
         seed = secrets.randbits(53)
@@ -248,21 +269,16 @@ def _sum_by(groups: npt.NDArray[np.int64], reports: FloatArray) -> FloatArray:
     return totals
 
 
-def _total(reports: FloatArray) -> FloatArray:
-    """Return the summed report (M,) up to a constant, without the digits that large constants would cost."""
-    total = np.ones(len(reports)) @ reports
+def _total(reports: FloatArray, weights: FloatArray, tau: float) -> tuple[FloatArray, float]:
+    """Return the summed report (M,) less a constant, and that constant: large ones would cost digits."""
+    total, constant = reports.sum(axis=0), 0.0
     if np.abs(reports[:, 0]).sum() > 32.0 * np.ptp(total):
-        total = (reports - reports[:, :1]).sum(axis=0)
-    return np.asarray(total)
+        total, constant = (reports - reports[:, :1]).sum(axis=0), float(reports[:, 0].sum())
+    best = total[np.argmax(weights + total / tau)]
+    return np.asarray(total - best), float(constant + best)
 
 
 def _shares(groups: npt.NDArray[np.int64], alone: FloatArray) -> FloatArray:
     totals = np.bincount(groups, weights=alone)[groups]
     equal = 1.0 / np.bincount(groups)[groups]
     return np.asarray(np.divide(alone, totals, out=equal, where=totals > 0))
-
-
-def _scatter(values: FloatArray, support: npt.NDArray[np.int64], m: int) -> FloatArray:
-    full = np.zeros((*values.shape[:-1], m))
-    full[..., support] = values
-    return full

@@ -1,27 +1,44 @@
 """A chat model small enough to enumerate."""
 
 import secrets
+from collections.abc import Mapping, Sequence
 from itertools import pairwise, product
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
+
+from llm_auction_chain.errors import ConfigurationError
 
 __all__ = ["MarkovChatModel"]
+
+Prompt = Sequence[BaseMessage]
+FloatArray = npt.NDArray[np.float64]
+
+_ROUNDING = 1e-9  # by which a law may miss 1
 
 
 class MarkovChatModel(BaseChatModel):
     """Replies are words of a Markov chain: `log pi(y) = log start[y_1] + sum_t log transition[y_t-1, y_t]`.
 
+    It reads its prompt by `tilts`: a phrase that the prompt contains adds `tilts[phrase]` to the logits of every token.
+    So it can be told about agents, draw under conditions of several prompts, and say how likely any reply is.
+
     Attributes:
-        vocabulary: K one-character tokens.
-        start: (K,), the law of the first token.
-        transition: (K, K), each row the law of the next token.
-        length: tokens of a reply: K**length replies in all.
+        vocabulary: K one-character tokens, all different.
+        start: (K,), the law of the first token; 0 for one that is impossible under every prompt.
+        transition: (K, K), each row the law of the next token, 0 as in `start`.
+        length: tokens of a reply, at least 1: K**length replies in all.
+        tilts: phrase to (K,), finite, nats.
+
+    Raises:
+        ConfigurationError: a setting that is no Markov chain; the message names the field.
 
     >>> replies = MarkovChatModel().enumerate()
     >>> len(replies), round(float(np.exp(list(replies.values())).sum()), 12)
@@ -34,15 +51,87 @@ class MarkovChatModel(BaseChatModel):
     start: tuple[float, ...] = (0.5, 0.2, 0.3)
     transition: tuple[tuple[float, ...], ...] = ((0.6, 0.1, 0.3), (0.2, 0.5, 0.3), (0.4, 0.2, 0.4))
     length: int = 2
+    tilts: Mapping[str, tuple[float, ...]] = {}
 
-    def enumerate(self) -> dict[str, float]:
-        """Return every reply with its log-probability in nats."""
-        first, following = np.log(self.start), np.log(self.transition)
+    @model_validator(mode="wrap")
+    @classmethod
+    def _speak_our_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            model = handler(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ConfigurationError(f"{where} is {first['input']!r}: {first['msg']}.") from error
+        model._check_chain()  # noqa: SLF001 - its own
+        return model
+
+    def _check_chain(self) -> None:
+        k = len(self.vocabulary)
+        if k < 1 or len(set(self.vocabulary)) < k:
+            raise ConfigurationError(f"vocabulary is {self.vocabulary!r}; give at least one character, each once.")
+        if self.length < 1:
+            raise ConfigurationError(f"length is {self.length}; it must be at least 1.")
+        if len(self.transition) != k:
+            raise ConfigurationError(f"transition has {len(self.transition)} rows; it needs {k}, one per token.")
+        _check_law("start", self.start, k)
+        for token, row in zip(self.vocabulary, self.transition, strict=True):
+            _check_law(f"transition after {token!r}", row, k)
+        for phrase, tilt in self.tilts.items():
+            if len(tilt) != k or not np.all(np.isfinite(tilt)):
+                raise ConfigurationError(
+                    f"The tilt of {phrase!r} is {tilt}; it needs {k} finite numbers, one per token, in nats."
+                )
+
+    def enumerate(self, prompts: Sequence[Prompt] = ((),), powers: Sequence[float] = (1.0,)) -> dict[str, float]:
+        """Return every reply with its log-probability in nats.
+
+        Tokens follow `prod_k pi(token | prompts[k]) ** powers[k]`; by default the model under an empty prompt.
+        """
+        first, following = self.laws(prompts, powers)
         replies = {}
         for tokens in product(range(len(self.vocabulary)), repeat=self.length):
             steps = sum(following[a, b] for a, b in pairwise(tokens))
             replies["".join(self.vocabulary[token] for token in tokens)] = float(first[tokens[0]] + steps)
         return replies
+
+    def laws(
+        self, prompts: Sequence[Prompt] = ((),), powers: Sequence[float] = (1.0,)
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return the log-laws of the first token (K,) and of the next one (K, K), nats, as `enumerate` uses them.
+
+        What is impossible is so under every prompt, and stays so under every power, 0 and negative ones too.
+        """
+        chances = np.array([self.start, *self.transition])
+        plain = np.full_like(chances, -np.inf)
+        np.log(chances, out=plain, where=chances > 0)
+        combined = np.where(chances > 0, 0.0, -np.inf)
+        for prompt, power in zip(prompts, powers, strict=True):
+            text = "\n".join(message.text for message in prompt)
+            tilt = sum((np.asarray(tilt) for phrase, tilt in self.tilts.items() if phrase in text), np.zeros(1))
+            law = _log_softmax(plain + tilt)
+            combined += power * np.where(chances > 0, law, 0.0)
+        combined = _log_softmax(combined)
+        return combined[0], combined[1:]
+
+    def score(self, prompt: Prompt, replies: Sequence[AIMessage]) -> list[float]:
+        """Return `log pi(reply | prompt)`, nats; `-inf` for what is no reply of this model."""
+        return self.score_conditions([((prompt,), (1.0,))], replies)[0]
+
+    def score_conditions(
+        self, conditions: Sequence[tuple[Sequence[Prompt], Sequence[float]]], replies: Sequence[AIMessage]
+    ) -> list[list[float]]:
+        """Return `log pi_c(reply)` (C, M), nats, for conditions of (prompts, powers)."""
+        scores = []
+        for condition in conditions:
+            laws = self.laws(*condition)
+            scores.append([self._log_prob(str(reply.text), *laws) for reply in replies])
+        return scores
+
+    def _log_prob(self, text: str, first: FloatArray, following: FloatArray) -> float:
+        tokens = [self.vocabulary.find(letter) for letter in text]
+        if len(tokens) != self.length or min(tokens) < 0:
+            return -np.inf
+        return float(first[tokens[0]] + sum(following[a, b] for a, b in pairwise(tokens)))
 
     def _generate(
         self,
@@ -52,25 +141,61 @@ class MarkovChatModel(BaseChatModel):
         *,
         n: int = 1,
         seed: int | None = None,
+        logprobs: bool = False,
+        conditions: Sequence[tuple[Sequence[Prompt], Sequence[float], int]] | None = None,
         **kwargs: Any,  # noqa: ARG002
     ) -> ChatResult:
         rng = np.random.default_rng(secrets.randbits(53) if seed is None else seed)
-        replies = self.enumerate()
-        texts = list(replies)
-        law = np.exp(list(replies.values()))
-        drawn = rng.choice(len(texts), size=n, p=law / law.sum())
-        read, written = len(messages), n * self.length
+        wanted = [((messages,), (1.0,), n)] if conditions is None else conditions
+        drawn = [row for prompts, powers, count in wanted for row in self._draw(prompts, powers, count, rng)]
+        read, written = sum(len(prompt) for prompts, _, _ in wanted for prompt in prompts), len(drawn) * self.length
+        usage = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
         generations = []
-        for k, index in enumerate(drawn):
-            usage = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
+        for k, (tokens, values) in enumerate(drawn):
+            metadata: dict[str, Any] = {"model_name": "markov", "finish_reason": "stop"}
+            if logprobs:
+                metadata["logprobs"] = {
+                    "token_ids": tokens,
+                    "token_logprobs": values,
+                    "basis": "sampler",
+                    "complete": True,
+                }
             message = AIMessage(
-                content=texts[index],
-                response_metadata={"model_name": "markov", "finish_reason": "stop"},
+                content="".join(self.vocabulary[token] for token in tokens),
+                response_metadata=metadata,
                 usage_metadata=usage if k == 0 else None,
             )
             generations.append(ChatGeneration(message=message))
         return ChatResult(generations=generations)
 
+    def _draw(
+        self, prompts: Sequence[Prompt], powers: Sequence[float], n: int, rng: np.random.Generator
+    ) -> list[tuple[list[int], list[float]]]:
+        """Return n replies: their tokens and the tokens' log-probabilities."""
+        first, following = self.laws(prompts, powers)
+        drawn = []
+        for _ in range(n):
+            tokens: list[int] = []
+            values: list[float] = []
+            for _ in range(self.length):
+                law = following[tokens[-1]] if tokens else first
+                tokens.append(int(rng.choice(len(law), p=np.exp(law))))
+                values.append(float(law[tokens[-1]]))
+            drawn.append((tokens, values))
+        return drawn
+
     @property
     def _llm_type(self) -> str:
         return "markov"
+
+
+def _log_softmax(logits: FloatArray) -> FloatArray:
+    return np.asarray(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
+
+
+def _check_law(name: str, law: Sequence[float], k: int) -> None:
+    if len(law) != k:
+        raise ConfigurationError(f"{name} has {len(law)} entries; it needs {k}, one per token.")
+    total = float(np.sum(law))
+    if not min(law) >= 0 or not abs(total - 1.0) <= _ROUNDING:
+        raise ConfigurationError(f"{name} is {tuple(law)}; probabilities are at least 0 and sum to 1, not {total:g}.")

@@ -1,5 +1,6 @@
 """AuctionRunnable: every call style, every input, every failure."""
 
+import itertools
 import json
 import math
 from decimal import Decimal
@@ -10,15 +11,16 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import ConfigurableField, RunnableLambda
 
 from llm_auction_chain import (
     Agent,
     Auction,
     AuctionRunnable,
+    AuctionWarning,
     CandidatesError,
     ConfigurationError,
     PromptError,
@@ -55,10 +57,11 @@ def likes(letter, value=1.0):
     return lambda prompt, reply: value * reply.text.count(letter)
 
 
+WORDS = MarkovChatModel(length=9)  # so many replies that four draws differ
+
+
 def auction(model=None, agents=(), **settings):
-    return AuctionRunnable(
-        model=model or MarkovChatModel(), agents=agents, **{"n_candidates": 4, "seed": 7, **settings}
-    )
+    return AuctionRunnable(model=model or WORDS, agents=agents, **{"n_candidates": 4, "seed": 7, **settings})
 
 
 TWO = [Agent("B", likes("b", 2.0)), Agent("C", likes("c"), owner="c-group")]
@@ -122,13 +125,15 @@ async def test_async_sources_of_agents_are_awaited():
     lambda model: model,
     lambda model: model.bind(stop=["x"]),
     lambda model: model.with_retry(),
-    lambda model: model.with_fallbacks([MarkovChatModel()]),
+    lambda model: model.with_fallbacks([WORDS]),
+    lambda model: model.configurable_alternatives(ConfigurableField(id="llm"), other=Scripted()),
+    lambda model: model.with_retry().bind(stop=["x"]).with_config(tags=["mine"]),
     lambda model: model.with_config(tags=["mine"]),
 ])  # fmt: skip
 def test_any_runnable_chat_model_fits(wrap):
-    for model in (Scripted(), MarkovChatModel()):
+    for model in (Scripted(), WORDS):
         result = auction(wrap(model), TWO).run("x")
-        assert len(result.candidates) == 4
+        assert result.draws == result.distinct_replies == 4
 
 
 def test_usage_is_the_sum_of_all_hidden_calls():
@@ -180,7 +185,9 @@ def test_a_global_cache_does_not_make_the_candidates_one():
     {"tau": 0}, {"tau": -1.0}, {"tau": math.nan}, {"tau": math.inf}, {"tau": "soft"},
     {"n_candidates": 0}, {"n_candidates": "many"}, {"min_candidates": 0}, {"min_candidates": 5},
     {"payment_rule": "free"}, {"on_agent_error": "ignore"}, {"agents": [Agent("A", len), Agent("A", len)]},
-    {"agents": ["A"]}, {"agents": 3}, {"unknown": 1}, {"model": "gpt"},
+    {"agents": ["A"]}, {"agents": 3}, {"unknown": 1}, {"model": "gpt"}, {"seed": -1}, {"seed": True}, {"tau": True},
+    {"n_candidates": True}, {"proposal": "context"}, {"scorer": 3}, {"min_ess": 0}, {"min_ess": 17.0},
+    {"min_ess": 2.0, "max_candidates": 3}, {"max_candidates": 8}, {"min_ess": 5.0, "max_candidates": 4},
 ])  # fmt: skip
 def test_settings_no_auction_can_run_with_are_refused(settings):
     with pytest.raises(ConfigurationError):
@@ -207,7 +214,10 @@ def test_a_bad_seed_is_refused(seed):
         Auction(model=MarkovChatModel()).run([HumanMessage("x")], [], seed=seed)
 
 
-@pytest.mark.parametrize("given", ["", [], [HumanMessage("")], 3])
+@pytest.mark.parametrize("given", [
+    "", "  \n", [], [HumanMessage("")], [HumanMessage([{"type": "text", "text": " "}])],
+    [SystemMessage("Be brief."), HumanMessage("")], [("nobody", "x")], [3], 3,
+])  # fmt: skip
 def test_an_empty_prompt_is_refused(given):
     with pytest.raises(PromptError):
         auction(agents=TWO).invoke(given)
@@ -339,7 +349,7 @@ async def test_progress_counts_candidates_and_agents():
 
 def test_inner_messages_are_never_mutated():
     message = AIMessage("one")
-    reply = auction(GenericFakeChatModel(messages=iter([message] * 4)), TWO).invoke("x")
+    reply = auction(GenericFakeChatModel(messages=iter([message, AIMessage("two"), message, message])), TWO).invoke("x")
     assert "auction" in reply.response_metadata
     assert "auction" not in message.response_metadata
 
@@ -359,3 +369,99 @@ def test_mentions_are_whole_words_in_any_case():
                 {"phrases": ["a"], "at_most": 0}):  # fmt: skip
         with pytest.raises(ConfigurationError):
             MentionReward(**bad)
+
+
+async def test_a_model_that_a_reward_or_a_directory_calls_is_hidden_from_streams_too():
+    """What carries the tag `nostream` is left out of LangGraph's message streams."""
+    judge = GenericFakeChatModel(messages=itertools.cycle([AIMessage("3")]))
+
+    def judged(prompt, reply):
+        return float(judge.invoke(prompt).text)
+
+    async def ajudged(prompt, reply):
+        return float((await judge.ainvoke(prompt)).text)
+
+    def directory(given):
+        judge.invoke(given)
+        return [
+            Agent("plain", judged),
+            Agent("async", ajudged),
+            Agent("runnable", RunnableLambda(lambda pair: judged(**pair))),
+        ]
+
+    for source in (directory, RunnableLambda(directory)):
+        for call in ("sync", "async"):
+            tracer = Tracer()
+            runnable = auction(Scripted(), source)
+            result = (
+                runnable.run("x", {"callbacks": [tracer]})
+                if call == "sync"
+                else await runnable.arun("x", {"callbacks": [tracer]})
+            )
+            assert {report.status for report in result.reports} == {"reported"}
+            assert len(tracer.models) == 4 + 1 + 3 * 4
+            assert all("nostream" in tags for _, tags in tracer.models)
+
+
+def test_agents_may_come_from_a_generator():
+    runnable = auction(agents=(agent for agent in TWO))
+    assert len(runnable.run("x").agents) == len(runnable.run("x").agents) == 2
+
+
+def test_an_async_source_of_agents_needs_an_async_call():
+    async def source(given):
+        return TWO
+
+    with pytest.raises(ConfigurationError, match="ainvoke"):
+        auction(agents=source).invoke("x")
+
+
+def test_a_call_may_bring_its_own_seed_and_nothing_else_of_the_auctions():
+    assert auction(agents=TWO).run("x", seed=3).seed == 3
+    with pytest.raises(ConfigurationError, match="n: the auction"):
+        auction(agents=TWO).invoke("x", n=2)
+
+
+def test_a_seed_reaches_a_model_of_ours_through_its_wrappers():
+    for wrapped in (WORDS.bind(stop=["x"]), WORDS.with_retry(), WORDS.with_config(tags=["a"]).with_retry()):
+        texts = [[c.message.text for c in auction(wrapped, TWO).run("x").candidates] for _ in range(2)]
+        assert texts[0] == texts[1] == [c.message.text for c in auction(agents=TWO).run("x").candidates]
+
+
+class Flaky(MarkovChatModel):
+    length: int = 9
+    failed: list = []  # noqa: RUF012 - pydantic copies it
+
+    def _generate(self, *args, **kwargs):
+        if not self.failed:
+            self.failed.append(1)
+            raise ConnectionError("once")
+        return super()._generate(*args, **kwargs)
+
+
+async def test_retries_around_a_batched_model_still_retry():
+    assert auction(Flaky().with_retry(wait_exponential_jitter=False), TWO).run("x").draws == 4
+    result = await auction(Flaky().with_retry(wait_exponential_jitter=False), TWO).arun("x")
+    assert (result.draws, result.failures) == (4, ())
+
+
+def test_draws_that_are_all_the_same_are_warned_about():
+    model = GenericFakeChatModel(messages=itertools.cycle([AIMessage("always")]))
+    with pytest.warns(AuctionWarning, match="temperature"):
+        result = auction(model, TWO).run("x")
+    assert result.reply.response_metadata["auction"]["warnings"] == list(result.warnings)
+    assert (result.draws, result.distinct_replies) == (4, 1)
+
+
+def test_equal_replies_are_shown_to_agents_once():
+    seen = []
+
+    class Watches:
+        def score(self, prompt, replies):
+            seen.append([reply.text for reply in replies])
+            return [1.0] * len(replies)
+
+    result = auction(MarkovChatModel(length=1), [Agent("W", Watches())], n_candidates=16).run("x")
+    assert sorted(seen[0]) == ["a", "b", "c"]
+    assert (result.draws, result.distinct_replies) == (16, 3)
+    assert result.settlement.diagnostics.ess_weights == pytest.approx(16)

@@ -137,7 +137,47 @@ def test_a_bad_setting_is_named(chat, name, value):
         chat.invoke(HELLO, **{name: value})
 
 
+@pytest.mark.parametrize(("name", "value"), [
+    ("temperature", "hot"), ("top_p", "most"), ("max_tokens", "x"), ("max_tokens", 2.5), ("top_k", []), ("seed", "s"),
+    ("stop", 5),
+])  # fmt: skip
+def test_a_setting_of_the_wrong_type_is_named(chat, name, value):
+    with pytest.raises(ConfigurationError, match=f"^{name}="):
+        ChatTransformers(**{name: value})
+    with pytest.raises(ConfigurationError, match=f"^{name}="):
+        chat.invoke(HELLO, **{name: value})
+    with pytest.raises(ConfigurationError, match=f"^{name}="):
+        list(chat.stream(HELLO, **{name: value}))
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_tokens", None), ("stop", [1]), ("model", 3), ("dtype", 16)])
+def test_a_field_of_the_wrong_type_is_named(name, value):
+    with pytest.raises(ConfigurationError, match=rf"^{name}(\.0)?="):
+        ChatTransformers(**{name: value})
+
+
+def test_a_setting_that_there_is_not_is_named():
+    with pytest.raises(ConfigurationError, match=r"^best_of: not a setting of ChatTransformers"):
+        ChatTransformers(best_of=3)
+
+
+def test_none_in_a_call_leaves_the_field(chat):
+    names = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
+    assert chat.invoke(HELLO, **dict.fromkeys(names)).text == chat.invoke(HELLO).text
+
+
+def test_one_stop_string_is_a_list_of_one(chat):
+    whole = chat.invoke(HELLO, temperature=0).text
+    string = whole[5:8]
+    assert chat.invoke(HELLO, temperature=0, stop=string).text == whole[: whole.index(string)]
+    assert ChatTransformers(stop=string).stop == [string]
+    assert chat._get_ls_params(stop=string)["ls_stop"] == [string]
+
+
 def test_a_bad_n_is_named(chat):
+    for n in ("2", None, True, 1.5):
+        with pytest.raises(ConfigurationError, match=f"^n={n!r}"):
+            chat.invoke(HELLO, n=n)
     with pytest.raises(ConfigurationError, match=r"^n=0"):
         chat._generate(HELLO, n=0)
     with pytest.raises(ConfigurationError, match=r"^n=2: a stream carries one reply"):

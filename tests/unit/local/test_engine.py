@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llm_auction_chain.errors import ConfigurationError, ContextWindowError, PromptError
 from llm_auction_chain.local import engine as engine_module
-from llm_auction_chain.local.engine import Engine, _draw, _stable
+from llm_auction_chain.local.engine import Engine, _stable
+from llm_auction_chain.local.sampler import Sampler
 from llm_auction_chain.local.weights import embedded_model_path
 
 HELLO = [{"role": "user", "content": "Name three fruits."}]
@@ -45,6 +46,11 @@ def tiny(tmp_path_factory):
     return Engine.load(path, dtype="float32", device="cpu")
 
 
+def draw(engine, prompt, n, *, seed, max_tokens, stop=(), progress=None, **sampler):
+    options = {"max_tokens": max_tokens, "stop": stop, "sampler": Sampler(**sampler)}
+    return engine.sample([([prompt], [1.0], n)], seed=seed, progress=progress, **options)
+
+
 def full_log_prob(engine, prompt, reply, temperature=1.0):
     with torch.inference_mode():
         ids = torch.tensor([[*prompt, *reply.token_ids]])
@@ -54,41 +60,41 @@ def full_log_prob(engine, prompt, reply, temperature=1.0):
 
 def test_the_same_seed_gives_the_same_replies(engine):
     prompt = engine.encode(HELLO)
-    first = engine.sample(prompt, 3, seed=1, max_tokens=8)
-    assert engine.sample(prompt, 3, seed=1, max_tokens=8) == first
-    assert engine.sample(prompt, 3, seed=2, max_tokens=8) != first
+    first = draw(engine, prompt, 3, seed=1, max_tokens=8)
+    assert draw(engine, prompt, 3, seed=1, max_tokens=8) == first
+    assert draw(engine, prompt, 3, seed=2, max_tokens=8) != first
     assert len({reply.token_ids for reply in first}) == 3
 
 
 def test_a_candidate_does_not_depend_on_the_batch_size(engine):
     prompt = engine.encode(HELLO)
-    many = engine.sample(prompt, 5, seed=7, max_tokens=12)
-    few = engine.sample(prompt, 2, seed=7, max_tokens=12)
+    many = draw(engine, prompt, 5, seed=7, max_tokens=12)
+    few = draw(engine, prompt, 2, seed=7, max_tokens=12)
     assert [reply.token_ids for reply in few] == [reply.token_ids for reply in many[:2]]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_log_prob_agrees_with_a_full_forward_pass(engine, temperature):
     prompt = engine.encode(HELLO)
-    for reply in engine.sample(prompt, 4, seed=3, max_tokens=16, temperature=temperature):
-        assert reply.log_prob == pytest.approx(full_log_prob(engine, prompt, reply, temperature), abs=1e-3)
+    for reply in draw(engine, prompt, 4, seed=3, max_tokens=16, temperature=temperature):
+        assert sum(reply.log_probs) == pytest.approx(full_log_prob(engine, prompt, reply, temperature), abs=1e-3)
 
 
 def test_log_prob_agrees_when_rows_leave_early(tiny, monkeypatch):
     # A fifth of the vocabulary ends a reply, so that rows leave the batch at different times.
     monkeypatch.setattr(tiny, "_ends", set(range(0, 49152, 5)))
-    replies = tiny.sample([3, 4, 6], 12, seed=0, max_tokens=10)
+    replies = draw(tiny, [3, 4, 6], 12, seed=0, max_tokens=10)
     lengths = [len(reply.token_ids) for reply in replies]
     assert len(set(lengths)) > 3
     for reply in replies:
-        assert reply.log_prob == pytest.approx(full_log_prob(tiny, [3, 4, 6], reply), abs=1e-3)
+        assert sum(reply.log_probs) == pytest.approx(full_log_prob(tiny, [3, 4, 6], reply), abs=1e-3)
         assert (reply.token_ids[-1] % 5 == 0) == (reply.finish_reason == "stop")
         assert all(token % 5 for token in reply.token_ids[:-1])
 
 
 def test_an_end_token_is_counted_and_not_shown(tiny, monkeypatch):
     monkeypatch.setattr(tiny, "_ends", set(range(49152)))
-    (reply,) = tiny.sample([3], 1, seed=0, max_tokens=10)
+    (reply,) = draw(tiny, [3], 1, seed=0, max_tokens=10)
     assert (len(reply.token_ids), reply.text, reply.finish_reason) == (1, "", "stop")
 
 
@@ -98,9 +104,9 @@ def test_end_tokens_come_from_the_model_and_the_tokenizer(tiny):
 
 def test_temperature_zero_takes_the_likeliest_token(engine):
     prompt = engine.encode(HELLO)
-    one, two = engine.sample(prompt, 2, seed=0, max_tokens=6, temperature=0)
+    one, two = draw(engine, prompt, 2, seed=0, max_tokens=6, temperature=0)
     assert one == two
-    assert one.log_prob == 0
+    assert sum(one.log_probs) == 0
     with torch.inference_mode():
         assert one.token_ids[0] == engine.model(torch.tensor([prompt])).logits[0, -1].argmax().item()
 
@@ -108,7 +114,7 @@ def test_temperature_zero_takes_the_likeliest_token(engine):
 def test_draws_follow_the_distribution():
     probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
     n = 20_000
-    tokens, log_probs = _draw(probs.log().expand(n, -1), [torch.Generator().manual_seed(1)] * n, 1.0, 1.0, 0)
+    tokens, log_probs = Sampler().draw(probs.log().expand(n, -1), [torch.Generator().manual_seed(1)] * n)
     shares = np.bincount(tokens, minlength=4) / n
     assert np.abs(shares - probs.numpy()).max() < 4 * math.sqrt(0.25 / n)
     assert log_probs == pytest.approx([math.log(probs[token]) for token in tokens], abs=1e-5)
@@ -121,7 +127,7 @@ def test_draws_follow_the_distribution():
 def test_truncation_keeps_the_likeliest_and_renormalizes(top_p, top_k, kept):
     probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
     generators = [torch.Generator().manual_seed(1)] * 500
-    tokens, log_probs = _draw(probs.log().expand(500, -1), generators, 1.0, top_p, top_k)
+    tokens, log_probs = Sampler(top_p=top_p, top_k=top_k).draw(probs.log().expand(500, -1), generators)
     assert set(tokens) == kept
     mass = sum(probs[token].item() for token in kept)
     assert log_probs == pytest.approx([math.log(probs[token].item() / mass) for token in tokens], abs=1e-5)
@@ -129,9 +135,9 @@ def test_truncation_keeps_the_likeliest_and_renormalizes(top_p, top_k, kept):
 
 def test_a_stop_string_cuts_the_text_before_it(engine):
     prompt = engine.encode(HELLO)
-    (whole,) = engine.sample(prompt, 1, seed=0, max_tokens=8, temperature=0)
+    (whole,) = draw(engine, prompt, 1, seed=0, max_tokens=8, temperature=0)
     string = whole.text[4:7]
-    (cut,) = engine.sample(prompt, 1, seed=0, max_tokens=8, temperature=0, stop=["never", string])
+    (cut,) = draw(engine, prompt, 1, seed=0, max_tokens=8, temperature=0, stop=["never", string])
     assert cut.text == whole.text[: whole.text.index(string)]
     assert cut.finish_reason == "stop"
     assert whole.token_ids[: len(cut.token_ids)] == cut.token_ids
@@ -140,8 +146,9 @@ def test_a_stop_string_cuts_the_text_before_it(engine):
 def test_a_stream_grows_into_the_sample(engine):
     prompt = engine.encode(HELLO)
     arguments = {"seed": 5, "max_tokens": 12, "stop": ["\n"], "temperature": 0.8}
-    states = list(engine.stream(prompt, **arguments))
-    assert [states[-1]] == engine.sample(prompt, 1, **arguments)
+    options = {"seed": 5, "max_tokens": 12, "stop": ["\n"], "sampler": Sampler(temperature=0.8)}
+    states = list(engine.stream(prompt, **options))
+    assert [states[-1]] == draw(engine, prompt, 1, **arguments)
     assert all(later.text.startswith(earlier.text) for earlier, later in itertools.pairwise(states))
     assert {state.finish_reason for state in states[:-1]} == {None}
 
@@ -154,18 +161,18 @@ def test_what_a_later_token_could_change_waits():
 
 def test_progress_counts_the_finished_replies(tiny):
     seen = []
-    tiny.sample([3], 4, seed=0, max_tokens=5, progress=lambda done, total: seen.append((done, total)))
+    draw(tiny, [3], 4, seed=0, max_tokens=5, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (4, 4)
     assert seen == sorted(set(seen))
 
 
 def test_the_window_clips_the_reply_and_refuses_a_prompt_that_fills_it(tiny):
-    (reply,) = tiny.sample([3] * 30, 1, seed=0, max_tokens=100)
+    (reply,) = draw(tiny, [3] * 30, 1, seed=0, max_tokens=100)
     assert len(reply.token_ids) <= 2
     with pytest.raises(ContextWindowError, match="32 tokens and the model reads 32"):
-        tiny.sample([3] * 32, 1, seed=0, max_tokens=1)
+        draw(tiny, [3] * 32, 1, seed=0, max_tokens=1)
     with pytest.raises(PromptError, match="no tokens"):
-        tiny.sample([], 1, seed=0, max_tokens=1)
+        draw(tiny, [], 1, seed=0, max_tokens=1)
 
 
 def test_a_model_without_a_chat_template_reads_lines(tiny):
@@ -219,3 +226,53 @@ def test_auto_dtype_is_what_the_device_computes_in(monkeypatch, computes):
     expected = torch.bfloat16 if computes else torch.float32
     assert engine_module._dtype("auto", torch.device("cpu")) == expected
     assert engine_module._dtype("auto", torch.device("mps")) == torch.float32
+
+
+def combined_log_prob(engine, prompts, powers, reply, temperature):
+    with torch.inference_mode():
+        logits = sum(
+            power * engine.model(torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1].double()
+            for prompt, power in zip(prompts, powers, strict=True)
+        )
+    return (logits / temperature).log_softmax(-1)[range(len(reply)), list(reply)].sum().item()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_scores_are_those_of_full_forward_passes_under_every_condition(tiny, monkeypatch, temperature):
+    monkeypatch.setattr(engine_module, "_SCORED_AT_ONCE", 12)
+    prompts = [[3, 4, 6], [9, 8, 7, 6, 10], [12]]
+    powers = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-0.5, 1.0, 0.5], [0.6, 0.0, 0.4]]
+    replies = [[7], [3, 9, 11, 4], [], [20, 21], [5], [3, 9, 11, 2, 8, 9, 10]]
+    scores = tiny.score(prompts, powers, replies, Sampler(temperature=temperature))
+    assert scores.shape == (4, 6)
+    for c, row in enumerate(powers):
+        for j, reply in enumerate(replies):
+            exact = combined_log_prob(tiny, prompts, row, reply, temperature) if reply else 0.0
+            assert scores[c, j] == pytest.approx(exact, abs=1e-4)
+
+
+def test_scores_are_those_of_the_draws(tiny):
+    prompts, powers, sampler = [[3, 4, 6], [9, 8]], [0.4, 0.6], Sampler(top_p=0.9, top_k=50, temperature=0.8)
+    replies = tiny.sample([(prompts, powers, 6)], seed=2, max_tokens=9, sampler=sampler)
+    (scores,) = tiny.score(prompts, [powers], [reply.token_ids for reply in replies], sampler)
+    assert scores == pytest.approx([sum(reply.log_probs) for reply in replies], abs=1e-4)
+
+
+def test_a_token_that_cannot_be_drawn_has_probability_nothing(tiny):
+    (greedy,) = draw(tiny, [3, 4], 1, seed=0, max_tokens=4, temperature=0)
+    other = [(greedy.token_ids[0] + 1) % 50, *greedy.token_ids[1:]]
+    for sampler in (Sampler(temperature=0), Sampler(top_k=1), Sampler(top_p=1e-6)):
+        (scores,) = tiny.score([[3, 4]], [[1.0]], [greedy.token_ids, other], sampler)
+        assert scores.tolist() == [0.0, -math.inf]
+
+
+def test_conditions_draw_their_own_rows_whatever_stands_beside_them(tiny):
+    options = {"seed": 4, "max_tokens": 6, "sampler": Sampler()}
+    both = tiny.sample([([[3, 4]], [1.0], 2), ([[3, 4], [9]], [0.5, 0.5], 3)], **options)
+    assert both[:2] == tiny.sample([([[3, 4]], [1.0], 2)], **options)
+    assert len(both) == 5
+
+
+def test_a_reply_that_does_not_fit_cannot_be_scored(tiny):
+    with pytest.raises(ContextWindowError, match="shorten"):
+        tiny.score([[3] * 30], [[1.0]], [[4, 5, 6]], Sampler())

@@ -1,6 +1,7 @@
 """The embedded model's folder is absent or complete, whoever writes it and however that ends."""
 
 import json
+import logging
 import subprocess
 import sys
 from importlib import metadata
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_auction_chain.errors import MissingDependencyError
+from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
 from llm_auction_chain.local import weights
+from llm_auction_chain.local.chat_model import ChatTransformers
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def test_a_failed_conversion_leaves_nothing(cache, monkeypatch):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(weights, "_convert", fail)
-    with pytest.raises(OSError, match="disk is full"):
+    with pytest.raises(ConfigurationError, match=rf"{cache}: the disk is full; set LLM_AUCTION_CHAIN_CACHE"):
         weights.embedded_model_path()
     assert not [path for path in cache.iterdir() if path.is_dir()]
 
@@ -78,6 +80,38 @@ def test_a_killed_conversion_leaves_nothing_broken(cache, monkeypatch):
     path = weights.embedded_model_path()
     assert (path / "model.safetensors").exists()
     assert not unfinished.exists()
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(cache):
+    cache.write_text("a file in its place")
+    with pytest.raises(ConfigurationError, match=rf"cannot be written to {cache}: .*; set LLM_AUCTION_CHAIN_CACHE"):
+        ChatTransformers().load()
+
+
+def test_weights_that_are_garbage_are_named(tmp_path):
+    real = weights.embedded_model_path()
+    path = tmp_path / "garbage"
+    path.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (path / name).write_bytes((real / name).read_bytes())
+    (path / "model.safetensors").write_bytes(b"garbage" * 100)
+    with pytest.raises(ConfigurationError, match=str(path)):
+        ChatTransformers(model=str(path)).load()
+
+
+def test_whether_the_model_is_converted_is_known_beforehand(cache, monkeypatch):
+    monkeypatch.setattr(weights, "_convert", fake_convert)
+    assert not weights.embedded_model_is_converted()
+    weights.embedded_model_path()
+    assert weights.embedded_model_is_converted()
+
+
+def test_the_hubs_retries_are_silent_only_within_the_block():
+    hub = logging.getLogger("huggingface_hub")
+    before = hub.isEnabledFor(logging.WARNING)
+    with weights.quiet_transformers():
+        assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+    assert hub.isEnabledFor(logging.WARNING) == before
 
 
 def test_two_processes_do_not_fight(cache):

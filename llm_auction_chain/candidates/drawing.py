@@ -1,0 +1,289 @@
+"""Candidates with their weights: rounds of sampling and scoring, until the weights are worth enough draws.
+
+Nothing here knows a report. What is asked of model and scorer is written once, as steps: a generator that yields work
+and receives its result. `draw` does the work, `adraw` awaits it.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from langchain_core.messages import AIMessage
+from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.runnables import RunnableConfig
+
+from llm_auction_chain.candidates.base import Candidate, LogitModel, SequenceScorer
+from llm_auction_chain.candidates.logprobs import read_log_probs
+from llm_auction_chain.candidates.plan import Plan
+from llm_auction_chain.candidates.proposals import log_weights, stratify
+from llm_auction_chain.candidates.sampling import Sampled
+from llm_auction_chain.errors import CandidatesError, LogProbError, ScoringError
+from llm_auction_chain.mechanism.diagnostics import effective_sample_size
+
+__all__ = ["Drawn", "adraw", "draw"]
+
+FloatArray = npt.NDArray[np.float64]
+Progress = Callable[[Literal["candidates", "weights"], int, int], None]
+_ROUNDING = 1e-6  # nats by which a log-probability may be above 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What the rounds gave.
+
+    Attributes:
+        candidates: the distinct replies, in the order of their first draw.
+        components: name and number of draws of every condition that was drawn from.
+        causes: what made the other calls fail.
+        usage: tokens of all model calls together; None where the model reports none.
+    """
+
+    candidates: tuple[Candidate, ...]
+    components: tuple[tuple[str, int], ...]
+    causes: tuple[BaseException, ...]
+    usage: UsageMetadata | None
+
+
+class _Work(NamedTuple):
+    """One piece of work in both colours."""
+
+    do: Callable[[], Any]
+    ado: Callable[[], Awaitable[Any]]
+
+
+def draw(plan: Plan, *, config: RunnableConfig | None = None, progress: Progress | None = None) -> Drawn:
+    """Draw the plan's candidates and weigh them.
+
+    Args:
+        plan: what to draw.
+        config: the parent run's.
+        progress: called with (stage, done, total); stages are `candidates` and `weights`.
+
+    Raises:
+        CandidatesError: too few calls succeeded, or no reply is possible under the reference.
+        LogProbError: a weight would not be exact.
+        ScoringError: the scorer failed.
+    """
+    steps = _rounds(plan, config, progress)
+    answer = None
+    while isinstance(work := _next(steps, answer), _Work):
+        answer = work.do()
+    return work
+
+
+async def adraw(plan: Plan, *, config: RunnableConfig | None = None, progress: Progress | None = None) -> Drawn:
+    """Do as `draw`, awaiting."""
+    steps = _rounds(plan, config, progress)
+    answer = None
+    while isinstance(work := _next(steps, answer), _Work):
+        answer = await work.ado()
+    return work
+
+
+def _next(steps: Generator[_Work, Any, Drawn], answer: Any) -> _Work | Drawn:
+    """Return the next piece of work, or what all of it came to."""
+    try:
+        return steps.send(answer)
+    except StopIteration as done:
+        drawn: Drawn = done.value
+        return drawn
+
+
+def _rounds(plan: Plan, config: RunnableConfig | None, progress: Progress | None) -> Generator[_Work, Any, Drawn]:
+    """Sample and score until the weights are worth `min_ess` draws or there are `most`."""
+    replies: list[tuple[int, AIMessage]] = []
+    log_probs = np.zeros((len(plan.conditions), 0))
+    weights = np.zeros(0)
+    causes: list[BaseException] = []
+    usage: UsageMetadata | None = None
+    asked = 0
+    while asked < plan.size.most:
+        size = min(plan.size.n, plan.size.most - asked)
+        sampled: Sampled = yield _sampling(plan, size, asked, config, progress)
+        asked += size
+        causes += sampled.causes
+        if sampled.usage is not None:
+            usage = add_usage(usage, sampled.usage)
+        if not sampled.replies:
+            break
+        if plan.weighs:
+            fresh = yield from _scores(plan, sampled.replies, progress)
+            log_probs = np.concatenate([log_probs, fresh], axis=1)
+        else:
+            log_probs = np.zeros((1, len(replies) + len(sampled.replies)))
+        replies += sampled.replies
+        weights = log_weights(log_probs, log_probs[0], np.bincount([c for c, _ in replies], minlength=len(log_probs)))
+        if _worth(weights) >= plan.size.min_ess:
+            break
+    _check_enough(plan, replies, weights, causes, asked)
+    return Drawn(
+        candidates=_merged(plan, replies, weights),
+        components=_components(plan, replies),
+        causes=tuple(causes),
+        usage=usage,
+    )
+
+
+def _sampling(plan: Plan, size: int, asked: int, config: RunnableConfig | None, progress: Progress | None) -> _Work:
+    """Return the work of drawing so many replies, the first `asked` being there."""
+    counts = stratify(plan.shares, size)
+
+    def told(done: int) -> None:
+        if progress:
+            progress("candidates", asked + done, asked + size)
+
+    settings: dict[str, Any] = {
+        "seed": int(np.random.SeedSequence([plan.seed, asked]).generate_state(1, np.uint64)[0]) >> 11,
+        "tokens": plan.weighs and plan.scorer is plan.source.scorer,
+        "config": config,
+        "progress": told if progress else None,
+    }
+    wanted = [(condition, count) for condition, count in zip(plan.conditions, counts, strict=True) if count]
+    places = [place for place, count in enumerate(counts) if count]
+
+    def placed(sampled: Sampled) -> Sampled:
+        replies = tuple((places[k], message) for k, message in sampled.replies)
+        return Sampled(replies=replies, causes=sampled.causes, usage=sampled.usage)
+
+    async def later() -> Sampled:
+        return placed(await plan.source.asample(wanted, **settings))
+
+    return _Work(lambda: placed(plan.source.sample(wanted, **settings)), later)
+
+
+def _scores(
+    plan: Plan, drawn: Sequence[tuple[int, AIMessage]], progress: Progress | None
+) -> Generator[_Work, Any, FloatArray]:
+    """Return the log-probabilities (C, draws), nats. Equal draws are scored once.
+
+    Under the condition that a reply was drawn from, the sampler's own figure is taken where it is exact: it is the law
+    that was drawn from to the last bit, and saves a scoring.
+    """
+    places: dict[tuple[Any, ...], int] = {}
+    columns = [places.setdefault((*_identity(message), _token_ids(message)), len(places)) for _, message in drawn]
+    distinct = [drawn[columns.index(column)][1] for column in range(len(places))]
+    scores = np.full((len(plan.conditions), len(distinct)), np.nan)
+    for (condition, message), column in zip(drawn, columns, strict=True):
+        known = read_log_probs(message)
+        if known is not None and known.exact:
+            scores[condition, column] = known.total()
+    missing = [np.flatnonzero(np.isnan(row)) for row in scores]
+    if progress:
+        progress("weights", 0, len(drawn))
+    answers = yield _scoring(plan, distinct, missing)
+    for row, columns_of_row, answer in zip(scores, missing, answers, strict=True):
+        row[columns_of_row] = answer
+    if progress:
+        progress("weights", len(drawn), len(drawn))
+    for (condition, _), column in zip(drawn, columns, strict=True):
+        if np.isneginf(scores[condition, column]):
+            raise LogProbError(
+                f"A reply drawn from the {plan.conditions[condition].name} is impossible under it, says the scorer: it "
+                "does not score the law that replies are drawn from. Give both the same model, temperature and "
+                "truncation, or use proposal=Reference()."
+            )
+    return scores[:, columns]
+
+
+def _scoring(plan: Plan, replies: Sequence[AIMessage], missing: Sequence[npt.NDArray[np.int64]]) -> _Work:
+    """Return the work of scoring what is missing of the matrix (conditions, replies); its result is a list of rows."""
+    assert plan.scorer is not None  # noqa: S101 - for the type checker: a plan that weighs has one
+    scorer: SequenceScorer = plan.scorer
+    law = plan.source.law if scorer is plan.source.scorer else {}
+    if isinstance(scorer, LogitModel):
+        conditions = [(condition.prompts, condition.powers) for condition in plan.conditions]
+
+        def at_once() -> list[FloatArray]:
+            rows = scorer.score_conditions(conditions, replies, **law)
+            return [_checked(scorer, row, len(replies))[need] for row, need in zip(rows, missing, strict=True)]
+
+        return _Work(at_once, lambda: asyncio.to_thread(at_once))
+    tasks = [
+        (condition.prompts[0], [replies[k] for k in need])
+        for condition, need in zip(plan.conditions, missing, strict=True)
+    ]
+
+    def one(prompt: Any, asked: list[AIMessage]) -> FloatArray:
+        return _checked(scorer, scorer.score(prompt, asked, **law) if asked else [], len(asked))
+
+    async def aone(prompt: Any, asked: list[AIMessage]) -> FloatArray:
+        if not asked or not callable(verb := getattr(scorer, "ascore", None)):
+            return await asyncio.to_thread(one, prompt, asked)
+        return _checked(scorer, await verb(prompt, asked, **law), len(asked))
+
+    async def together() -> list[FloatArray]:
+        return list(await asyncio.gather(*(aone(*task) for task in tasks)))
+
+    return _Work(lambda: [one(*task) for task in tasks], together)
+
+
+def _checked(scorer: object, values: Any, n: int) -> FloatArray:
+    """Return a scorer's answer as log-probabilities (n,), or raise `ScoringError`."""
+    name = type(scorer).__name__
+    try:
+        scores = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ScoringError(f"{name} returned {str(values)[:100]}; score must return one number per reply.") from error
+    if scores.shape != (n,):
+        raise ScoringError(f"{name} returned scores of shape {scores.shape} for {n} replies; return one per reply.")
+    if not np.all(scores <= _ROUNDING):
+        raise ScoringError(
+            f"{name} returned {scores[~(scores <= _ROUNDING)][0]}; log-probabilities are at most 0, in nats."
+        )
+    return np.minimum(scores, 0.0)
+
+
+def _worth(weights: FloatArray) -> float:
+    return effective_sample_size(weights) if np.isfinite(weights).any() else 0.0
+
+
+def _check_enough(
+    plan: Plan, replies: Sequence[Any], weights: FloatArray, causes: Sequence[BaseException], asked: int
+) -> None:
+    if len(replies) < max(1, plan.size.fewest):
+        listed = "; ".join(sorted({f"{type(cause).__name__}: {cause}"[:200] for cause in causes}))
+        raise CandidatesError(
+            f"Only {len(replies)} of {asked} replies could be drawn, and min_candidates is {plan.size.fewest}. "
+            f"The model failed with: {listed or 'no error, it returned nothing'}",
+            causes,
+        )
+    if not np.isfinite(weights).any():
+        raise CandidatesError(
+            "No candidate is possible under the reference, so none may be returned. Put Reference() into the proposal, "
+            "or draw with a higher temperature and less truncation."
+        )
+
+
+def _components(plan: Plan, replies: Sequence[tuple[int, AIMessage]]) -> tuple[tuple[str, int], ...]:
+    counts = np.bincount([place for place, _ in replies], minlength=len(plan.conditions)).tolist()
+    return tuple((condition.name, count) for condition, count in zip(plan.conditions, counts, strict=True) if count)
+
+
+def _merged(plan: Plan, replies: Sequence[tuple[int, AIMessage]], weights: FloatArray) -> tuple[Candidate, ...]:
+    """Return the distinct replies; a candidate's weight is the mean of its draws', which changes no payment."""
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for k, (_, message) in enumerate(replies):
+        places.setdefault(_identity(message), []).append(k)
+    return tuple(
+        Candidate(
+            message=replies[draws[0]][1],
+            log_weight=float(np.logaddexp.reduce(weights[draws]) - math.log(len(draws))),
+            draws=len(draws),
+            component=plan.conditions[replies[draws[0]][0]].name,
+        )
+        for draws in places.values()
+    )
+
+
+def _identity(message: AIMessage) -> tuple[Any, ...]:
+    """Return what makes two replies the same: what they say and call, and whether they ended or were cut."""
+    return repr(message.content), repr(message.tool_calls), message.response_metadata.get("finish_reason")
+
+
+def _token_ids(message: AIMessage) -> tuple[int, ...] | None:
+    known = read_log_probs(message)
+    return known.token_ids if known else None

@@ -1,0 +1,81 @@
+"""The weights of a real transformers model, against plain forward passes over whole sequences."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from langchain_core.messages import HumanMessage
+
+from llm_auction_chain import (
+    Agent,
+    AuctionRunnable,
+    ChatTransformers,
+    ContextProduct,
+    ContextPrompt,
+    DefensiveMixture,
+    Reference,
+)
+from llm_auction_chain.candidates.proposals import conditions_of, descriptions_of
+from llm_auction_chain.local.engine import Engine
+
+AGENTS = [
+    Agent("A", lambda prompt, reply: reply.text.count("Hi") * 1.0, context="Hi Hi system"),
+    Agent("B", lambda prompt, reply: reply.text.count("system") * 0.5, context="assistant no no"),
+]
+MIXTURE = DefensiveMixture([(Reference(), 2), (ContextPrompt(), 1), (ContextProduct(), 2), (ContextProduct(0.3), 1)])
+LENGTH = 6
+
+
+def token_laws(engine, condition, ids, temperature, top_p):
+    """Return the log-probability of a reply by the definition: one full pass a prompt, nothing cached."""
+    combined = 0
+    for prompt, power in zip(condition.prompts, condition.powers, strict=True):
+        roles = {"human": "user", "system": "system"}
+        encoded = engine.encode([{"role": roles[one.type], "content": one.text} for one in prompt])
+        with torch.inference_mode():
+            logits = engine.model(torch.tensor([[*encoded, *ids]])).logits[0, len(encoded) - 1 : -1].double()
+        combined = combined + power * logits.log_softmax(-1)
+    law = (combined / temperature).softmax(-1)
+    ranked, order = law.sort(descending=True)
+    kept = ranked.cumsum(-1) - ranked < top_p
+    kept[:, 0] = True
+    law = torch.zeros_like(law).scatter(-1, order, ranked * kept)
+    law = law / law.sum(-1, keepdim=True)
+    return law[range(len(ids)), ids].log().sum().item()
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.85)])
+def test_weights_are_those_of_full_forward_passes(seven_words, temperature, top_p):
+    """Also where temperature and truncation make another law of the reference and of every component."""
+    model = ChatTransformers(
+        model=seven_words, dtype="float32", device="cpu", max_tokens=LENGTH, temperature=temperature, top_p=top_p
+    )
+    result = AuctionRunnable(model=model, agents=AGENTS, n_candidates=24, tau=2.0, seed=8, proposal=MIXTURE).run("Hi")
+    engine = Engine.load(seven_words, "float32", "cpu")
+    descriptions = descriptions_of(agent.context for agent in AGENTS)
+    shuffle = int(np.random.SeedSequence(8).generate_state(2, np.uint64)[0]) >> 11  # the stream of candidates
+    conditions, _ = conditions_of(MIXTURE, [HumanMessage("Hi")], descriptions, tau=2.0, seed=shuffle)
+    counts = dict(result.components)
+    assert len(counts) == 4
+    lengths = set()
+    for candidate in result.candidates:
+        ids = candidate.message.response_metadata["logprobs"]["token_ids"]
+        lengths.add((len(ids), candidate.message.response_metadata["finish_reason"]))
+        exact = {one.name: token_laws(engine, one, ids, temperature, top_p) for one in conditions}
+        mixture = sum(n / 24 * math.exp(exact[name]) for name, n in counts.items())
+        if not math.isfinite(exact["reference"]):
+            assert candidate.log_weight == -math.inf
+        else:
+            assert candidate.log_weight == pytest.approx(exact["reference"] - math.log(mixture), abs=1e-4)
+    assert (LENGTH, "length") in lengths, "some replies are cut: they have the probability of their prefix"
+    assert any(reason == "stop" for _, reason in lengths)
+
+
+async def test_the_async_twin_draws_and_weighs_the_same(seven_words):
+    model = ChatTransformers(model=seven_words, dtype="float32", device="cpu", max_tokens=LENGTH)
+    auction = AuctionRunnable(model=model, agents=AGENTS, n_candidates=12, tau=2.0, seed=8, proposal=MIXTURE)
+    here, there = auction.run("Hi"), await auction.arun("Hi")
+    assert np.array_equal(here.log_weights, there.log_weights)
+    assert here.reply.text == there.reply.text
+    assert here.usage == there.usage

@@ -1,0 +1,97 @@
+"""Whole auctions over the real ChatOpenAI, against a real HTTP server that answers as the provider does."""
+
+import httpx
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
+from langchain_openai import ChatOpenAI
+
+from llm_auction_chain import Agent, AuctionRunnable, AuctionWarning, CandidatesError
+from tests.integration.provider import MODEL, READ, WRITTEN, complete, few, provider, refuse, refuse_n
+
+M = 8
+AGENTS = [Agent("A", lambda prompt, reply: float(reply.text.endswith("1"))), Agent("B", lambda prompt, reply: 0.5)]
+
+
+@pytest.fixture
+def server():
+    with provider() as served:
+        yield served
+
+
+@pytest.fixture
+def model(server):
+    with httpx.Client() as client:
+        yield ChatOpenAI(model="m", api_key="sk", base_url=server.url, http_client=client, max_retries=0)
+
+
+def auction(model, **settings):
+    return AuctionRunnable(model=model, **{"agents": AGENTS, "n_candidates": M, "seed": 3, **settings})
+
+
+class Runs(BaseCallbackHandler):
+    def __init__(self):
+        self.models = []
+
+    def on_chat_model_start(self, *args, tags=None, **kwargs):
+        self.models.append(tags)
+
+
+def test_one_request_draws_all_candidates_and_is_billed_once(server, model):
+    usage, runs = UsageMetadataCallbackHandler(), Runs()
+    result = auction(model).run("Hi", {"callbacks": [usage, runs]})
+    assert server.counts == [M]
+    assert result.draws == result.distinct_replies == M
+    total = READ + M * WRITTEN
+    assert result.reply.usage_metadata["total_tokens"] == result.usage["total_tokens"] == total
+    assert usage.usage_metadata[MODEL]["total_tokens"] == total
+    assert result.reply.response_metadata["model_name"] == MODEL
+    assert len(runs.models) == 1
+    assert "nostream" in runs.models[0]
+
+
+def test_repeats_are_drawn_where_they_are_asked_for_no_more_at_once_than_allowed(server, model):
+    server.delay = 0.05
+    usage = UsageMetadataCallbackHandler()
+    result = auction(model, native_n=False).run("Hi", {"callbacks": [usage], "max_concurrency": 2})
+    assert server.counts == [None] * M
+    assert server.busiest <= 2
+    assert result.usage["total_tokens"] == usage.usage_metadata[MODEL]["total_tokens"] == M * (READ + WRITTEN)
+
+
+@pytest.mark.parametrize("answer", [few(3), few(1), refuse_n(400)])
+def test_a_provider_that_gives_fewer_is_topped_up(server, model, answer):
+    server.answer = answer
+    result = auction(model).run("Hi")
+    assert result.draws == result.distinct_replies == M
+    assert result.failures == ()
+
+
+def test_what_was_bound_to_the_model_reaches_the_provider_and_the_auctions_seed_does_not(server, model):
+    auction(model.bind(stop=["\n"]).with_config(tags=["mine"]).with_retry()).run("Hi")
+    (body,) = server.asked
+    assert body["stop"] == ["\n"]
+    assert "seed" not in body
+
+
+def test_a_provider_seed_that_makes_repeats_one_reply_is_warned_about(server, model):
+    server.answer = few(1)
+    with pytest.warns(AuctionWarning, match="seed"):
+        auction(model.bind(seed=4), native_n=False).run("Hi")
+
+
+def test_failed_requests_leave_survivors_and_keep_their_causes(server, model):
+    server.script = [few(1), complete, refuse(500), complete]
+    result = auction(model, min_candidates=6).run("Hi")
+    assert (result.draws, len(result.failures)) == (M - 1, 1)
+    server.answer = refuse(500)
+    with pytest.raises(CandidatesError) as caught:
+        auction(model).run("Hi")
+    assert caught.value.causes
+
+
+async def test_the_async_twin_is_billed_once_too(server):
+    async with httpx.AsyncClient() as client:
+        model = ChatOpenAI(model="m", api_key="sk", base_url=server.url, http_async_client=client, max_retries=0)
+        result = await auction(model).arun("Hi")
+    assert server.counts == [M]
+    assert result.usage["total_tokens"] == READ + M * WRITTEN

@@ -1,0 +1,124 @@
+"""What the diagnostics say of the weights: their definitions, and k-hat and smoothing against arviz."""
+
+import warnings
+
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_auction_chain.mechanism import effective_sample_size, pareto_smooth, settle
+
+
+@st.composite
+def merged_auctions(draw):
+    """An auction over merged replies, how many draws each stands for, and the same auction over the draws."""
+    n, m = draw(st.integers(0, 3)), draw(st.integers(1, 16))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rewards, tau = rng.normal(size=(n, m)), draw(st.sampled_from([0.05, 1.0, 30.0]))
+    draws = rng.integers(1, 5, size=m)
+    each = rng.normal(scale=draw(st.sampled_from([0.0, 0.5, 3.0])), size=m)
+    each[(rng.random(m) < 0.2) & (np.arange(m) > 0)] = -np.inf
+    weights = np.array([np.logaddexp.reduce([weight] * count) for weight, count in zip(each, draws, strict=True)])
+    return (rewards, weights), draws, (rewards.repeat(draws, axis=1), each.repeat(draws)), tau
+
+
+@given(merged_auctions())
+@settings(deadline=None)
+def test_merging_equal_replies_changes_nothing_but_their_number(auctions):
+    merged, draws, split, tau = auctions
+    together, apart = settle(*merged, draws=draws, tau=tau, seed=1), settle(*split, tau=tau, seed=1)
+    np.testing.assert_allclose(together.expected_payments, apart.expected_payments, rtol=1e-8, atol=1e-11)
+    np.testing.assert_allclose(together.contributions, apart.contributions, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(together.influences, apart.influences, rtol=1e-9, atol=1e-11)
+    merged_diagnostics, diagnostics = together.diagnostics, apart.diagnostics
+    assert merged_diagnostics.ess_weights == pytest.approx(diagnostics.ess_weights, rel=1e-12)
+    assert merged_diagnostics.largest_share == pytest.approx(diagnostics.largest_share, rel=1e-12)
+    assert merged_diagnostics.log_normaliser == pytest.approx(diagnostics.log_normaliser, rel=1e-11, abs=1e-11)
+    assert (merged_diagnostics.k_hat is None) == (diagnostics.k_hat is None)
+    if diagnostics.k_hat is not None:
+        assert merged_diagnostics.k_hat == pytest.approx(diagnostics.k_hat, rel=1e-6, abs=1e-6)
+
+
+@given(merged_auctions(), st.sampled_from([0.0, 1e6]))
+@settings(deadline=None)
+def test_the_log_normaliser_is_tau_times_the_log_of_the_mean_weight_and_reward(auctions, constant):
+    (rewards, weights), draws, _, tau = auctions
+    rewards = rewards + constant
+    for counts in (None, draws):
+        outcome = settle(rewards, weights, draws=counts, tau=tau, seed=1)
+        with mpmath.workdps(60):
+            terms = [
+                mpmath.exp(mpmath.mpf(weight) + sum(map(mpmath.mpf, column)) / mpmath.mpf(tau))
+                for weight, column in zip(weights, rewards.T, strict=True)
+                if np.isfinite(weight)
+            ]
+            number = len(weights) if counts is None else int(counts.sum())
+            normaliser = float(mpmath.mpf(tau) * mpmath.log(sum(terms) / number))
+        assert outcome.diagnostics.log_normaliser == pytest.approx(normaliser, rel=1e-13, abs=1e-12)
+
+
+def test_the_log_normaliser_survives_rewards_of_1e6_tau():
+    outcome = settle([[1e6, 0.0]], [0.0, -np.inf], tau=1.0, seed=1)
+    assert outcome.diagnostics.log_normaliser == pytest.approx(1e6 - np.log(2), rel=1e-15)
+
+
+WEIGHTS = {
+    "normal": lambda rng, m: rng.normal(scale=rng.choice([0.1, 1.0, 3.0, 10.0]), size=m),
+    "never drawn": lambda rng, m: np.where(rng.random(m) < 0.4, -np.inf, rng.normal(size=m)),
+    "ties": lambda rng, m: np.round(20.0 * rng.normal(size=m)) / 10.0,
+    "heavy tails": lambda rng, m: rng.standard_t(2, size=m),
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("size", [25, 60, 64, 225, 226, 1000])
+def test_k_hat_and_smoothing_agree_with_arviz(size, kind):
+    """Wherever arviz is finite. It gives tied weights their quantiles in another order, so both are sorted."""
+    from arviz_stats.base import array_stats
+
+    compared = 0
+    for seed in range(12):
+        weights = WEIGHTS[kind](np.random.default_rng([size, seed]), size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                theirs, their_k = array_stats.psislw(-weights)
+            except ValueError:  # a tail of equal weights
+                assert pareto_smooth(weights)[1] is None
+                continue
+        if np.isfinite(their_k) and not np.isnan(theirs).any():
+            smoothed, k_hat = pareto_smooth(weights)
+            assert k_hat == pytest.approx(float(their_k), abs=1e-6)
+            np.testing.assert_allclose(np.sort(smoothed), np.sort(theirs), atol=1e-6)
+            compared += 1
+    assert compared > 0
+
+
+@pytest.mark.parametrize("scale", [5, 20, 50, 100, 300, 1000, 1e4, 1e99])
+@pytest.mark.parametrize("size", [25, 32, 64, 128, 500])
+def test_weights_however_wide_have_a_k_hat_or_none(scale, size):
+    for seed in range(10):
+        weights = np.random.default_rng([size, seed]).normal(scale=scale, size=size)
+        k_hat = settle(np.ones((1, size)), weights, tau=1.0, seed=1).diagnostics.k_hat
+        assert k_hat is None or np.isfinite(k_hat)
+        assert not np.isnan(pareto_smooth(weights)[0]).any()
+
+
+def test_the_weights_that_once_divided_by_zero_have_a_k_hat_or_none():
+    rng = np.random.default_rng(22)
+    weights = rng.normal(scale=rng.choice([5, 20, 50, 100, 300, 1000, 1e4]), size=rng.choice([25, 32, 64, 128, 500]))
+    k_hat = settle(np.ones((1, len(weights))), weights, tau=1.0, seed=1).diagnostics.k_hat
+    assert k_hat is None or np.isfinite(k_hat)
+
+
+def test_k_hat_is_none_where_no_tail_can_be_fitted():
+    assert pareto_smooth(np.arange(24.0))[1] is None
+    assert pareto_smooth(np.zeros(100))[1] is None
+    assert pareto_smooth(1e-15 * np.arange(100.0))[1] is None
+    assert pareto_smooth(-1000.0 * np.arange(100.0))[1] is None
+
+
+def test_the_effective_sample_size_counts_equal_weights():
+    assert effective_sample_size(np.array([0.0, 0.0, -np.inf])) == pytest.approx(2.0)
