@@ -1,21 +1,18 @@
 """The console script, over the embedded model, and over smaller ones where the model does not matter."""
 
 import json
-import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from langchain_core.language_models import FakeListChatModel
-from rich.console import Console
 
-from llm_auction_chain import Agent, AuctionRunnable, cli
+from llm_auction_chain import cli
 from llm_auction_chain.cli import main
 from llm_auction_chain.local import weights
 from llm_auction_chain.local.chat_model import ChatTransformers
 from llm_auction_chain.testing import MarkovChatModel
+from tests.integration.provider import READ, WRITTEN, provider
 
 QUICK = ["--candidates", "3", "--max-tokens", "6", "--seed", "5"]
 
@@ -195,110 +192,15 @@ def test_the_one_conversion_is_announced(converted, monkeypatch):
     assert bars.descriptions == ([] if converted else ["converting the embedded model (once)", "loading the model"])
 
 
-def fails(prompt, reply):
-    raise ZeroDivisionError("oh")
-
-
-AGENTS = [
-    Agent("StringSchool", lambda prompt, reply: reply.text.count("b"), context="abc guitars"),
-    Agent("TuneTown", lambda prompt, reply: 2.0 * reply.text.count("c"), context="instruments", owner="tune-group"),
-]
-
-
-def shown(width, agents=AGENTS, scale=1.0, **settings):
-    scaled = [
-        Agent(agent.name, lambda p, r, reward=agent.reward: scale * reward(p, r), agent.owner, agent.context)
-        for agent in agents
-    ]
-    model = MarkovChatModel(length=3, tilts={"guitars": (0.0, 2.0, 0.0)})
-    result = AuctionRunnable(model=model, agents=scaled, n_candidates=16, seed=7, **settings).run("x")
-    console = Console(width=width, color_system=None)
-    with console.capture() as captured:
-        cli._show(result, console)
-    return result, captured.get()
-
-
-@pytest.mark.parametrize("width", [40, 60, 80, 120])
-@pytest.mark.parametrize("scale", [1.0, 1e7])
-def test_nothing_vanishes_on_any_terminal(width, scale):
-    result, out = shown(width, scale=scale)
-    lines = out.splitlines()
-    assert max(map(len, lines)) <= width
-    for agent, payment in zip(AGENTS, result.settlement.payments, strict=True):
-        assert agent.name in out
-        assert f"{payment:.4f}" in out
-    assert "(tune-group)" in out
-    for j, candidate in enumerate(result.candidates):
-        assert any(re.match(rf"{j} +{candidate.message.text} +[a-z]", line) for line in lines), (j, out)
-    assert "reported" not in out
-    for fact in ("seed 7", result.auction_id, f"revenue {result.settlement.revenue:.4f}"):
-        assert fact in out
-
-
-def test_draws_components_and_the_log_normaliser_are_shown():
-    result, out = shown(80)
-    assert len(result.components) > 1
-    assert result.draws > len(result.candidates)
-    letters = {}
-    for letter, (name, count) in zip("abcdef", result.components, strict=False):
-        assert f"{letter} {name} {count}" in out
-        letters[name] = letter
-    for j, candidate in enumerate(result.candidates):
-        times = f" x{candidate.draws}" if candidate.draws > 1 else ""
-        assert re.search(rf"^{j} +{candidate.message.text} +{letters[candidate.component]}{times} ", out, re.MULTILINE)
-    assert f"draws {result.draws} " in out
-    assert f"log-normaliser {result.settlement.diagnostics.log_normaliser:.4f}" in out
-
-
-def test_one_component_needs_no_letters():
-    result, out = shown(80, agents=[Agent("A", lambda prompt, reply: 1.0)])
-    assert f"draws {result.draws}, all from the reference" in out
-    assert " x2" in out
-
-
-def test_an_agent_that_abstains_gets_a_line_of_its_own():
-    _, out = shown(80, agents=[*AGENTS, Agent("SongBook", fails)])
-    assert "\nSongBook abstains (error): ZeroDivisionError: oh\n" in out
-
-
-def test_without_agents_there_is_no_table_of_them():
-    _, out = shown(80, agents=[])
-    assert "Agents" not in out
-    assert "draws 1, all from the reference" in out
-
-
-class Provider(BaseHTTPRequestHandler):
-    """What an OpenAI-compatible provider answers to a chat completion."""
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(asked)
-        message = {"role": "assistant", "content": f"Practice, lesson {len(self.server.asked)}."}
-        body = json.dumps({
-            "id": "c", "object": "chat.completion", "created": 1, "model": asked["model"],
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9},
-        }).encode()  # fmt: skip
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-
 def test_a_provider_and_a_model_name_reach_any_chat_model(capsys, monkeypatch):
-    with ThreadingHTTPServer(("127.0.0.1", 0), Provider) as server:
-        server.asked = []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with provider() as server:
         monkeypatch.setenv("OPENAI_API_KEY", "none")
-        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         arguments = ["--model", "openai:some-model", "--candidates", "4", "--max-tokens", "9", "--seed", "5"]
         assert main(["run", "Hi", *arguments, "--json"]) == 0
-        server.shutdown()
-    outcome = json.loads(capsys.readouterr().out)
-    assert len(outcome["candidates"]) == len(server.asked) == 4
-    assert outcome["usage"]["total_tokens"] == 36
-    assert {asked["model"] for asked in server.asked} == {"some-model"}
+    said = capsys.readouterr()
+    outcome = json.loads(said.out)
+    assert [asked["model"] for asked in server.asked] == ["some-model"]
+    assert outcome["diagnostics"]["candidates"] == 4
+    assert outcome["usage"]["total_tokens"] == READ + 4 * WRITTEN
+    assert said.err.count("llm-auction: warning: The agents' contexts are not used") == 1
