@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 from typing_extensions import override
@@ -27,9 +27,9 @@ from llm_auction_chain.errors import (
     ConfigurationError,
     ContextWindowError,
     LogProbError,
-    PromptError,
     ScoringError,
 )
+from llm_auction_chain.turns import as_turns
 
 if TYPE_CHECKING:
     from langchain_core.messages.ai import UsageMetadata
@@ -247,7 +247,7 @@ class ChatVLLM(BaseChatModel):
         tokens: bool,
     ) -> Steps[ChatResult]:
         """Ask for replies until there are n."""
-        turns = _turns(messages)
+        turns = as_turns(messages, type(self).__name__)
         name = yield from self._name()
         body = {**settings, "model": name, "messages": turns, "logprobs": tokens, "return_token_ids": tokens}
         prompt = None
@@ -280,7 +280,7 @@ class ChatVLLM(BaseChatModel):
         if not replies:
             return []
         _check_scorable(settings)
-        turns, tokens = _turns(prompt), [_token_ids(reply) for reply in replies]
+        turns, tokens = as_turns(prompt, type(self).__name__), [_token_ids(reply) for reply in replies]
         name = yield from self._name()
         _check_origin(replies, name)
         prefix, window = yield from _tokenize(name, turns)
@@ -371,31 +371,3 @@ def _token_ids(reply: AIMessage) -> list[int]:
             "Draw without tool and reasoning parsers, or use proposal=Reference()."
         )
     return list(known.token_ids)
-
-
-def _turns(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
-    """Return the messages as the server's chat template reads them."""
-    if not messages:
-        raise PromptError("There is no message to reply to; give at least one.")
-    return [{"role": _role(message), "content": _content(message)} for message in messages]
-
-
-def _content(message: BaseMessage) -> str:
-    """Return the text of a message; of an AI message that also reasoned, what it said."""
-    blocks = [block for block in message.content if isinstance(block, dict)]
-    strange = {str(block.get("type")) for block in blocks} - {"text"}
-    if strange and not isinstance(message, AIMessage):
-        raise ConfigurationError(
-            f"a {message.type} message with {', '.join(sorted(strange))}; ChatVLLM reads and draws text"
-        )
-    return str(message.text)
-
-
-def _role(message: BaseMessage) -> str:
-    """Return the chat template's name for who speaks."""
-    if isinstance(message, AIMessage) and message.tool_calls:
-        raise ConfigurationError("an AI message that calls tools; ChatVLLM reads and draws text, without tools")
-    for kind, role in ((HumanMessage, "user"), (AIMessage, "assistant"), (SystemMessage, "system")):
-        if isinstance(message, kind):
-            return role
-    raise ConfigurationError(f"a {message.type} message; ChatVLLM reads system, human and AI messages")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from pydantic import (
@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError, LogProbError
 from llm_auction_chain.local.weights import EMBEDDED_MODEL, embedded_model_path
+from llm_auction_chain.turns import as_turns
 
 if TYPE_CHECKING:
     from llm_auction_chain.local.engine import Engine, Sampled
@@ -174,7 +175,10 @@ class ChatTransformers(BaseChatModel):
         """
         settings = self._settings(stop, seed, n, kwargs)
         wanted = [((messages,), (1.0,), n)] if conditions is None else conditions
-        turns = [([_turns(prompt) for prompt in prompts], powers, count) for prompts, powers, count in wanted]
+        turns = [
+            ([as_turns(prompt, type(self).__name__) for prompt in prompts], powers, count)
+            for prompts, powers, count in wanted
+        ]
         engine = self._engine()
         drawings = [([engine.encode(prompt) for prompt in prompts], powers, count) for prompts, powers, count in turns]
         replies = engine.sample(drawings, progress=progress, **settings)
@@ -221,7 +225,7 @@ class ChatTransformers(BaseChatModel):
         if n != 1:
             raise ConfigurationError(f"n={n!r}: a stream carries one reply; use invoke or generate for more")
         settings = self._settings(stop, seed, n, kwargs)
-        turns = _turns(messages)
+        turns = self._turns(messages)
         engine = self._engine()
         prompt_ids = engine.encode(turns)
         sent = 0
@@ -274,7 +278,7 @@ class ChatTransformers(BaseChatModel):
         settings = self._settings(None, 0, 1, kwargs)
         ids = [_token_ids(reply) for reply in replies]
         engine = self._engine()
-        encoded = [[tuple(engine.encode(_turns(prompt))) for prompt in prompts] for prompts, _ in conditions]
+        encoded = [[tuple(engine.encode(self._turns(prompt))) for prompt in prompts] for prompts, _ in conditions]
         places = {prompt: k for k, prompt in enumerate(dict.fromkeys(chain.from_iterable(encoded)))}
         powers = np.zeros((len(conditions), len(places)))
         for c, (prompts, (_, given)) in enumerate(zip(encoded, conditions, strict=True)):
@@ -282,6 +286,9 @@ class ChatTransformers(BaseChatModel):
                 powers[c, places[prompt]] += power
         scores = engine.score(list(places), powers.tolist(), ids, settings["sampler"])
         return [row.tolist() for row in scores]
+
+    def _turns(self, messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
+        return as_turns(messages, type(self).__name__)
 
     def _metadata(self, reply: "Sampled", *, logprobs: bool) -> dict[str, Any]:
         metadata: dict[str, Any] = {"model_name": self._model_name, "finish_reason": reply.finish_reason}
@@ -360,11 +367,6 @@ def _strings(stop: Any) -> list[str]:
     return list(strings)
 
 
-def _turns(messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
-    """Return the messages as a chat template reads them."""
-    return [{"role": _role(message), "content": str(message.text)} for message in messages]
-
-
 def _token_ids(reply: AIMessage) -> list[int]:
     """Return the tokens a reply was drawn as; its text alone does not tell them."""
     logprobs = reply.response_metadata.get("logprobs")
@@ -374,14 +376,6 @@ def _token_ids(reply: AIMessage) -> list[int]:
             "drawn by this model with logprobs=True."
         )
     return list(logprobs["token_ids"])
-
-
-def _role(message: BaseMessage) -> str:
-    """Return the chat template's name for who speaks."""
-    for kind, role in ((HumanMessage, "user"), (AIMessage, "assistant"), (SystemMessage, "system")):
-        if isinstance(message, kind):
-            return role
-    raise ConfigurationError(f"a {message.type} message; ChatTransformers reads system, human and AI messages")
 
 
 def _usage(input_tokens: int, output_tokens: int) -> UsageMetadata:

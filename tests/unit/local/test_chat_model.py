@@ -114,6 +114,10 @@ def test_every_role_but_tool_is_read(chat):
     assert chat.invoke(turns, max_tokens=2).usage_metadata["input_tokens"] > 20
     with pytest.raises(ConfigurationError, match="a tool message"):
         chat.invoke([*HELLO, ToolMessage("x", tool_call_id="1")])
+    with pytest.raises(ConfigurationError, match="calls tools"):
+        chat.invoke([*HELLO, AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}])])
+    with pytest.raises(ConfigurationError, match="image_url"):
+        chat.invoke([HumanMessage([{"type": "image_url", "image_url": {"url": "data:,"}}])])
     with pytest.raises(PromptError, match="nothing to reply to"):
         chat._generate([])
 
