@@ -47,7 +47,7 @@ _MANY_AGENTS = 4  # above this many descriptions a product of all of them costs 
 _JOINERS = "\u200c\u200d"  # the only invisible characters that words of some scripts need
 # Short, and in quotation marks rather than markup: a small model recites longer words and delimiters, and what it
 # recites under every description looks to an agent like a reply it loves (docs/convergence.md).
-_INSTRUCTIONS = "Businesses to mention where they help:\n\n{descriptions}"
+_INSTRUCTIONS = "Mention in your answer:\n\n{descriptions}"
 _ALONE = "You are a helpful AI assistant."  # where the user's prompt has no system message to begin with
 
 
@@ -218,21 +218,14 @@ def check_proposal(proposal: object) -> None:
 def default_proposal(descriptions: Sequence[str], *, scores: bool, logits: bool) -> Proposal:
     """Return the proposal for agents with these descriptions and a model with these abilities.
 
-    Shares are those that did best over three families of rewards: see docs/proposals.md.
+    Shares are those that did best over three families of rewards: see docs/convergence.md.
     """
     if not descriptions or not (scores or logits):
         return Reference()
     if not logits:
         return DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)])
-    joint = len(descriptions) > _MANY_AGENTS
-    return DefensiveMixture(
-        [
-            (Reference(), 0.25),
-            (ContextPrompt(), 0.125),
-            (ContextProduct(0.25, joint=joint), 0.125),
-            (ContextProduct(joint=joint), 0.5),
-        ]
-    )
+    product = ContextProduct(joint=len(descriptions) > _MANY_AGENTS)
+    return DefensiveMixture([(Reference(), 0.2), (product, 0.8)])
 
 
 def descriptions_of(contexts: Iterable[str]) -> list[str]:

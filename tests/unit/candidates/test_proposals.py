@@ -42,7 +42,7 @@ def test_a_context_prompt_keeps_the_users_messages():
     assert all(description in messages[0].text for description in TOLD)
     assert chat[0].text == "Be brief."
     (messages,) = told(ContextPrompt()).prompts
-    assert messages[0].text.startswith("You are a helpful AI assistant. Businesses")
+    assert messages[0].text.startswith("You are a helpful AI assistant. Mention")
     assert messages[1:] == tuple(PROMPT)
 
 
