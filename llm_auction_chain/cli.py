@@ -138,7 +138,7 @@ def _parser() -> "argparse.ArgumentParser":
     run.add_argument("--agents", metavar="FILE.yaml", help="name, owner, context and reward of each agent")
     run.add_argument("--model", metavar="MODEL", help="a local path or hub id for transformers, or provider:model")
     run.add_argument("--candidates", type=int, default=16, metavar="M", help="replies to draw from (16)")
-    run.add_argument("--tau", type=float, default=1.0, help="weight of the reference model, money per nat (1)")
+    run.add_argument("--tau", type=float, default=4.0, help="weight of the reference model, money per nat (4)")
     run.add_argument("--payment-rule", default="expected", metavar="RULE", help=", ".join(PAYMENT_RULES))
     run.add_argument("--seed", type=int, help="gives the same auction again")
     run.add_argument("--max-tokens", type=int, default=64, metavar="N", help="longest reply (64)")

@@ -127,7 +127,8 @@ class ContextProduct:
     `pi_ref * prod_i (pi_i / pi_ref) ** (1 / tau)`, hence the strength 1/tau. Needs logits: local models only.
 
     Attributes:
-        strength: above 0; None is 1/tau: the platform's tau, never a report.
+        strength: above 0; None is 1/tau, the platform's tau and never a report, but at most 1: money may be counted in any
+            unit, and a product beyond the agents' own laws draws what no model would say.
         joint: one prompt with all descriptions in place of one per agent, a blend:
             `pi_ref ** (1 - strength) * pi_all ** strength`.
         template: as for ContextPrompt.
@@ -148,7 +149,7 @@ class ContextProduct:
         self, prompt: Sequence[BaseMessage], descriptions: Sequence[str], *, tau: float, seed: int
     ) -> Condition:
         """Return the product of the reference and the prompts that tell of one agent each (or of all, `joint`)."""
-        power = 1.0 / tau if self.strength is None else float(self.strength)
+        power = 1.0 / max(tau, 1.0) if self.strength is None else float(self.strength)
         groups = [list(descriptions)] if self.joint else [[one] for one in sorted(descriptions)]
         teller = ContextPrompt(self.template)
         told = [teller.tell(prompt, group, seed) for group in groups]

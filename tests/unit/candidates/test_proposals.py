@@ -118,6 +118,11 @@ def test_a_product_has_one_prompt_an_agent_and_powers_that_sum_to_one():
     assert TOLD[1] not in condition.prompts[1][0].text
 
 
+def test_the_natural_strength_is_one_over_tau_and_never_above_one():
+    """Money in a large unit makes tau small; a product of strength 100 draws what no model says."""
+    assert [told(ContextProduct(), tau=tau).powers[-1] for tau in (0.01, 1.0, 4.0)] == [1.0, 1.0, 0.25]
+
+
 def test_a_blend_has_one_prompt_for_all_agents():
     condition = told(ContextProduct(0.25, joint=True))
     assert condition.powers == (0.75, 0.25)
