@@ -127,8 +127,8 @@ class ContextProduct:
     `pi_ref * prod_i (pi_i / pi_ref) ** (1 / tau)`, hence the strength 1/tau. Needs logits: local models only.
 
     Attributes:
-        strength: above 0; None is 1/tau, the platform's tau and never a report, but at most 1: money may be counted in any
-            unit, and a product beyond the agents' own laws draws what no model would say.
+        strength: above 0; None is 1/tau, the platform's tau and never a report, but at most 1: money may be counted in
+            any unit, and a product beyond the agents' own laws draws what no model would say.
         joint: one prompt with all descriptions in place of one per agent, a blend:
             `pi_ref ** (1 - strength) * pi_all ** strength`.
         template: as for ContextPrompt.
