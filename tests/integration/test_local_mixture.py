@@ -69,7 +69,7 @@ def test_weights_are_those_of_full_forward_passes(seven_words, temperature, top_
         else:
             assert candidate.log_weight == pytest.approx(exact["reference"] - math.log(mixture), abs=1e-4)
     assert (LENGTH, "length") in lengths, "some replies are cut: they have the probability of their prefix"
-    assert any(reason == "stop" for _, reason in lengths)
+    assert any(reason == "stop" for _, reason in lengths) or top_p < 1, "truncation may take the end token away"
 
 
 async def test_the_async_twin_draws_and_weighs_the_same(seven_words):
