@@ -42,7 +42,7 @@ def main() -> None:
     """Print the tables and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    repeats = 9 if parser.parse_args().quick else 31
+    repeats = 25 if parser.parse_args().quick else 101
     matrix = np.random.default_rng(0).random((1000, 1024))
     print(f"{'1,000 agents x 1,024 candidates':32} exp ms   settle ms   ratio")
     ratios = {}
@@ -80,14 +80,18 @@ def print_curves(repeats: int) -> None:
 
 
 def alternate(first: Callable[[], object], second: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Return the median seconds of both, called in turn: of the processor, all threads, for others may want it, too."""
+    """Return the least seconds of both, called in turn: of the processor, all threads.
+
+    What else wants the processor only adds to a measurement, in slices of 4 ms on some machines: the least is nearest to
+    the truth.
+    """
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for call, taken in zip((first, second), seconds, strict=True):
             start = time.process_time()
             call()
             taken.append(time.process_time() - start)
-    return float(np.median(seconds[0])), float(np.median(seconds[1]))
+    return min(seconds[0]), min(seconds[1])
 
 
 if __name__ == "__main__":
