@@ -82,8 +82,8 @@ def print_curves(repeats: int) -> None:
 def alternate(first: Callable[[], object], second: Callable[[], object], repeats: int) -> tuple[float, float]:
     """Return the least seconds of both, called in turn: of the processor, all threads.
 
-    What else wants the processor only adds to a measurement, in slices of 4 ms on some machines: the least is nearest to
-    the truth.
+    What else wants the processor only adds to a measurement, in slices of 4 ms on some machines: the least is nearest
+    to the truth.
     """
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
