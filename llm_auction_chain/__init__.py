@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llm_auction_chain.agents import Agent
-    from llm_auction_chain.auction import Auction, AuctionResult
+    from llm_auction_chain.auction import Auction
     from llm_auction_chain.candidates import ContextProduct, ContextPrompt, DefensiveMixture, Reference
     from llm_auction_chain.candidates.vllm import ChatVLLM
     from llm_auction_chain.errors import (
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
     from llm_auction_chain.local.chat_model import ChatTransformers
+    from llm_auction_chain.result import AuctionResult
     from llm_auction_chain.tau import TauPoint, tau_sweep
 
 __all__ = [
@@ -52,7 +53,7 @@ __all__ = [
 _HOMES = {
     "Agent": "agents",
     "Auction": "auction",
-    "AuctionResult": "auction",
+    "AuctionResult": "result",
     "AuctionRunnable": "interfaces.runnable",
     "ChatTransformers": "local.chat_model",
     "ChatVLLM": "candidates.vllm",

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context
 from langchain_core.utils.uuid import uuid7
 
 from llm_auction_chain.agents import Agent
 from llm_auction_chain.candidates import (
-    Candidate,
     Drawn,
     Plan,
     Proposal,
@@ -31,15 +28,14 @@ from llm_auction_chain.candidates import (
     make_plan,
 )
 from llm_auction_chain.errors import AuctionWarning, ConfigurationError, PromptError
-from llm_auction_chain.mechanism import PaymentRule, Settlement, settle
+from llm_auction_chain.mechanism import PaymentRule, settle
 from llm_auction_chain.mechanism.settle import check_payment_rule, check_tau
+from llm_auction_chain.result import AuctionResult, matrix_of, metadata_of
 from llm_auction_chain.rewards import OnAgentError, Report, acollect, collect
 
-__all__ = ["Auction", "AuctionResult", "Progress", "ProgressHook", "check_agents", "check_seed"]
+__all__ = ["Auction", "Progress", "ProgressHook", "check_agents", "check_seed"]
 
-FloatArray = npt.NDArray[np.float64]
 Stage = Literal["candidates", "weights", "rewards"]
-_SCHEMA = "llm_auction_chain.auction/1"
 _SUSPICIOUS = 4  # so many draws that are all one reply are rather one draw, repeated
 
 
@@ -60,59 +56,6 @@ class Progress:
 
 
 ProgressHook = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class AuctionResult:
-    """Everything about one auction.
-
-    Attributes:
-        auction_id: unique, sorted by time (UUID version 7).
-        prompt: the user's messages.
-        candidates: the distinct replies, how often each was drawn, and their log-weights.
-        components: name and number of draws of every component of the proposal.
-        agents: the N agents, in the order of the matrices.
-        reports: (N,), each agent's rewards, status and reason. Private values: not in the metadata.
-        settlement: law, draw and payments.
-        reply: the drawn message, with `response_metadata["auction"]` and the usage of all hidden calls.
-        usage: tokens of all hidden calls; None where the model reports none.
-        failures: what made model calls fail, if some did.
-        warnings: what deserves a look: contexts that could not be used, draws that are all the same.
-        seed: gives the same auction again (the same draw, where the model takes no seed).
-    """
-
-    auction_id: str
-    prompt: tuple[BaseMessage, ...]
-    candidates: tuple[Candidate, ...]
-    components: tuple[tuple[str, int], ...]
-    agents: tuple[Agent, ...]
-    reports: tuple[Report, ...]
-    settlement: Settlement
-    reply: AIMessage
-    usage: UsageMetadata | None
-    failures: tuple[BaseException, ...]
-    warnings: tuple[str, ...]
-    seed: int
-
-    @property
-    def distinct_replies(self) -> int:
-        """How many different replies were drawn; each is one candidate."""
-        return len(self.candidates)
-
-    @property
-    def draws(self) -> int:
-        """How many replies were drawn, M."""
-        return sum(candidate.draws for candidate in self.candidates)
-
-    @property
-    def rewards(self) -> FloatArray:
-        """(N, candidates), what every agent reported, money. Private values."""
-        return _matrix(self.reports, self.candidates)
-
-    @property
-    def log_weights(self) -> FloatArray:
-        """(candidates,), `log pi_ref - log pi_gen` of all draws of each, by log-add-exp, nats."""
-        return np.array([candidate.merged_log_weight for candidate in self.candidates])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +111,7 @@ class Auction:
             check_proposal(self.proposal)
         if self.scorer is not None and not isinstance(self.scorer, SequenceScorer):
             raise ConfigurationError(f"scorer is {self.scorer!r}; give an object with score(prompt, replies).")
-        self._size(self.n_candidates)
+        self._size()
 
     def run(
         self,
@@ -261,12 +204,12 @@ class Auction:
             prompt=prompt,
             contexts=[agent.context for agent in agents],
             tau=self.tau,
-            size=self._size(self.n_candidates) if agents else Size(n=1, most=1, min_ess=0.0, fewest=1),
+            size=self._size() if agents else Size(n=1, most=1, min_ess=0.0, fewest=1),
             seed=seed,
         )
 
-    def _size(self, n: int) -> Size:
-        most = self.max_candidates
+    def _size(self) -> Size:
+        n, most = self.n_candidates, self.max_candidates
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < n):
             raise ConfigurationError(f"max_candidates is {most!r}; it must be a whole number of at least {n}.")
         if self.min_ess is None:
@@ -291,7 +234,7 @@ class Auction:
         seed: int,
     ) -> AuctionResult:
         settlement = settle(
-            _matrix(reports, drawn.candidates),
+            matrix_of(reports, drawn.candidates),
             [candidate.merged_log_weight for candidate in drawn.candidates],
             tau=self.tau,
             payment_rule=self.payment_rule,
@@ -301,7 +244,7 @@ class Auction:
         )
         auction_id = str(uuid7())
         noticed = self._warn(plan, drawn)
-        metadata = _metadata(auction_id, agents, reports, plan, drawn, settlement, noticed, seed)
+        metadata = metadata_of(auction_id, agents, reports, plan, drawn, settlement, noticed, seed)
         winner = drawn.candidates[settlement.winner].message
         shown = {
             name: value
@@ -387,62 +330,5 @@ def _is_blank(message: BaseMessage) -> bool:
     return not says and not getattr(message, "tool_calls", None) and message.type != "tool"
 
 
-def _matrix(reports: Sequence[Report], candidates: Sequence[Candidate]) -> FloatArray:
-    return np.array([report.rewards for report in reports], dtype=np.float64).reshape(len(reports), len(candidates))
-
-
 def _replies(drawn: Drawn) -> list[AIMessage]:
     return [candidate.message for candidate in drawn.candidates]
-
-
-def _metadata(
-    auction_id: str,
-    agents: tuple[Agent, ...],
-    reports: Sequence[Report],
-    plan: Plan,
-    drawn: Drawn,
-    settlement: Settlement,
-    noticed: Sequence[str],
-    seed: int,
-) -> dict[str, Any]:
-    """Return the outcome as plain JSON: Python numbers only, finite, and nobody's rewards."""
-    diagnostics = settlement.diagnostics
-    return {
-        "schema": _SCHEMA,
-        "auction_id": auction_id,
-        "winner": settlement.winner,
-        "probabilities": settlement.probabilities.tolist(),
-        "payments": [
-            {
-                "agent": agent.name,
-                "owner": agent.payer,
-                "amount": float(settlement.payments[i]),
-                "expected": float(settlement.expected_payments[i]),
-                "contribution": float(settlement.contributions[i]),
-            }
-            for i, agent in enumerate(agents)
-        ],
-        "agents": [
-            {"agent": agent.name, "status": report.status, "reason": report.reason}
-            for agent, report in zip(agents, reports, strict=True)
-        ],
-        "revenue": settlement.revenue,
-        "diagnostics": {
-            "candidates": sum(candidate.draws for candidate in drawn.candidates),
-            "failed_calls": len(drawn.causes),
-            "distinct_replies": len(drawn.candidates),
-            "ess_weights": diagnostics.ess_weights,
-            "ess_probabilities": diagnostics.ess_probabilities,
-            "largest_share": diagnostics.largest_share,
-            "log_normaliser": diagnostics.log_normaliser,
-            "k_hat": diagnostics.k_hat,
-        },
-        "proposal": {
-            "contexts": plan.contexts,
-            "components": [{"component": name, "draws": count} for name, count in drawn.components],
-        },
-        "warnings": list(noticed),
-        "tau": settlement.tau,
-        "payment_rule": settlement.payment_rule,
-        "seed": seed,
-    }

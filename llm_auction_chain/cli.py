@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from llm_auction_chain.agents import Agent
-    from llm_auction_chain.auction import AuctionResult, Progress
+    from llm_auction_chain.auction import Progress
+    from llm_auction_chain.result import AuctionResult
 
 __all__ = ["main"]
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from llm_auction_chain.auction import AuctionResult
+    from llm_auction_chain.result import AuctionResult
 
 __all__ = ["show"]
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_auction_chain.auction import AuctionResult
 from llm_auction_chain.mechanism import Settlement, settle
 from llm_auction_chain.mechanism.allocation import log_softmax
+from llm_auction_chain.result import AuctionResult
 
 __all__ = ["TauPoint", "tau_sweep"]
 

@@ -14,10 +14,11 @@ from langchain_core.runnables.config import patch_config, set_config_context
 from pydantic import ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from llm_auction_chain.agents import Agent
-from llm_auction_chain.auction import Auction, AuctionResult, ProgressHook, check_agents, check_seed
+from llm_auction_chain.auction import Auction, ProgressHook, check_agents, check_seed
 from llm_auction_chain.candidates import hidden
 from llm_auction_chain.errors import ConfigurationError, PromptError
 from llm_auction_chain.mechanism import PaymentRule
+from llm_auction_chain.result import AuctionResult
 from llm_auction_chain.rewards import OnAgentError
 
 __all__ = ["AuctionRunnable"]
