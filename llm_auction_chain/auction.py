@@ -48,11 +48,13 @@ class Progress:
             `rewards` while agents are asked.
         done: how many have come in.
         total: how many were asked for.
+        tokens_per_second: of all candidates together, while a model that counts draws them; else None.
     """
 
     stage: Stage
     done: int
     total: int
+    tokens_per_second: float | None = None
 
 
 ProgressHook = Callable[[Progress], None]
@@ -310,10 +312,10 @@ def check_agents(agents: Iterable[Agent]) -> tuple[Agent, ...]:
     return checked
 
 
-def _stages(hook: ProgressHook | None) -> Callable[[Stage, int, int], None] | None:
+def _stages(hook: ProgressHook | None) -> Callable[[Stage, int, int, float | None], None] | None:
     if hook is None:
         return None
-    return lambda stage, done, total: hook(Progress(stage=stage, done=done, total=total))
+    return lambda stage, done, total, rate: hook(Progress(stage=stage, done=done, total=total, tokens_per_second=rate))
 
 
 def _rewards(hook: ProgressHook | None, total: int) -> Callable[[int], None] | None:

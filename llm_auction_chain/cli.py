@@ -180,18 +180,24 @@ def _hold(options: "argparse.Namespace", errors: "Console") -> "AuctionResult":
 
     agents = load_agents(None if options.agents is None else Path(options.agents))
     with Bars(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=errors
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[rate]}"),
+        console=errors,
     ) as bars:
-        loading = bars.add_task("loading the model", total=None)
+        loading = bars.add_task("loading the model", total=None, rate="")
         tasks: dict[str, Any] = {}
 
         def show(progress: "Progress") -> None:
             if progress.stage not in tasks:
-                tasks[progress.stage] = bars.add_task(_LABELS[progress.stage], total=progress.total)
+                tasks[progress.stage] = bars.add_task(_LABELS[progress.stage], total=progress.total, rate="")
             bars.start_task(tasks[progress.stage])
-            bars.update(tasks[progress.stage], completed=progress.done, total=progress.total)
+            rate = f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else ""
+            bars.update(tasks[progress.stage], completed=progress.done, total=progress.total, rate=rate)
 
-        tasks["candidates"] = bars.add_task(_LABELS["candidates"], total=options.candidates, start=False)
+        tasks["candidates"] = bars.add_task(_LABELS["candidates"], total=options.candidates, start=False, rate="")
         model = _load_model(options.model, options.max_tokens, bars, loading)
         bars.update(loading, total=1, completed=1)
         auction = AuctionRunnable(

@@ -24,12 +24,14 @@ class LogProbs:
             `unknown`, one of the two.
         complete: whether every token drawn is there: end token, tool calls and reasoning too.
         token_ids: the tokens, where they are known.
+        prompt_totals: of the whole reply under each prompt of its condition alone, where the model says so; nats.
     """
 
     tokens: tuple[float, ...]
     basis: Basis
     complete: bool
     token_ids: tuple[int, ...] | None = None
+    prompt_totals: tuple[float, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -134,13 +136,20 @@ class SequenceScorer(Protocol):
 class LogitModel(Protocol):
     """A chat model that shows its logits: it draws from, and scores under, conditions of several prompts.
 
-    Its `_generate` takes `conditions`, a list of `(prompts, powers, count)`, in place of `n`.
+    Its `_generate` takes `conditions`, a list of `(prompts, powers, count)`, in place of `n`. A reply that comes with
+    `prompt_totals` needs no scoring under the prompts of its own condition.
     """
 
     def score_conditions(
         self,
         conditions: Sequence[tuple[Sequence[Sequence[BaseMessage]], Sequence[float]]],
         replies: Sequence[AIMessage],
+        *,
+        wanted: Sequence[Sequence[bool]],
     ) -> Sequence[Sequence[float]]:
-        """Return `log pi_c(reply)` (C, M) in nats, for conditions of `(prompts, powers)`."""
+        """Return `log pi_c(reply)` (C, M) in nats, for conditions of `(prompts, powers)`.
+
+        What is not `wanted` (C, M) is not looked at. An `ascore_conditions` with the same arguments is awaited where
+        there is one.
+        """
         ...

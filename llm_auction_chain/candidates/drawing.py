@@ -6,7 +6,7 @@ and receives its result. `draw` does the work, `adraw` awaits it.
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.runnables import RunnableConfig
 
-from llm_auction_chain.candidates.base import Candidate, LogitModel, SequenceScorer
+from llm_auction_chain.candidates.base import Candidate, Condition, LogitModel, LogProbs, SequenceScorer
 from llm_auction_chain.candidates.logprobs import read_log_probs
 from llm_auction_chain.candidates.plan import Plan
 from llm_auction_chain.candidates.proposals import log_weights, stratify
@@ -27,7 +27,7 @@ from llm_auction_chain.mechanism.diagnostics import effective_sample_size
 __all__ = ["Drawn", "adraw", "draw"]
 
 FloatArray = npt.NDArray[np.float64]
-Progress = Callable[[Literal["candidates", "weights"], int, int], None]
+Progress = Callable[[Literal["candidates", "weights"], int, int, float | None], None]
 _ROUNDING = 1e-6  # nats by which a log-probability may be above 0
 
 
@@ -61,7 +61,7 @@ def draw(plan: Plan, *, config: RunnableConfig | None = None, progress: Progress
     Args:
         plan: what to draw.
         config: the parent run's.
-        progress: called with (stage, done, total); stages are `candidates` and `weights`.
+        progress: called with (stage, done, total, tokens per second); stages are `candidates` and `weights`.
 
     Raises:
         CandidatesError: too few calls succeeded, or no reply is possible under the reference.
@@ -132,9 +132,9 @@ def _sampling(plan: Plan, size: int, asked: int, config: RunnableConfig | None, 
     """Return the work of drawing so many replies, the first `asked` being there."""
     counts = stratify(plan.shares, size)
 
-    def told(done: int) -> None:
+    def told(done: int, tokens_per_second: float | None) -> None:
         if progress:
-            progress("candidates", asked + done, asked + size)
+            progress("candidates", asked + done, asked + size, tokens_per_second)
 
     settings: dict[str, Any] = {
         "seed": int(np.random.SeedSequence([plan.seed, asked]).generate_state(1, np.uint64)[0]) >> 11,
@@ -160,8 +160,8 @@ def _scores(
 ) -> Generator[_Work, Any, FloatArray]:
     """Return the log-probabilities (C, draws), nats. Equal draws are scored once.
 
-    Under the condition that a reply was drawn from, the sampler's own figure is taken where it is exact: it is the law
-    that was drawn from to the last bit, and saves a scoring.
+    Under the condition that a reply was drawn from, and under that condition's prompts alone, the sampler's own figure
+    is taken where it is exact: it is the law that was drawn from to the last bit, and saves a scoring.
     """
     places: dict[tuple[Any, ...], int] = {}
     columns = [places.setdefault((*_identity(message), _token_ids(message)), len(places)) for _, message in drawn]
@@ -171,14 +171,16 @@ def _scores(
         known = read_log_probs(message)
         if known is not None and known.exact:
             scores[condition, column] = known.total()
+            for other, total in _alone(plan, condition, known):
+                scores[other, column] = total
     missing = [np.flatnonzero(np.isnan(row)) for row in scores]
     if progress:
-        progress("weights", 0, len(drawn))
+        progress("weights", 0, len(drawn), None)
     answers = yield _scoring(plan, distinct, missing)
     for row, columns_of_row, answer in zip(scores, missing, answers, strict=True):
         row[columns_of_row] = answer
     if progress:
-        progress("weights", len(drawn), len(drawn))
+        progress("weights", len(drawn), len(drawn), None)
     for (condition, _), column in zip(drawn, columns, strict=True):
         if np.isneginf(scores[condition, column]):
             raise LogProbError(
@@ -189,6 +191,15 @@ def _scores(
     return scores[:, columns]
 
 
+def _alone(plan: Plan, condition: int, known: LogProbs) -> Iterator[tuple[int, float]]:
+    """Yield (another condition, log-probability) of those that are one prompt of this condition, as it stands."""
+    for prompt, total in zip(plan.conditions[condition].prompts, known.prompt_totals, strict=False):
+        alone = Condition(name="", prompts=(prompt,))
+        for other, law in enumerate(plan.conditions):
+            if other != condition and law.same_law(alone):
+                yield other, total
+
+
 def _scoring(plan: Plan, replies: Sequence[AIMessage], missing: Sequence[npt.NDArray[np.int64]]) -> _Work:
     """Return the work of scoring what is missing of the matrix (conditions, replies); its result is a list of rows."""
     assert plan.scorer is not None  # noqa: S101 - for the type checker: a plan that weighs has one
@@ -196,12 +207,21 @@ def _scoring(plan: Plan, replies: Sequence[AIMessage], missing: Sequence[npt.NDA
     law = plan.source.law if scorer is plan.source.scorer else {}
     if isinstance(scorer, LogitModel):
         conditions = [(condition.prompts, condition.powers) for condition in plan.conditions]
+        wanted = [np.isin(np.arange(len(replies)), need).tolist() for need in missing]
+
+        def checked(rows: Sequence[Sequence[float]]) -> list[FloatArray]:
+            picked = [[row[k] for k in need] for row, need in zip(rows, missing, strict=True)]
+            return [_checked(scorer, row, len(row)) for row in picked]
 
         def at_once() -> list[FloatArray]:
-            rows = scorer.score_conditions(conditions, replies, **law)
-            return [_checked(scorer, row, len(replies))[need] for row, need in zip(rows, missing, strict=True)]
+            return checked(scorer.score_conditions(conditions, replies, wanted=wanted, **law))
 
-        return _Work(at_once, lambda: asyncio.to_thread(at_once))
+        async def awaited() -> list[FloatArray]:
+            if not callable(verb := getattr(scorer, "ascore_conditions", None)):
+                return await asyncio.to_thread(at_once)
+            return checked(await verb(conditions, replies, wanted=wanted, **law))
+
+        return _Work(at_once, awaited)
     tasks = [
         (condition.prompts[0], [replies[k] for k in need])
         for condition, need in zip(plan.conditions, missing, strict=True)

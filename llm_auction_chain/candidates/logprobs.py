@@ -33,7 +33,8 @@ def read_log_probs(message: AIMessage) -> LogProbs | None:
 
     Shapes of `response_metadata["logprobs"]`:
 
-    - ours, and any that names its `basis`: `{"token_logprobs", "basis", "complete", "token_ids"}`, taken at its word;
+    - ours, and any that names its `basis`: `{"token_logprobs", "basis", "complete", "token_ids"}`, taken at its word,
+      with `"prompt_totals"` from models that draw under several prompts at once;
     - OpenAI and who speaks like it: `{"content": [{"token", "logprob", "bytes"}], "refusal": [...]}`;
     - Together: `{"tokens", "token_logprobs", "token_ids"}`;
     - Ollama: `[{"token", "logprob", "bytes"}]`.
@@ -43,7 +44,7 @@ def read_log_probs(message: AIMessage) -> LogProbs | None:
 
     >>> reply = AIMessage("Hi", response_metadata={"logprobs": {"content": [{"token": "Hi", "logprob": -0.5}]}})
     >>> read_log_probs(reply)
-    LogProbs(tokens=(-0.5,), basis='unknown', complete=False, token_ids=None)
+    LogProbs(tokens=(-0.5,), basis='unknown', complete=False, token_ids=None, prompt_totals=())
     """
     given = message.response_metadata.get("logprobs")
     if isinstance(given, Mapping) and "basis" in given:
@@ -65,10 +66,12 @@ def read_log_probs(message: AIMessage) -> LogProbs | None:
 def _declared(given: Mapping[str, Any]) -> LogProbs:
     """Return what a model says of itself. Where it calls its figures incomplete, there may be more ids or fewer."""
     values, ids, complete = given.get("token_logprobs"), given.get("token_ids"), given.get("complete")
+    totals = given.get("prompt_totals", [])
     if (
         not (_is_list(values) and all(map(_is_log_prob, values)))
         or given["basis"] not in get_args(Basis)
         or not isinstance(complete, bool)
+        or not (_is_list(totals) and all(map(_is_log_prob, totals)))
         or not (ids is None or (_is_list(ids) and _are_ids(ids)))
         or (complete and ids is not None and len(ids) != len(values))
     ):
@@ -82,6 +85,7 @@ def _declared(given: Mapping[str, Any]) -> LogProbs:
         basis=given["basis"],
         complete=complete,
         token_ids=None if ids is None else tuple(map(int, ids)),
+        prompt_totals=tuple(map(float, totals)),
     )
 
 

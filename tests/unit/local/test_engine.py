@@ -5,14 +5,13 @@ import math
 import sys
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llm_auction_chain.errors import ConfigurationError, ContextWindowError, PromptError
-from llm_auction_chain.local import engine as engine_module
-from llm_auction_chain.local.engine import Engine, _stable
+from llm_auction_chain.local.device import dtype_named
+from llm_auction_chain.local.engine import Engine, _stable, _window
 from llm_auction_chain.local.sampler import Sampler
 from llm_auction_chain.local.weights import embedded_model_path
 
@@ -82,7 +81,7 @@ def test_log_prob_agrees_with_a_full_forward_pass(engine, temperature):
 
 def test_log_prob_agrees_when_rows_leave_early(tiny, monkeypatch):
     # A fifth of the vocabulary ends a reply, so that rows leave the batch at different times.
-    monkeypatch.setattr(tiny, "_ends", set(range(0, 49152, 5)))
+    monkeypatch.setattr(tiny, "ends", set(range(0, 49152, 5)))
     replies = draw(tiny, [3, 4, 6], 12, seed=0, max_tokens=10)
     lengths = [len(reply.token_ids) for reply in replies]
     assert len(set(lengths)) > 3
@@ -93,13 +92,13 @@ def test_log_prob_agrees_when_rows_leave_early(tiny, monkeypatch):
 
 
 def test_an_end_token_is_counted_and_not_shown(tiny, monkeypatch):
-    monkeypatch.setattr(tiny, "_ends", set(range(49152)))
+    monkeypatch.setattr(tiny, "ends", set(range(49152)))
     (reply,) = draw(tiny, [3], 1, seed=0, max_tokens=10)
     assert (len(reply.token_ids), reply.text, reply.finish_reason) == (1, "", "stop")
 
 
 def test_end_tokens_come_from_the_model_and_the_tokenizer(tiny):
-    assert tiny._ends == {tiny.tokenizer.eos_token_id, 5}
+    assert tiny.ends == {tiny.tokenizer.eos_token_id, 5}
 
 
 def test_temperature_zero_takes_the_likeliest_token(engine):
@@ -109,28 +108,6 @@ def test_temperature_zero_takes_the_likeliest_token(engine):
     assert sum(one.log_probs) == 0
     with torch.inference_mode():
         assert one.token_ids[0] == engine.model(torch.tensor([prompt])).logits[0, -1].argmax().item()
-
-
-def test_draws_follow_the_distribution():
-    probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    n = 20_000
-    tokens, log_probs = Sampler().draw(probs.log().expand(n, -1), [torch.Generator().manual_seed(1)] * n)
-    shares = np.bincount(tokens, minlength=4) / n
-    assert np.abs(shares - probs.numpy()).max() < 4 * math.sqrt(0.25 / n)
-    assert log_probs == pytest.approx([math.log(probs[token]) for token in tokens], abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("top_p", "top_k", "kept"),
-    [(0.5, 0, {0}), (0.6, 0, {0, 1}), (1.0, 3, {0, 1, 2}), (0.9, 2, {0, 1}), (1e-9, 0, {0}), (1.0, 99, {0, 1, 2, 3})],
-)
-def test_truncation_keeps_the_likeliest_and_renormalizes(top_p, top_k, kept):
-    probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    generators = [torch.Generator().manual_seed(1)] * 500
-    tokens, log_probs = Sampler(top_p=top_p, top_k=top_k).draw(probs.log().expand(500, -1), generators)
-    assert set(tokens) == kept
-    mass = sum(probs[token].item() for token in kept)
-    assert log_probs == pytest.approx([math.log(probs[token].item() / mass) for token in tokens], abs=1e-5)
 
 
 def test_a_stop_string_cuts_the_text_before_it(engine):
@@ -161,9 +138,11 @@ def test_what_a_later_token_could_change_waits():
 
 def test_progress_counts_the_finished_replies(tiny):
     seen = []
-    draw(tiny, [3], 4, seed=0, max_tokens=5, progress=lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (4, 4)
-    assert seen == sorted(set(seen))
+    replies = draw(tiny, [3], 4, seed=0, max_tokens=5, progress=seen.append)
+    assert [pace.tokens for pace in seen] == sorted(pace.tokens for pace in seen)
+    assert (seen[-1].finished, seen[-1].total) == (4, 4)
+    assert seen[-1].tokens == sum(len(reply.token_ids) for reply in replies)
+    assert 0 < seen[-1].tokens_per_second < math.inf
 
 
 def test_the_window_clips_the_reply_and_refuses_a_prompt_that_fills_it(tiny):
@@ -196,9 +175,13 @@ def test_a_model_is_loaded_once(engine):
     assert engine.window == 8192
 
 
-def test_a_model_without_a_window_has_no_limit(tiny):
-    config = SimpleNamespace(get_text_config=SimpleNamespace)
-    assert Engine(SimpleNamespace(config=config, generation_config=None), tiny.tokenizer).window == sys.maxsize
+def test_a_model_without_a_window_has_no_limit():
+    assert _window(SimpleNamespace()) == sys.maxsize
+
+
+def test_keys_are_not_kept_where_longer_texts_turn_them_otherwise():
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    assert _window(SimpleNamespace(max_position_embeddings=131072, rope_parameters=rope)) == 4096
 
 
 @pytest.mark.parametrize(
@@ -224,8 +207,8 @@ def test_auto_dtype_is_what_the_device_computes_in(monkeypatch, computes):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: computes, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     expected = torch.bfloat16 if computes else torch.float32
-    assert engine_module._dtype("auto", torch.device("cpu")) == expected
-    assert engine_module._dtype("auto", torch.device("mps")) == torch.float32
+    assert dtype_named("auto", torch.device("cpu")) == expected
+    assert dtype_named("auto", torch.device("mps")) == torch.float32
 
 
 def combined_log_prob(engine, prompts, powers, reply, temperature):
@@ -238,8 +221,7 @@ def combined_log_prob(engine, prompts, powers, reply, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_scores_are_those_of_full_forward_passes_under_every_condition(tiny, monkeypatch, temperature):
-    monkeypatch.setattr(engine_module, "_SCORED_AT_ONCE", 12)
+def test_scores_are_those_of_full_forward_passes_under_every_condition(tiny, temperature):
     prompts = [[3, 4, 6], [9, 8, 7, 6, 10], [12]]
     powers = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-0.5, 1.0, 0.5], [0.6, 0.0, 0.4]]
     replies = [[7], [3, 9, 11, 4], [], [20, 21], [5], [3, 9, 11, 2, 8, 9, 10]]
