@@ -105,7 +105,13 @@ class Engine:
     _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, max_batch_tokens: int | None = None, compiled: bool = False
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_batch_tokens: int | None = None,
+        compiled: bool = False,
+        packed: bool = False,
     ) -> None:
         """Take a model over.
 
@@ -114,6 +120,8 @@ class Engine:
             tokenizer: its tokenizer.
             max_batch_tokens: None is as many as fit into a quarter of the memory that is free now.
             compiled: whether `torch.compile` makes what surrounds the attention faster, which takes minutes once.
+            packed: whether the model's weights may be replaced by what its device multiplies faster; it then cannot be
+                saved. `load` allows it, as nobody else has the model.
 
         Raises:
             ConfigurationError: the logits behind the model's states are made in a way unknown here.
@@ -124,7 +132,7 @@ class Engine:
         ends = getattr(model.generation_config, "eos_token_id", None)
         self.ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
         size = _PASS.get(model.device.type, _PASS_ELSEWHERE)
-        self._passes = passes_for(model, min(size, max_batch_tokens or size), compiled=compiled)
+        self._passes = passes_for(model, min(size, max_batch_tokens or size), compiled=compiled, packed=packed)
         free = int(_MEMORY * free_memory(model.device)) // self._passes.token_bytes
         self.max_batch_tokens = max_batch_tokens or max(size, free)
         self._requests = Queue()
@@ -167,7 +175,9 @@ class Engine:
                         f"nor one that can be fetched from the Hugging Face Hub: {error}"
                     ) from error
                 model = model.to(torch_device).eval()
-                cls._loaded[key] = cls(model, tokenizer, max_batch_tokens=max_batch_tokens, compiled=compiled)
+                cls._loaded[key] = cls(
+                    model, tokenizer, max_batch_tokens=max_batch_tokens, compiled=compiled, packed=True
+                )
             return cls._loaded[key]
 
     def encode(self, turns: Sequence[Mapping[str, str]]) -> list[int]:

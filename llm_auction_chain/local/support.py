@@ -1,11 +1,13 @@
 """Which passes a model allows: it is asked, and not looked up."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.local.packing import can_pack, pack
 from llm_auction_chain.local.passes import FullPasses, Passes, SharedPasses, finish
 
 __all__ = ["passes_for"]
@@ -16,11 +18,17 @@ _CHOOSING = ("attention_chunk_size", "index_topk", "index_topk_blocks", "keep_wi
 _WINDOW_IN_MASK = ("phimoe", "qwen2_moe")
 
 
-def passes_for(model: Any, size: int, *, compiled: bool = False) -> Passes:
+def passes_for(model: Any, size: int, *, compiled: bool = False, packed: bool = False) -> Passes:
     """Return passes that share prefixes where they give the states of full passes, else full passes.
 
     The model is asked, rather than a list of architectures: a state space, a bias by distance, or anything else that an
     attention like ours is not told of, shows in the states. What short texts don't show is read in its configuration.
+
+    Args:
+        model: a transformers causal language model.
+        size: the most tokens of one pass.
+        compiled: whether `torch.compile` is asked for.
+        packed: whether the model's weights may be replaced by packed ones, after which it cannot be saved.
 
     Raises:
         ConfigurationError: the logits behind the states are not the model's.
@@ -33,11 +41,9 @@ def passes_for(model: Any, size: int, *, compiled: bool = False) -> Passes:
         model.set_attn_implementation("eager")
     expected = _probe(full)
     _check_logits(full, expected)
-    try:
-        if shareable and _close(_probe(shared := SharedPasses(model, size, compiled=compiled)), expected):
-            return shared
-    except Exception:  # noqa: BLE001 - whatever it is, such a model cannot share
-        _log.debug("%s does not share prefixes", type(model).__name__, exc_info=True)
+    shared = _checked(model, expected, lambda: SharedPasses(model, size, compiled=compiled)) if shareable else None
+    if shared is not None:
+        return (packed and _packed(model, expected, size, compiled=compiled)) or shared
     model.set_attn_implementation(given)
     _log.warning(
         "%s keeps more of a text than the keys and values of its attention. Its replies are drawn and scored by full "
@@ -45,6 +51,30 @@ def passes_for(model: Any, size: int, *, compiled: bool = False) -> Passes:
         type(model).__name__,
     )
     return full
+
+
+def _checked(model: Any, expected: torch.Tensor, make: Callable[[], SharedPasses]) -> SharedPasses | None:
+    """Return passes whose states are those expected; None where the model does not allow them."""
+    try:
+        if _close(_probe(passes := make()), expected):
+            return passes
+    except Exception:  # noqa: BLE001 - whatever it is, this model cannot do it
+        _log.debug("%s does not allow it", type(model).__name__, exc_info=True)
+    return None
+
+
+def _packed(model: Any, expected: torch.Tensor, size: int, *, compiled: bool) -> SharedPasses | None:
+    """Return passes of the model with its weights packed; None, and the model as it was, where that does not work."""
+    if not can_pack(model):
+        return None
+    logits = FullPasses(model, size).logits(expected)
+    replaced = pack(model)
+    passes = _checked(model, expected, lambda: SharedPasses(model, size, compiled=compiled))
+    if passes is not None and _close(passes.logits(expected), logits):
+        return passes
+    for parent, name, layer in replaced:
+        setattr(parent, name, layer)
+    return None
 
 
 def _hides_tokens(config: Any) -> bool:
