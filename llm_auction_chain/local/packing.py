@@ -50,4 +50,8 @@ def pack(model: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
     ]
     for parent, name, layer in replaced:
         setattr(parent, name, PackedLinear(layer))
+    # What stays was read with all the rest from one file, whose pages it would hold in memory.
+    for parameter in model.parameters():
+        if parameter.device.type != "meta":
+            parameter.data = parameter.data.clone()
     return replaced

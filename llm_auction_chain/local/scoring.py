@@ -73,7 +73,8 @@ def _follow(
     for prefix, row in zip(prefixes, states, strict=True):
         row[ends - lengths] = prefix.state
     # The last token of a reply is behind its last state: it has a probability, and needs no state of its own.
-    pairs = [(k, m) for m, reply in enumerate(replies) if len(reply) > 1 for k in range(len(prefixes))]
+    # By prefix: replies of one length behind one prefix then are one product.
+    pairs = [(k, m) for k in range(len(prefixes)) for m, reply in enumerate(replies) if len(reply) > 1]
     for found in passes.follow([(prefixes[k], replies[m][:-1]) for k, m in pairs]):
         for place, state in found:
             k, m = pairs[place]
