@@ -1,28 +1,28 @@
 """Attention of many sequences behind shared prefixes: what a transformers model calls in place of its own.
 
-A pass reads the tokens of all sequences as one row, (1, tokens), in groups: a group's sequences stand behind one
-prefix, whose keys and values exist once. Every query sees its prefix and its own sequence, in one softmax.
+A pass reads the tokens of all sequences as one row, (1, tokens). Sequences stand behind prefixes, whose keys and values
+exist once. Every query sees its prefix and its own sequence, in one softmax.
 """
 
+import abc
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from typing_extensions import override
 
-__all__ = ["NAME", "Group", "Pass", "Prefix"]
+__all__ = ["NAME", "Group", "Growing", "Pass", "Prefix", "Reading"]
 
 NAME = "shared_prefix"
 KeysValues = tuple[torch.Tensor, torch.Tensor]
-# Tokens for which room is made at once behind a growing sequence. A product over all of the room takes less time than
-# one over its used part, which would have to be copied first.
-_GROWS_BY = 16
-_VECTOR = 32
+_GROWS_BY = 16  # tokens for which room is made at once behind a growing sequence
+_VECTOR = 32  # numbers of bfloat16 that the widest CPU registers hold
 # What some models tell their attention, and ours cannot do.
 _UNKNOWN = ("block_indices", "indices", "position_bias", "sinks")
 
@@ -50,79 +50,44 @@ class Prefix:
             self.layers[layer] = (keys.contiguous(), values.contiguous())
 
 
-@dataclasses.dataclass(eq=False, kw_only=True)
-class Group:
-    """Sequences of one length behind one prefix.
+class How(NamedTuple):
+    """What a layer asks of its attention.
 
     Attributes:
-        prefix: what they stand behind.
-        count: how many sequences.
-        fresh: how many tokens of each are read in this pass; 1 where they grow.
-        reads: whether the one sequence becomes a part of its prefix.
-        grows: whether the sequences' keys and values are kept for the next pass.
-        length: how many tokens of each sequence were kept.
-        layers: those tokens' keys and values, (key heads, count, room, width).
+        layer: which one asks.
+        scaling: factor of the scores.
+        window: how many tokens a token sees, itself included; None is all before it.
+        softcap: scores are squashed to stay below it.
+        sinks: (heads,) scores of a token that has no value.
     """
 
-    prefix: Prefix
-    count: int
-    fresh: int = 1
-    reads: bool = False
-    grows: bool = False
-    length: int = 0
-    layers: dict[int, KeysValues] = dataclasses.field(default_factory=dict)
+    layer: int
+    scaling: float
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None
 
-    @property
-    def size(self) -> int:
-        """How many tokens a pass reads."""
-        return self.count * self.fresh
 
+class Pass(abc.ABC):
+    """Tokens that the model reads at once."""
+
+    @abc.abstractmethod
     def positions(self, device: torch.device) -> torch.Tensor:
-        """Return the place (size,) of every token in its text."""
-        start = len(self.prefix.tokens) + self.length
-        return torch.arange(start, start + self.fresh, device=device).repeat(self.count)
+        """Return the place (tokens,) of every token in its text."""
 
-    def select(self, places: Sequence[int]) -> None:
-        """Keep only the sequences at these places."""
-        self.count = len(places)
-        for layer, both in self.layers.items():
-            kept = torch.tensor(places, dtype=torch.int64, device=both[0].device)
-            self.layers[layer] = both[0].index_select(1, kept), both[1].index_select(1, kept)
+    @abc.abstractmethod
+    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: How) -> torch.Tensor:
+        """Return what the tokens attend to, (tokens, heads, width).
 
-    def own(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
-        """Return what each sequence sees of itself, (key heads * count, tokens, width), this pass included.
+        Scores have the shape (key heads, tokens * queries of a key head, keys): a key head's queries are rows of one
+        matrix product, so that no key is repeated.
 
-        Where sequences grow, there is room behind the last token; it holds zeros, and must be hidden.
+        Args:
+            query: (heads, tokens, width).
+            keys: (key heads, tokens, width).
+            values: as the keys.
+            how: what the layer asks.
         """
-        heads = keys.shape[0]
-        if not self.grows:
-            return keys.reshape(heads * self.count, self.fresh, -1), values.reshape(heads * self.count, self.fresh, -1)
-        if layer not in self.layers or self.layers[layer][0].shape[2] == self.length:
-            known = self.layers.get(layer, (None, None))
-            self.layers[layer] = self._widened(keys, known[0]), self._widened(values, known[1])
-        room = self.layers[layer]
-        room[0][:, :, self.length] = keys
-        room[1][:, :, self.length] = values
-        return room[0].flatten(0, 1), room[1].flatten(0, 1)
-
-    def _widened(self, fresh: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
-        """Return a buffer with room for more tokens."""
-        room = fresh.new_zeros(fresh.shape[0], self.count, self.length + _GROWS_BY, fresh.shape[-1])
-        if known is not None:
-            room[:, :, : self.length] = known
-        return room
-
-
-class Pass:
-    """The tokens that the model reads at once.
-
-    Attributes:
-        groups: in the order of their tokens.
-    """
-
-    def __init__(self, groups: Sequence[Group]) -> None:
-        self.groups = groups
-        self._biases: dict[tuple[int, ...], torch.Tensor] = {}
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -136,103 +101,219 @@ class Pass:
         finally:
             _current.reset(token)
 
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Return what the tokens attend to, (tokens, heads, width).
 
-        Args:
-            layer: which one asks.
-            query: (heads, tokens, width).
-            keys: (key heads, tokens, width), of the tokens of this pass.
-            values: as the keys.
-            scaling: factor of the scores.
-            window: how many tokens a token sees, itself included; None is all before it.
-            softcap: scores are squashed to stay below it.
-            sinks: (heads,) scores of a token that has no value.
-        """
+@dataclasses.dataclass(kw_only=True)
+class Group:
+    """Texts of one length behind one prefix.
+
+    Attributes:
+        prefix: what they stand behind.
+        count: how many texts.
+        length: how many tokens each has.
+        reads: whether the one text becomes a part of its prefix.
+    """
+
+    prefix: Prefix
+    count: int
+    length: int
+    reads: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many tokens they have together."""
+        return self.count * self.length
+
+
+class Reading(Pass):
+    """Whole texts, read at once.
+
+    Attributes:
+        groups: in the order of their tokens.
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.groups = groups
+        self._biases: dict[tuple[int, ...], torch.Tensor] = {}
+
+    @override
+    def positions(self, device: torch.device) -> torch.Tensor:
+        places = [
+            torch.arange(len(group.prefix.tokens), len(group.prefix.tokens) + group.length, device=device)
+            for group in self.groups
+        ]
+        return torch.cat([place.repeat(group.count) for place, group in zip(places, self.groups, strict=True)])
+
+    @override
+    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: How) -> torch.Tensor:
         attended = query.new_empty(query.shape[1], query.shape[0], values.shape[-1])
         start = 0
         for group in self.groups:
             tokens = slice(start, start := start + group.size)
-            attended[tokens] = self._group(
-                group, layer, query[:, tokens] * scaling, keys[:, tokens], values[:, tokens], window, softcap, sinks
-            )
+            attended[tokens] = self._group(group, query[:, tokens], keys[:, tokens], values[:, tokens], how)
         return attended
 
     def _group(
-        self,
-        group: Group,
-        layer: int,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        window: int | None,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
+        self, group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: How
     ) -> torch.Tensor:
-        """Return what one group's tokens attend to, (tokens, heads, width).
-
-        Scores have the shape (key heads, count, fresh, queries of a key head, keys): a key head's queries are rows of
-        one matrix product, so that no key is repeated.
-        """
-        heads, shared = keys.shape[0], query.shape[0] // keys.shape[0]
-        width, per_row = group.size * shared, group.fresh * shared
-        rows = query.reshape(heads, shared, group.size, -1).transpose(1, 2).reshape(heads, width, -1).contiguous()
-        own_keys, own_values = group.own(layer, keys, values)
-        earlier = group.prefix.layers.get(layer)
-        before, seen = 0 if earlier is None else earlier[0].shape[1], own_keys.shape[1]
-        scores = rows.new_empty(heads, width, _rounded(before + seen))
-        scores[..., before + seen :] = -torch.inf
-        own = _squash(torch.bmm(rows.view(-1, per_row, rows.shape[-1]), own_keys.transpose(1, 2)), softcap)
-        blocks = scores.view(heads, group.count, group.fresh, shared, -1)
-        bias = self._bias(group, before, seen, window, scores)
-        torch.add(own.view(*blocks.shape[:-1], seen), bias[..., before:], out=blocks[..., before : before + seen])
+        """Return what one group's tokens attend to, (tokens, heads, width)."""
+        heads, seen = keys.shape[0], group.length
+        rows = _rows(query, heads, how.scaling)
+        earlier = group.prefix.layers.get(how.layer)
+        before = 0 if earlier is None else earlier[0].shape[1]
+        scores = rows.new_empty(heads, rows.shape[1], _rounded(seen + before))
+        scores[..., seen + before :] = -torch.inf
+        blocks = scores.view(heads, group.count, seen, -1, scores.shape[-1])
+        own_keys, own_values = (part.reshape(heads * group.count, seen, -1) for part in (keys, values))
+        own = _scores(rows.view(heads * group.count, -1, rows.shape[-1]), own_keys, how)
+        bias = self._bias(before, seen, how.window, scores)
+        torch.add(own.view(*blocks.shape[:-1], seen), bias[..., before:], out=blocks[..., :seen])
         if earlier is not None:
-            theirs = _squash(torch.bmm(rows, earlier[0].transpose(1, 2)), softcap).view(*blocks.shape[:-1], before)
-            if window is None:
-                blocks[..., :before] = theirs
+            theirs = _scores(rows, earlier[0], how).view(*blocks.shape[:-1], before)
+            if how.window is None:
+                blocks[..., seen : seen + before] = theirs
             else:
-                torch.add(theirs, bias[..., :before], out=blocks[..., :before])
-        weights = _softmax(scores, sinks)
-        attended = torch.bmm(weights[..., before : before + seen].reshape(-1, per_row, seen), own_values)
-        attended = attended.view(heads, width, -1)
+                torch.add(theirs, bias[..., :before], out=blocks[..., seen : seen + before])
+        weights = _softmax(scores, how.sinks)
+        attended = torch.bmm(weights[..., :seen].reshape(own.shape), own_values).view(heads, rows.shape[1], -1)
         if earlier is not None:
-            attended = torch.baddbmm(attended, weights[..., :before], earlier[1])
+            attended = torch.baddbmm(attended, weights[..., seen : seen + before], earlier[1])
         if group.reads:
-            group.prefix.extend(layer, keys, values)
-        return attended.view(heads, group.size, shared, -1).transpose(0, 1).flatten(1, 2)
+            group.prefix.extend(how.layer, keys, values)
+        return _tokens(attended, group.size)
 
-    def _bias(self, group: Group, before: int, seen: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-        """Return what is added to scores, (fresh, 1, before + seen): -inf where a token may not look, else 0."""
-        end = before + group.length + group.fresh
+    def _bias(self, before: int, seen: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+        """Return what is added to scores, (seen, 1, before + seen): -inf where a token may not look, else 0."""
+        end = before + seen
         reach = end if window is None else min(window, end)
-        key = (group.fresh, before, seen, end, reach)
+        key = (before, seen, reach)
         if key not in self._biases:
-            places = torch.arange(before + seen, device=like.device)
-            queries = places[end - group.fresh : end, None, None]
+            places = torch.arange(end, device=like.device)
+            queries = places[before:, None, None]
             hidden = (places > queries) | (places <= queries - reach)
             self._biases[key] = like.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
         return self._biases[key]
 
 
+class Growing(Pass):
+    """Sequences that get one token at a time, each behind its prefix.
+
+    Their own keys and values lie in one buffer, with room for more tokens: a product over all of the room takes less
+    time than one over its used part, which would have to be copied first.
+
+    Attributes:
+        prefixes: what they stand behind.
+        counts: how many sequences stand behind each prefix, one prefix after another.
+        length: how many tokens each sequence has.
+    """
+
+    def __init__(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> None:
+        self.prefixes = prefixes
+        self.counts = list(counts)
+        self.length = 0
+        self._layers: dict[int, KeysValues] = {}
+        self._biases: dict[tuple[int, int], torch.Tensor] = {}
+
+    def select(self, places: Sequence[Sequence[int]]) -> None:
+        """Keep only the sequences at these places behind each prefix."""
+        starts = [sum(self.counts[:k]) for k in range(len(self.counts))]
+        kept = [start + place for start, several in zip(starts, places, strict=True) for place in several]
+        self.counts = [len(several) for several in places]
+        for layer, both in self._layers.items():
+            index = torch.tensor(kept, dtype=torch.int64, device=both[0].device)
+            self._layers[layer] = both[0].index_select(1, index), both[1].index_select(1, index)
+
+    def grown(self) -> None:
+        """Count the token that all layers have read."""
+        self.length += 1
+        self._biases.clear()
+
+    @override
+    def positions(self, device: torch.device) -> torch.Tensor:
+        places = [len(prefix.tokens) + self.length for prefix in self.prefixes]
+        return torch.tensor(places, device=device).repeat_interleave(torch.tensor(self.counts, device=device))
+
+    @override
+    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: How) -> torch.Tensor:
+        heads, count, shared = keys.shape[0], keys.shape[1], query.shape[0] // keys.shape[0]
+        rows = _rows(query, heads, how.scaling)
+        own_keys, own_values = self._kept(how.layer, keys, values)
+        room = own_keys.shape[1]
+        earlier = [prefix.layers[how.layer] for prefix in self.prefixes]
+        longest = max(known[0].shape[1] for known in earlier)
+        scores = rows.new_full((heads, count * shared, _rounded(room + longest)), -torch.inf)
+        own = _scores(rows.view(heads * count, shared, -1), own_keys, how).view(heads, count * shared, room)
+        torch.add(own, self._bias(room, how.window, own), out=scores[..., :room])
+        places = [slice(end - size, end) for size, end in self._slices(shared)]
+        for place, (theirs, _) in zip(places, earlier, strict=True):
+            # A token at place t behind P tokens sees those from P + t + 1 - window on.
+            start = 0 if how.window is None else max(0, theirs.shape[1] + self.length + 1 - how.window)
+            if start < theirs.shape[1]:
+                found = _scores(rows[:, place], theirs[:, start:], how)
+                scores[:, place, room + start : room + theirs.shape[1]] = found
+        weights = _softmax(scores, how.sinks)
+        attended = torch.bmm(weights[..., :room].reshape(heads * count, shared, room), own_values)
+        attended = attended.view(heads, count * shared, -1)
+        for place, (_, theirs) in zip(places, earlier, strict=True):
+            seen = weights[:, place, room : room + theirs.shape[1]]
+            attended[:, place] += torch.bmm(seen, theirs)
+        return _tokens(attended, count)
+
+    def _slices(self, shared: int) -> Iterator[tuple[int, int]]:
+        """Yield (size, end) of the rows behind each prefix."""
+        end = 0
+        for count in self.counts:
+            end += count * shared
+            yield count * shared, end
+
+    def _kept(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
+        """Return what each sequence knows of itself, (key heads * count, room, width), this token included."""
+        if layer not in self._layers or self._layers[layer][0].shape[2] == self.length:
+            known = self._layers.get(layer, (None, None))
+            self._layers[layer] = self._widened(keys, known[0]), self._widened(values, known[1])
+        room = self._layers[layer]
+        room[0][:, :, self.length] = keys
+        room[1][:, :, self.length] = values
+        return room[0].flatten(0, 1), room[1].flatten(0, 1)
+
+    def _widened(self, fresh: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
+        """Return a buffer with room for more tokens; zeros, as what is hidden may not be nan either."""
+        room = fresh.new_zeros(*fresh.shape[:2], self.length + _GROWS_BY, fresh.shape[-1])
+        if known is not None:
+            room[:, :, : self.length] = known
+        return room
+
+    def _bias(self, room: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+        """Return what is added to scores of a sequence's own tokens, (room,): -inf where there is none, or too far."""
+        start = 0 if window is None else max(0, self.length + 1 - window)
+        if (room, start) not in self._biases:
+            bias = like.new_full((room,), -torch.inf)
+            bias[start : self.length + 1] = 0.0
+            self._biases[room, start] = bias
+        return self._biases[room, start]
+
+
+def _rows(query: torch.Tensor, heads: int, scaling: float) -> torch.Tensor:
+    """Return queries (heads, tokens, width) as (key heads, tokens * queries of a key head, width), scaled."""
+    shared = query.shape[0] // heads
+    grouped = (query * scaling).reshape(heads, shared, query.shape[1], -1).transpose(1, 2)
+    return grouped.reshape(heads, query.shape[1] * shared, -1).contiguous()
+
+
+def _tokens(rows: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Return (tokens, heads, width) of rows (key heads, tokens * queries of a key head, width)."""
+    heads, size, width = rows.shape
+    return rows.view(heads, tokens, size // tokens, width).transpose(0, 1).flatten(1, 2)
+
+
+def _scores(rows: torch.Tensor, keys: torch.Tensor, how: How) -> torch.Tensor:
+    """Return the scores of rows with keys, kept below the cap where there is one."""
+    scores = torch.bmm(rows, keys.transpose(1, 2))
+    return scores if how.softcap is None else torch.tanh(scores / how.softcap) * how.softcap
+
+
 def _rounded(keys: int) -> int:
     """Return the number of scores in a row: on CPUs a softmax over whole vectors takes a third less time."""
     return -(-keys // _VECTOR) * _VECTOR
-
-
-def _squash(scores: torch.Tensor, softcap: float | None) -> torch.Tensor:
-    """Return the scores, kept below the cap where there is one."""
-    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
 
 
 def _softmax(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
@@ -265,17 +346,14 @@ def _attention(
     if unknown := [name for name in _UNKNOWN if options.get(name) is not None]:
         raise NotImplementedError(f"attention with {', '.join(unknown)}")
     scaling = options.get("scaling")
-    attended = current.attend(
-        int(module.layer_idx),  # type: ignore[arg-type]
-        query[0],
-        key[0],
-        value[0],
+    how = How(
+        layer=int(module.layer_idx),  # type: ignore[arg-type]
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=options.get("sliding_window"),
         softcap=options.get("softcap"),
         sinks=options.get("s_aux"),
     )
-    return attended[None], None
+    return current.attend(query[0], key[0], value[0], how)[None], None
 
 
 AttentionInterface.register(NAME, _attention)

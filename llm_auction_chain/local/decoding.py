@@ -2,8 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -49,28 +48,17 @@ class Law:
         prefixes: (K,), the prompts as they were read.
         powers: (K,).
         rows: those in the batch.
-        sequences: (K,), what grows behind the prefixes.
         states: (K, rows, hidden) behind the newest tokens.
     """
 
     prefixes: Sequence[Prefix]
     powers: Sequence[float]
     rows: list[Row]
-    sequences: list[Any] = dataclasses.field(default_factory=list)
     states: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
 
-    def start(self, passes: Passes) -> None:
-        """Put all rows behind the prefixes."""
-        self.sequences = [passes.behind(prefix, len(self.rows)) for prefix in self.prefixes]
-        self.states = torch.stack([prefix.state for prefix in self.prefixes])[:, None].expand(-1, len(self.rows), -1)
-
-    def leave(self) -> None:
-        """Let finished rows leave the batch, once there are enough of them."""
-        going = [place for place, row in enumerate(self.rows) if row.finish_reason is None]
-        if len(self.rows) - len(going) >= max(1, _LEAVE * len(self.rows)):
-            self.rows = [self.rows[place] for place in going]
-            for several in self.sequences:
-                several.select(going)
+    def going(self) -> list[int]:
+        """Return the places of the rows that are not finished."""
+        return [place for place, row in enumerate(self.rows) if row.finish_reason is None]
 
 
 def decode(passes: Passes, laws: Sequence[Law], sampler: Sampler, finish: Callable[[Row], None]) -> Iterator[None]:
@@ -83,23 +71,30 @@ def decode(passes: Passes, laws: Sequence[Law], sampler: Sampler, finish: Callab
         finish: sets a row's text and finish reason where its newest token ends it.
     """
     for law in laws:
-        law.start(passes)
+        behind = torch.stack([prefix.state for prefix in law.prefixes])
+        law.states = behind[:, None].expand(-1, len(law.rows), -1)
+    sequences = passes.behind(
+        [prefix for law in laws for prefix in law.prefixes], [len(law.rows) for law in laws for _ in law.prefixes]
+    )
     while True:
         for blocks in _blocks(laws, passes.rows):
             _draw(passes, blocks, sampler)
         for row in (row for law in laws for row in law.rows if row.finish_reason is None):
             finish(row)
         yield
-        for law in laws:
-            law.leave()
-        laws = [law for law in laws if law.rows]
-        if not laws:
+        going = [law.going() for law in laws]
+        if not any(going):
             return
-        sequences = [several for law in laws for several in law.sequences]
-        tokens = [[row.token_ids[-1] for row in law.rows] for law in laws for _ in law.sequences]
-        states = iter(passes.step(sequences, tokens))
-        for law in laws:
-            law.states = torch.stack(list(islice(states, len(law.sequences))))
+        rows, left = sum(len(law.rows) for law in laws), sum(map(len, going))
+        if rows - left >= max(1, _LEAVE * rows):
+            sequences.select([places for places, law in zip(going, laws, strict=True) for _ in law.prefixes])
+            for places, law in zip(going, laws, strict=True):
+                law.rows = [law.rows[place] for place in places]
+        tokens = [row.token_ids[-1] for law in laws for _ in law.prefixes for row in law.rows]
+        states = passes.step(sequences, tokens)
+        sizes = [len(law.prefixes) * len(law.rows) for law in laws]
+        for law, part in zip(laws, torch.split(states, sizes), strict=True):
+            law.states = part.view(len(law.prefixes), len(law.rows), part.shape[-1])
 
 
 def _blocks(laws: Sequence[Law], size: int) -> Iterator[list[tuple[Law, slice]]]:

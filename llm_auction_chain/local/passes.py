@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from typing_extensions import override
 
-from llm_auction_chain.local.attention import NAME, Group, Pass, Prefix
+from llm_auction_chain.local.attention import NAME, Group, Growing, Pass, Prefix, Reading
 from llm_auction_chain.local.head import base_of, head_of
 
 __all__ = ["FullPasses", "Passes", "SharedPasses", "finish", "packs"]
@@ -39,12 +39,12 @@ class Passes(abc.ABC):
         """Yield after every pass, and return the prompts as prefixes."""
 
     @abc.abstractmethod
-    def behind(self, prefix: Prefix, count: int) -> Any:
-        """Return sequences that may grow behind a prefix; they have a `count`, and `select(places)` keeps some."""
+    def behind(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> Any:
+        """Return sequences that may grow, so many behind each prefix; `select(places)` keeps some behind each."""
 
     @abc.abstractmethod
-    def step(self, sequences: Sequence[Any], tokens: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Append a token to each of the sequences, and return the states (count, hidden) behind it."""
+    def step(self, sequences: Any, tokens: Sequence[int]) -> torch.Tensor:
+        """Append a token to each of the sequences, and return the states (sequences, hidden) behind it."""
 
     @abc.abstractmethod
     def follow(self, pairs: Sequence[Following]) -> Iterator[list[tuple[int, torch.Tensor]]]:
@@ -81,8 +81,11 @@ class SharedPasses(Passes):
     def read(self, prompts: Sequence[Sequence[int]]) -> Generator[None, None, list[Prefix]]:
         prefixes = [Prefix() for _ in prompts]
         for pieces in _pieces([len(prompt) for prompt in prompts], self.size):
-            groups = [Group(prefix=prefixes[k], count=1, fresh=stop - start, reads=True) for k, start, stop in pieces]
-            states = self._states(groups, [prompts[k][start:stop] for k, start, stop in pieces])
+            groups = [Group(prefix=prefixes[k], count=1, length=stop - start, reads=True) for k, start, stop in pieces]
+            read = self._states(
+                Reading(groups), [token for k, start, stop in pieces for token in prompts[k][start:stop]]
+            )
+            states = torch.split(read, [group.size for group in groups])
             for (k, start, stop), state in zip(pieces, states, strict=True):
                 prefixes[k].tokens += prompts[k][start:stop]
                 prefixes[k].state = state[-1]
@@ -96,14 +99,13 @@ class SharedPasses(Passes):
         return sum(part.numel() * part.element_size() for both in prefix.layers.values() for part in both)
 
     @override
-    def behind(self, prefix: Prefix, count: int) -> Group:
-        return Group(prefix=prefix, count=count, grows=True)
+    def behind(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> Growing:
+        return Growing(prefixes, counts)
 
     @override
-    def step(self, sequences: Sequence[Group], tokens: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    def step(self, sequences: Growing, tokens: Sequence[int]) -> torch.Tensor:
         states = self._states(sequences, tokens)
-        for group in sequences:
-            group.length += 1
+        sequences.grown()
         return states
 
     @override
@@ -112,21 +114,25 @@ class SharedPasses(Passes):
             groups: list[Group] = []
             for place in places:
                 prefix, tokens = pairs[place]
-                if groups and groups[-1].prefix is prefix and groups[-1].fresh == len(tokens):
+                if groups and groups[-1].prefix is prefix and groups[-1].length == len(tokens):
                     groups[-1].count += 1
                 else:
-                    groups.append(Group(prefix=prefix, count=1, fresh=len(tokens)))
-            states = torch.cat(self._states(groups, [pairs[place][1] for place in places]))
+                    groups.append(Group(prefix=prefix, count=1, length=len(tokens)))
+            states = self._states(Reading(groups), [token for place in places for token in pairs[place][1]])
             yield list(zip(places, torch.split(states, [len(pairs[place][1]) for place in places]), strict=True))
 
-    def _states(self, groups: Sequence[Group], tokens: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Return the states (size, hidden) of each group's tokens."""
+    def _states(self, tokens: Pass, ids: Sequence[int]) -> torch.Tensor:
+        """Return the states (tokens, hidden) of a pass."""
         device = self.model.device
-        ids = torch.tensor([[token for several in tokens for token in several]], device=device)
-        positions = torch.cat([group.positions(device) for group in groups])[None]
-        with torch.inference_mode(), Pass(groups).current():
-            output = self._call(input_ids=ids, position_ids=positions, attention_mask=self._mask, use_cache=False)
-        return list(torch.split(output.last_hidden_state[0], [group.size for group in groups]))
+        with torch.inference_mode(), tokens.current():
+            output = self._call(
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=tokens.positions(device)[None],
+                attention_mask=self._mask,
+                use_cache=False,
+            )
+        states: torch.Tensor = output.last_hidden_state[0]
+        return states
 
 
 class FullPasses(Passes):
@@ -148,18 +154,16 @@ class FullPasses(Passes):
         return 16 * int(self._weight.shape[1]) * int(self._weight.element_size())
 
     @override
-    def behind(self, prefix: Prefix, count: int) -> "_Texts":
-        return _Texts(prefix, count)
+    def behind(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> "_Texts":
+        return _Texts(prefixes, counts)
 
     @override
-    def step(self, sequences: Sequence["_Texts"], tokens: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        for several, fresh in zip(sequences, tokens, strict=True):
-            for text, token in zip(several.texts, fresh, strict=True):
-                text.append(token)
-        texts = [text for several in sequences for text in several.texts]
+    def step(self, sequences: "_Texts", tokens: Sequence[int]) -> torch.Tensor:
+        texts = [text for several in sequences.texts for text in several]
+        for text, token in zip(texts, tokens, strict=True):
+            text.append(token)
         last = {place: state[-1] for states in self._states(texts) for place, state in states}
-        stacked = torch.stack([last[place] for place in range(len(texts))])
-        return list(torch.split(stacked, [several.count for several in sequences]))
+        return torch.stack([last[place] for place in range(len(texts))])
 
     @override
     def follow(self, pairs: Sequence[Following]) -> Iterator[list[tuple[int, torch.Tensor]]]:
@@ -178,17 +182,15 @@ class FullPasses(Passes):
 
 
 class _Texts:
-    """Sequences that grow behind a prefix, as whole texts."""
+    """Sequences that grow behind prefixes, as whole texts."""
 
-    def __init__(self, prefix: Prefix, count: int) -> None:
-        self.texts = [list(prefix.tokens) for _ in range(count)]
+    def __init__(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> None:
+        self.texts = [
+            [list(prefix.tokens) for _ in range(count)] for prefix, count in zip(prefixes, counts, strict=True)
+        ]
 
-    @property
-    def count(self) -> int:
-        return len(self.texts)
-
-    def select(self, places: Sequence[int]) -> None:
-        self.texts = [self.texts[place] for place in places]
+    def select(self, places: Sequence[Sequence[int]]) -> None:
+        self.texts = [[several[place] for place in kept] for several, kept in zip(self.texts, places, strict=True)]
 
 
 def finish(steps: Generator[Any, None, _T]) -> _T:

@@ -92,8 +92,8 @@ def _probe(passes: Passes) -> torch.Tensor:
     text = [(7 * k + 1) % size for k in range(12)]
     first, second = finish(passes.read([text[:5], text[3:6]]))
     followed = dict(pair for pairs in passes.follow([(first, text[5:9]), (second, text[:2])]) for pair in pairs)
-    sequences = [passes.behind(first, 2), passes.behind(second, 1)]
-    grown = [state for k in (2, 6) for state in passes.step(sequences, [text[k : k + 2], text[k + 3 : k + 4]])]
+    sequences = passes.behind([first, second], [2, 1])
+    grown = [passes.step(sequences, text[k : k + 3]) for k in (2, 6)]
     return torch.cat([first.state[None], followed[0], followed[1], *grown])
 
 
