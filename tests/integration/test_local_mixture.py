@@ -79,3 +79,23 @@ async def test_the_async_twin_draws_and_weighs_the_same(seven_words):
     assert np.array_equal(here.log_weights, there.log_weights)
     assert here.reply.text == there.reply.text
     assert here.usage == there.usage
+
+
+def test_what_drawing_told_is_not_scored_again(seven_words, monkeypatch):
+    """Neither a reply under its own law, nor a product's replies under the reference, which is one of its prompts."""
+    model = ChatTransformers(model=seven_words, dtype="float32", device="cpu", max_tokens=LENGTH)
+    engine, asked = model._engine(), []
+    score = engine.score
+
+    def watched(*given, wanted, **settings):
+        asked.append(wanted)
+        return score(*given, wanted=wanted, **settings)
+
+    monkeypatch.setattr(engine, "score", watched)
+    proposal = DefensiveMixture([(Reference(), 1), (ContextProduct(), 1)])
+    result = AuctionRunnable(model=model, agents=AGENTS, n_candidates=16, tau=4.0, seed=8, proposal=proposal).run("Hi")
+    (wanted,) = asked
+    assert len(result.components) == 2
+    assert not wanted[0].any(), "the reference is one of the product's prompts"
+    drawn_from = np.array([candidate.component for candidate in result.candidates])
+    assert wanted[1].sum() <= (drawn_from == "reference").sum() < len(drawn_from)
