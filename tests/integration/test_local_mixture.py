@@ -99,3 +99,14 @@ def test_what_drawing_told_is_not_scored_again(seven_words, monkeypatch):
     assert not wanted[0].any(), "the reference is one of the product's prompts"
     drawn_from = np.array([candidate.component for candidate in result.candidates])
     assert wanted[1].sum() <= (drawn_from == "reference").sum() < len(drawn_from)
+
+
+def test_progress_counts_candidates_and_tells_how_fast_their_tokens_come(seven_words):
+    model = ChatTransformers(model=seven_words, dtype="float32", device="cpu", max_tokens=LENGTH)
+    auction, seen = AuctionRunnable(model=model, agents=AGENTS, n_candidates=12, tau=4.0, seed=8), []
+    auction.run("Hi", progress=seen.append)
+    drawing = [progress for progress in seen if progress.stage == "candidates"]
+    assert [progress.done for progress in drawing] == sorted(progress.done for progress in drawing)
+    assert drawing[-1].done == drawing[-1].total == 12
+    assert all(progress.tokens_per_second is None for progress in seen if progress.stage != "candidates")
+    assert max(progress.tokens_per_second or 0 for progress in drawing) > 0

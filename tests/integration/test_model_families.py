@@ -1,6 +1,7 @@
 """Log-probabilities are those of plain forward passes, whatever a model's attention, positions, windows or state."""
 
 import copy
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -178,3 +179,17 @@ def test_no_padding_token_is_needed_or_used(llama, pad_token):
     assert [reply.token_ids for reply in padded] == [reply.token_ids for reply in plain]
     scores = engine.score(PROMPTS, POWERS, REPLIES, Sampler())
     assert scores == pytest.approx(full_scores(llama.reference, REPLIES), abs=CLOSE)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_a_compiled_model_shares_prefixes_too(name, monkeypatch):
+    # Traced as ever, but not translated: that takes a C++ compiler and minutes.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    reference = build(name)
+    engine = Engine(copy.deepcopy(reference), words(), compiled=True)
+    assert isinstance(engine._passes, SharedPasses)
+    assert engine.score(PROMPTS, POWERS, REPLIES, Sampler()) == pytest.approx(
+        full_scores(reference, REPLIES), abs=CLOSE
+    )
+    (reply,) = engine.sample([([SEVEN], [1.0], 1)], seed=1, **OPTIONS)
+    assert reply.log_probs == pytest.approx(combined_log_probs(reference, [SEVEN], [1.0], reply.token_ids), abs=CLOSE)
