@@ -323,7 +323,8 @@ class Engine:
         longest = max((len(reply) for reply in replies), default=0)
         for prompt in prompts:
             self._room(len(prompt), longest)
-        laws = np.asarray(powers, dtype=np.float64).reshape(-1, len(prompts))
+        laws = np.asarray(powers, dtype=np.float64)
+        laws = laws.reshape(len(laws), len(prompts))
         wanted = np.ones((len(laws), len(replies)), dtype=bool) if wanted is None else wanted
         totals = np.where(wanted, 0.0, np.nan)
         scoring = score(

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 
-__all__ = ["Queue", "check"]
+__all__ = ["Queue"]
 
 _LOOKS = 0.05  # seconds between two looks at whether a waiting thread was abandoned
 
@@ -31,8 +31,8 @@ class Queue:
             self._waiting[0].set()
         try:
             while not mine.wait(None if cancel is None else _LOOKS):
-                check(cancel)
-            check(cancel)
+                _check(cancel)
+            _check(cancel)
             yield
         finally:
             with self._lock:
@@ -41,7 +41,7 @@ class Queue:
                     self._waiting[0].set()
 
 
-def check(cancel: threading.Event | None) -> None:
+def _check(cancel: threading.Event | None) -> None:
     """Raise CancelledError where the event was set."""
     if cancel is not None and cancel.is_set():
         raise CancelledError("nobody waits for this any more")

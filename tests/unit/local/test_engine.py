@@ -5,6 +5,7 @@ import math
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -253,6 +254,13 @@ def test_conditions_draw_their_own_rows_whatever_stands_beside_them(tiny):
     both = tiny.sample([([[3, 4]], [1.0], 2), ([[3, 4], [9]], [0.5, 0.5], 3)], **options)
     assert both[:2] == tiny.sample([([[3, 4]], [1.0], 2)], **options)
     assert len(both) == 5
+
+
+def test_nothing_asked_is_nothing_scored(tiny):
+    assert tiny.score([], [], [[4, 5]], Sampler()).shape == (0, 1)
+    assert tiny.score([[3]], [[1.0]], [], Sampler()).shape == (1, 0)
+    nothing = tiny.score([[3], [4]], np.eye(2), [[5], [6, 7]], Sampler(), wanted=np.zeros((2, 2), dtype=bool))
+    assert np.isnan(nothing).all()
 
 
 def test_a_reply_that_does_not_fit_cannot_be_scored(tiny):
