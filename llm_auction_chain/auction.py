@@ -1,10 +1,12 @@
 """`Auction`: wires model, agents and mechanism. The only place that knows all parts."""
 
 import asyncio
+import math
 import secrets
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,8 +15,9 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context
 from langchain_core.utils.uuid import uuid7
 
-from llm_auction_chain.agents import Agent
+from llm_auction_chain.agents import Agent, check_agents, check_cap, check_categories, without_rivals
 from llm_auction_chain.candidates import (
+    CandidateFilter,
     Drawn,
     Plan,
     Proposal,
@@ -22,20 +25,23 @@ from llm_auction_chain.candidates import (
     Size,
     Source,
     adraw,
+    as_message,
     check_proposal,
     draw,
     hidden,
     make_plan,
 )
+from llm_auction_chain.contexts import lint_context
 from llm_auction_chain.errors import AuctionWarning, ConfigurationError, PromptError
 from llm_auction_chain.mechanism import PaymentRule, settle
 from llm_auction_chain.mechanism.settle import check_payment_rule, check_tau
-from llm_auction_chain.result import AuctionResult, matrix_of, metadata_of
-from llm_auction_chain.rewards import OnAgentError, Report, acollect, collect
+from llm_auction_chain.result import AuctionResult, LeftOut, matrix_of, metadata_of
+from llm_auction_chain.rewards import AskedBy, OnAgentError, Report, Terms, acollect, collect, log_ratios_of
 
-__all__ = ["Auction", "Progress", "ProgressHook", "check_agents", "check_seed"]
+__all__ = ["Auction", "DisclosurePlace", "Progress", "ProgressHook", "check_seed"]
 
 Stage = Literal["candidates", "weights", "rewards"]
+DisclosurePlace = Literal["metadata", "start", "end"]
 _SUSPICIOUS = 4  # so many draws that are all one reply are rather one draw, repeated
 
 
@@ -71,11 +77,19 @@ class Auction:
         payment_rule: `expected`, `proportional`, `influence` or `pivot`.
         min_candidates: settle on this many survivors where model calls fail.
         on_agent_error: `abstain` (a zero report) or `raise`.
+        reward_timeout: seconds for all agents together; who has not reported by then abstains. None waits for ever.
+        report_cap: money; every reward is cut to within plus and minus this. None: each agent's own cap, if it has one.
         proposal: what candidates are drawn from; None is the best that the model and the agents' contexts allow.
         scorer: says how likely replies are, for a model that cannot say it itself.
         min_ess: draws further rounds while the weights are worth fewer draws; None draws one round.
         max_candidates: the most draws of all rounds; None is four rounds.
         native_n: whether providers known to draw many replies in one request are asked to; False asks for one each.
+        candidate_filter: `(prompt, reply) -> bool`, sync or async, or a Runnable: what may be returned at all.
+        fallback: text or message that is the reply where the filter excludes every candidate; None is an error.
+        exclusive_categories: of each, one owner at most takes part: the first in the agents' order.
+        currency: the unit of rewards, payments and tau; empty where it has no name.
+        disclosure: what the user is told where the reply is sponsored; `{sponsors}` stands for the agents' names.
+        disclosure_place: `metadata` leaves the text as it was drawn; `start` and `end` put the disclosure into it.
 
     Raises:
         ConfigurationError: a setting no auction can run with.
@@ -92,6 +106,14 @@ class Auction:
     min_ess: float | None = None
     max_candidates: int | None = None
     native_n: bool = True
+    reward_timeout: float | None = 60.0
+    report_cap: float | None = None
+    candidate_filter: Any = None
+    fallback: str | AIMessage | None = None
+    exclusive_categories: Collection[str] = ()
+    currency: str = ""
+    disclosure: str | None = None
+    disclosure_place: DisclosurePlace = "metadata"
 
     def __post_init__(self) -> None:
         """Refuse what no auction can run with."""
@@ -114,6 +136,27 @@ class Auction:
         if self.scorer is not None and not isinstance(self.scorer, SequenceScorer):
             raise ConfigurationError(f"scorer is {self.scorer!r}; give an object with score(prompt, replies).")
         self._size()
+        self._check_terms()
+
+    def _check_terms(self) -> None:
+        timeout = self.reward_timeout
+        if timeout is not None and (
+            isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf
+        ):
+            raise ConfigurationError(f"reward_timeout is {timeout!r}; give seconds above 0, or None to wait for ever.")
+        check_cap(self.report_cap, "the auction")
+        check_categories(self.exclusive_categories, "the auction")
+        if self.candidate_filter is not None:
+            CandidateFilter(self.candidate_filter)
+        if self.fallback is not None:
+            as_message(self.fallback)
+        for name in ("currency", "disclosure"):
+            if not isinstance(getattr(self, name) or "", str):
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give a text.")
+        if self.disclosure_place not in get_args(DisclosurePlace):
+            raise ConfigurationError(
+                f"disclosure_place is {self.disclosure_place!r}; choose 'metadata', 'start' or 'end'."
+            )
 
     def run(
         self,
@@ -141,18 +184,17 @@ class Auction:
             CandidatesError: too few replies.
             RewardError: an agent failed and `on_agent_error` is `raise`.
         """
-        bidders, streams, seed = self._open(prompt, agents, seed)
+        opened = self._open(prompt, agents, seed)
         child = hidden(config)
-        plan = self._plan(prompt, bidders, child, streams[0], kwargs)
+        plan = self._plan(opened, child, kwargs)
         drawn = draw(plan, config=child, progress=_stages(progress))
         # whatever a callback calls finds the parent run, and the tag, in its context
         with set_config_context(child) as context:
             reports = context.run(
-                collect, bidders, prompt, _replies(drawn), on_agent_error=self.on_agent_error,
-                refuse_negative=self.payment_rule == "proportional", config=child,
-                progress=_rewards(progress, len(bidders)),
+                collect, opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan), config=child,
+                progress=_rewards(progress, len(opened.agents)),
             )  # fmt: skip
-        return self._close(prompt, bidders, plan, drawn, reports, streams[1], seed)
+        return self._close(opened, plan, drawn, reports)
 
     async def arun(
         self,
@@ -165,22 +207,19 @@ class Auction:
         **kwargs: Any,
     ) -> AuctionResult:
         """Do as `run`, awaiting model and agents."""
-        bidders, streams, seed = self._open(prompt, agents, seed)
+        opened = self._open(prompt, agents, seed)
         child = hidden(config)
-        plan = self._plan(prompt, bidders, child, streams[0], kwargs)
+        plan = self._plan(opened, child, kwargs)
         drawn = await adraw(plan, config=child, progress=_stages(progress))
         with set_config_context(child) as context:
             asking = acollect(
-                bidders, prompt, _replies(drawn), on_agent_error=self.on_agent_error,
-                refuse_negative=self.payment_rule == "proportional", config=child,
-                progress=_rewards(progress, len(bidders)),
+                opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan), config=child,
+                progress=_rewards(progress, len(opened.agents)),
             )  # fmt: skip
             reports = await asyncio.create_task(asking, context=context)
-        return self._close(prompt, bidders, plan, drawn, reports, streams[1], seed)
+        return self._close(opened, plan, drawn, reports)
 
-    def _open(
-        self, prompt: Sequence[BaseMessage], agents: Iterable[Agent], seed: int | None
-    ) -> tuple[tuple[Agent, ...], tuple[int, int], int]:
+    def _open(self, prompt: Sequence[BaseMessage], agents: Iterable[Agent], seed: int | None) -> "_Opened":
         if not prompt or _is_blank(prompt[-1]):
             raise PromptError("The prompt is empty; its last message must have content.")
         seed = secrets.randbits(53) if seed is None else check_seed(seed)
@@ -188,26 +227,43 @@ class Auction:
         of_candidates, of_draw = (
             int(state) >> 11 for state in np.random.SeedSequence(seed).generate_state(2, np.uint64)
         )
-        return check_agents(agents), (of_candidates, of_draw), seed
+        taking_part, left_out = without_rivals(check_agents(agents), self.exclusive_categories)
+        return _Opened(
+            auction_id=str(uuid7()),
+            prompt=tuple(prompt),
+            agents=taking_part,
+            left_out=tuple(LeftOut(agent=agent, category=category) for agent, category in left_out),
+            currency=_one_currency(self.currency, taking_part),
+            seed=seed,
+            seed_of_candidates=of_candidates,
+            seed_of_draw=of_draw,
+        )
 
-    def _plan(
-        self,
-        prompt: Sequence[BaseMessage],
-        agents: tuple[Agent, ...],
-        config: RunnableConfig,
-        seed: int,
-        kwargs: dict[str, Any],
-    ) -> Plan:
-        # without agents one candidate has the very law that M would be drawn from
+    def _plan(self, opened: "_Opened", config: RunnableConfig, kwargs: dict[str, Any]) -> Plan:
         return make_plan(
             Source(self.model, config, native_n=self.native_n, kwargs=kwargs),
             scorer=self.scorer,
             proposal=self.proposal,
-            prompt=prompt,
-            contexts=[agent.context for agent in agents],
+            prompt=opened.prompt,
+            contexts=[agent.context for agent in opened.agents],
             tau=self.tau,
-            size=self._size() if agents else Size(n=1, most=1, min_ess=0.0, fewest=1),
-            seed=seed,
+            # without agents one candidate has the very law that M would be drawn from
+            size=self._size() if opened.agents or self.candidate_filter else _ONE,
+            seed=opened.seed_of_candidates,
+            tokens=any(log_ratios_of(agent.reward) for agent in opened.agents),
+            candidate_filter=None if self.candidate_filter is None else CandidateFilter(self.candidate_filter),
+            fallback=None if self.fallback is None else as_message(self.fallback),
+        )
+
+    def _terms(self, opened: "_Opened", plan: Plan) -> Terms:
+        return Terms(
+            timeout=self.reward_timeout,
+            report_cap=self.report_cap,
+            on_agent_error=self.on_agent_error,
+            refuse_negative=self.payment_rule == "proportional",
+            asked_by=AskedBy(auction_id=opened.auction_id, currency=opened.currency),
+            scorer=plan.scorer,
+            law=plan.source.law if plan.scorer is plan.source.scorer else None,
         )
 
     def _size(self) -> Size:
@@ -225,54 +281,62 @@ class Auction:
             )
         return Size(n=n, most=most, min_ess=float(self.min_ess), fewest=self.min_candidates)
 
-    def _close(
-        self,
-        prompt: Sequence[BaseMessage],
-        agents: tuple[Agent, ...],
-        plan: Plan,
-        drawn: Drawn,
-        reports: Sequence[Report],
-        draw_seed: int,
-        seed: int,
-    ) -> AuctionResult:
+    def _close(self, opened: "_Opened", plan: Plan, drawn: Drawn, asked: Sequence[Report]) -> AuctionResult:
+        reports = _over_all(asked, drawn)
         settlement = settle(
             matrix_of(reports, drawn.candidates),
             [candidate.merged_log_weight for candidate in drawn.candidates],
             tau=self.tau,
             payment_rule=self.payment_rule,
-            owners=[agent.payer for agent in agents],
+            owners=[agent.payer for agent in opened.agents],
+            pays=[agent.pays for agent in opened.agents],
             draws=[candidate.draws for candidate in drawn.candidates],
-            seed=draw_seed,
+            seed=opened.seed_of_draw,
         )
-        auction_id = str(uuid7())
-        noticed = self._warn(plan, drawn)
-        metadata = metadata_of(auction_id, agents, reports, plan, drawn, settlement, noticed, seed)
-        winner = drawn.candidates[settlement.winner].message
-        shown = {
-            name: value
-            for name, value in winner.response_metadata.items()
-            if name != "logprobs" or plan.source.asked_for_tokens or not plan.weighs
-        }
-        reply = winner.model_copy(
-            update={"response_metadata": {**shown, "auction": metadata}, "usage_metadata": drawn.usage}
-        )
-        return AuctionResult(
-            auction_id=auction_id,
-            prompt=tuple(prompt),
+        result = AuctionResult(
+            auction_id=opened.auction_id,
+            prompt=opened.prompt,
             candidates=drawn.candidates,
             components=drawn.components,
-            agents=agents,
-            reports=tuple(reports),
+            contexts=plan.contexts,
+            agents=opened.agents,
+            left_out=opened.left_out,
+            reports=reports,
             settlement=settlement,
-            reply=reply,
+            reply=drawn.candidates[settlement.winner].message,
             usage=drawn.usage,
             failures=drawn.causes,
-            warnings=noticed,
-            seed=seed,
+            warnings=self._warn(opened, plan, drawn),
+            currency=opened.currency,
+            disclosure="",
+            seed=opened.seed,
         )
+        if self.disclosure and result.sponsors:
+            names = ", ".join(agent.name for agent in result.sponsors)
+            result = replace(result, disclosure=self.disclosure.replace("{sponsors}", names))
+        return replace(result, reply=self._reply(result, plan))
 
-    def _warn(self, plan: Plan, drawn: Drawn) -> tuple[str, ...]:
-        noticed = []
+    def _reply(self, result: AuctionResult, plan: Plan) -> AIMessage:
+        """Return the drawn message with the outcome in its metadata, and the disclosure where it belongs."""
+        drawn = result.reply
+        shown = {
+            name: value
+            for name, value in drawn.response_metadata.items()
+            if name != "logprobs" or plan.source.asked_for_tokens or not plan.tokens
+        }
+        told = {
+            "response_metadata": {**shown, "auction": metadata_of(result)},
+            "usage_metadata": result.usage,
+            "content": _disclosed(drawn.content, result.disclosure, self.disclosure_place),
+        }
+        return drawn.model_copy(update=told)
+
+    def _warn(self, opened: "_Opened", plan: Plan, drawn: Drawn) -> tuple[str, ...]:
+        noticed = [
+            f"The context of {agent.name!r} {'; it '.join(findings)}."
+            for agent in opened.agents
+            if (findings := _lint(agent.context))
+        ]
         if plan.contexts == "unused" and self.proposal is None:
             noticed.append(
                 "The agents' contexts are not used: the model cannot say how likely its replies are. Use "
@@ -296,20 +360,66 @@ def check_seed(seed: object) -> int:
     return seed
 
 
-def check_agents(agents: Iterable[Agent]) -> tuple[Agent, ...]:
-    """Return the agents, or raise `ConfigurationError`: something else than agents, or a name twice."""
-    try:
-        checked = tuple(agents)
-    except TypeError as error:
-        raise ConfigurationError(f"agents is {agents!r}; give a list of Agent.") from error
-    seen: set[str] = set()
-    for agent in checked:
-        if not isinstance(agent, Agent):
-            raise ConfigurationError(f"agents holds {agent!r}; every entry must be an Agent.")
-        if agent.name in seen:
-            raise ConfigurationError(f"Two agents are called {agent.name!r}; names must be unique within an auction.")
-        seen.add(agent.name)
-    return checked
+_ONE = Size(n=1, most=1, min_ess=0.0, fewest=1)
+_lint = lru_cache(maxsize=4096)(lint_context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """An auction before any candidate: who takes part, and the seeds of its two streams."""
+
+    auction_id: str
+    prompt: tuple[BaseMessage, ...]
+    agents: tuple[Agent, ...]
+    left_out: tuple[LeftOut, ...]
+    currency: str
+    seed: int
+    seed_of_candidates: int
+    seed_of_draw: int
+
+
+def _one_currency(currency: str, agents: Iterable[Agent]) -> str:
+    """Return the unit of all amounts, or raise `ConfigurationError` where agents count in different ones."""
+    known = {currency: "the auction"} if currency else {}
+    for agent in agents:
+        if agent.currency:
+            known.setdefault(agent.currency, repr(agent.name))
+    if len(known) > 1:
+        units = ", ".join(f"{whose} in {unit}" for unit, whose in known.items())
+        raise ConfigurationError(f"An auction has one unit of money, and here count {units}. Convert them before.")
+    return next(iter(known), "")
+
+
+def _over_all(asked: Sequence[Report], drawn: Drawn) -> tuple[Report, ...]:
+    """Return the reports over all candidates: agents were asked only of those that may be drawn."""
+    possible = [j for j, candidate in enumerate(drawn.candidates) if candidate.possible]
+    if len(possible) == len(drawn.candidates):
+        return tuple(asked)
+
+    def spread(amounts: Sequence[float]) -> tuple[float, ...]:
+        row = [0.0] * len(drawn.candidates)
+        for j, amount in zip(possible, amounts, strict=True):
+            row[j] = amount
+        return tuple(row)
+
+    return tuple(
+        replace(
+            report,
+            rewards=spread(report.rewards),
+            click_through=None if report.click_through is None else spread(report.click_through),
+        )
+        for report in asked
+    )
+
+
+def _disclosed(content: Any, disclosure: str, place: DisclosurePlace) -> Any:
+    """Return a message's content with the disclosure before or after it; a reply that says nothing stays so."""
+    if not disclosure or place == "metadata" or not content:
+        return content
+    if isinstance(content, str):
+        return f"{disclosure}\n\n{content}" if place == "start" else f"{content}\n\n{disclosure}"
+    block = {"type": "text", "text": disclosure}
+    return [block, *content] if place == "start" else [*content, block]
 
 
 def _stages(hook: ProgressHook | None) -> Callable[[Stage, int, int, float | None], None] | None:
@@ -333,4 +443,4 @@ def _is_blank(message: BaseMessage) -> bool:
 
 
 def _replies(drawn: Drawn) -> list[AIMessage]:
-    return [candidate.message for candidate in drawn.candidates]
+    return [candidate.message for candidate in drawn.candidates if candidate.possible]

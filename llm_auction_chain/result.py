@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,30 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 
 from llm_auction_chain.agents import Agent
-from llm_auction_chain.candidates import Candidate, Drawn, Plan
+from llm_auction_chain.candidates import Candidate, Contexts
+from llm_auction_chain.explanation import AgentExplanation, Explanation
 from llm_auction_chain.mechanism import Settlement
+from llm_auction_chain.money import as_decimal, as_text, total
 from llm_auction_chain.rewards import Report
 
-__all__ = ["AuctionResult", "matrix_of", "metadata_of"]
+__all__ = ["AuctionResult", "LeftOut", "matrix_of", "metadata_of"]
 
 FloatArray = npt.NDArray[np.float64]
 _SCHEMA = "llm_auction_chain.auction/1"
+_ROUNDING = 1e-9  # by which p may differ from p_-i though the agent did nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """An agent that took no part, because a rival of its category did.
+
+    Attributes:
+        agent: who.
+        category: the exclusive category that another owner holds.
+    """
+
+    agent: Agent
+    category: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,13 +46,17 @@ class AuctionResult:
         prompt: the user's messages.
         candidates: the distinct replies, how often each was drawn, and their log-weights.
         components: name and number of draws of every component of the proposal.
-        agents: the N agents, in the order of the matrices.
+        contexts: whether the agents' descriptions reached the proposal: `used`, `unused`; `none` where there is none.
+        agents: the N agents that took part, in the order of the matrices.
+        left_out: those that did not, because of an exclusive category.
         reports: (N,), each agent's rewards, status and reason. Private values: not in the metadata.
         settlement: law, draw and payments.
         reply: the drawn message, with `response_metadata["auction"]` and the usage of all hidden calls.
         usage: tokens of all hidden calls; None where the model reports none.
         failures: what made model calls fail, if some did.
         warnings: what deserves a look: contexts that could not be used, draws that are all the same.
+        currency: the unit of rewards, payments and tau; empty where it has no name.
+        disclosure: what the user is told of sponsors; empty where there is nothing to tell.
         seed: gives the same auction again (the same draw, where the model takes no seed).
     """
 
@@ -43,13 +64,17 @@ class AuctionResult:
     prompt: tuple[BaseMessage, ...]
     candidates: tuple[Candidate, ...]
     components: tuple[tuple[str, int], ...]
+    contexts: Contexts
     agents: tuple[Agent, ...]
+    left_out: tuple[LeftOut, ...]
     reports: tuple[Report, ...]
     settlement: Settlement
     reply: AIMessage
     usage: UsageMetadata | None
     failures: tuple[BaseException, ...]
     warnings: tuple[str, ...]
+    currency: str
+    disclosure: str
     seed: int
 
     @property
@@ -60,7 +85,7 @@ class AuctionResult:
     @property
     def draws(self) -> int:
         """How many replies were drawn, M."""
-        return sum(candidate.draws for candidate in self.candidates)
+        return sum(count for _, count in self.components)
 
     @property
     def rewards(self) -> FloatArray:
@@ -72,48 +97,116 @@ class AuctionResult:
         """(candidates,), `log pi_ref - log pi_gen` of all draws of each, by log-add-exp, nats."""
         return np.array([candidate.merged_log_weight for candidate in self.candidates])
 
+    @property
+    def charges(self) -> tuple[Decimal, ...]:
+        """(N,), what is billed: each payment rounded to a millionth of the unit, halves to even."""
+        return tuple(as_decimal(float(payment)) for payment in self.settlement.payments)
+
+    @property
+    def revenue(self) -> Decimal:
+        """The sum of `charges`, exact."""
+        return total(self.charges)
+
+    @property
+    def sponsors(self) -> tuple[Agent, ...]:
+        """The agents that pay, and made the drawn reply likelier than it would be without them."""
+        j, settlement = self.settlement.winner, self.settlement
+        likelier = settlement.probabilities[j] > settlement.counterfactuals[:, j] * (1.0 + _ROUNDING)
+        return tuple(agent for agent, more in zip(self.agents, likelier, strict=True) if more and agent.pays)
+
+    @property
+    def prices_per_click(self) -> tuple[float | None, ...]:
+        """(N,), money: what an agent with a `ClickReward` pays when the user clicks, in place of its payment.
+
+        On average over draws and clicks it comes to the expected payment. Under `expected` and `proportional` it is
+        `T_i / E_p[click-through]`, under `pivot` and `influence` the payment over the drawn reply's click-through. For
+        an owner's only agent it is never above the value per click, save under `influence`. None where no click is
+        expected, and for every other kind of reward.
+        """
+        return tuple(self._price_per_click(i) for i in range(len(self.agents)))
+
+    def _price_per_click(self, i: int) -> float | None:
+        settlement, clicks = self.settlement, self.reports[i].click_through
+        if clicks is None or not self.agents[i].pays:
+            return None
+        if settlement.payment_rule in ("expected", "proportional"):
+            paid, chance = settlement.expected_payments[i], float(settlement.probabilities @ np.array(clicks))
+        else:
+            paid, chance = settlement.payments[i], clicks[settlement.winner]
+        return float(paid) / chance if chance > 0.0 else None
+
+    def explain(self) -> Explanation:
+        """Return what each agent did to this auction: `str` of it is the text, `as_dict()` the data.
+
+        >>> from llm_auction_chain import Agent, AuctionRunnable
+        >>> from llm_auction_chain.testing import MarkovChatModel
+        >>> agent = Agent("B", lambda prompt, reply: 4.0 * reply.text.count("b"))
+        >>> held = AuctionRunnable(model=MarkovChatModel(), agents=[agent], seed=7).run("Say something")
+        >>> held.explain().sponsors, held.explain().as_dict()["agents"][0]["reply_without"]
+        (('B',), 'bb')
+        """
+        sponsors = tuple(agent.name for agent in self.sponsors)
+        return Explanation(
+            auction_id=self.auction_id,
+            reply=str(self.reply.text),
+            sponsored=bool(sponsors),
+            sponsors=sponsors,
+            currency=self.currency,
+            agents=tuple(self._explained(i) for i in range(len(self.agents))),
+        )
+
+    def _explained(self, i: int) -> AgentExplanation:
+        settlement, agent = self.settlement, self.agents[i]
+        without, drawn = int(settlement.winners_without[i]), settlement.winner
+        return AgentExplanation(
+            agent=agent.name,
+            owner=agent.payer,
+            pays=agent.pays,
+            status=self.reports[i].status,
+            influence=float(settlement.influences[i]),
+            probability=float(settlement.probabilities[drawn]),
+            probability_without=float(settlement.counterfactuals[i, drawn]),
+            reply_without=str(self.candidates[without].message.text),
+            changed_the_reply=without != drawn,
+            contribution=float(settlement.contributions[i]),
+            payment=float(settlement.payments[i]),
+            charge=as_text(self.charges[i]),
+            price_per_click=self._price_per_click(i),
+        )
+
 
 def matrix_of(reports: Sequence[Report], candidates: Sequence[Candidate]) -> FloatArray:
     """Return what every agent reported for every candidate, (N, candidates), money."""
     return np.array([report.rewards for report in reports], dtype=np.float64).reshape(len(reports), len(candidates))
 
 
-def metadata_of(
-    auction_id: str,
-    agents: tuple[Agent, ...],
-    reports: Sequence[Report],
-    plan: Plan,
-    drawn: Drawn,
-    settlement: Settlement,
-    noticed: Sequence[str],
-    seed: int,
-) -> dict[str, Any]:
+def metadata_of(result: AuctionResult) -> dict[str, Any]:
     """Return the outcome as plain JSON: Python numbers only, finite, and nobody's rewards."""
+    settlement = result.settlement
     diagnostics = settlement.diagnostics
+    sponsors = result.sponsors
     return {
         "schema": _SCHEMA,
-        "auction_id": auction_id,
+        "auction_id": result.auction_id,
         "winner": settlement.winner,
         "probabilities": settlement.probabilities.tolist(),
-        "payments": [
-            {
-                "agent": agent.name,
-                "owner": agent.payer,
-                "amount": float(settlement.payments[i]),
-                "expected": float(settlement.expected_payments[i]),
-                "contribution": float(settlement.contributions[i]),
-            }
-            for i, agent in enumerate(agents)
-        ],
+        "payments": [_payment(result, i) for i in range(len(result.agents))],
         "agents": [
             {"agent": agent.name, "status": report.status, "reason": report.reason}
-            for agent, report in zip(agents, reports, strict=True)
+            for agent, report in zip(result.agents, result.reports, strict=True)
         ],
+        "left_out": [{"agent": out.agent.name, "category": out.category} for out in result.left_out],
         "revenue": settlement.revenue,
+        "revenue_decimal": as_text(result.revenue),
+        "currency": result.currency,
+        "sponsored": bool(sponsors),
+        "sponsors": [agent.name for agent in sponsors],
+        "disclosure": result.disclosure,
         "diagnostics": {
-            "candidates": sum(candidate.draws for candidate in drawn.candidates),
-            "failed_calls": len(drawn.causes),
-            "distinct_replies": len(drawn.candidates),
+            "candidates": result.draws,
+            "failed_calls": len(result.failures),
+            "distinct_replies": result.distinct_replies,
+            "excluded_replies": sum(candidate.excluded for candidate in result.candidates),
             "ess_weights": diagnostics.ess_weights,
             "ess_probabilities": diagnostics.ess_probabilities,
             "largest_share": diagnostics.largest_share,
@@ -121,11 +214,25 @@ def metadata_of(
             "k_hat": diagnostics.k_hat,
         },
         "proposal": {
-            "contexts": plan.contexts,
-            "components": [{"component": name, "draws": count} for name, count in drawn.components],
+            "contexts": result.contexts,
+            "components": [{"component": name, "draws": count} for name, count in result.components],
         },
-        "warnings": list(noticed),
+        "warnings": list(result.warnings),
         "tau": settlement.tau,
         "payment_rule": settlement.payment_rule,
-        "seed": seed,
+        "seed": result.seed,
     }
+
+
+def _payment(result: AuctionResult, i: int) -> dict[str, Any]:
+    """Return what one agent pays: figures as they were computed, and beside them the decimals that are billed."""
+    agent, settlement = result.agents[i], result.settlement
+    amounts = {
+        "amount": float(settlement.payments[i]),
+        "expected": float(settlement.expected_payments[i]),
+        "contribution": float(settlement.contributions[i]),
+    }
+    decimals = {f"{name}_decimal": as_text(as_decimal(amount)) for name, amount in amounts.items()}
+    price = result.prices_per_click[i]
+    per_click = {} if price is None else {"per_click": price, "per_click_decimal": as_text(as_decimal(price))}
+    return {"agent": agent.name, "owner": agent.payer, "pays": agent.pays, **amounts, **decimals, **per_click}

@@ -65,6 +65,7 @@ def _point(result: AuctionResult, tau: float) -> TauPoint:
         tau=tau,
         payment_rule=result.settlement.payment_rule,
         owners=[agent.payer for agent in result.agents],
+        pays=[agent.pays for agent in result.agents],
         draws=[candidate.draws for candidate in result.candidates],
         seed=result.settlement.seed,
     )

@@ -1,14 +1,37 @@
-"""Messages as a model's chat template reads them: text, by system, human and AI."""
+"""A chain's input as messages, and messages as a model's chat template reads them: text, by system, human and AI."""
 
 from collections.abc import Sequence
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, convert_to_messages
+from langchain_core.prompt_values import PromptValue
 
 from llm_auction_chain.errors import ConfigurationError, PromptError
 
-__all__ = ["as_turns"]
+__all__ = ["as_turns", "messages_of"]
 
 _ROLES = ((HumanMessage, "user"), (AIMessage, "assistant"), (SystemMessage, "system"))
+
+
+def messages_of(given: LanguageModelInput) -> list[BaseMessage]:
+    """Return the input as messages: a string, messages in any spelling, or a PromptValue.
+
+    Raises:
+        PromptError: it is none of these.
+
+    >>> messages_of("Hi")[0].text
+    'Hi'
+    """
+    if isinstance(given, PromptValue):
+        return given.to_messages()
+    if isinstance(given, str):
+        return convert_to_messages([("human", given)])
+    if isinstance(given, Sequence):
+        try:
+            return convert_to_messages(given)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise PromptError(f"The input holds something that is no message: {error}") from error
+    raise PromptError(f"The input is {type(given).__name__}; give a string, a list of messages or a PromptValue.")
 
 
 def as_turns(messages: Sequence[BaseMessage], reader: str) -> list[dict[str, str]]:

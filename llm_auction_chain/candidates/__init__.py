@@ -2,8 +2,9 @@
 
 from llm_auction_chain.candidates.base import Candidate, LogProbs, SequenceScorer
 from llm_auction_chain.candidates.drawing import Drawn, adraw, draw
+from llm_auction_chain.candidates.filtering import CandidateFilter, as_message
 from llm_auction_chain.candidates.logprobs import read_log_probs
-from llm_auction_chain.candidates.plan import Plan, Size, make_plan
+from llm_auction_chain.candidates.plan import Contexts, Plan, Size, make_plan
 from llm_auction_chain.candidates.proposals import (
     ContextProduct,
     ContextPrompt,
@@ -16,8 +17,10 @@ from llm_auction_chain.candidates.sampling import Source, hidden
 
 __all__ = [
     "Candidate",
+    "CandidateFilter",
     "ContextProduct",
     "ContextPrompt",
+    "Contexts",
     "DefensiveMixture",
     "Drawn",
     "LogProbs",
@@ -28,6 +31,7 @@ __all__ = [
     "Size",
     "Source",
     "adraw",
+    "as_message",
     "check_proposal",
     "draw",
     "hidden",

@@ -75,12 +75,19 @@ class Candidate:
             reference alone was drawn from.
         draws: how many of the M draws gave this very reply.
         component: name of the proposal's component that drew it first.
+        excluded: whether the platform's filter forbids it; its log-weight is then -inf.
     """
 
     message: AIMessage
     log_weight: float = 0.0
     draws: int = 1
     component: str = "reference"
+    excluded: bool = False
+
+    @property
+    def possible(self) -> bool:
+        """Whether it may be drawn at all."""
+        return self.log_weight > -math.inf
 
     @property
     def merged_log_weight(self) -> float:

@@ -6,7 +6,7 @@ and receives its result. `draw` does the work, `adraw` awaits it.
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -36,7 +36,7 @@ class Drawn:
     """What the rounds gave.
 
     Attributes:
-        candidates: the distinct replies, in the order of their first draw.
+        candidates: the distinct replies, in the order of their first draw, and the fallback where none may be returned.
         components: name and number of draws of every condition that was drawn from.
         causes: what made the other calls fail.
         usage: tokens of all model calls together; None where the model reports none.
@@ -64,7 +64,8 @@ def draw(plan: Plan, *, config: RunnableConfig | None = None, progress: Progress
         progress: called with (stage, done, total, tokens per second); stages are `candidates` and `weights`.
 
     Raises:
-        CandidatesError: too few calls succeeded, or no reply is possible under the reference.
+        CandidatesError: too few calls succeeded, no reply is possible under the reference, or the filter failed or
+            excludes all and there is no fallback.
         LogProbError: a weight would not be exact.
         ScoringError: the scorer failed.
     """
@@ -96,6 +97,7 @@ def _next(steps: Generator[_Work, Any, Drawn], answer: Any) -> _Work | Drawn:
 def _rounds(plan: Plan, config: RunnableConfig | None, progress: Progress | None) -> Generator[_Work, Any, Drawn]:
     """Sample and score until the weights are worth `min_ess` draws or there are `most`."""
     replies: list[tuple[int, AIMessage]] = []
+    allowed: dict[tuple[Any, ...], bool] = {}
     log_probs = np.zeros((len(plan.conditions), 0))
     weights = np.zeros(0)
     causes: list[BaseException] = []
@@ -110,6 +112,7 @@ def _rounds(plan: Plan, config: RunnableConfig | None, progress: Progress | None
             usage = add_usage(usage, sampled.usage)
         if not sampled.replies:
             break
+        yield from _filtering(plan, sampled.replies, allowed, config)
         if plan.weighs:
             fresh = yield from _scores(plan, sampled.replies, progress)
             log_probs = np.concatenate([log_probs, fresh], axis=1)
@@ -117,11 +120,15 @@ def _rounds(plan: Plan, config: RunnableConfig | None, progress: Progress | None
             log_probs = np.zeros((1, len(replies) + len(sampled.replies)))
         replies += sampled.replies
         weights = log_weights(log_probs, log_probs[0], np.bincount([c for c, _ in replies], minlength=len(log_probs)))
+        weights = np.where([allowed[_identity(message)] for _, message in replies], weights, -np.inf)
         if _worth(weights) >= plan.size.min_ess:
             break
-    _check_enough(plan, replies, weights, causes, asked)
+    candidates = _merged(plan, replies, weights, allowed)
+    _check_enough(plan, candidates, len(replies), causes, asked)
+    if not any(candidate.possible for candidate in candidates) and plan.fallback is not None:
+        candidates += (Candidate(message=plan.fallback, component="fallback"),)
     return Drawn(
-        candidates=_merged(plan, replies, weights),
+        candidates=candidates,
         components=_components(plan, replies),
         causes=tuple(causes),
         usage=usage,
@@ -138,7 +145,7 @@ def _sampling(plan: Plan, size: int, asked: int, config: RunnableConfig | None, 
 
     settings: dict[str, Any] = {
         "seed": int(np.random.SeedSequence([plan.seed, asked]).generate_state(1, np.uint64)[0]) >> 11,
-        "tokens": plan.weighs and plan.scorer is plan.source.scorer,
+        "tokens": plan.tokens,
         "config": config,
         "progress": told if progress else None,
     }
@@ -153,6 +160,22 @@ def _sampling(plan: Plan, size: int, asked: int, config: RunnableConfig | None, 
         return placed(await plan.source.asample(wanted, **settings))
 
     return _Work(lambda: placed(plan.source.sample(wanted, **settings)), later)
+
+
+def _filtering(
+    plan: Plan,
+    drawn: Sequence[tuple[int, AIMessage]],
+    allowed: dict[tuple[Any, ...], bool],
+    config: RunnableConfig | None,
+) -> Generator[_Work, Any, None]:
+    """Note which replies may be returned; equal ones are asked about once."""
+    fresh = {_identity(message): message for _, message in drawn if _identity(message) not in allowed}
+    if (rule := plan.filter) is None or not fresh:
+        allowed.update(dict.fromkeys(fresh, True))
+        return
+    asked = plan.prompt, list(fresh.values()), config
+    said = yield _Work(lambda: rule.allowed(*asked), lambda: rule.aallowed(*asked))
+    allowed.update(zip(fresh, said, strict=True))
 
 
 def _scores(
@@ -262,19 +285,26 @@ def _worth(weights: FloatArray) -> float:
 
 
 def _check_enough(
-    plan: Plan, replies: Sequence[Any], weights: FloatArray, causes: Sequence[BaseException], asked: int
+    plan: Plan, candidates: Sequence[Candidate], drawn: int, causes: Sequence[BaseException], asked: int
 ) -> None:
-    if len(replies) < max(1, plan.size.fewest):
+    if drawn < max(1, plan.size.fewest):
         listed = "; ".join(sorted({f"{type(cause).__name__}: {cause}"[:200] for cause in causes}))
         raise CandidatesError(
-            f"Only {len(replies)} of {asked} replies could be drawn, and min_candidates is {plan.size.fewest}. "
+            f"Only {drawn} of {asked} replies could be drawn, and min_candidates is {plan.size.fewest}. "
             f"The model failed with: {listed or 'no error, it returned nothing'}",
             causes,
         )
-    if not np.isfinite(weights).any():
+    if any(candidate.possible for candidate in candidates):
+        return
+    if not any(candidate.excluded for candidate in candidates):
         raise CandidatesError(
             "No candidate is possible under the reference, so none may be returned. Put Reference() into the proposal, "
             "or draw with a higher temperature and less truncation."
+        )
+    if plan.fallback is None:
+        raise CandidatesError(
+            f"candidate_filter excludes all of {drawn} replies. Set fallback= to what is then said, draw more "
+            "candidates, or loosen the filter."
         )
 
 
@@ -283,7 +313,12 @@ def _components(plan: Plan, replies: Sequence[tuple[int, AIMessage]]) -> tuple[t
     return tuple((condition.name, count) for condition, count in zip(plan.conditions, counts, strict=True) if count)
 
 
-def _merged(plan: Plan, replies: Sequence[tuple[int, AIMessage]], weights: FloatArray) -> tuple[Candidate, ...]:
+def _merged(
+    plan: Plan,
+    replies: Sequence[tuple[int, AIMessage]],
+    weights: FloatArray,
+    allowed: Mapping[tuple[Any, ...], bool],
+) -> tuple[Candidate, ...]:
     """Return the distinct replies; a candidate's weight is the mean of its draws', which changes no payment."""
     places: dict[tuple[Any, ...], list[int]] = {}
     for k, (_, message) in enumerate(replies):
@@ -294,8 +329,9 @@ def _merged(plan: Plan, replies: Sequence[tuple[int, AIMessage]], weights: Float
             log_weight=float(np.logaddexp.reduce(weights[draws]) - math.log(len(draws))),
             draws=len(draws),
             component=plan.conditions[replies[draws[0]][0]].name,
+            excluded=not allowed[identity],
         )
-        for draws in places.values()
+        for identity, draws in places.items()
     )
 
 

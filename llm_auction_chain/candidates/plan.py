@@ -4,17 +4,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 
 from llm_auction_chain.candidates.base import Condition, SequenceScorer
+from llm_auction_chain.candidates.filtering import CandidateFilter
 from llm_auction_chain.candidates.proposals import (
     Proposal,
     Reference,
     conditions_of,
     default_proposal,
-    descriptions_of,
 )
 from llm_auction_chain.candidates.sampling import Source
+from llm_auction_chain.contexts import descriptions_of
 from llm_auction_chain.errors import ConfigurationError
 
 __all__ = ["Contexts", "Plan", "Size", "make_plan"]
@@ -51,6 +52,9 @@ class Plan:
         contexts: whether the agents' descriptions reach the proposal; `none` where there are none.
         size: how many draws.
         seed: replays them.
+        tokens: whether replies are to come with their tokens, for weights or for agents' log-ratios.
+        filter: decides which replies may be returned; None allows all.
+        fallback: returned where the filter excludes all; None is an error.
     """
 
     source: Source
@@ -60,6 +64,14 @@ class Plan:
     contexts: Contexts
     size: Size
     seed: int
+    tokens: bool = False
+    filter: CandidateFilter | None = None
+    fallback: AIMessage | None = None
+
+    @property
+    def prompt(self) -> tuple[BaseMessage, ...]:
+        """The user's messages."""
+        return self.conditions[0].prompts[0]
 
     @property
     def weighs(self) -> bool:
@@ -77,6 +89,9 @@ def make_plan(
     tau: float,
     size: Size,
     seed: int,
+    tokens: bool = False,
+    candidate_filter: CandidateFilter | None = None,
+    fallback: AIMessage | None = None,
 ) -> Plan:
     """Return what to draw for one auction.
 
@@ -89,6 +104,9 @@ def make_plan(
         tau: weight of the reference model, money per nat.
         size: how many draws.
         seed: decides the order of the descriptions, and the draws.
+        tokens: whether an agent's reward needs the replies' tokens, where the model can tell them.
+        candidate_filter: decides which replies may be returned.
+        fallback: returned where it excludes all.
 
     Raises:
         ConfigurationError: the proposal needs weights and nothing can score, or logits and the model shows none.
@@ -122,4 +140,7 @@ def make_plan(
         contexts=used if descriptions else "none",
         size=size,
         seed=seed,
+        tokens=source.scorer is not None and (tokens or (len(conditions) > 1 and scorer is source.scorer)),
+        filter=candidate_filter,
+        fallback=fallback,
     )

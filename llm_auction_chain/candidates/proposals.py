@@ -10,18 +10,17 @@ prompt, the agents' public descriptions, tau and a seed: never a report.
 """
 
 import hashlib
-import re
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from langchain_core.messages import BaseMessage, SystemMessage, convert_to_messages
+from langchain_core.messages import BaseMessage, convert_to_messages
 from langchain_core.prompts import BasePromptTemplate
 
 from llm_auction_chain.candidates.base import Condition
+from llm_auction_chain.contexts import with_instructions
 from llm_auction_chain.errors import ConfigurationError
 
 __all__ = [
@@ -34,21 +33,17 @@ __all__ = [
     "check_proposal",
     "conditions_of",
     "default_proposal",
-    "descriptions_of",
     "log_weights",
     "stratify",
 ]
 
 Template = BasePromptTemplate[Any] | Callable[[list[BaseMessage], str], Sequence[BaseMessage]]
 
-_LONGEST_DESCRIPTION = 400  # characters of one agent's description that reach a prompt
 _LONGEST_BLOCK = 4000  # characters of all descriptions in one prompt
 _MANY_AGENTS = 4  # above this many descriptions a product of all of them costs more than it brings
-_JOINERS = "\u200c\u200d"  # the only invisible characters that words of some scripts need
 # Short, and in quotation marks rather than markup: a small model recites longer words and delimiters, and what it
 # recites under every description looks to an agent like a reply it loves (docs/convergence.md).
 _INSTRUCTIONS = "Mention in your answer:\n\n{descriptions}"
-_ALONE = "You are a helpful AI assistant."  # where the user's prompt has no system message to begin with
 
 
 class Component(Protocol):
@@ -109,7 +104,7 @@ class ContextPrompt:
         block = _block(_shuffled(descriptions, seed))
         messages = list(prompt)
         if self.template is None:
-            return _with_system(messages, _INSTRUCTIONS.format(descriptions=block))
+            return with_instructions(messages, _INSTRUCTIONS.format(descriptions=block))
         if isinstance(self.template, BasePromptTemplate):
             told = self.template.invoke({"messages": messages, "descriptions": block}).to_messages()
         else:
@@ -229,12 +224,6 @@ def default_proposal(descriptions: Sequence[str], *, scores: bool, logits: bool)
     return DefensiveMixture([(Reference(), 0.2), (product, 0.8)])
 
 
-def descriptions_of(contexts: Iterable[str]) -> list[str]:
-    """Return the distinct descriptions, made safe to stand in a prompt: one line each, of limited length."""
-    cleaned = (_clean(context) for context in contexts)
-    return sorted({text for text in cleaned if text})
-
-
 def stratify(shares: Sequence[float], n: int) -> list[int]:
     """Return counts that sum to n, in proportion to the shares; each share above 0 gets one, the first ones first.
 
@@ -285,22 +274,6 @@ def _block(descriptions: Sequence[str]) -> str:
             lines.append(line)
             room -= len(line) + 1
     return "\n".join(lines)
-
-
-def _with_system(messages: list[BaseMessage], text: str) -> tuple[BaseMessage, ...]:
-    if messages and isinstance(messages[0], SystemMessage):
-        first = messages[0]
-        return (first.model_copy(update={"content": f"{first.text}\n\n{text}"}), *messages[1:])
-    return (SystemMessage(f"{_ALONE} {text}"), *messages)
-
-
-def _clean(text: str) -> str:
-    """Return one line without control characters, quotation marks, or what a chat template marks turns by."""
-    visible = "".join(
-        " " if unicodedata.category(letter).startswith("C") and letter not in _JOINERS else letter for letter in text
-    )
-    line = re.sub(r'["\u201c\u201d]', "'", " ".join(visible.split())).replace("<|", "< |")
-    return line[:_LONGEST_DESCRIPTION].rstrip()
 
 
 def conditions_of(

@@ -2,24 +2,25 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import fields
 from typing import Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
-from langchain_core.prompt_values import PromptValue
+from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import patch_config, set_config_context
 from pydantic import ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from llm_auction_chain.agents import Agent
-from llm_auction_chain.auction import Auction, ProgressHook, check_agents, check_seed
+from llm_auction_chain.agents import Agent, check_agents
+from llm_auction_chain.auction import Auction, DisclosurePlace, ProgressHook, check_seed
 from llm_auction_chain.candidates import hidden
-from llm_auction_chain.errors import ConfigurationError, PromptError
+from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.mechanism import PaymentRule
 from llm_auction_chain.result import AuctionResult
 from llm_auction_chain.rewards import OnAgentError
+from llm_auction_chain.turns import messages_of
 
 __all__ = ["AuctionRunnable"]
 
@@ -46,6 +47,14 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
         min_ess: draws further rounds while the weights are worth fewer draws; None draws one round.
         max_candidates: the most draws of all rounds; None is four rounds.
         native_n: whether providers known to draw many replies in one request are asked to; False asks for one each.
+        reward_timeout: seconds for all agents together; who has not reported by then abstains. None waits for ever.
+        report_cap: money; every reward is cut to within plus and minus this. None: each agent's own cap, if it has one.
+        candidate_filter: `(prompt, reply) -> bool`, sync or async, or a Runnable: what may be returned at all.
+        fallback: text or message that is the reply where the filter excludes every candidate; None is an error.
+        exclusive_categories: of each, one owner at most takes part: the first in the agents' order.
+        currency: the unit of rewards, payments and tau; empty where it has no name.
+        disclosure: what the user is told where the reply is sponsored; `{sponsors}` stands for the agents' names.
+        disclosure_place: `metadata` leaves the text as it was drawn; `start` and `end` put the disclosure into it.
 
     Raises:
         ConfigurationError: a setting no auction can run with.
@@ -76,6 +85,14 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
     min_ess: float | None = None
     max_candidates: int | None = None
     native_n: bool = True
+    reward_timeout: float | None = 60.0
+    report_cap: float | None = None
+    candidate_filter: Any = None
+    fallback: Any = None
+    exclusive_categories: Any = ()
+    currency: str = ""
+    disclosure: str | None = None
+    disclosure_place: DisclosurePlace = "metadata"
 
     @model_validator(mode="wrap")
     @classmethod
@@ -94,19 +111,7 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
         return auction
 
     def _auction(self) -> Auction:
-        return Auction(
-            model=self.model,
-            n_candidates=self.n_candidates,
-            tau=self.tau,
-            payment_rule=self.payment_rule,
-            min_candidates=self.min_candidates,
-            on_agent_error=self.on_agent_error,
-            proposal=self.proposal,
-            scorer=self.scorer,
-            min_ess=self.min_ess,
-            max_candidates=self.max_candidates,
-            native_n=self.native_n,
-        )
+        return Auction(**{setting.name: getattr(self, setting.name) for setting in fields(Auction)})
 
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
         """Hold an auction and return the drawn reply."""
@@ -172,7 +177,7 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
                 agents.close()
             raise ConfigurationError("agents is an async callable; use ainvoke, abatch, astream or arun.")
         seed = self.seed if seed is None else seed
-        result = self._auction().run(_messages(given), agents, seed=seed, config=child, progress=progress, **kwargs)
+        result = self._auction().run(messages_of(given), agents, seed=seed, config=child, progress=progress, **kwargs)
         if results is not None:
             results.append(result)
         return result.reply
@@ -201,7 +206,7 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
             agents = source
         seed = self.seed if seed is None else seed
         result = await self._auction().arun(
-            _messages(given), agents, seed=seed, config=child, progress=progress, **kwargs
+            messages_of(given), agents, seed=seed, config=child, progress=progress, **kwargs
         )
         if results is not None:
             results.append(result)
@@ -215,17 +220,3 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
 
 async def _awaited(value: Awaitable[Any]) -> Any:
     return await value
-
-
-def _messages(given: LanguageModelInput) -> list[BaseMessage]:
-    """Return the input as messages: a string, messages in any spelling, or a PromptValue."""
-    if isinstance(given, PromptValue):
-        return given.to_messages()
-    if isinstance(given, str):
-        return convert_to_messages([("human", given)])
-    if isinstance(given, Sequence):
-        try:
-            return convert_to_messages(given)
-        except (NotImplementedError, TypeError, ValueError) as error:
-            raise PromptError(f"The input holds something that is no message: {error}") from error
-    raise PromptError(f"The input is {type(given).__name__}; give a string, a list of messages or a PromptValue.")

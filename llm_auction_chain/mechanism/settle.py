@@ -31,9 +31,11 @@ class Settlement:
         probabilities: (M,), p, the law the reply was drawn from.
         counterfactuals: (N, M), p_-i, the law without agent i (and without its owner's other agents).
         winner: index of the drawn candidate.
-        expected_payments: (N,), T_i = tau * KL(p || p_-i), money.
+        noise: (M,), the Gumbel noise of the draw.
+        expected_payments: (N,), T_i = tau * KL(p || p_-i), money; 0 for an agent that never pays.
         payments: (N,), charged for this draw, money.
-        contributions: (N,), U_i = E_p[r_i] - T_i, money.
+        contributions: (N,), U_i = G(b) - G(b_-i), what each adds to welfare, money; for one that pays, also what it
+            gains: E_p[r_i] - T_i.
         revenue: the sum of `payments`, money.
         diagnostics: how far weights and law are concentrated.
         tau: weight of the reference model, money per nat.
@@ -44,6 +46,7 @@ class Settlement:
     probabilities: FloatArray
     counterfactuals: FloatArray
     winner: int
+    noise: FloatArray
     expected_payments: FloatArray
     payments: FloatArray
     contributions: FloatArray
@@ -59,6 +62,12 @@ class Settlement:
         moved: FloatArray = np.abs(self.counterfactuals - self.probabilities).sum(axis=1) / 2.0
         return np.minimum(moved, 1.0)
 
+    @cached_property
+    def winners_without(self) -> npt.NDArray[np.int64]:
+        """(N,), the candidate that the same noise draws from p_-i: the reply as it would be without each agent."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.argmax(np.log(self.counterfactuals) + self.noise, axis=1), dtype=np.int64)
+
 
 def settle(
     rewards: npt.ArrayLike,
@@ -67,6 +76,7 @@ def settle(
     tau: float,
     payment_rule: PaymentRule = "expected",
     owners: Sequence[Hashable] | None = None,
+    pays: Sequence[bool] | None = None,
     draws: npt.ArrayLike | None = None,
     rng: np.random.Generator | None = None,
     seed: int | None = None,
@@ -83,14 +93,17 @@ def settle(
         payment_rule: `expected`, `proportional`, `influence` or `pivot`.
         owners: (N,), who pays for each agent; agents of one owner are summed into one report, and the owner's payment
             is shared in proportion to what each would pay alone. None: every agent pays for itself.
+        pays: (N,), False for a player whose welfare counts and who is never charged: the user, the platform. What the
+            others pay stays the Clarke payment against that welfare. Agents of one owner all pay, or none does.
         draws: (M,), how many equal draws each candidate stands for, its log-weight being theirs by log-add-exp. None:
             one each. Only the diagnostics, which speak of draws, depend on it.
         rng: the source of the draw; excludes `seed`.
         seed: replays a draw. With neither, a fresh seed is taken and kept in the result.
 
     Raises:
-        ConfigurationError: tau, payment rule, owners, draws, rng or seed that no auction can run with.
-        RewardError: rewards or log-weights of wrong shape, not finite, or negative under `proportional`.
+        ConfigurationError: tau, payment rule, owners, pays, draws, rng or seed that no auction can run with.
+        RewardError: rewards or log-weights of wrong shape, not finite, or, where the agent pays, negative under
+            `proportional`.
 
     Source: arXiv 2405.05905, sections 4 and 5; `pivot` is the Gumbel form of the same law.
 
@@ -103,6 +116,7 @@ def settle(
     reports, weights = _check_matrix(rewards, log_weights)
     n, m = reports.shape
     groups = _group(owners, n)
+    free = _check_pays(pays, groups, n)
     counts = _check_draws(draws, m)
     rng, seed = _generator(rng, seed)
 
@@ -117,19 +131,23 @@ def settle(
     without = leave_one_out(paying, weights, tau, log_p)
     winner, noise = draw(scores, rng)
     mode = int(np.argmax(log_p))
-    paid = charge(rule, paying, scores=scores, noise=noise, winner=winner, tau=tau, mode=mode, without=without)
+    charged = paying if free is None else _chargeable(paying, free, groups)
+    paid = charge(rule, charged, scores=scores, noise=noise, winner=winner, tau=tau, mode=mode, without=without)
     laws, expected, contributions = without.laws, without.expected, without.contributions
     if groups is not None:
         shares = _shares(groups, leave_one_out(reports, weights, tau, log_p).expected)
         laws = laws[groups]
         expected, paid = expected[groups] * shares, paid[groups] * shares
         contributions = np.einsum("ij,j->i", reports, p) - expected
-    for array in (p, laws, expected, paid, contributions):
+    if free is not None:
+        expected, paid = np.where(free, 0.0, expected), np.where(free, 0.0, paid)
+    for array in (p, laws, noise, expected, paid, contributions):
         array.setflags(write=False)
     return Settlement(
         probabilities=p,
         counterfactuals=laws,
         winner=winner,
+        noise=noise,
         expected_payments=expected,
         payments=paid,
         contributions=contributions,
@@ -234,6 +252,31 @@ def _group(owners: Sequence[Hashable] | None, n: int) -> "np.ndarray[tuple[int],
     if isinstance(owners, str) or len(groups) != n:
         raise ConfigurationError(f"owners has {len(groups)} entries for {n} agents; give one owner per agent.")
     return None if len(index) == n else groups
+
+
+def _check_pays(
+    pays: Sequence[bool] | None, groups: "np.ndarray[tuple[int], np.dtype[np.int64]] | None", n: int
+) -> npt.NDArray[np.bool_] | None:
+    """Return who never pays, (N,), or None where everybody does."""
+    if pays is None:
+        return None
+    paying = np.asarray(pays)
+    if paying.shape != (n,) or (n and paying.dtype != np.bool_):
+        raise ConfigurationError(f"pays is {pays!r}; give True or False for each of the {n} agents.")
+    if n == 0 or paying.all():
+        return None
+    if groups is not None and len(set(zip(groups.tolist(), paying.tolist(), strict=True))) > groups.max() + 1:
+        raise ConfigurationError("An owner has agents that pay and agents that do not; give the latter another owner.")
+    return ~paying
+
+
+def _chargeable(
+    paying: FloatArray, free: npt.NDArray[np.bool_], groups: "np.ndarray[tuple[int], np.dtype[np.int64]] | None"
+) -> FloatArray:
+    """Return the payers' reports with those that are never charged set to 0."""
+    spared = np.zeros(len(paying), dtype=bool)
+    spared[np.arange(len(paying)) if groups is None else groups] = free
+    return np.where(spared[:, None], 0.0, paying)
 
 
 def _check_draws(draws: npt.ArrayLike | None, m: int) -> npt.NDArray[np.int64] | None:

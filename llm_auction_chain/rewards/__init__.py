@@ -1,6 +1,32 @@
-"""What agents want: reports from untrusted callbacks, and ready-made rewards."""
+"""What agents want: ready-made rewards, and reports from callbacks that nobody should trust."""
 
-from llm_auction_chain.rewards.mention import MentionReward
-from llm_auction_chain.rewards.reports import OnAgentError, Report, acollect, collect
+from llm_auction_chain.rewards.base import AskedBy, Reward, asked_by
+from llm_auction_chain.rewards.click import ClickReward
+from llm_auction_chain.rewards.embedding import EmbeddingReward
+from llm_auction_chain.rewards.judge import JudgeReward
+from llm_auction_chain.rewards.log_ratio import LogRatioReward, log_ratios_of
+from llm_auction_chain.rewards.reports import OnAgentError, Report, Terms, acollect, collect
+from llm_auction_chain.rewards.reward_model import RewardModelReward
+from llm_auction_chain.rewards.text import LengthReward, MentionReward, RegexReward
+from llm_auction_chain.rewards.webhook import WebhookReward
 
-__all__ = ["MentionReward", "OnAgentError", "Report", "acollect", "collect"]
+__all__ = [
+    "AskedBy",
+    "ClickReward",
+    "EmbeddingReward",
+    "JudgeReward",
+    "LengthReward",
+    "LogRatioReward",
+    "MentionReward",
+    "OnAgentError",
+    "RegexReward",
+    "Report",
+    "Reward",
+    "RewardModelReward",
+    "Terms",
+    "WebhookReward",
+    "acollect",
+    "asked_by",
+    "collect",
+    "log_ratios_of",
+]

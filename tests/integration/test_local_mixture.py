@@ -16,7 +16,8 @@ from llm_auction_chain import (
     DefensiveMixture,
     Reference,
 )
-from llm_auction_chain.candidates.proposals import conditions_of, descriptions_of
+from llm_auction_chain.candidates.proposals import conditions_of
+from llm_auction_chain.contexts import descriptions_of
 from llm_auction_chain.local.engine import Engine
 
 AGENTS = [

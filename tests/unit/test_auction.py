@@ -92,7 +92,9 @@ def test_the_metadata_is_plain_json_and_hides_rewards():
     reply = auction(agents=TWO).invoke("x")
     metadata = reply.response_metadata["auction"]
     assert json.loads(json.dumps(metadata, allow_nan=False)) == metadata
-    assert set(metadata["payments"][0]) == {"agent", "owner", "amount", "expected", "contribution"}
+    amounts = {"amount", "expected", "contribution"}
+    decimals = {f"{name}_decimal" for name in amounts}
+    assert set(metadata["payments"][0]) == {"agent", "owner", "pays"} | amounts | decimals
     assert "rewards" not in json.dumps(metadata)
     assert metadata["payments"][1]["owner"] == "c-group"
     assert reply.response_metadata["model_name"] == "markov"

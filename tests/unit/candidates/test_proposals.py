@@ -14,10 +14,10 @@ from llm_auction_chain.candidates.proposals import (
     check_proposal,
     conditions_of,
     default_proposal,
-    descriptions_of,
     log_weights,
     stratify,
 )
+from llm_auction_chain.contexts import descriptions_of
 
 PROMPT = [HumanMessage("How do I learn the guitar?")]
 TOLD = ["StringSchool gives lessons.", "TuneTown sells guitars."]

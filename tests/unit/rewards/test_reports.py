@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableGenerator, RunnableLambda
 
 from llm_auction_chain import Agent, RewardError
-from llm_auction_chain.rewards import acollect, collect
+from llm_auction_chain.rewards import Terms, acollect, collect
 
 PROMPT = [HumanMessage("x")]
 REPLIES = [AIMessage("a"), AIMessage("b")]
@@ -115,8 +115,12 @@ ERRORS = {
 def ask(request):
     """Ask agents in both colours."""
     if request.param == "sync":
-        return lambda *agents, **settings: collect(agents, PROMPT, REPLIES, **settings)
-    return lambda *agents, **settings: asyncio.run(acollect(agents, PROMPT, REPLIES, **settings))
+        return lambda *agents, progress=None, **terms: collect(
+            agents, PROMPT, REPLIES, Terms(**terms), progress=progress
+        )
+    return lambda *agents, progress=None, **terms: asyncio.run(
+        acollect(agents, PROMPT, REPLIES, Terms(**terms), progress=progress)
+    )
 
 
 @pytest.mark.parametrize("case", ERRORS)

@@ -1,0 +1,101 @@
+"""Which candidates may be returned: the platform's rule, decided from prompt and reply alone."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+
+from llm_auction_chain.errors import CandidatesError, ConfigurationError
+
+__all__ = ["CandidateFilter", "as_message"]
+
+
+class CandidateFilter:
+    """Asks the platform's rule of every reply; it never sees an agent or a report, so no report can bend it.
+
+    Attributes:
+        rule: `(prompt, reply) -> bool`, sync or async, or a Runnable over `{"prompt": ..., "reply": ...}`. True: the
+            reply may be returned.
+
+    Raises:
+        ConfigurationError: a rule that cannot be called.
+
+    >>> polite = CandidateFilter(lambda prompt, reply: "darn" not in reply.text)
+    >>> polite.allowed([], [AIMessage("Hello"), AIMessage("Oh darn")], None)
+    [True, False]
+    """
+
+    def __init__(self, rule: Any) -> None:
+        if not isinstance(rule, Runnable) and not callable(rule):
+            raise ConfigurationError(
+                f"candidate_filter is {rule!r}; give a function (prompt, reply) -> bool, or a Runnable."
+            )
+        self._runnable: Runnable[Any, Any] = rule if isinstance(rule, Runnable) else _lambda(rule)
+
+    def allowed(
+        self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], config: RunnableConfig | None
+    ) -> list[bool]:
+        """Return whether each reply may be returned.
+
+        Raises:
+            CandidatesError: the rule failed; nothing is returned unchecked.
+            ConfigurationError: it said something else than True or False, or it is async.
+        """
+        try:
+            said = self._runnable.batch(_questions(prompt, replies), config)
+        except Exception as error:
+            raise _failed(error) from error
+        return list(map(_checked, said))
+
+    async def aallowed(
+        self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], config: RunnableConfig | None
+    ) -> list[bool]:
+        """Do as `allowed`, awaiting."""
+        try:
+            said = await self._runnable.abatch(_questions(prompt, replies), config)
+        except Exception as error:
+            raise _failed(error) from error
+        return list(map(_checked, said))
+
+
+def as_message(fallback: Any) -> AIMessage:
+    """Return the configured fallback as a message, or raise `ConfigurationError`."""
+    if isinstance(fallback, AIMessage):
+        return fallback
+    if isinstance(fallback, str):
+        return AIMessage(fallback)
+    raise ConfigurationError(f"fallback is {fallback!r}; give a text or an AIMessage, or None for an error.")
+
+
+def _lambda(rule: Any) -> Runnable[Any, Any]:
+    """Return the rule as a Runnable, which LangChain asks concurrently, and traces."""
+    if inspect.iscoroutinefunction(rule) or inspect.iscoroutinefunction(getattr(rule, "__call__", None)):  # noqa: B004
+
+        async def awaited(pair: dict[str, Any]) -> Any:
+            return await rule(pair["prompt"], pair["reply"])
+
+        return RunnableLambda(awaited, name="candidate_filter")
+    return RunnableLambda(lambda pair: rule(pair["prompt"], pair["reply"]), name="candidate_filter")
+
+
+def _questions(prompt: Sequence[BaseMessage], replies: Sequence[AIMessage]) -> list[dict[str, Any]]:
+    return [{"prompt": list(prompt), "reply": reply} for reply in replies]
+
+
+def _checked(said: Any) -> bool:
+    if not isinstance(said, bool | np.bool_):
+        raise ConfigurationError(
+            f"candidate_filter said {said!r}; return True where the reply may be returned, or False."
+        )
+    return bool(said)
+
+
+def _failed(error: Exception) -> Exception:
+    if isinstance(error, TypeError) and "coroutine" in str(error):
+        return ConfigurationError("candidate_filter is async; use ainvoke, abatch, astream or arun.")
+    return CandidatesError(
+        f"candidate_filter raised {type(error).__name__}: {error}. No reply is returned unchecked.", [error]
+    )

@@ -1,0 +1,100 @@
+"""Why this reply, and why this price: one auction explained, as text and as data."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["AgentExplanation", "Explanation"]
+
+_SHORT = 60  # characters of a reply in a line of text
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentExplanation:
+    """What one agent did to one auction.
+
+    Attributes:
+        agent: its name.
+        owner: who pays.
+        pays: whether it is ever charged.
+        status: of its report; `reported` or what went wrong.
+        influence: total variation between p and p_-i, from 0 to 1: how far it moved the draw.
+        probability: p of the reply drawn.
+        probability_without: p_-i of the reply drawn.
+        reply_without: what the same noise would have drawn without it (and without its owner's other agents).
+        changed_the_reply: whether that is another reply.
+        contribution: money; what it adds to welfare, and gains itself when it pays.
+        payment: money charged for this draw; the decimal that `charge` says is what is billed.
+        charge: the payment as it is billed, in digits.
+        price_per_click: money; None unless its reward is a `ClickReward` and a click is possible.
+    """
+
+    agent: str
+    owner: str
+    pays: bool
+    status: str
+    influence: float
+    probability: float
+    probability_without: float
+    reply_without: str
+    changed_the_reply: bool
+    contribution: float
+    payment: float
+    charge: str
+    price_per_click: float | None
+
+    def __str__(self) -> str:
+        """Return two or three lines."""
+        moved = f"moved the draw by {self.influence:.1%}"
+        made = f"made this reply {_times(self.probability, self.probability_without)}"
+        if self.changed_the_reply:
+            instead = f"Without it: {_shortened(self.reply_without)}"
+        else:
+            instead = "Without it the same reply would have been drawn."
+        cost = f"pays {self.charge}" if self.pays else "never pays"
+        state = "" if self.status == "reported" else f" ({self.status})"
+        click = "" if self.price_per_click is None else f", or {self.price_per_click:.6f} per click"
+        return f"{self.agent}{state}: {moved}, {made}; {cost}{click}; contributes {self.contribution:.6f}.\n  {instead}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """One auction in words: `str` of it is the text, `as_dict` the data.
+
+    Attributes:
+        auction_id: the auction.
+        reply: the text drawn.
+        sponsored: whether an agent that pays made this reply likelier.
+        sponsors: their names.
+        currency: the unit of all amounts; empty where it has no name.
+        agents: one explanation each, in the auction's order.
+    """
+
+    auction_id: str
+    reply: str
+    sponsored: bool
+    sponsors: tuple[str, ...]
+    currency: str
+    agents: tuple[AgentExplanation, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON."""
+        told = asdict(self)
+        return {**told, "sponsors": list(self.sponsors), "agents": list(told["agents"])}
+
+    def __str__(self) -> str:
+        """Return a few lines for people."""
+        unit = f" Amounts are in {self.currency}." if self.currency else ""
+        who = f"Sponsored by {', '.join(self.sponsors)}." if self.sponsored else "Nobody who pays made it likelier."
+        return "\n".join([f"Reply: {_shortened(self.reply)}", f"{who}{unit}", *map(str, self.agents)])
+
+
+def _times(probability: float, without: float) -> str:
+    if without <= 0.0:
+        return "possible" if probability > 0.0 else "no likelier"
+    ratio = probability / without
+    return f"{ratio:.2f} times as likely"
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return f'"{line}"' if len(line) <= _SHORT else f'"{line[: _SHORT - 1]}…"'

@@ -1,0 +1,100 @@
+"""Sentence embeddings that arrive with `pip` and ask no hub.
+
+The distribution `wordllama` (MIT) carries a table of token vectors and its tokenizer. The two files are found through
+the distribution's metadata; its code is never imported, because importing it sets up the root logger, and its loader
+looks for the tokenizer on the Hugging Face Hub.
+"""
+
+import threading
+from collections.abc import Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from langchain_core.embeddings import Embeddings
+from typing_extensions import override
+
+from llm_auction_chain.errors import MissingDependencyError
+
+__all__ = ["StaticEmbeddings"]
+
+FloatArray = npt.NDArray[np.float32]
+
+_DISTRIBUTION = "wordllama"
+_WEIGHTS = "l2_supercat_256.safetensors"
+_TOKENIZER = "l2_supercat_tokenizer_config.json"
+_INSTALL = "pip install 'llm-auction-chain[embeddings]'"
+_ONCE = threading.Lock()
+
+
+class StaticEmbeddings(Embeddings):
+    """The mean of a text's token vectors, scaled to length 1; of a text without tokens, zeros.
+
+    256 numbers a text, the same whatever else is embedded and on every machine up to rounding. The order of words does
+    not count, and texts in English are told apart best. The table (16 MB) is read once per process, by the first call;
+    instances hold nothing, so one is as good as many.
+
+    Raises:
+        MissingDependencyError: the extra `embeddings` is not installed.
+
+    >>> query, lessons, tyres = StaticEmbeddings().embed_documents(
+    ...     ["How do I learn the guitar?", "Online lessons for guitarists", "Tyres for lorries"]
+    ... )
+    >>> len(query), bool(np.dot(query, lessons) > np.dot(query, tyres))
+    (256, True)
+    """
+
+    @override
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        vectors: list[list[float]] = _embedded(texts).tolist()
+        return vectors
+
+    @override
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
+def _embedded(texts: Sequence[str]) -> FloatArray:
+    """Return (texts, 256), in rows of length 1 or 0."""
+    with _ONCE:
+        table, tokenizer = _load()
+    # Half a surrogate pair is text to Python, and to no tokenizer.
+    spoken = [text.encode("utf-8", "replace").decode() for text in texts]
+    encoded = tokenizer.encode_batch_fast(spoken, add_special_tokens=False)
+    # The mean and the sum point the same way.
+    sums = np.zeros((len(texts), table.shape[1]), np.float32)
+    for row, encoding in zip(sums, encoded, strict=True):
+        table[encoding.ids].sum(axis=0, out=row)
+    lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+    np.divide(sums, lengths, out=sums, where=lengths > 0)
+    return sums
+
+
+@cache
+def _load() -> tuple[FloatArray, Any]:
+    """Return the table (tokens, 256) and the tokenizer."""
+    weights, tokens = _find()
+    try:
+        from safetensors.numpy import load_file
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingDependencyError(f"{error.name} is not installed; run: {_INSTALL}") from error
+    return load_file(weights)["embedding.weight"].astype(np.float32), Tokenizer.from_file(str(tokens))
+
+
+def _find() -> tuple[Path, Path]:
+    """Return the installed files of the table and of the tokenizer."""
+    try:
+        distribution = metadata.distribution(_DISTRIBUTION)
+    except metadata.PackageNotFoundError as error:
+        raise MissingDependencyError(f"the embeddings are not installed; run: {_INSTALL}") from error
+    paths = {file.name: Path(str(distribution.locate_file(file))) for file in distribution.files or ()}
+    missing = [name for name in (_WEIGHTS, _TOKENIZER) if name not in paths or not paths[name].is_file()]
+    if missing:
+        raise MissingDependencyError(
+            f"{_DISTRIBUTION} {distribution.version} is installed without {' and '.join(missing)}; run: {_INSTALL}"
+        )
+    return paths[_WEIGHTS], paths[_TOKENIZER]

@@ -1,0 +1,100 @@
+"""A reward that a reward model in this process gives."""
+
+import asyncio
+import math
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from typing_extensions import override
+
+from llm_auction_chain.errors import ConfigurationError, RewardError
+from llm_auction_chain.rewards.base import Prompt, Replies, Reward, check_number
+from llm_auction_chain.turns import as_turns
+
+__all__ = ["RewardModelReward"]
+
+
+@dataclass(frozen=True)
+class RewardModelReward(Reward):
+    """Worth `value * sigmoid(logit)`, or `value * logit`, of a transformers sequence classifier.
+
+    The model reads prompt and reply by its chat template, or as a pair of texts where it has none. What a reply is
+    worth does not depend on the replies beside it, up to the rounding of the dtype. The model is loaded when the first
+    reply is scored, once in a process.
+
+    Attributes:
+        model: a folder written by `save_pretrained`, or a model's name on the Hugging Face Hub.
+        value: money at a sigmoid of 1; per unit of the logit where nothing is squashed.
+        label: which of the model's labels, by its number; None where there is only one.
+        squash: "sigmoid", or "none" for the logit itself, which has no bounds.
+        max_batch_tokens: the most tokens of one pass, padding included; a single reply may have more.
+        dtype: "bfloat16", "float16", "float32", or "auto": bfloat16 where the device computes in it, else float32.
+        device: a torch device, or "auto": cuda, else mps, else cpu.
+
+    Raises:
+        ConfigurationError: a setting out of range; from `score`, there is no such model, label, dtype or device.
+        ContextWindowError: from `score`, a reply alone is longer than the model reads. Of a prompt that is too long
+            the beginning is left out, and of a reply nothing.
+        MissingDependencyError: from `score`, the extra `local` is not installed.
+        RewardError: from `score`, a logit is not finite.
+
+    >>> RewardModelReward("my-reward-model", value=5.0, squash="none").device
+    'auto'
+    """
+
+    model: str | Path
+    value: float = 1.0
+    label: int | None = None
+    squash: Literal["sigmoid", "none"] = "sigmoid"
+    max_batch_tokens: int = 8192
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what no model can be asked."""
+        check_number(self, "value", self.value)
+        if not isinstance(self.model, str | Path) or not str(self.model).strip():
+            raise ConfigurationError(f"RewardModelReward has model={self.model!r}; give a folder or a model's name.")
+        for name, number, least in (("label", self.label or 0, 0), ("max_batch_tokens", self.max_batch_tokens, 1)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise ConfigurationError(
+                    f"RewardModelReward has {name}={number!r}; give a whole number of at least {least}."
+                )
+        if self.squash not in {"sigmoid", "none"}:
+            raise ConfigurationError(f"RewardModelReward has squash={self.squash!r}; give 'sigmoid' or 'none'.")
+
+    @override
+    def score(self, prompt: Prompt, replies: Replies) -> list[float]:
+        return self._score(prompt, replies, threading.Event())
+
+    @override
+    async def ascore(self, prompt: Prompt, replies: Replies) -> list[float]:
+        abandoned = threading.Event()
+        try:
+            return await asyncio.to_thread(self._score, prompt, replies, abandoned)
+        finally:
+            # Whoever cancels does not wait; the thread stops before its next pass.
+            abandoned.set()
+
+    def _score(self, prompt: Prompt, replies: Replies, abandoned: threading.Event) -> list[float]:
+        if not replies:
+            return []
+        from llm_auction_chain.local.reward_model import RewardModel
+
+        scorer = RewardModel.load(self.model, self.dtype, self.device)
+        texts = [as_turns([reply], "RewardModelReward")[0]["content"] for reply in replies]
+        turns = as_turns(prompt, "RewardModelReward")
+        logits = scorer.logits(
+            turns, texts, label=self.label, max_batch_tokens=self.max_batch_tokens, abandoned=abandoned
+        )
+        return [self.value * amount for amount in self._squashed(logits)]
+
+    def _squashed(self, logits: Iterable[float]) -> list[float]:
+        logits = list(logits)
+        if not all(map(math.isfinite, logits)):
+            raise RewardError(f"{str(self.model)!r} gives a logit that is not finite; try dtype='float32'.")
+        # tanh overflows nowhere.
+        return logits if self.squash == "none" else [(1.0 + math.tanh(logit / 2.0)) / 2.0 for logit in logits]

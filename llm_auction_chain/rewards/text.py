@@ -1,0 +1,246 @@
+"""Rewards for what a reply says, letter by letter: mentions, patterns, length."""
+
+import re
+import time
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import islice
+from typing import Any, Literal
+
+from typing_extensions import override
+
+from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
+from llm_auction_chain.rewards.base import Prompt, Replies, Reward, check_number
+
+__all__ = ["LengthReward", "MentionReward", "RegexReward"]
+
+# Scripts written without spaces, or whose particles stick to the word: Thai, Lao, Myanmar, Hangul, Khmer, kana, Han.
+_SPACELESS = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u19e0-\u19ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029"
+    r"\u3038-\u303b\u3041-\u30ff\u3131-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\ua9e0-\ua9ff"
+    r"\uaa60-\uaa7f\uac00-\ud7fb\uf900-\ufaff\uff66-\uffdc\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
+)
+# Choose how the character before them looks, an emoji for example, and make no word of it.
+_SELECTORS = r"\ufe00-\ufe0f\U000e0100-\U000e01ef"
+# What goes on with a character though it is no mark: Thai and Lao am, jamo behind a jamo, skin tones, tags.
+_CONTINUING = r"\u0e33\u0eb3\u1160-\u11ff\ud7b0-\ud7fb\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f"
+_JOINERS = r"\u200c\u200d"
+_CONNECTORS = r"\u203f\u2040\u2054\ufe33\ufe34\ufe4d-\ufe4f\uff3f"
+
+_LONGEST_PATTERN = 1000
+_LARGEST_PROGRAM = 1_000_000
+# A count as `regex` reads it, which in verbose mode skips spaces and comments.
+_COUNT = re.compile(r"\{([0-9\s]*)(#?)")
+
+
+@dataclass(frozen=True)
+class MentionReward(Reward):
+    """Worth `value * min(mentions, at_most)`: every mention of a phrase as whole words, in any case and script.
+
+    Straße is STRASSE, an é is an é in one character or in two, and any white space is as good as a blank. Where
+    phrases overlap, the one that begins first counts, of those the longest, and a letter is part of one mention only.
+    A mention neither begins nor ends inside a word, that is beside a letter, mark, number or connector like `_`, except
+    beside what is written without spaces or with particles attached: Han, kana, Hangul, Thai, Lao, Khmer and Myanmar.
+
+    The time is at most proportional to the length of the text times that of the phrases.
+
+    Attributes:
+        phrases: what to look for.
+        value: money per mention.
+        at_most: mentions beyond this many are worth nothing more.
+
+    Raises:
+        ConfigurationError: no phrases, an empty phrase, a value that is no finite number, or `at_most` below 1.
+
+    >>> from langchain_core.messages import AIMessage
+    >>> MentionReward(["guitar"], value=2.0, at_most=1).score([], [AIMessage("A guitar, my guitar!"), AIMessage("Hi")])
+    [2.0, 0.0]
+    """
+
+    phrases: Sequence[str]
+    value: float = 1.0
+    at_most: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what can never be mentioned."""
+        if isinstance(self.phrases, str) or not self.phrases:
+            raise ConfigurationError("MentionReward needs a list of phrases, with at least one.")
+        if not all(isinstance(phrase, str) and phrase.strip() for phrase in self.phrases):
+            raise ConfigurationError(
+                f"MentionReward has phrases {list(self.phrases)!r}; each must be a non-empty string."
+            )
+        check_number(self, "value", self.value)
+        _check_count(self, "at_most", self.at_most)
+
+    @override
+    def score(self, prompt: Prompt, replies: Replies) -> list[float]:
+        counts = [_at_most(self.at_most, self._mentions.finditer(_folded(str(reply.text)))) for reply in replies]
+        return [self.value * count for count in counts]
+
+    @cached_property
+    def _mentions(self) -> re.Pattern[str]:
+        longest_first = sorted({tuple(_folded(phrase).split()) for phrase in self.phrases}, key=_length, reverse=True)
+        phrases = "|".join(r"\s+".join(map(re.escape, words)) for words in longest_first)
+        word = rf"[\w{_CONNECTORS}{_JOINERS}{_marks()}]"
+        touching = rf"(?<=[{_SPACELESS}])|(?=[{_SPACELESS}])"
+        goes_on = rf"[{_CONTINUING}{_SELECTORS}{_JOINERS}{_marks()}]"
+        return re.compile(rf"(?:(?<!{word})|{touching})(?:{phrases})(?!{goes_on})(?:(?!{word})|{touching})")
+
+
+@dataclass(frozen=True)
+class RegexReward(Reward):
+    r"""Worth `value * min(matches, at_most)` of a regular expression, found from left to right without overlap.
+
+    The pattern may come from somebody who is not trusted. It is run by the package `regex`, which lets other threads
+    go on and gives up in time; what would make a large program of it is refused before it is compiled: more than 1000
+    characters, or counts like `{1000}` whose product times the pattern's length is above a million.
+
+    Attributes:
+        pattern: in the syntax of `regex`, a superset of `re`; flags are written inside, like `(?i)`.
+        value: money per match.
+        at_most: matches beyond this many are worth nothing more, and are not looked for.
+        timeout: processor seconds for all replies together, of all of the process's threads: a busy process spends
+            them sooner than the clock.
+
+    Raises:
+        ConfigurationError: no such pattern, one that is too large, or a number out of range.
+        MissingDependencyError: `regex` is not installed.
+        TimeoutError: from `score`, the time is up.
+
+    >>> from langchain_core.messages import AIMessage
+    >>> RegexReward(r"\$\d+", at_most=3).score([], [AIMessage("$5 now, $7 later"), AIMessage("free")])
+    [2.0, 0.0]
+    """
+
+    pattern: str
+    value: float = 1.0
+    at_most: int = 1
+    timeout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be matched, or not within bounds."""
+        check_number(self, "value", self.value)
+        _check_count(self, "at_most", self.at_most)
+        check_number(self, "timeout", self.timeout, least=1e-3, most=60.0)
+        if not isinstance(self.pattern, str) or len(self.pattern) > _LONGEST_PATTERN:
+            raise ConfigurationError(f"RegexReward needs a pattern, a string of at most {_LONGEST_PATTERN} characters.")
+        if _program_size(self.pattern) > _LARGEST_PROGRAM:
+            raise ConfigurationError(
+                f"RegexReward has the pattern {self.pattern!r}, whose repeat counts make it too large; repeat less, "
+                "and write counts without comments."
+            )
+        self._compiled  # noqa: B018 - a pattern that is none says so here
+
+    @override
+    def score(self, prompt: Prompt, replies: Replies) -> list[float]:
+        end = time.process_time() + self.timeout
+        return [self.value * self._matches(str(reply.text), end - time.process_time()) for reply in replies]
+
+    def _matches(self, text: str, seconds: float) -> int:
+        try:
+            # To `regex`, less than no time is no limit.
+            found = self._compiled.finditer(text, timeout=max(0.0, seconds), concurrent=True)
+            return _at_most(self.at_most, found)
+        except TimeoutError:
+            raise TimeoutError(
+                f"The pattern {self.pattern!r} takes more than {self.timeout:g} s; avoid repeats within repeats."
+            ) from None
+
+    @cached_property
+    def _compiled(self) -> Any:
+        try:
+            import regex
+        except ImportError as error:
+            raise MissingDependencyError(
+                "regex is not installed; run: pip install 'llm-auction-chain[rewards]'"
+            ) from error
+        try:
+            return regex.compile(self.pattern, cache_pattern=False)
+        except (regex.error, LookupError, ValueError, OverflowError, RecursionError) as error:
+            raise ConfigurationError(f"RegexReward has the pattern {self.pattern!r}: {error}") from error
+
+
+@dataclass(frozen=True)
+class LengthReward(Reward):
+    """Worth `value * max(0, 1 - |length - target| / tolerance)`: all of it at the target, none beyond the tolerance.
+
+    Attributes:
+        target: the length that is worth most.
+        tolerance: the distance from it at which nothing is left.
+        value: money at the target.
+        unit: of all lengths. `words` are what white space separates; where a language writes none, count `characters`,
+            of which an é is one.
+
+    Raises:
+        ConfigurationError: a negative target, a tolerance that is not positive, another unit, or no number.
+
+    >>> from langchain_core.messages import AIMessage
+    >>> replies = [AIMessage("one two three four"), AIMessage("one two three"), AIMessage("")]
+    >>> LengthReward(target=4, tolerance=2, value=3.0).score([], replies)
+    [3.0, 1.5, 0.0]
+    """
+
+    target: float
+    tolerance: float
+    value: float = 1.0
+    unit: Literal["words", "characters"] = "words"
+
+    def __post_init__(self) -> None:
+        """Refuse lengths that no reply can have."""
+        check_number(self, "target", self.target, least=0.0)
+        check_number(self, "tolerance", self.tolerance)
+        check_number(self, "value", self.value)
+        if self.tolerance <= 0:
+            raise ConfigurationError(f"LengthReward has tolerance={self.tolerance!r}; give a number above 0.")
+        if self.unit not in {"words", "characters"}:
+            raise ConfigurationError(f"LengthReward has unit={self.unit!r}; give 'words' or 'characters'.")
+
+    @override
+    def score(self, prompt: Prompt, replies: Replies) -> list[float]:
+        return [
+            self.value * max(0.0, 1.0 - abs(self._length(str(reply.text)) - self.target) / self.tolerance)
+            for reply in replies
+        ]
+
+    def _length(self, text: str) -> int:
+        return len(text.split() if self.unit == "words" else unicodedata.normalize("NFC", text))
+
+
+def _folded(text: str) -> str:
+    """Return one spelling for all that are canonically the same in any case.
+
+    Composed rather than decomposed, so that a syllable of Hangul is one character. Compatibility forms stay apart:
+    they would read a trademark sign as letters.
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
+
+
+@cache
+def _marks() -> str:
+    """Return all marks that a word may hold, for a class of `re`; further up there are selectors alone."""
+    kinds = "".join(unicodedata.category(chr(code))[0] for code in range(0x20000))
+    kinds = f"{kinds[:0xFE00]}{'-' * 16}{kinds[0xFE10:]}"
+    return "".join(f"{chr(run.start())}-{chr(run.end() - 1)}" for run in re.finditer("M+", kinds))
+
+
+def _length(words: Sequence[str]) -> int:
+    return len(" ".join(words))
+
+
+def _at_most(most: int, found: Any) -> int:
+    return sum(1 for _ in islice(found, most))
+
+
+def _program_size(pattern: str) -> int:
+    """Return a bound on what compiling a pattern builds, which writes out as many copies as a count asks for."""
+    size = len(pattern)
+    for digits, comment in _COUNT.findall(pattern):
+        size *= _LARGEST_PROGRAM + 1 if comment else max(1, int("".join(digits.split()) or "1"))
+    return size
+
+
+def _check_count(owner: object, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{type(owner).__name__} has {name}={value!r}; give a whole number of at least 1.")

@@ -1,0 +1,134 @@
+"""Threads for code that may never return: few for quick calls, one each for those that wait, none that delays an exit.
+
+A thread cannot be stopped. These are daemons, so the interpreter leaves without them, and after the deadline nobody
+waits for one: not this auction, nor the pool of another.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any
+
+__all__ = ["finished", "hearing"]
+
+Call = Callable[[], Any]
+
+_TICK = 0.002  # seconds without an answer after which the calls under way are taken to be waiting for something
+
+
+class _Workers:
+    """Runs calls, and tells (place, outcome) of each in the thread that ran it.
+
+    It begins with one thread: quick calls in Python gain nothing by more. `grow` doubles them, so that calls that wait
+    are soon all under way.
+    """
+
+    def __init__(self, calls: Sequence[Call], tell: Callable[[int, Any], None], most: int | None = None) -> None:
+        self._left = deque(enumerate(calls))
+        self._tell = tell
+        self._most = len(calls) if most is None else most
+        self._threads = 0
+        self.grow()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a call has not begun."""
+        return bool(self._left)
+
+    def grow(self) -> None:
+        """Begin more calls at once."""
+        for _ in range(min(len(self._left), max(1, self._threads), self._most - self._threads)):
+            thread = threading.Thread(target=self._work, name="auction-agent", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the system allows no more; those that run will come to the rest
+                if not self._threads:
+                    raise
+                return
+            self._threads += 1
+
+    def close(self) -> None:
+        """Begin no further call."""
+        self._left.clear()
+
+    def _work(self) -> None:
+        while self._left:
+            try:
+                place, call = self._left.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            self._tell(place, call())
+
+
+def finished(calls: Sequence[Call], timeout: float | None, *, most: int | None = None) -> Iterator[tuple[int, Any]]:
+    """Yield (place, outcome) of the calls as they finish, until all have or the timeout, in seconds, is over.
+
+    Args:
+        calls: they raise nothing.
+        timeout: None waits for ever.
+        most: how many may be under way at once; None is all.
+
+    >>> sorted(finished([lambda: "a", lambda: "b"], timeout=None))
+    [(0, 'a'), (1, 'b')]
+    """
+    done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+    deadline = None if timeout is None else monotonic() + timeout
+    workers = _Workers(calls, lambda place, outcome: done.put((place, outcome)), most)
+    left = len(calls)
+    try:
+        while left:
+            rest = None if deadline is None else max(0.0, deadline - monotonic())
+            if rest == 0.0:
+                workers.close()
+            try:
+                yield done.get(timeout=min(_TICK, _TICK if rest is None else rest) if workers.waiting else rest)
+                left -= 1
+            except Empty:
+                if rest == 0.0:
+                    return
+                workers.grow()
+    finally:
+        workers.close()
+
+
+@contextlib.asynccontextmanager
+async def hearing(calls: Sequence[Call], heard: Callable[[int, Any], None]) -> AsyncIterator[None]:
+    """Run the calls while the block lasts, and tell (place, outcome) of each in the running loop."""
+    loop = asyncio.get_running_loop()
+    unheard: deque[tuple[int, Any]] = deque()
+    woken = threading.Event()
+    told = 0
+
+    def hear() -> None:
+        nonlocal told
+        woken.clear()
+        while unheard:
+            told += 1
+            heard(*unheard.popleft())
+
+    def tell(place: int, outcome: Any) -> None:
+        unheard.append((place, outcome))
+        if not woken.is_set():  # waking the loop costs more than the call may have
+            woken.set()
+            with contextlib.suppress(RuntimeError):  # late, and the loop is closed
+                loop.call_soon_threadsafe(hear)
+
+    workers = _Workers(calls, tell)
+
+    async def grow() -> None:
+        while workers.waiting:
+            before = told
+            await asyncio.sleep(_TICK)
+            if told == before:
+                workers.grow()
+
+    growing = asyncio.create_task(grow())
+    try:
+        yield
+    finally:
+        growing.cancel()
+        workers.close()
