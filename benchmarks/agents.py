@@ -1,0 +1,199 @@
+"""What asking agents costs: against a bare loop over their callbacks, and against one latency of remote bidders.
+
+Both sides of each ratio are measured in this run, in turn.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+
+from llm_auction_chain import Agent
+from llm_auction_chain.rewards import Terms, WebhookReward, acollect, collect
+
+AGENTS, CANDIDATES = 1000, 32
+BIDDERS, LATENCY = 200, 0.05
+WORDS = ("guitar", "lesson", "teacher", "practise", "chords")
+TERMS = Terms(timeout=60.0)
+PROMPT: list[BaseMessage] = [HumanMessage("How do I learn to play the guitar?")]
+TEXT = (
+    "Find a teacher, practise chords every day and play the songs you love. Take a lesson a week, online or in town. "
+)
+ANSWER = json.dumps({"rewards": [1.0] * CANDIDATES}).encode()
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(ANSWER) + ANSWER
+
+
+def replies(*, tokens: bool) -> list[AIMessage]:
+    """Return candidates of some 60 tokens, with the metadata that a model puts there."""
+    metadata: dict[str, Any] = {"model_name": "a model", "finish_reason": "stop"}
+    if tokens:
+        log_probs = {"token_ids": list(range(64)), "token_logprobs": [-1.5] * 64, "basis": "sampler", "complete": True}
+        metadata["logprobs"] = log_probs
+    return [AIMessage(f"{k}. {TEXT * 2}", response_metadata=metadata) for k in range(CANDIDATES)]
+
+
+def counts_words(prompt: list[BaseMessage], reply: AIMessage) -> float:  # noqa: ARG001
+    """Return how often words are in the reply: what an advertiser's own callback does at least."""
+    text = reply.text.lower()
+    return float(sum(text.count(word) for word in WORDS))
+
+
+def constant(prompt: list[BaseMessage], reply: AIMessage) -> float:  # noqa: ARG001
+    """Return the same for every reply: the least that a callback can do."""
+    return 1.0
+
+
+def callbacks(repeats: int) -> dict[str, float]:
+    """Print what a callback costs in a bare loop and in `collect` and `acollect`; return the ratios."""
+    print(f"{AGENTS:,} Python agents x {CANDIDATES} candidates, microseconds per callback")
+    print(f"{'callback':30} bare loop  collect  acollect   ratios")
+    ratios = {}
+    for name, reward, tokens in (
+        ("counts five words", counts_words, False),
+        ("counts five words, with tokens", counts_words, True),
+        ("returns 1.0", constant, False),
+    ):
+        agents, shown = [Agent(f"agent {k}", reward) for k in range(AGENTS)], replies(tokens=tokens)
+
+        def bare(agents: list[Agent] = agents, shown: list[AIMessage] = shown) -> None:
+            for agent in agents:
+                for reply in shown:
+                    agent.reward(PROMPT, reply)
+
+        def in_a_loop(agents: list[Agent] = agents, shown: list[AIMessage] = shown) -> None:
+            asyncio.run(acollect(agents, PROMPT, shown, TERMS))
+
+        plain, ours, awaited = alternate([bare, partial(collect, agents, PROMPT, shown, TERMS), in_a_loop], repeats)
+        calls = AGENTS * CANDIDATES
+        print(
+            f"{name:30} {plain / calls * 1e6:9.2f} {ours / calls * 1e6:8.2f} {awaited / calls * 1e6:9.2f}"
+            f"   {ours / plain:.2f} {awaited / plain:.2f}"
+        )
+        ratios[name] = max(ours, awaited) / plain
+    print("the last one is overhead alone: what copies, checks and threads cost per callback\n")
+    return {
+        "callback_overhead": ratios["counts five words"],
+        "callback_overhead_with_tokens": ratios["counts five words, with tokens"],
+    }
+
+
+def webhooks(repeats: int) -> dict[str, float]:
+    """Print how long a round of remote bidders takes, against one latency and the bare transfer; return the ratio."""
+    shown = replies(tokens=False)
+    with bidders() as port:
+        settings: dict[str, Any] = {"timeout": 30.0, "allow_http": True, "allow_private": True}
+        agents = [
+            Agent(f"bidder {k}", WebhookReward(f"http://127.0.0.1:{port}/{k}", "secret", **settings))
+            for k in range(BIDDERS)
+        ]
+
+        def ask(*, awaiting: bool) -> None:
+            reports = asyncio.run(acollect(agents, PROMPT, shown)) if awaiting else collect(agents, PROMPT, shown)
+            failed = [report.reason for report in reports if report.status != "reported"]
+            if failed:
+                raise SystemExit(f"{len(failed)} bidders failed: {failed[0]}")
+
+        ask(awaiting=True)  # opens the connections
+        transfer, ours, awaited = alternate(
+            [partial(bare_transfer, port, shown), partial(ask, awaiting=False), partial(ask, awaiting=True)], repeats
+        )
+    print(f"{BIDDERS} webhook bidders of {LATENCY * 1e3:.0f} ms latency, milliseconds per round")
+    print(f"bare transfer {transfer * 1e3:.1f}: the same bytes over open sockets, at bidders that answer at once")
+    for name, taken in (("collect", ours), ("acollect", awaited)):
+        print(f"{name:10} {taken * 1e3:6.1f}   {taken / (LATENCY + transfer):.2f} x (latency + transfer)")
+    return {"webhook_round_vs_latency": max(ours, awaited) / (LATENCY + transfer)}
+
+
+def bare_transfer(port: int, shown: list[AIMessage]) -> float:
+    """Return the seconds in which open sockets send what a round sends, and read what it reads: nothing is signed."""
+    body = json.dumps({"prompt": [PROMPT[0].text], "replies": [reply.text for reply in shown]}).encode()
+    request = b"POST /at-once HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(request)
+        await reader.readexactly(len(RESPONSE))
+
+    async def all_at_once() -> float:
+        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(BIDDERS)]
+        start = time.perf_counter()
+        await asyncio.gather(*(exchange(*streams) for streams in opened))
+        taken = time.perf_counter() - start
+        for _, writer in opened:
+            writer.close()
+        return taken
+
+    return asyncio.run(all_at_once())
+
+
+@contextlib.contextmanager
+def bidders() -> Iterator[int]:
+    """Run bidders in a process of their own, and give the port they listen at."""
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        yield int(ours.recv())
+    finally:
+        process.terminate()
+        process.join()
+
+
+def serve(told: Connection) -> None:
+    """Answer every bid request after the latency, or at once where its path says so."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                request = await reader.readuntil(b"\r\n\r\n")
+                length = next(
+                    int(line.split(b":")[1])
+                    for line in request.split(b"\r\n")
+                    if line.lower().startswith(b"content-length")
+                )
+                await reader.readexactly(length)
+                if b"/at-once" not in request.split(b"\r\n", 1)[0]:
+                    await asyncio.sleep(LATENCY)
+                writer.write(RESPONSE)
+        writer.close()
+
+    async def forever() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=2 * BIDDERS)
+        told.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(forever())
+
+
+def alternate(calls: list[Callable[[], object]], repeats: int) -> list[float]:
+    """Return the least seconds of each call, all called in turn; a call may say itself how many it took.
+
+    What else the machine does only adds to a measurement.
+    """
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, taken in zip(calls, seconds, strict=True):
+            start = time.perf_counter()
+            said = call()
+            taken.append(said if isinstance(said, float) else time.perf_counter() - start)
+    return [min(taken) for taken in seconds]
+
+
+def main() -> None:
+    """Print both tables and one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    repeats = 3 if parser.parse_args().quick else 15
+    ratios = {**callbacks(repeats), **webhooks(repeats)}
+    print(json.dumps({"benchmark": "agents", "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()}}))
+
+
+if __name__ == "__main__":
+    main()
