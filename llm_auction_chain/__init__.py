@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from llm_auction_chain.auction import Auction
     from llm_auction_chain.candidates import ContextProduct, ContextPrompt, DefensiveMixture, Reference
     from llm_auction_chain.candidates.vllm import ChatVLLM
+    from llm_auction_chain.contexts import lint_context
+    from llm_auction_chain.directory import AgentDirectory
     from llm_auction_chain.errors import (
         AuctionError,
         AuctionWarning,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agent",
+    "AgentDirectory",
     "Auction",
     "AuctionError",
     "AuctionResult",
@@ -47,11 +50,13 @@ __all__ = [
     "RewardError",
     "ScoringError",
     "TauPoint",
+    "lint_context",
     "tau_sweep",
 ]
 
 _HOMES = {
     "Agent": "agents",
+    "AgentDirectory": "directory",
     "Auction": "auction",
     "AuctionResult": "result",
     "AuctionRunnable": "interfaces.runnable",
@@ -62,6 +67,7 @@ _HOMES = {
     "DefensiveMixture": "candidates",
     "Reference": "candidates",
     "TauPoint": "tau",
+    "lint_context": "contexts",
     "tau_sweep": "tau",
 }
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ DEFAULT_QUESTION = "How do I learn to play the guitar?"
 _BAD_INPUT = 2
 _FAILED = 1
 _INTERRUPTED = 130
+_REWARDS = {"mention": "MentionReward", "regex": "RegexReward", "length": "LengthReward", "log_ratio": "LogRatioReward"}
 _LABELS = {"candidates": "drawing candidates", "weights": "weighing them", "rewards": "asking agents"}
 
 
@@ -268,25 +270,24 @@ def load_agents(path: "Path | None") -> "list[Agent]":
 def _agent(entry: Any, where: str) -> "Agent":
     from llm_auction_chain.agents import Agent
 
-    known = {"name", "owner", "context", "reward"}
-    if not isinstance(entry, dict) or not {"name", "reward"} <= set(entry) <= known:
-        raise ConfigurationError(f"{where}: write name and reward, and if you like owner and context; nothing else.")
-    return Agent(
-        name=entry["name"],
-        reward=_reward(entry["reward"], where),
-        owner=entry.get("owner"),
-        context=entry.get("context", ""),
-    )
+    optional = [field.name for field in fields(Agent) if field.name not in ("name", "reward")]
+    if not isinstance(entry, dict) or not {"name", "reward"} <= set(entry) <= {"name", "reward", *optional}:
+        raise ConfigurationError(
+            f"{where}: write name and reward, and if you like {', '.join(optional)}; nothing else."
+        )
+    return Agent(**{**entry, "reward": _reward(entry["reward"], where)})
 
 
 def _reward(spec: Any, where: str) -> Any:
-    if isinstance(spec, dict) and set(spec) == {"mention"} and isinstance(spec["mention"], dict):
-        from llm_auction_chain.rewards import MentionReward
-
-        try:
-            return MentionReward(**spec["mention"])
-        except TypeError as error:
-            raise ConfigurationError(f"{where}: mention takes phrases, value and at_most. {error}") from error
+    if isinstance(spec, dict) and len(spec) == 1:
+        ((kind, settings),) = spec.items()
+        if kind in _REWARDS and isinstance(settings, dict):
+            reward = getattr(import_module("llm_auction_chain.rewards"), _REWARDS[kind])
+            try:
+                return reward(**settings)
+            except TypeError as error:
+                taken = ", ".join(field.name for field in fields(reward))
+                raise ConfigurationError(f"{where}: {kind} takes {taken}. {error}") from error
     if isinstance(spec, str) and ":" in spec:
         module, _, function = spec.partition(":")
         try:
@@ -295,7 +296,10 @@ def _reward(spec: Any, where: str) -> Any:
             raise ConfigurationError(
                 f"{where}: reward {spec!r} cannot be imported: {type(error).__name__}: {error}."
             ) from error
-    raise ConfigurationError(f"{where}: reward is `mention: {{phrases, value, at_most}}` or `package.module:function`.")
+    raise ConfigurationError(
+        f"{where}: reward is `package.module:function`, or one of {', '.join(_REWARDS)} with its settings, as in "
+        "`mention: {phrases: [guitar], value: 2.0}`."
+    )
 
 
 def _as_json(result: "AuctionResult") -> dict[str, Any]:

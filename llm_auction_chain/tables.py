@@ -29,8 +29,14 @@ def show(result: "AuctionResult", console: "Console") -> None:
     for part in _agents(result, console.width):
         console.print(part)
     for agent, report in zip(result.agents, result.reports, strict=True):
-        if report.status != "reported":
+        if report.status == "capped":
+            console.print(Text(f"{agent.name} {report.reason}"))
+        elif report.status != "reported":
             console.print(Text(f"{agent.name} abstains ({report.status}): {report.reason}"))
+    for out in result.left_out:
+        console.print(Text(f"{out.agent.name} takes no part: a rival in {out.category} does"))
+    if result.disclosure:
+        console.print(Text(result.disclosure))
     for facts in _facts(result):
         for line in _lines(facts, console.width):
             console.print(Text(line))
@@ -42,7 +48,7 @@ def _facts(result: "AuctionResult") -> list[list[str]]:
     marks = _marks(result)
     return [
         [
-            f"revenue {settlement.revenue:.4f}",
+            f"revenue {settlement.revenue:.4f}{f' {result.currency}' if result.currency else ''}",
             f"tau {settlement.tau:g}",
             f"log-normaliser {diagnostics.log_normaliser:.4f}",
         ],

@@ -2,9 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,10 +18,14 @@ from typing_extensions import override
 from llm_auction_chain.contexts import with_instructions
 from llm_auction_chain.errors import ConfigurationError, RewardError, ScoringError
 from llm_auction_chain.rewards.base import Combined, Prompt, Replies, Reward, check_number
+from llm_auction_chain.rewards.click import ClickReward
+from llm_auction_chain.rewards.copies import Copies
+from llm_auction_chain.rewards.workers import hearing
 
 __all__ = ["LogRatioReward", "grouped", "groups_of_agent", "log_ratios_of"]
 
 FloatArray = npt.NDArray[np.float64]
+_ROUNDING = 1e-6  # nats by which a log-probability may be above 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,83 +85,153 @@ class LogRatioReward(Reward):
 
 
 class Group:
-    """Rewards under one scorer, scored together when the first of them is asked."""
+    """Log-ratios under one scorer, scored together when the first of them is asked.
+
+    What fails together is asked again prompt by prompt, so that nobody's instructions spoil another's amounts.
+
+    Attributes:
+        texts: the distinct instructions.
+    """
 
     def __init__(self, scorer: Any, law: Mapping[str, Any], prompt: Prompt, replies: Replies) -> None:
-        self.rewards: list[LogRatioReward] = []
+        self.texts: list[str] = []
         self._scorer, self._law = scorer, law
-        self._prompt, self._replies = tuple(prompt), replies
-        self._lock = threading.Lock()
-        self._rows: FloatArray | Exception | None = None
-        self._task: asyncio.Task[FloatArray] | None = None
+        # A scorer may be an agent's own code, and the candidates are everybody's.
+        self._prompt, self._replies = Copies(prompt).fresh(), Copies(replies).fresh()
+        self._lock, self._stopped = threading.Lock(), threading.Event()
+        self._rows: list[Any] | None = None
+        self._task: asyncio.Task[list[Any]] | None = None
         self._awaiting = 0
 
     def row(self, reward: LogRatioReward) -> list[float]:
         """Return one agent's amounts; whoever comes first computes them all, the others wait."""
         with self._lock:
             if self._rows is None:
-                try:
-                    self._rows = self._checked(self._scored())
-                except Exception as error:  # noqa: BLE001 - every agent of the group hears of it
-                    self._rows = error
-        if isinstance(self._rows, Exception):
-            raise self._rows
+                self._rows = self._scored(self._stopped)
         return self._amounts(self._rows, reward)
 
     async def arow(self, reward: LogRatioReward) -> list[float]:
         """Do as `row`, awaiting; where no agent awaits it any more, the work is cancelled."""
-        if self._task is None or self._task.cancelled():
+        if self._task is None or self._task.cancelling():
             self._task = asyncio.create_task(self._ascored())
+        task = self._task
         self._awaiting += 1
         try:
-            rows = await asyncio.shield(self._task)
+            rows = await asyncio.shield(task)
         finally:
             self._awaiting -= 1
-            if not self._awaiting:
-                self._task.cancel()
-        return self._amounts(self._checked(rows), reward)
+            if not self._awaiting and not task.done():
+                task.cancel()
+        return self._amounts(rows, reward)
+
+    def stop(self) -> None:
+        """Give up what `row` computes, where the scorer can: nobody waits for it any more."""
+        self._stopped.set()
 
     def _prompts(self) -> list[Sequence[BaseMessage]]:
         """Return the reference's prompt, then one for each text of instructions."""
-        texts = dict.fromkeys(reward.instructions for reward in self.rewards)
-        return [self._prompt, *(with_instructions(self._prompt, text) for text in texts)]
+        return [self._prompt, *(with_instructions(self._prompt, text) for text in self.texts)]
 
-    def _scored(self) -> Any:
+    def _scored(self, cancel: threading.Event) -> list[Any]:
+        """Return the row of every prompt, or what it failed with."""
         prompts = self._prompts()
-        if callable(together := getattr(self._scorer, "score_conditions", None)):
-            return together(_conditions(prompts), self._replies, wanted=self._wanted(prompts), **self._law)
-        return [self._scorer.score(prompt, self._replies, **self._law) for prompt in prompts]
+        if callable(getattr(self._scorer, "score_conditions", None)):
+            rows = _tried(lambda: self._ask(prompts, cancel))
+            if isinstance(rows, list):
+                return rows
+        alone = [_tried(partial(self._ask, [prompt], cancel)) for prompt in prompts]
+        return [rows[0] if isinstance(rows, list) else rows for rows in alone]
 
-    async def _ascored(self) -> Any:
+    def _ask(self, prompts: Sequence[Any], cancel: threading.Event) -> list[Any]:
+        together = getattr(self._scorer, "score_conditions", None)
+        if not callable(together):
+            return [self._scorer.score(prompt, self._replies, **self._law) for prompt in prompts]
+        stopping = {"cancel": cancel} if "cancel" in signature(together).parameters else {}
+        conditions, wanted = self._conditions(prompts)
+        return self._rows_of(together(conditions, self._replies, wanted=wanted, **self._law, **stopping), prompts)
+
+    async def _ascored(self) -> list[Any]:
+        """Do as `_scored`, awaiting; a scorer that cannot be awaited gets a thread that delays no exit."""
         prompts = self._prompts()
-        if callable(together := getattr(self._scorer, "ascore_conditions", None)):
-            return await together(_conditions(prompts), self._replies, wanted=self._wanted(prompts), **self._law)
-        if callable(one := getattr(self._scorer, "ascore", None)):
-            return await asyncio.gather(*(one(prompt, self._replies, **self._law) for prompt in prompts))
-        return await asyncio.to_thread(self._scored)
+        together = callable(getattr(self._scorer, "ascore_conditions", None))
+        if not together and not callable(getattr(self._scorer, "ascore", None)):
+            return await self._threaded()
+        if together:
+            rows = await _atried(lambda: self._aask(prompts))
+            if isinstance(rows, list):
+                return rows
+        alone = await asyncio.gather(*(_atried(partial(self._aask, [prompt])) for prompt in prompts))
+        return [rows[0] if isinstance(rows, list) else rows for rows in alone]
 
-    def _wanted(self, prompts: Sequence[Any]) -> list[list[bool]]:
-        return [[True] * len(self._replies)] * len(prompts)
+    async def _aask(self, prompts: Sequence[Any]) -> list[Any]:
+        together = getattr(self._scorer, "ascore_conditions", None)
+        if not callable(together):
+            return [await self._scorer.ascore(prompt, self._replies, **self._law) for prompt in prompts]
+        conditions, wanted = self._conditions(prompts)
+        return self._rows_of(await together(conditions, self._replies, wanted=wanted, **self._law), prompts)
 
-    def _checked(self, rows: Any) -> FloatArray:
-        """Return the log-probabilities (1 + texts, replies), or raise `ScoringError`."""
-        scores = np.asarray(rows, dtype=np.float64)
-        if scores.shape != (len(self._prompts()), len(self._replies)):
-            raise ScoringError(
-                f"{type(self._scorer).__name__} returned scores of shape {scores.shape} for {len(self._replies)} "
-                "replies; return one per reply."
-            )
-        return scores
+    async def _threaded(self) -> list[Any]:
+        cancel = threading.Event()
+        scored: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def _amounts(self, scores: FloatArray, reward: LogRatioReward) -> list[float]:
-        texts = list(dict.fromkeys(one.instructions for one in self.rewards))
-        row = scores[1 + texts.index(reward.instructions)]
-        if np.isneginf(scores[0]).any():
-            raise RewardError("a reply is impossible under the reference, so its log-ratio is no number")
-        return [float(amount) for amount in reward.value * (row - scores[0])]
+        def score() -> Any:
+            try:
+                return self._scored(cancel)
+            except KeyboardInterrupt as error:
+                return error
+
+        def heard(_: int, outcome: Any) -> None:
+            if not scored.done():
+                scored.set_result(outcome)
+
+        try:
+            async with hearing([score], heard):
+                outcome = await scored
+        finally:
+            cancel.set()
+        if isinstance(outcome, KeyboardInterrupt):
+            raise outcome
+        return list(outcome)
+
+    def _conditions(self, prompts: Sequence[Any]) -> tuple[list[Any], list[list[bool]]]:
+        """Return each prompt as a condition of its own, and that all replies are wanted under all of them."""
+        return [((prompt,), (1.0,)) for prompt in prompts], [[True] * len(self._replies)] * len(prompts)
+
+    def _rows_of(self, rows: Any, prompts: Sequence[Any]) -> list[Any]:
+        if len(rows) != len(prompts):
+            name = type(self._scorer).__name__
+            raise ScoringError(f"{name} returned {len(rows)} rows for {len(prompts)} prompts; return one per prompt.")
+        return list(rows)
+
+    def _amounts(self, rows: Sequence[Any], reward: LogRatioReward) -> list[float]:
+        reference, own = self._checked(rows[0]), self._checked(rows[1 + self.texts.index(reward.instructions)])
+        for scores, law in ((reference, "the reference"), (own, "the agent's instructions")):
+            if np.isneginf(scores).any():
+                raise RewardError(
+                    f"a reply is impossible under {law}, so its log-ratio is no number; draw without top_p and top_k, "
+                    "and score with the same model"
+                )
+        return [float(amount) for amount in reward.value * (own - reference)]
+
+    def _checked(self, row: Any) -> FloatArray:
+        """Return the log-probabilities (M,) of the replies under one prompt, or raise what was wrong."""
+        if isinstance(row, BaseException):
+            raise row
+        name, n = type(self._scorer).__name__, len(self._replies)
+        try:
+            scores = np.asarray(row, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ScoringError(f"{name} returned no numbers; return one log-probability per reply.") from error
+        if scores.shape != (n,):
+            raise ScoringError(f"{name} returned scores of shape {scores.shape} for {n} replies; return one per reply.")
+        if not np.all(scores <= _ROUNDING):  # nan too
+            raise ScoringError(f"{name} returned a score that is no log-probability; they are at most 0, in nats.")
+        return np.minimum(scores, 0.0)
 
 
-groups_of_agent: ContextVar[Mapping[LogRatioReward, Group]] = ContextVar("groups_of_agent", default={})  # noqa: B039 - read only
+groups_of_agent: ContextVar[Mapping[LogRatioReward, Group]] = ContextVar(
+    "groups_of_agent", default=MappingProxyType({})
+)
 """In the context in which an agent is asked, the groups that its own log-ratios belong to."""
 
 
@@ -183,7 +260,8 @@ def grouped(
             scores = _NOBODY
         laws = (law or {}) if scores is scorer else {}
         of[reward] = groups.setdefault(id(scores), Group(scores, laws, prompt, replies))
-        of[reward].rewards.append(reward)
+        if reward.instructions not in of[reward].texts:
+            of[reward].texts.append(reward.instructions)
     return of
 
 
@@ -191,6 +269,8 @@ def log_ratios_of(reward: Any) -> list[LogRatioReward]:
     """Return the log-ratios that a reward is, or is composed of."""
     if isinstance(reward, LogRatioReward):
         return [reward]
+    if isinstance(reward, ClickReward):
+        return log_ratios_of(reward.click_through)
     if isinstance(reward, Combined):
         return [found for part in reward.parts for found in log_ratios_of(part)]
     return []
@@ -209,7 +289,19 @@ class _Nobody:
 _NOBODY = _Nobody()
 
 
-def _conditions(
-    prompts: Iterable[Sequence[BaseMessage]],
-) -> list[tuple[tuple[Sequence[BaseMessage], ...], tuple[float, ...]]]:
-    return [((prompt,), (1.0,)) for prompt in prompts]
+def _tried(do: Callable[[], Any]) -> Any:
+    """Return what it returns, or what it raised."""
+    try:
+        return do()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a scorer may be an agent's own code, which may raise anything
+        return error
+
+
+async def _atried(do: Callable[[], Awaitable[Any]]) -> Any:
+    """Do as `_tried`, awaiting; a SystemExit that left a task would stop the loop."""
+    try:
+        return await do()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - as in `_tried`
+        return error

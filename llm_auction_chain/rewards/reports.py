@@ -13,9 +13,11 @@ import logging
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -28,7 +30,8 @@ from llm_auction_chain.rewards.base import AskedBy, Reward, asked_by
 from llm_auction_chain.rewards.click import ClickReward
 from llm_auction_chain.rewards.copies import Copies
 from llm_auction_chain.rewards.log_ratio import grouped, groups_of_agent, log_ratios_of
-from llm_auction_chain.rewards.workers import finished, hearing
+from llm_auction_chain.rewards.webhook import WebhookReward
+from llm_auction_chain.rewards.workers import Later, finished, hearing
 
 __all__ = ["OnAgentError", "Report", "Status", "Terms", "acollect", "collect"]
 
@@ -163,7 +166,7 @@ async def acollect(
     def hear_from_thread(place: int, outcome: Any) -> None:
         (begin if inspect.isawaitable(outcome) else hear)(threaded[place], outcome)
 
-    threaded = [k for k, agent in enumerate(agents) if not _is_async(agent)]
+    threaded = [k for k, agent in enumerate(agents) if _tried(partial(_is_async, agent)) is not True]
     try:
         async with hearing([asked.call(k, awaiting=True) for k in threaded], hear_from_thread):
             for k in set(range(len(agents))).difference(threaded):
@@ -246,6 +249,8 @@ class _Round:
 
         def answer() -> Any:
             value = self._ask(self._agents[k], awaiting=awaiting)
+            if isinstance(value, Future):
+                return Later(value, lambda: context.run(_caught, lambda: self._answer(k, value.result())))
             if not inspect.isawaitable(value):
                 return self._answer(k, value)
             return value if awaiting else self._answer(k, _unwrapped(asyncio.run(_attempt(value))))
@@ -283,6 +288,8 @@ class _Round:
     def _ask(self, agent: Agent, *, awaiting: bool) -> Any:
         """Return the agent's scores, or an awaitable of them. Its copies are its own, whatever it does to them."""
         prompt, replies, reward = self._prompt.fresh(), self._replies.fresh(), agent.reward
+        if isinstance(reward, WebhookReward):
+            return reward.submit(prompt, replies)
         if awaiting and isinstance(reward, Reward) and reward.awaits:
             return reward.ascore(prompt, replies)
         if callable(score := getattr(reward, "score", None)):
@@ -387,8 +394,10 @@ def _unwrapped(outcome: Any) -> Any:
 
 
 def _is_async(agent: Agent) -> bool:
-    """Whether a call only starts what is awaited later, so that it needs no thread."""
+    """Whether a call only starts what is awaited later, in this loop, so that it needs no thread."""
     reward = agent.reward
+    if isinstance(reward, Reward):
+        return reward.awaits and not isinstance(reward, WebhookReward)  # which has a loop of its own
     verb = getattr(reward, "score", reward)
     if isinstance(verb, RunnableLambda):
         return hasattr(verb, "afunc")

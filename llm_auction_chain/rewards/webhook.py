@@ -7,7 +7,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,7 @@ class WebhookReward(Reward):
         self._check_url()
 
     def _check_url(self) -> None:
-        url = _parsed(self.url)
+        url = self._address
         if url.scheme not in _PORTS or not url.host:
             raise ConfigurationError("WebhookReward needs a whole URL: https://host/path.")
         if url.scheme == "http" and not self.allow_http:
@@ -130,21 +130,21 @@ class WebhookReward(Reward):
 
     @override
     def score(self, prompt: Prompt, replies: Replies) -> list[float]:
-        answer = self._ask(prompt, replies)
+        answer = self.submit(prompt, replies)
         try:
-            return self._read(answer.result(), len(replies))
+            return answer.result()
         finally:
             answer.cancel()  # where something else ended the wait, Ctrl-C for one
 
     @override
     async def ascore(self, prompt: Prompt, replies: Replies) -> list[float]:
-        return self._read(await asyncio.wrap_future(self._ask(prompt, replies)), len(replies))
+        return await asyncio.wrap_future(self.submit(prompt, replies))
 
-    def _ask(self, prompt: Prompt, replies: Replies) -> "Future[bytes]":
-        """Send the request, and return the body of the answer in future."""
+    def submit(self, prompt: Prompt, replies: Replies) -> "Future[list[float]]":
+        """Send the request, and return the amounts in future; cancelling that ends the request."""
         from llm_auction_chain.rewards.webhook_guard import Endpoint, Post, desk
 
-        url = _parsed(self.url)
+        url = self._address
         tls = None if url.scheme == "http" else self.tls or _tls()
         endpoint = Endpoint(self, url.raw_host.decode(), url.port or _PORTS[url.scheme], tls, self.allow_private)
         request_id = str(uuid7())
@@ -162,11 +162,16 @@ class WebhookReward(Reward):
             "X-Auction-Timestamp": timestamp,
             "X-Auction-Signature": f"v1={signature}",
         }
-        return desk().send(Post(endpoint, url.raw_path, headers, body, self.timeout, self.max_bytes))
+        post = Post(endpoint, url.raw_path, headers, body, self.timeout, self.max_bytes)
+        return desk().send(post, lambda answer: self._read(answer, len(replies)))
+
+    @cached_property
+    def _address(self) -> "URL":
+        return _parsed(self.url)
 
     def _read(self, body: bytes, n_replies: int) -> list[float]:
         """Return the amounts that an answer holds. Nothing that the bidder said is repeated in a message."""
-        who = f"The bidder at {_parsed(self.url).host}"
+        who = f"The bidder at {self._address.host}"
         try:
             rewards = _Answer.model_validate_json(body).rewards
         except ValidationError as error:
@@ -188,15 +193,35 @@ def _body(request_id: str, prompt: Sequence[BaseMessage], replies: Sequence[AIMe
         "request_id": request_id,
         "auction_id": asking.auction_id if asking else None,
         "currency": asking.currency if asking else "",
-        "prompt": [{"role": _role(message), "content": str(message.text)} for message in prompt],
-        "replies": [{"text": str(reply.text), "tool_calls": _tool_calls(reply)} for reply in replies],
     }
-    plain = to_jsonable_python(told, inf_nan_mode="null", serialize_unknown=True)
-    return json.dumps(plain, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+    shared = _told_to_all(
+        tuple((_role(message), str(message.text)) for message in prompt),
+        tuple((str(reply.text), _tool_calls(reply)) for reply in replies),
+    )
+    return _json(told)[:-1] + b", " + shared[1:]
 
 
-def _tool_calls(reply: AIMessage) -> list[dict[str, Any]]:
-    return [{"name": call["name"], "args": call["args"]} for call in reply.tool_calls]
+@lru_cache(maxsize=8)
+def _told_to_all(prompt: tuple[tuple[str, str], ...], replies: tuple[tuple[str, str], ...]) -> bytes:
+    """Return the part that all bidders of an auction are told alike, and the most of it: written once."""
+    return _json(
+        {
+            "prompt": [{"role": role, "content": content} for role, content in prompt],
+            "replies": [{"text": text, "tool_calls": json.loads(calls)} for text, calls in replies],
+        }
+    )
+
+
+def _json(told: Any) -> bytes:
+    return json.dumps(told, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+
+
+def _tool_calls(reply: AIMessage) -> str:
+    """Return the calls of a reply as JSON: arguments may be anything."""
+    if not reply.tool_calls:
+        return "[]"
+    calls = [{"name": call["name"], "args": call["args"]} for call in reply.tool_calls]
+    return json.dumps(to_jsonable_python(calls, inf_nan_mode="null", serialize_unknown=True))
 
 
 def _role(message: BaseMessage) -> str:

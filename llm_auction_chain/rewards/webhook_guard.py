@@ -16,9 +16,9 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpcore
 from typing_extensions import override
@@ -26,6 +26,8 @@ from typing_extensions import override
 from llm_auction_chain.errors import RewardError
 
 __all__ = ["Desk", "Endpoint", "Post", "desk", "is_public"]
+
+T = TypeVar("T")
 
 _IDLE = 30.0  # seconds that a connection is kept for the next auction
 _PAUSE = 0.1  # seconds before a connection is tried once more
@@ -143,15 +145,19 @@ class Desk:
         self._lookups: dict[tuple[str, int], Future[list[str]]] = {}
         threading.Thread(target=self._work, name="auction-webhooks", daemon=True).start()
 
-    def send(self, post: Post) -> Future[bytes]:
-        """Return the answer's body, in future; cancelling it ends the request.
+    def send(self, post: Post, read: Callable[[bytes], T]) -> Future[T]:
+        """Return what is read from the answer's body, in future; cancelling it ends the request.
 
         Raises, in the future:
             TimeoutError: the answer was not complete in time.
             ConnectionError: there was none, or another status than 200.
             RewardError: it was too long, or compressed.
         """
-        return asyncio.run_coroutine_threadsafe(self._exchange(post), self._loop)
+
+        async def exchange() -> T:
+            return read(await self._exchange(post))
+
+        return asyncio.run_coroutine_threadsafe(exchange(), self._loop)
 
     def _work(self) -> None:
         sweeping = self._loop.create_task(self._sweep())

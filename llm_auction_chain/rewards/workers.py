@@ -9,30 +9,45 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["finished", "hearing"]
+__all__ = ["Later", "finished", "hearing"]
 
 Call = Callable[[], Any]
 
 _TICK = 0.002  # seconds without an answer after which the calls under way are taken to be waiting for something
 
 
+class Later(NamedTuple):
+    """What a call returns that has only begun something: it is done when the future is, and no thread waits for it.
+
+    Attributes:
+        future: cancelled where nobody wants it any more.
+        read: makes the outcome of it; it raises nothing, and is called where the future is set.
+    """
+
+    future: Future[Any]
+    read: Callable[[], Any]
+
+
 class _Workers:
     """Runs calls, and tells (place, outcome) of each in the thread that ran it.
 
-    It begins with one thread: quick calls in Python gain nothing by more. `grow` doubles them, so that calls that wait
-    are soon all under way.
+    It begins with one thread: quick calls in Python gain nothing by more. `grow` doubles them where no call has
+    returned since it was last asked, so that calls that wait are soon all under way.
     """
 
     def __init__(self, calls: Sequence[Call], tell: Callable[[int, Any], None], most: int | None = None) -> None:
         self._left = deque(enumerate(calls))
         self._tell = tell
         self._most = len(calls) if most is None else most
-        self._threads = 0
-        self.grow()
+        self._threads = self._returned = self._seen = 0
+        self._later: list[Future[Any]] = []
+        self._start(1)
 
     @property
     def waiting(self) -> bool:
@@ -40,8 +55,13 @@ class _Workers:
         return bool(self._left)
 
     def grow(self) -> None:
-        """Begin more calls at once."""
-        for _ in range(min(len(self._left), max(1, self._threads), self._most - self._threads)):
+        """Begin more calls at once, where those under way seem to wait for something."""
+        if self._returned == self._seen:
+            self._start(self._threads)
+        self._seen = self._returned
+
+    def _start(self, count: int) -> None:
+        for _ in range(min(count, len(self._left), self._most - self._threads)):
             thread = threading.Thread(target=self._work, name="auction-agent", daemon=True)
             try:
                 thread.start()
@@ -52,8 +72,10 @@ class _Workers:
             self._threads += 1
 
     def close(self) -> None:
-        """Begin no further call."""
+        """Begin no further call, and cancel what has only been begun."""
         self._left.clear()
+        for future in self._later:
+            future.cancel()
 
     def _work(self) -> None:
         while self._left:
@@ -61,7 +83,16 @@ class _Workers:
                 place, call = self._left.popleft()
             except IndexError:  # another thread took the last one
                 return
-            self._tell(place, call())
+            outcome = call()
+            self._returned += 1  # by several threads at once, and any change will do
+            if isinstance(outcome, Later):
+                self._later.append(outcome.future)
+                outcome.future.add_done_callback(partial(self._read, place, outcome))
+            else:
+                self._tell(place, outcome)
+
+    def _read(self, place: int, later: Later, _: Future[Any]) -> None:
+        self._tell(place, later.read())
 
 
 def finished(calls: Sequence[Call], timeout: float | None, *, most: int | None = None) -> Iterator[tuple[int, Any]]:
@@ -78,7 +109,7 @@ def finished(calls: Sequence[Call], timeout: float | None, *, most: int | None =
     done: SimpleQueue[tuple[int, Any]] = SimpleQueue()
     deadline = None if timeout is None else monotonic() + timeout
     workers = _Workers(calls, lambda place, outcome: done.put((place, outcome)), most)
-    left = len(calls)
+    left, tick = len(calls), monotonic() + _TICK
     try:
         while left:
             rest = None if deadline is None else max(0.0, deadline - monotonic())
@@ -90,7 +121,9 @@ def finished(calls: Sequence[Call], timeout: float | None, *, most: int | None =
             except Empty:
                 if rest == 0.0:
                     return
+            if monotonic() >= tick:
                 workers.grow()
+                tick = monotonic() + _TICK
     finally:
         workers.close()
 
@@ -101,13 +134,10 @@ async def hearing(calls: Sequence[Call], heard: Callable[[int, Any], None]) -> A
     loop = asyncio.get_running_loop()
     unheard: deque[tuple[int, Any]] = deque()
     woken = threading.Event()
-    told = 0
 
     def hear() -> None:
-        nonlocal told
         woken.clear()
         while unheard:
-            told += 1
             heard(*unheard.popleft())
 
     def tell(place: int, outcome: Any) -> None:
@@ -121,10 +151,8 @@ async def hearing(calls: Sequence[Call], heard: Callable[[int, Any], None]) -> A
 
     async def grow() -> None:
         while workers.waiting:
-            before = told
             await asyncio.sleep(_TICK)
-            if told == before:
-                workers.grow()
+            workers.grow()
 
     growing = asyncio.create_task(grow())
     try:

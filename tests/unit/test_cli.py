@@ -96,6 +96,20 @@ def test_a_reward_may_be_a_dotted_path(tmp_path, capsys):
     assert "error" in capsys.readouterr().out
 
 
+def test_an_agents_file_may_say_all_that_agents_and_plain_rewards_take(tmp_path, capsys):
+    path = tmp_path / "agents.yaml"
+    path.write_text("""
+- {name: A, reward: {regex: {pattern: '[a-z]+', value: 2.0}}, report_cap: 1.0, currency: EUR, categories: [music]}
+- {name: U, reward: {length: {target: 5, tolerance: 3}}, pays: false}
+- {name: L, reward: {log_ratio: {instructions: Praise drums.}}, owner: drums}
+""")
+    assert main(["run", "Hi", *QUICK, "--json", "--agents", str(path)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [agent["status"] for agent in told["agents"]] == ["capped", "reported", "reported"]
+    assert [payment["pays"] for payment in told["payments"]] == [True, False, True]
+    assert told["currency"] == "EUR"
+
+
 @pytest.mark.parametrize("code", ["def f(:", "raise SystemExit(0)", "1 / 0"])
 def test_a_reward_module_that_does_not_load_is_bad_input(code, tmp_path, capsys, monkeypatch):
     (tmp_path / "broken_rewards.py").write_text(code)

@@ -33,6 +33,29 @@ def shown(width, agents=AGENTS, scale=1.0, **settings):
     return result, captured.get()
 
 
+def test_caps_rivals_currency_and_disclosure_are_said():
+    agents = [
+        Agent("First", lambda prompt, reply: 9.0 * reply.text.count("b"), report_cap=1.0, categories=["music"]),
+        Agent("Second", len, categories=["music"]),
+    ]
+    model = MarkovChatModel(length=3)
+    result = AuctionRunnable(
+        model=model, agents=agents, seed=3, exclusive_categories=["music"], currency="EUR", disclosure="Ad: {sponsors}"
+    ).run("x")
+    console = Console(width=80, color_system=None)
+    with console.capture() as captured:
+        show(result, console)
+    out = captured.get()
+    assert result.sponsors
+    for said in (
+        "First reported rewards beyond its cap of 1",
+        "Second takes no part: a rival in music does",
+        " EUR",
+        "Ad: First",
+    ):
+        assert said in out
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
 @pytest.mark.parametrize("scale", [1.0, 1e7])
 def test_nothing_vanishes_on_any_terminal(width, scale):

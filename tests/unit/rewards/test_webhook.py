@@ -592,7 +592,7 @@ def test_a_connection_is_closed_when_nobody_used_it_for_long(monkeypatch):
         endpoint = webhook_guard.Endpoint("a test", "127.0.0.1", bidder.port, None, allow_private=True)
         headers = {"Host": "bidder.example", "Content-Length": "0"}
         post = webhook_guard.Post(endpoint, b"/", headers, b"", HUNG, 65536)
-        assert webhook_guard.Desk().send(post).result(HUNG) == GOOD.encode()
+        assert webhook_guard.Desk().send(post, bytes.decode).result(HUNG) == GOOD
         assert gone.wait(HUNG)
 
 
