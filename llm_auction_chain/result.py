@@ -118,10 +118,10 @@ class AuctionResult:
     def prices_per_click(self) -> tuple[float | None, ...]:
         """(N,), money: what an agent with a `ClickReward` pays when the user clicks, in place of its payment.
 
-        On average over draws and clicks it comes to the expected payment. Under `expected` and `proportional` it is
-        `T_i / E_p[click-through]`, under `pivot` and `influence` the payment over the drawn reply's click-through. For
-        an owner's only agent it is never above the value per click, save under `influence`. None where no click is
-        expected, and for every other kind of reward.
+        Under `expected` and `proportional` it is `T_i / E_p[click-through]`, under `pivot` and `influence` the payment
+        over the drawn reply's click-through; for an owner's only agent never above the value per click. On average over
+        draws and clicks it comes to the expected payment (under `influence` where every reply may be clicked: what it
+        pays back for others is lost). None where no click is expected, and for every other kind of reward.
         """
         return tuple(self._price_per_click(i) for i in range(len(self.agents)))
 

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -20,7 +20,7 @@ from llm_auction_chain.errors import ConfigurationError, RewardError, ScoringErr
 from llm_auction_chain.rewards.base import Combined, Prompt, Replies, Reward, check_number
 from llm_auction_chain.rewards.click import ClickReward
 from llm_auction_chain.rewards.copies import Copies
-from llm_auction_chain.rewards.workers import hearing
+from llm_auction_chain.rewards.workers import finished, hearing
 
 __all__ = ["LogRatioReward", "grouped", "groups_of_agent", "log_ratios_of"]
 
@@ -135,12 +135,15 @@ class Group:
     def _scored(self, cancel: threading.Event) -> list[Any]:
         """Return the row of every prompt, or what it failed with."""
         prompts = self._prompts()
+        rows: Any = None
         if callable(getattr(self._scorer, "score_conditions", None)):
             rows = _tried(lambda: self._ask(prompts, cancel))
-            if isinstance(rows, list):
-                return rows
-        alone = [_tried(partial(self._ask, [prompt], cancel)) for prompt in prompts]
-        return [rows[0] if isinstance(rows, list) else rows for rows in alone]
+        if rows is None or isinstance(rows, Exception):
+            context = copy_context()
+            calls = [partial(context.copy().run, _tried, partial(self._ask, [prompt], cancel)) for prompt in prompts]
+            told = dict(finished(calls, timeout=None))
+            rows = _firsts(told[k] for k in range(len(prompts)))
+        return rows if isinstance(rows, list) else [rows] * len(prompts)
 
     def _ask(self, prompts: Sequence[Any], cancel: threading.Event) -> list[Any]:
         together = getattr(self._scorer, "score_conditions", None)
@@ -153,15 +156,15 @@ class Group:
     async def _ascored(self) -> list[Any]:
         """Do as `_scored`, awaiting; a scorer that cannot be awaited gets a thread that delays no exit."""
         prompts = self._prompts()
-        together = callable(getattr(self._scorer, "ascore_conditions", None))
-        if not together and not callable(getattr(self._scorer, "ascore", None)):
+        verbs = [verb for verb in ("ascore_conditions", "ascore") if callable(getattr(self._scorer, verb, None))]
+        if not verbs:
             return await self._threaded()
-        if together:
+        rows: Any = None
+        if "ascore_conditions" in verbs:
             rows = await _atried(lambda: self._aask(prompts))
-            if isinstance(rows, list):
-                return rows
-        alone = await asyncio.gather(*(_atried(partial(self._aask, [prompt])) for prompt in prompts))
-        return [rows[0] if isinstance(rows, list) else rows for rows in alone]
+        if rows is None or isinstance(rows, Exception):
+            rows = _firsts(await asyncio.gather(*(_atried(partial(self._aask, [prompt])) for prompt in prompts)))
+        return rows if isinstance(rows, list) else [rows] * len(prompts)
 
     async def _aask(self, prompts: Sequence[Any]) -> list[Any]:
         together = getattr(self._scorer, "ascore_conditions", None)
@@ -174,24 +177,16 @@ class Group:
         cancel = threading.Event()
         scored: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-        def score() -> Any:
-            try:
-                return self._scored(cancel)
-            except KeyboardInterrupt as error:
-                return error
-
-        def heard(_: int, outcome: Any) -> None:
+        def heard(_: int, rows: Any) -> None:
             if not scored.done():
-                scored.set_result(outcome)
+                scored.set_result(rows)
 
         try:
-            async with hearing([score], heard):
-                outcome = await scored
+            async with hearing([partial(copy_context().run, _tried, partial(self._scored, cancel))], heard):
+                rows = await scored
         finally:
             cancel.set()
-        if isinstance(outcome, KeyboardInterrupt):
-            raise outcome
-        return list(outcome)
+        return rows if isinstance(rows, list) else [rows] * len(self._prompts())
 
     def _conditions(self, prompts: Sequence[Any]) -> tuple[list[Any], list[list[bool]]]:
         """Return each prompt as a condition of its own, and that all replies are wanted under all of them."""
@@ -290,11 +285,9 @@ _NOBODY = _Nobody()
 
 
 def _tried(do: Callable[[], Any]) -> Any:
-    """Return what it returns, or what it raised."""
+    """Return what it returns, or what it raised, for every agent that waits for it to hear."""
     try:
         return do()
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # noqa: BLE001 - a scorer may be an agent's own code, which may raise anything
         return error
 
@@ -303,5 +296,10 @@ async def _atried(do: Callable[[], Awaitable[Any]]) -> Any:
     """Do as `_tried`, awaiting; a SystemExit that left a task would stop the loop."""
     try:
         return await do()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - as in `_tried`
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - as in `_tried`
         return error
+
+
+def _firsts(answers: Iterable[Any]) -> list[Any]:
+    """Return the row of each prompt that was asked about alone, or what it failed with."""
+    return [answer[0] if isinstance(answer, list) else answer for answer in answers]

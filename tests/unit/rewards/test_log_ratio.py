@@ -153,6 +153,21 @@ def test_the_auctions_law_goes_to_its_own_scorer_alone(ask):
     assert laws == [{}] * 2
 
 
+def test_prompts_are_scored_side_by_side_where_they_cannot_be_together(ask):
+    everybody = threading.Barrier(3)  # the reference and two agents
+
+    class AtAServer:
+        def score(self, prompt, replies):
+            everybody.wait(10)
+            return MODEL.score(prompt, replies)
+
+    first, second = ask(
+        Agent("B", LogRatioReward("Praise b.")), Agent("C", LogRatioReward("Praise c.")), scorer=AtAServer()
+    )
+    assert first.rewards == pytest.approx(log_ratios(PRAISES_B))
+    assert second.rewards == pytest.approx(log_ratios(PRAISES_C))
+
+
 @pytest.mark.parametrize("tau", [0.5, 1.0, 4.0])
 def test_the_reply_follows_the_reference_times_every_agents_ratio(tau):
     """The law: pi_ref * prod_i (pi_i / pi_ref) ** (1 / tau), over all replies and over any set of candidates."""
@@ -338,9 +353,9 @@ def gate():
 def test_who_has_a_late_scorer_is_late_and_the_others_are_settled(ask, kind, gate):
     late = scorer_of(kind, lambda prompt, replies: gate.wait() and [-1.0] * len(replies))
     agents = [Agent(text, LogRatioReward(text, scorer=late)) for text in ("Praise b.", "Praise c.")]
-    *reports, fine, good = ask(*agents, Agent("B", LogRatioReward("Praise b.")), GOOD, scorer=MODEL, timeout=0.3)
+    *reports, fine, good = ask(*agents, Agent("B", LogRatioReward("Praise b.")), GOOD, scorer=MODEL, timeout=0.5)
     for report in reports:
-        assert (report.status, report.reason) == ("timeout", "did not report within 0.3 s")
+        assert (report.status, report.reason) == ("timeout", "did not report within 0.5 s")
     assert fine.rewards == pytest.approx(log_ratios(PRAISES_B))
     assert good.status == "reported"
 
@@ -358,7 +373,7 @@ async def test_what_nobody_awaits_any_more_is_cancelled(verb):
 
     late = type("Late", (), {"score": lambda *_: [], verb: waits})()
     agents = [Agent(text, LogRatioReward(text)) for text in ("Praise b.", "Praise c.")]
-    reports = await acollect([*agents, GOOD], PROMPT, REPLIES, Terms(scorer=late, timeout=0.1))
+    reports = await acollect([*agents, GOOD], PROMPT, REPLIES, Terms(scorer=late, timeout=0.5))
     assert [report.status for report in reports] == ["timeout", "timeout", "reported"]
     async with asyncio.timeout(10):
         for _ in range(calls):
@@ -384,7 +399,7 @@ class Stoppable:
 async def test_a_scorer_in_a_thread_is_told_to_stop_where_it_can_be():
     scorer = Stoppable()
     agents = [Agent(text, LogRatioReward(text)) for text in ("Praise b.", "Praise c.")]
-    reports = await acollect(agents, PROMPT, REPLIES, Terms(scorer=scorer, timeout=0.1))
+    reports = await acollect(agents, PROMPT, REPLIES, Terms(scorer=scorer, timeout=0.5))
     assert [report.status for report in reports] == ["timeout", "timeout"]
     assert await asyncio.to_thread(scorer.stopped.wait, 10)
 
