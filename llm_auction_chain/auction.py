@@ -1,7 +1,6 @@
 """`Auction`: wires model, agents and mechanism. The only place that knows all parts."""
 
 import asyncio
-import math
 import secrets
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -42,6 +41,7 @@ __all__ = ["Auction", "DisclosurePlace", "Progress", "ProgressHook", "check_seed
 
 Stage = Literal["candidates", "weights", "rewards"]
 DisclosurePlace = Literal["metadata", "start", "end"]
+_LONGEST_WAIT = 1e6  # seconds
 _SUSPICIOUS = 4  # so many draws that are all one reply are rather one draw, repeated
 
 
@@ -141,9 +141,11 @@ class Auction:
     def _check_terms(self) -> None:
         timeout = self.reward_timeout
         if timeout is not None and (
-            isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf
+            isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= _LONGEST_WAIT
         ):
-            raise ConfigurationError(f"reward_timeout is {timeout!r}; give seconds above 0, or None to wait for ever.")
+            raise ConfigurationError(
+                f"reward_timeout is {timeout!r}; give seconds above 0, at most a million, or None to wait for ever."
+            )
         check_cap(self.report_cap, "the auction")
         check_categories(self.exclusive_categories, "the auction")
         if self.candidate_filter is not None:

@@ -5,6 +5,7 @@ from typing import Any
 
 __all__ = ["AgentExplanation", "Explanation"]
 
+_MANY = 1e6  # times as likely: more tells nothing more
 _SHORT = 60  # characters of a reply in a line of text
 
 
@@ -91,8 +92,7 @@ class Explanation:
 def _times(probability: float, without: float) -> str:
     if without <= 0.0:
         return "possible" if probability > 0.0 else "no likelier"
-    ratio = probability / without
-    return f"{ratio:.2f} times as likely"
+    return f"{min(probability / without, _MANY):.2f} times as likely"
 
 
 def _shortened(text: str) -> str:

@@ -21,6 +21,7 @@ __all__ = ["AuctionResult", "LeftOut", "matrix_of", "metadata_of"]
 
 FloatArray = npt.NDArray[np.float64]
 _SCHEMA = "llm_auction_chain.auction/1"
+_NO_CLICK = 1e-9  # a click less likely than this is none
 _ROUNDING = 1e-9  # by which p may differ from p_-i though the agent did nothing
 
 
@@ -123,9 +124,10 @@ class AuctionResult:
         draws and clicks it comes to the expected payment (under `influence` where every reply may be clicked: what it
         pays back for others is lost). None where no click is expected, and for every other kind of reward.
         """
-        return tuple(self._price_per_click(i) for i in range(len(self.agents)))
+        return tuple(self.price_per_click(i) for i in range(len(self.agents)))
 
-    def _price_per_click(self, i: int) -> float | None:
+    def price_per_click(self, i: int) -> float | None:
+        """Return what agent i pays per click, as in `prices_per_click`."""
         settlement, clicks = self.settlement, self.reports[i].click_through
         if clicks is None or not self.agents[i].pays:
             return None
@@ -133,7 +135,7 @@ class AuctionResult:
             paid, chance = settlement.expected_payments[i], float(settlement.probabilities @ np.array(clicks))
         else:
             paid, chance = settlement.payments[i], clicks[settlement.winner]
-        return float(paid) / chance if chance > 0.0 else None
+        return float(paid) / chance if chance > _NO_CLICK else None
 
     def explain(self) -> Explanation:
         """Return what each agent did to this auction: `str` of it is the text, `as_dict()` the data.
@@ -170,8 +172,8 @@ class AuctionResult:
             changed_the_reply=without != drawn,
             contribution=float(settlement.contributions[i]),
             payment=float(settlement.payments[i]),
-            charge=as_text(self.charges[i]),
-            price_per_click=self._price_per_click(i),
+            charge=as_text(as_decimal(float(settlement.payments[i]))),
+            price_per_click=self.price_per_click(i),
         )
 
 
@@ -233,6 +235,6 @@ def _payment(result: AuctionResult, i: int) -> dict[str, Any]:
         "contribution": float(settlement.contributions[i]),
     }
     decimals = {f"{name}_decimal": as_text(as_decimal(amount)) for name, amount in amounts.items()}
-    price = result.prices_per_click[i]
+    price = result.price_per_click(i)
     per_click = {} if price is None else {"per_click": price, "per_click_decimal": as_text(as_decimal(price))}
     return {"agent": agent.name, "owner": agent.payer, "pays": agent.pays, **amounts, **decimals, **per_click}

@@ -87,7 +87,7 @@ def _candidates(result: "AuctionResult", *, wide: bool) -> "Table":
     shown = ["drawn"] if several or merged else []
     table = _table("Candidates", "reply", [*shown, *headings], wide=wide, number="#")
     for j, candidate in enumerate(result.candidates):
-        drawn = letters[candidate.component] if several else ""
+        drawn = letters.get(candidate.component, "") if several else ""
         drawn += f" x{candidate.draws}" if candidate.draws > 1 else ""
         table.add_row(
             str(j),

@@ -48,7 +48,7 @@ class CandidateFilter:
             said = self._runnable.batch(_questions(prompt, replies), config)
         except Exception as error:
             raise _failed(error) from error
-        return list(map(_checked, said))
+        return _checked(said, len(replies))
 
     async def aallowed(
         self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], config: RunnableConfig | None
@@ -58,7 +58,7 @@ class CandidateFilter:
             said = await self._runnable.abatch(_questions(prompt, replies), config)
         except Exception as error:
             raise _failed(error) from error
-        return list(map(_checked, said))
+        return _checked(said, len(replies))
 
 
 def as_message(fallback: Any) -> AIMessage:
@@ -85,12 +85,20 @@ def _questions(prompt: Sequence[BaseMessage], replies: Sequence[AIMessage]) -> l
     return [{"prompt": list(prompt), "reply": reply} for reply in replies]
 
 
-def _checked(said: Any) -> bool:
-    if not isinstance(said, bool | np.bool_):
-        raise ConfigurationError(
-            f"candidate_filter said {said!r}; return True where the reply may be returned, or False."
-        )
-    return bool(said)
+def _checked(said: Any, n: int) -> list[bool]:
+    """Return one decision per reply, or raise `ConfigurationError`."""
+    answers = list(said)
+    for answer in answers:
+        if not isinstance(answer, bool | np.bool_):
+            if inspect.iscoroutine(answer):
+                answer.close()
+            raise ConfigurationError(
+                f"candidate_filter said {answer!r}; return True where the reply may be returned, or False. One that "
+                "awaits is written with async def."
+            )
+    if len(answers) != n:
+        raise ConfigurationError(f"candidate_filter decided {len(answers)} of {n} replies; its batch must decide all.")
+    return [bool(answer) for answer in answers]
 
 
 def _failed(error: Exception) -> Exception:

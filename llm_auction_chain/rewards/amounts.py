@@ -2,7 +2,8 @@
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from decimal import Decimal
 from itertools import islice
 from typing import Any
@@ -26,7 +27,7 @@ def amounts_of(value: Any, n_replies: int, *, refuse_negative: bool) -> tuple[fl
     Raises:
         InvalidReportError: it is no finite number for every reply.
     """
-    if isinstance(value, str | bytes | dict) or not isinstance(value, Iterable):
+    if isinstance(value, str | bytes | bytearray | Mapping | AbstractSet) or not isinstance(value, Iterable):
         raise _invalid(f"returned {_type(value)}; score must return one number per reply, as a list")
     values = list(islice(value, n_replies + 1))
     if len(values) != n_replies:
@@ -57,7 +58,8 @@ def _type(item: Any) -> str:
 
 def _number(item: Any) -> float | None:
     """Return the number an agent meant, or None: bool, strings, None and complex numbers are not amounts of money."""
-    if getattr(item, "shape", None) == () and hasattr(item, "item"):  # a NumPy or torch scalar
+    scalar = getattr(item, "shape", None) == () and hasattr(item, "item")  # of NumPy or torch
+    if scalar and getattr(getattr(item, "dtype", None), "kind", "f") in "biuf":
         item = item.item()
     if isinstance(item, bool) or not isinstance(item, numbers.Real | Decimal):
         return None

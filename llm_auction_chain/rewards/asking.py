@@ -2,18 +2,22 @@
 
 import asyncio
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextvars import copy_context
+from types import coroutine
 from typing import Any, NamedTuple
 
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableSequence
+from langchain_core.runnables.base import RunnableBindingBase
 
+from llm_auction_chain.errors import RewardError
+from llm_auction_chain.rewards.amounts import InvalidReportError
 from llm_auction_chain.rewards.base import Reward
 from llm_auction_chain.rewards.webhook import WebhookReward
 from llm_auction_chain.rewards.workers import finished
 
-__all__ = ["Raised", "ask", "attempt", "caught", "described_as", "interrupts", "is_async", "tried", "unwrapped"]
+__all__ = ["Pending", "Raised", "ask", "attempt", "is_async", "leashed", "raised", "tried", "unwrapped"]
 
 
 def ask(
@@ -33,7 +37,7 @@ def ask(
         config: traces a Runnable.
         awaiting: whether an awaitable will be awaited in the loop that this auction runs in.
     """
-    if isinstance(reward, WebhookReward):
+    if type(reward) is WebhookReward:
         return reward.submit(prompt, replies)
     if awaiting and isinstance(reward, Reward) and reward.awaits:
         return reward.ascore(prompt, replies)
@@ -63,75 +67,120 @@ def _of_runnable(
 
 
 class Raised(NamedTuple):
-    """What an agent's code raised, as a value."""
+    """What an agent's code raised, as a value; what may be said of it was found where it was raised.
+
+    Its text, even its class, may be the agent's own code: nothing of it is looked at outside of the guard.
+
+    Attributes:
+        error: for the developer alone.
+        kind: the class of ours that it is, or Exception.
+        said: its type and text, or the rule that it broke.
+        detail: the same for the developer, with the number that was reported.
+    """
 
     error: BaseException
+    kind: type[BaseException]
+    said: str
+    detail: str
 
 
-def interrupts(outcome: Any) -> bool:
-    """Whether an outcome is Ctrl-C."""
-    return isinstance(outcome, Raised) and isinstance(outcome.error, KeyboardInterrupt)
+class Pending(NamedTuple):
+    """What a call in a thread returned to be awaited in the loop."""
 
-
-def caught(do: Callable[[], Any]) -> Any:
-    """Do as `tried` in a thread of its own, where Ctrl-C is a value, too: its reader raises it."""
-    try:
-        return tried(do)
-    except KeyboardInterrupt as error:
-        return Raised(error)
+    awaitable: Any
 
 
 def tried(do: Callable[[], Any]) -> Any:
-    """Return what it returns, or `Raised`."""
+    """Return what it returns, or `Raised`; for a thread of its own, where Ctrl-C is never heard but the agent's."""
     try:
         return do()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001 - an agent's own code may raise anything, SystemExit too
-        return Raised(error)
+    except BaseException as error:  # noqa: BLE001 - an agent's own code may raise anything
+        return raised(error)
+
+
+def raised(error: BaseException) -> Raised:
+    """Return an exception as a value. Its text runs here, so it costs the agent's own time."""
+    known = (InvalidReportError, RewardError, TimeoutError, KeyboardInterrupt)
+    kind = next((kind for kind in known if issubclass(type(error), kind)), Exception)
+    if type(error) is InvalidReportError:
+        return Raised(error, kind, error.rule, str(error))
+    try:
+        said = f"{type(error).__name__}: {error}".removesuffix(": ")
+    except BaseException:  # noqa: BLE001
+        said = "an exception that cannot be shown"
+    return Raised(error, kind, f"raised {said}", f"raised {said}")
 
 
 async def attempt(awaitable: Any) -> Any:
-    """Do as `tried`, awaiting; a cancellation of the awaiting task goes through, one that the agent made does not.
+    """Do as `tried`, awaiting in the caller's loop, which hears Ctrl-C; its own cancellation goes through, too.
 
     A SystemExit that left a task would stop the loop, so whatever may raise one is awaited in here.
     """
     try:
-        return await awaitable if inspect.isawaitable(awaitable) else awaitable
+        return await awaitable
     except KeyboardInterrupt:
         raise
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        return Raised(error)
+        return raised(error)
     except BaseException as error:  # noqa: BLE001 - an agent's own code may raise anything, SystemExit too
-        return Raised(error)
+        return raised(error)
+
+
+@coroutine
+def leashed(awaitable: Any) -> Generator[Any, Any, Any]:
+    """Await it. A first cancellation asks it to end, and it may clean up; a second one ends it.
+
+    So what suppresses its cancellation cannot keep a loop from closing.
+    """
+    steps = awaitable.__await__()
+    asked_to_end: BaseException | None = None
+    thrown: BaseException | None = None
+    while True:
+        try:
+            waits_for = steps.throw(thrown) if thrown is not None else next(steps)
+        except StopIteration as done:
+            return done.value
+        thrown = None
+        try:
+            yield waits_for
+        except asyncio.CancelledError as error:
+            if asked_to_end is not None:
+                steps.close()
+                raise
+            asked_to_end = thrown = error
+        except BaseException as error:  # noqa: BLE001 - whatever the loop says is for the awaitable to hear
+            thrown = error
 
 
 def unwrapped(outcome: Any) -> Any:
-    """Return the value, or raise what the agent raised."""
-    if isinstance(outcome, Raised):
+    """Return the value, or raise what was raised."""
+    if type(outcome) is Raised:
         raise outcome.error
     return outcome
-
-
-def described_as(error: BaseException) -> str:
-    """Return an exception's type and text, which are the agent's own and may themselves raise."""
-    described = tried(lambda: f"{type(error).__name__}: {error}".removesuffix(": "))
-    return "an exception that cannot be shown" if isinstance(described, Raised) else str(described)
 
 
 def is_async(reward: Any) -> bool:
     """Whether asking only starts what is awaited later, in this loop, so that it needs no thread."""
     if isinstance(reward, Reward):
-        return reward.awaits and not isinstance(reward, WebhookReward)  # which has a loop of its own
+        return type(reward) is not WebhookReward and reward.awaits  # the webhooks' loop is their own
     verb = getattr(reward, "score", reward)
-    if isinstance(verb, RunnableLambda):
-        return hasattr(verb, "afunc")
     if isinstance(verb, Runnable):
-        return True
+        return _awaits(verb)
     return inspect.iscoroutinefunction(verb) or inspect.iscoroutinefunction(getattr(verb, "__call__", None))  # noqa: B004
+
+
+def _awaits(runnable: Runnable[Any, Any]) -> bool:
+    """Whether all of it can be awaited: LangChain's own threads, which it gets else, delay an exit where it hangs."""
+    if isinstance(runnable, RunnableLambda):
+        return hasattr(runnable, "afunc")
+    if isinstance(runnable, RunnableSequence):
+        return all(map(_awaits, runnable.steps))
+    if isinstance(runnable, RunnableBindingBase):
+        return _awaits(runnable.bound)
+    return type(runnable).ainvoke is not Runnable.ainvoke
 
 
 def _invoked(reward: Runnable[Any, Any], questions: Sequence[Any], config: RunnableConfig | None) -> list[Any]:
@@ -139,7 +188,7 @@ def _invoked(reward: Runnable[Any, Any], questions: Sequence[Any], config: Runna
 
     def ask(question: Any) -> Callable[[], Any]:
         context = copy_context()
-        return lambda: context.run(caught, lambda: reward.invoke(question, config))
+        return lambda: context.run(tried, lambda: reward.invoke(question, config))
 
     answers = [None] * len(questions)
     most = (config or {}).get("max_concurrency")
@@ -149,4 +198,8 @@ def _invoked(reward: Runnable[Any, Any], questions: Sequence[Any], config: Runna
 
 
 async def _gather(values: Sequence[Any]) -> list[Any]:
-    return [unwrapped(outcome) for outcome in await asyncio.gather(*map(attempt, values))]
+    return [unwrapped(outcome) for outcome in await asyncio.gather(*map(_value, values))]
+
+
+async def _value(value: Any) -> Any:
+    return await attempt(value) if inspect.isawaitable(value) else value

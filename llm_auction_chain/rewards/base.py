@@ -1,11 +1,13 @@
 """What every ready-made reward is: money for each reply, composed with + and *."""
 
+import asyncio
 import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any, Literal
 
@@ -13,8 +15,9 @@ from langchain_core.messages import AIMessage, BaseMessage
 from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.rewards.workers import in_thread
 
-__all__ = ["AskedBy", "Combined", "Prompt", "Replies", "Reward", "asked_by", "check_number"]
+__all__ = ["AskedBy", "Combined", "Prompt", "Replies", "Reward", "ascored", "asked_by", "check_number", "scored"]
 
 Prompt = Sequence[BaseMessage]
 Replies = Sequence[AIMessage]
@@ -65,8 +68,9 @@ class Reward(ABC):
         """
 
     async def ascore(self, prompt: Prompt, replies: Replies) -> Sequence[float]:
-        """Do as `score`, awaiting what happens elsewhere."""
-        return self.score(prompt, replies)
+        """Do as `score`, awaiting: what happens elsewhere, or else a thread, which delays no exit if it hangs."""
+        scored: Sequence[float] = await in_thread(partial(self.score, prompt, replies))
+        return scored
 
     def __add__(self, other: Any) -> "Reward":
         return Combined("+", (self, other))
@@ -114,30 +118,30 @@ class Combined(Reward):
 
     @override
     def score(self, prompt: Prompt, replies: Replies) -> list[float]:
-        return self._combined(
-            [
-                part.score(prompt, replies) if isinstance(part, Reward) else _plain(part, prompt, replies)
-                for part in self.parts
-            ]
-        )
+        return self._combined([scored(part, prompt, replies) for part in self.parts])
 
     @override
     async def ascore(self, prompt: Prompt, replies: Replies) -> list[float]:
-        return self._combined(
-            [
-                await part.ascore(prompt, replies) if isinstance(part, Reward) else _plain(part, prompt, replies)
-                for part in self.parts
-            ]
-        )
+        return self._combined(await asyncio.gather(*(ascored(part, prompt, replies) for part in self.parts)))
 
     def _combined(self, rows: list[Sequence[float]]) -> list[float]:
         together = sum if self.verb == "+" else math.prod
         return [together(values) for values in zip(*rows, strict=True)]
 
 
-def _plain(part: Any, prompt: Prompt, replies: Replies) -> list[float]:
-    """Return what a number or a plain function says of every reply."""
+def scored(part: Any, prompt: Prompt, replies: Replies) -> Sequence[float]:
+    """Return what a reward, a number or a plain function says of every reply."""
+    if isinstance(part, Reward):
+        return part.score(prompt, replies)
     return [part(prompt, reply) if callable(part) else float(part) for reply in replies]
+
+
+async def ascored(part: Any, prompt: Prompt, replies: Replies) -> Sequence[float]:
+    """Do as `scored`, awaiting; a plain function gets a thread, for it may hang."""
+    if isinstance(part, Reward):
+        return await part.ascore(prompt, replies)
+    plain: Sequence[float] = await in_thread(partial(scored, part, prompt, replies))
+    return plain
 
 
 def check_number(owner: object, name: str, value: object, *, least: float = -math.inf, most: float = math.inf) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError, RewardError
-from llm_auction_chain.rewards.base import Prompt, Replies, Reward, check_number
+from llm_auction_chain.rewards.base import Prompt, Replies, Reward, ascored, check_number, scored
 
 __all__ = ["ClickReward"]
+
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class ClickReward(Reward):
 
     def __post_init__(self) -> None:
         """Refuse what predicts nothing."""
-        check_number(self, "value_per_click", self.value_per_click, least=0.0)
+        check_number(self, "value_per_click", self.value_per_click, least=0.0, most=_LARGEST)
         if not isinstance(self.click_through, Reward) and not callable(self.click_through):
             raise ConfigurationError(
                 f"ClickReward has click_through={self.click_through!r}; give a reward or a function (prompt, reply)."
@@ -50,15 +52,11 @@ class ClickReward(Reward):
 
     @override
     def score(self, prompt: Prompt, replies: Replies) -> list[float]:
-        if isinstance(self.click_through, Reward):
-            return self._valued(self.click_through.score(prompt, replies))
-        return self._valued([self.click_through(prompt, reply) for reply in replies])
+        return self._valued(scored(self.click_through, prompt, replies))
 
     @override
     async def ascore(self, prompt: Prompt, replies: Replies) -> list[float]:
-        if isinstance(self.click_through, Reward):
-            return self._valued(await self.click_through.ascore(prompt, replies))
-        return self.score(prompt, replies)
+        return self._valued(await ascored(self.click_through, prompt, replies))
 
     def _valued(self, predicted: Sequence[float]) -> list[float]:
         if not all(0.0 <= chance <= 1.0 for chance in predicted):

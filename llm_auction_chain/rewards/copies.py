@@ -37,11 +37,14 @@ class Copies(Generic[M]):
 
 def _copier(message: M) -> Callable[[], M]:
     """Return what makes deep copies of a message as it is now."""
-    original = message.model_copy(deep=True)
+    original = _private(message)
     if original.__pydantic_extra__ or original.__pydantic_private__:  # beside the fields, and rare
         return lambda: original.model_copy(deep=True)
     kind, fields, known = type(original), original.__dict__, original.__pydantic_fields_set__
-    makers = [(name, make) for name, value in fields.items() if (make := _maker(value)) is not None]
+    try:
+        makers = [(name, make) for name, value in fields.items() if (make := _maker(value)) is not None]
+    except RecursionError:  # a value that holds itself
+        return lambda: original.model_copy(deep=True)
 
     def copy() -> M:  # what pydantic's own copy does, with the fields that need it made anew on the way
         copied = kind.__new__(kind)
@@ -55,6 +58,21 @@ def _copier(message: M) -> Callable[[], M]:
         return copied
 
     return copy
+
+
+def _private(message: M) -> M:
+    """Return a deep copy; what cannot be copied, a provider's own object say, is shared."""
+    try:
+        return message.model_copy(deep=True)
+    except Exception:  # noqa: BLE001 - whatever copying it raises
+        return message.model_copy()
+
+
+def _deep(value: Any) -> Any:
+    try:
+        return deepcopy(value)
+    except Exception:  # noqa: BLE001 - as above
+        return value
 
 
 def _maker(value: Any) -> Callable[[], Any] | None:
@@ -73,4 +91,4 @@ def _maker(value: Any) -> Callable[[], Any] | None:
             return value.copy
         pairs = list(zip(value, makers, strict=True))
         return lambda: [item if make is None else make() for item, make in pairs]
-    return lambda: deepcopy(value)
+    return lambda: _deep(value)

@@ -20,7 +20,7 @@ from llm_auction_chain.errors import ConfigurationError, RewardError, ScoringErr
 from llm_auction_chain.rewards.base import Combined, Prompt, Replies, Reward, check_number
 from llm_auction_chain.rewards.click import ClickReward
 from llm_auction_chain.rewards.copies import Copies
-from llm_auction_chain.rewards.workers import finished, hearing
+from llm_auction_chain.rewards.workers import finished, in_thread
 
 __all__ = ["LogRatioReward", "grouped", "groups_of_agent", "log_ratios_of"]
 
@@ -90,11 +90,11 @@ class Group:
     What fails together is asked again prompt by prompt, so that nobody's instructions spoil another's amounts.
 
     Attributes:
-        texts: the distinct instructions.
+        texts: the distinct instructions, and the place of each.
     """
 
     def __init__(self, scorer: Any, law: Mapping[str, Any], prompt: Prompt, replies: Replies) -> None:
-        self.texts: list[str] = []
+        self.texts: dict[str, int] = {}
         self._scorer, self._law = scorer, law
         # A scorer may be an agent's own code, and the candidates are everybody's.
         self._prompt, self._replies = Copies(prompt).fresh(), Copies(replies).fresh()
@@ -175,18 +175,11 @@ class Group:
 
     async def _threaded(self) -> list[Any]:
         cancel = threading.Event()
-        scored: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-        def heard(_: int, rows: Any) -> None:
-            if not scored.done():
-                scored.set_result(rows)
-
         try:
-            async with hearing([partial(copy_context().run, _tried, partial(self._scored, cancel))], heard):
-                rows = await scored
+            rows: list[Any] = await in_thread(partial(self._scored, cancel))
         finally:
             cancel.set()
-        return rows if isinstance(rows, list) else [rows] * len(self._prompts())
+        return rows
 
     def _conditions(self, prompts: Sequence[Any]) -> tuple[list[Any], list[list[bool]]]:
         """Return each prompt as a condition of its own, and that all replies are wanted under all of them."""
@@ -199,7 +192,7 @@ class Group:
         return list(rows)
 
     def _amounts(self, rows: Sequence[Any], reward: LogRatioReward) -> list[float]:
-        reference, own = self._checked(rows[0]), self._checked(rows[1 + self.texts.index(reward.instructions)])
+        reference, own = self._checked(rows[0]), self._checked(rows[1 + self.texts[reward.instructions]])
         for scores, law in ((reference, "the reference"), (own, "the agent's instructions")):
             if np.isneginf(scores).any():
                 raise RewardError(
@@ -254,19 +247,20 @@ def grouped(
         if scores is None:
             scores = _NOBODY
         laws = (law or {}) if scores is scorer else {}
-        of[reward] = groups.setdefault(id(scores), Group(scores, laws, prompt, replies))
-        if reward.instructions not in of[reward].texts:
-            of[reward].texts.append(reward.instructions)
+        if id(scores) not in groups:
+            groups[id(scores)] = Group(scores, laws, prompt, replies)
+        of[reward] = groups[id(scores)]
+        of[reward].texts.setdefault(reward.instructions, len(of[reward].texts))
     return of
 
 
 def log_ratios_of(reward: Any) -> list[LogRatioReward]:
     """Return the log-ratios that a reward is, or is composed of."""
-    if isinstance(reward, LogRatioReward):
+    if type(reward) is LogRatioReward:  # exactly: what else there is of a reward may be an agent's own code
         return [reward]
-    if isinstance(reward, ClickReward):
+    if type(reward) is ClickReward:
         return log_ratios_of(reward.click_through)
-    if isinstance(reward, Combined):
+    if type(reward) is Combined:
         return [found for part in reward.parts for found in log_ratios_of(part)]
     return []
 

@@ -14,30 +14,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 
 from llm_auction_chain.agents import Agent
 from llm_auction_chain.errors import RewardError
 from llm_auction_chain.rewards.amounts import InvalidReportError, amounts_of
-from llm_auction_chain.rewards.asking import (
-    Raised,
-    ask,
-    attempt,
-    caught,
-    described_as,
-    interrupts,
-    is_async,
-    tried,
-    unwrapped,
-)
+from llm_auction_chain.rewards.asking import Pending, Raised, ask, attempt, is_async, leashed, raised, tried, unwrapped
 from llm_auction_chain.rewards.base import AskedBy, asked_by
 from llm_auction_chain.rewards.click import ClickReward
 from llm_auction_chain.rewards.copies import Copies
 from llm_auction_chain.rewards.log_ratio import grouped, groups_of_agent, log_ratios_of
+from llm_auction_chain.rewards.webhook import WebhookReward
 from llm_auction_chain.rewards.workers import Later, finished, hearing
 
 __all__ = ["OnAgentError", "Report", "Status", "Terms", "acollect", "collect"]
@@ -91,10 +83,6 @@ class Terms:
     law: Mapping[str, Any] | None = None
 
 
-class _LateError(Exception):
-    """Nothing was heard before the deadline."""
-
-
 def collect(
     agents: Sequence[Agent],
     prompt: Sequence[BaseMessage],
@@ -120,9 +108,12 @@ def collect(
     terms = terms or Terms()
     asked = _Round(agents, prompt, replies, terms, config)
     heard = _Heard(len(agents), progress)
-    for place, outcome in finished([asked.call(k) for k in range(len(agents))], terms.timeout):
-        if heard.hear(place, outcome):
-            break
+    try:
+        for place, outcome in finished([asked.call(k) for k in range(len(agents))], terms.timeout):
+            if heard.hear(place, outcome):
+                break
+    finally:
+        asked.stop()
     return asked.reports(heard)
 
 
@@ -153,12 +144,17 @@ async def acollect(
     def begin(k: int, awaitable: Any = None) -> None:
         task = asyncio.create_task(asked.aask(k, awaitable), context=asked.contexts[k])
         tasks.add(task)
-        task.add_done_callback(lambda task: None if task.cancelled() else hear(k, task.result()))
+        task.add_done_callback(lambda task: hear(k, _outcome(task)))
 
     def hear_from_thread(place: int, outcome: Any) -> None:
-        (begin if inspect.isawaitable(outcome) else hear)(threaded[place], outcome)
+        if type(outcome) is not Pending:
+            hear(threaded[place], outcome)
+        elif heard.open:
+            begin(threaded[place], outcome.awaitable)
+        elif inspect.iscoroutine(outcome.awaitable):
+            outcome.awaitable.close()  # too late to begin
 
-    threaded = [k for k, agent in enumerate(agents) if tried(partial(is_async, agent.reward)) is not True]
+    threaded = [k for k, agent in enumerate(agents) if not _in_this_loop(agent)]
     try:
         async with hearing([asked.call(k, awaiting=True) for k in threaded], hear_from_thread):
             for k in set(range(len(agents))).difference(threaded):
@@ -166,10 +162,24 @@ async def acollect(
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(everybody.wait(), terms.timeout if agents else 0)
     finally:
+        heard.open = False
+        asked.stop()
         late = _abandon(tasks)
     if late:
         await asyncio.sleep(0)  # so that they hear of it before this loop may close
     return asked.reports(heard)
+
+
+def _in_this_loop(agent: Agent) -> bool:
+    try:
+        return is_async(agent.reward)
+    except Exception:  # noqa: BLE001 - its attributes may be the agent's own code; a thread will find out
+        return False
+
+
+def _outcome(task: "asyncio.Task[Any]") -> Any:
+    """Return what a task came to; one that an agent's code cancelled came to nothing."""
+    return raised(asyncio.CancelledError()) if task.cancelled() else task.result()
 
 
 _ABANDONED: set["asyncio.Task[Any]"] = set()  # a loop keeps no task alive, and these may still be cleaning up
@@ -178,6 +188,7 @@ _ABANDONED: set["asyncio.Task[Any]"] = set()  # a loop keeps no task alive, and 
 def _abandon(tasks: Iterable["asyncio.Task[Any]"]) -> bool:
     """Cancel what is not done, wait for none of it, and return whether there was any."""
     late = [task for task in tasks if not task.done()]
+    _ABANDONED.difference_update([task for task in _ABANDONED if task.get_loop().is_closed()])
     for task in late:
         _ABANDONED.add(task)
         task.add_done_callback(_ABANDONED.discard)
@@ -186,28 +197,36 @@ def _abandon(tasks: Iterable["asyncio.Task[Any]"]) -> bool:
 
 
 class _Heard:
-    """The outcomes that came in so far."""
+    """The outcomes that came in so far; once closed, it hears no more."""
 
     def __init__(self, n: int, progress: Callable[[int], None] | None) -> None:
         self.outcomes: list[Any] = [None] * n
-        self._done, self._progress, self._open = 0, progress, True
+        self.open = True
+        self._done, self._progress = 0, progress
+        self._error: BaseException | None = None
 
     def hear(self, k: int, outcome: Any) -> bool:
-        """Note an outcome; return whether there is nothing left to wait for: all are there, or one is Ctrl-C."""
-        if self._open:
+        """Note an outcome; return whether there is nothing left to wait for."""
+        if self.open:
             self.outcomes[k] = outcome
             self._done += 1
-            if self._progress:
-                self._progress(self._done)
-        return self._done == len(self.outcomes) or interrupts(outcome)
+            self._tell(self._done)
+        return self._done == len(self.outcomes) or self._error is not None
 
     def close(self) -> None:
-        """Hear no more; tell of those that were late, and raise Ctrl-C where one heard it."""
-        self._open = False
-        for outcome in filter(interrupts, self.outcomes):
-            raise outcome.error
-        if self._progress and self._done < len(self.outcomes):
-            self._progress(len(self.outcomes))
+        """Tell of those that were late; raise what the progress hook raised."""
+        self.open = False
+        if self._error is None and self._done < len(self.outcomes):
+            self._tell(len(self.outcomes))
+        if self._error is not None:
+            raise self._error
+
+    def _tell(self, done: int) -> None:
+        try:
+            if self._progress:
+                self._progress(done)
+        except BaseException as error:  # noqa: BLE001 - it is raised where somebody can catch it
+            self._error = error
 
 
 class _Round:
@@ -221,43 +240,53 @@ class _Round:
         terms: Terms,
         config: RunnableConfig | None,
     ) -> None:
-        self._agents, self._terms, self._config = agents, terms, config
+        self._agents, self._terms = agents, terms
         self._prompt, self._replies, self._n = Copies(prompt), Copies(replies), len(replies)
         ratios = [log_ratios_of(agent.reward) for agent in agents]
         groups = grouped(
             (ratio for found in ratios for ratio in found), prompt, replies, scorer=terms.scorer, law=terms.law
         )
+        self._groups = list(groups.values())
         here = copy_context()
         here.run(asked_by.set, terms.asked_by)
         self.contexts: list[Context] = []
+        self._configs: list[RunnableConfig | None] = []
         for found in ratios:
-            context = here.copy()
+            context, own = here.copy(), _own(config)
+            if own is not None:
+                context.run(var_child_runnable_config.set, own)
             if found:
                 context.run(groups_of_agent.set, {ratio: groups[ratio] for ratio in found})
             self.contexts.append(context)
+            self._configs.append(own)
+
+    def stop(self) -> None:
+        """Give up what nobody waits for any more."""
+        for group in self._groups:
+            group.stop()
 
     def call(self, k: int, *, awaiting: bool = False) -> Callable[[], Any]:
         """Return the call that asks an agent in a thread; `awaiting` leaves what it awaits to `aask`."""
 
         def answer() -> Any:
             value = self._ask(k, awaiting=awaiting)
-            if isinstance(value, Future):
-                return Later(value, lambda: context.run(caught, lambda: self._answer(k, value.result())))
+            if type(value) is Future and type(self._agents[k].reward) is WebhookReward:
+                return Later(value, lambda: context.run(tried, lambda: self._answer(k, value.result())))
             if not inspect.isawaitable(value):
                 return self._answer(k, value)
-            return value if awaiting else self._answer(k, unwrapped(asyncio.run(attempt(value))))
+            return Pending(value) if awaiting else self._answer(k, unwrapped(asyncio.run(attempt(value))))
 
         context = self.contexts[k].copy()
-        return lambda: context.run(caught, answer)
+        return lambda: context.run(tried, answer)
 
     async def aask(self, k: int, awaitable: Any = None) -> Any:
-        """Return an agent's answer, or `Raised`; the awaitable is what its call in a thread returned."""
+        """Return an agent's report, or `Raised`; the awaitable is what its call in a thread returned."""
 
         async def answer() -> Any:
             value = self._ask(k, awaiting=True) if awaitable is None else awaitable
-            if inspect.isawaitable(value):
+            if awaitable is not None or inspect.isawaitable(value):
                 # A task of its own: an agent that cancels the task it runs in cancels nobody else's.
-                value = unwrapped(await asyncio.create_task(attempt(value)))
+                value = unwrapped(await asyncio.create_task(attempt(leashed(value))))
             return self._answer(k, value)
 
         return await attempt(answer())
@@ -273,13 +302,14 @@ class _Round:
         return Report(
             rewards=tuple(min(max(reward, -cap), cap) for reward in rewards),
             status="capped",
-            reason=f"reported rewards beyond its cap of {cap:g}; they count as the cap",
+            reason="reported rewards beyond its cap; they count as the cap",
             click_through=clicks,
         )
 
     def _ask(self, k: int, *, awaiting: bool) -> Any:
         """Return the agent's scores, or what they will come from. Its copies are its own, whatever it does to them."""
-        return ask(self._agents[k].reward, self._prompt.fresh(), self._replies.fresh(), self._config, awaiting=awaiting)
+        prompt, replies = self._prompt.fresh(), self._replies.fresh()
+        return ask(self._agents[k].reward, prompt, replies, self._configs[k], awaiting=awaiting)
 
     def reports(self, heard: _Heard) -> list[Report]:
         """Return all reports, zero where an agent failed or was late.
@@ -288,31 +318,52 @@ class _Round:
             RewardError: one failed and `on_agent_error` is `raise`.
         """
         heard.close()
-        late = Raised(_LateError(f"did not report within {self._terms.timeout} s"))
-        return [self._report(k, late if outcome is None else outcome) for k, outcome in enumerate(heard.outcomes)]
+        return [self._report(k, outcome) for k, outcome in enumerate(heard.outcomes)]
 
-    def _report(self, k: int, outcome: Any) -> Report:
-        if isinstance(outcome, Report):
+    def _report(self, k: int, outcome: Report | Raised | None) -> Report:
+        if type(outcome) is Report:
             return outcome
-        agent, error = self._agents[k], outcome.error
-        ours = isinstance(error, _LateError | InvalidReportError)
-        said = error.rule if isinstance(error, InvalidReportError) else str(error) if ours else described_as(error)
+        agent, late = self._agents[k], f"did not report within {self._terms.timeout} s"
+        if type(outcome) is Raised:
+            error, status, said, detail = (
+                outcome.error,
+                _STATUS.get(outcome.kind, "error"),
+                outcome.said,
+                outcome.detail,
+            )
+        else:
+            error, status, said, detail = None, "timeout", late, late
         if self._terms.on_agent_error == "raise":
-            raise RewardError(f"{agent.name!r} {error if ours else f'raised {said}'}") from error
+            raise RewardError(f"{agent.name!r} {detail}") from error
+        said = "".join(letter if letter.isprintable() else " " for letter in said)
         # Half a surrogate pair is text to Python, and to nothing that stores or prints it.
-        reason = said[:_LONGEST_REASON].encode("utf-8", "replace").decode()
-        _logger.warning("Agent %r abstains: it %s", agent.name, reason if ours else f"raised {reason}")
-        return Report(rewards=(0.0,) * self._n, status=_status(error), reason=reason)
+        said = said.encode("utf-8", "replace").decode()
+        _logger.warning("Agent %r abstains: it %s", agent.name, said[:_LONGEST_REASON])
+        reason = said.removeprefix("raised ")[:_LONGEST_REASON]
+        return Report(rewards=(0.0,) * self._n, status=status, reason=reason)
 
 
-def _status(error: BaseException) -> Status:
-    if isinstance(error, _LateError | TimeoutError):
-        return "timeout"
-    return "invalid" if isinstance(error, InvalidReportError | RewardError) else "error"
+_STATUS: Mapping[type[BaseException], Status] = {
+    InvalidReportError: "invalid",
+    RewardError: "invalid",
+    TimeoutError: "timeout",
+}
+
+
+def _own(config: RunnableConfig | None) -> RunnableConfig | None:
+    """Return an agent's own copy of the config: it is told of no other agent, and what it adds reaches none."""
+    if config is None:
+        return None
+    own = ensure_config(config)
+    callbacks = own.get("callbacks")
+    own["callbacks"] = callbacks.copy() if isinstance(callbacks, BaseCallbackManager) else list(callbacks or [])
+    own["tags"], own["metadata"] = list(own.get("tags") or []), dict(own.get("metadata") or {})
+    own["configurable"] = {name: value for name, value in own.get("configurable", {}).items() if name != "agents"}
+    return own
 
 
 def _click_through(reward: Any, rewards: tuple[float, ...]) -> tuple[float, ...] | None:
     """Return what a `ClickReward` predicted, from what it made of it."""
-    if not isinstance(reward, ClickReward) or not reward.value_per_click:
+    if type(reward) is not ClickReward or not reward.value_per_click:
         return None
-    return tuple(amount / reward.value_per_click for amount in rewards)
+    return tuple(min(amount / reward.value_per_click, 1.0) for amount in rewards)

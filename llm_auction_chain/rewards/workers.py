@@ -10,12 +10,13 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, NamedTuple
 
-__all__ = ["Later", "finished", "hearing"]
+__all__ = ["Later", "finished", "hearing", "in_thread"]
 
 Call = Callable[[], Any]
 
@@ -160,3 +161,24 @@ async def hearing(calls: Sequence[Call], heard: Callable[[int, Any], None]) -> A
     finally:
         growing.cancel()
         workers.close()
+
+
+async def in_thread(call: Call) -> Any:
+    """Return what a call returns, or raise what it raises; where it hangs it delays no exit, as `to_thread` would."""
+    came: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def guarded() -> tuple[Any, BaseException | None]:
+        try:
+            return call(), None
+        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+            return None, error
+
+    def heard(_: int, outcome: tuple[Any, BaseException | None]) -> None:
+        if not came.done():
+            came.set_result(outcome)
+
+    async with hearing([partial(copy_context().run, guarded)], heard):
+        value, error = await came
+    if error is not None:
+        raise error
+    return value

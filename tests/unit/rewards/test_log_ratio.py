@@ -334,13 +334,6 @@ async def test_an_agent_that_cancels_itself_takes_nobody_elses_scores_away():
     assert report.rewards == pytest.approx(log_ratios(PRAISES_B))
 
 
-def test_ctrl_c_goes_through(ask):
-    for kind in KINDS:
-        scorer = scorer_of(kind, failing(KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt):
-            ask(Agent("A", LogRatioReward("Praise b.", scorer=scorer)))
-
-
 @pytest.fixture
 def gate():
     """What hanging scorers wait for; opened when the test is over, so that their threads end."""

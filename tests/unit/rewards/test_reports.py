@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import itertools
+import signal
 import sys
 import threading
+import time
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
@@ -169,16 +171,24 @@ def test_a_reason_is_text_that_can_be_stored_and_is_short(ask):
 
 
 def test_ctrl_c_goes_through(ask):
+    """The signal reaches the main thread alone, whichever thread it is raised in."""
+
+    def interrupts(prompt, reply):
+        if reply.text == "a":
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(1)
+        return 1.0
+
+    with pytest.raises(KeyboardInterrupt):
+        ask(Agent("A", interrupts), GOOD)
+
+
+def test_an_agent_that_raises_keyboard_interrupt_itself_has_failed_like_any_other(ask):
     def interrupted(prompt, reply):
         raise KeyboardInterrupt
 
-    class Interrupted:
-        async def score(self, prompt, replies):
-            raise KeyboardInterrupt
-
-    for reward in (interrupted, Interrupted()):
-        with pytest.raises(KeyboardInterrupt):
-            ask(Agent("bad", reward))
+    (report,) = ask(Agent("bad", interrupted))
+    assert (report.status, report.reason) == ("error", "KeyboardInterrupt")
 
 
 async def test_a_cancellation_of_the_auction_goes_through():
