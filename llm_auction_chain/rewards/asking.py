@@ -202,4 +202,4 @@ async def _gather(values: Sequence[Any]) -> list[Any]:
 
 
 async def _value(value: Any) -> Any:
-    return await attempt(value) if inspect.isawaitable(value) else value
+    return await attempt(leashed(value)) if inspect.isawaitable(value) else value

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass
@@ -134,37 +134,18 @@ async def acollect(
     terms = terms or Terms()
     asked = _Round(agents, prompt, replies, terms, config)
     heard = _Heard(len(agents), progress)
-    everybody = asyncio.Event()
-    tasks: set[asyncio.Task[Any]] = set()
-
-    def hear(k: int, outcome: Any) -> None:
-        if heard.hear(k, outcome):
-            everybody.set()
-
-    def begin(k: int, awaitable: Any = None) -> None:
-        task = asyncio.create_task(asked.aask(k, awaitable), context=asked.contexts[k])
-        tasks.add(task)
-        task.add_done_callback(lambda task: hear(k, _outcome(task)))
-
-    def hear_from_thread(place: int, outcome: Any) -> None:
-        if type(outcome) is not Pending:
-            hear(threaded[place], outcome)
-        elif heard.open:
-            begin(threaded[place], outcome.awaitable)
-        elif inspect.iscoroutine(outcome.awaitable):
-            outcome.awaitable.close()  # too late to begin
-
+    here = _Here(asked, heard)
     threaded = [k for k, agent in enumerate(agents) if not _in_this_loop(agent)]
+    calls = [asked.call(k, awaiting=True) for k in threaded]
     try:
-        async with hearing([asked.call(k, awaiting=True) for k in threaded], hear_from_thread):
+        async with hearing(calls, lambda place, outcome: here.hear(threaded[place], outcome)):
             for k in set(range(len(agents))).difference(threaded):
-                begin(k)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(everybody.wait(), terms.timeout if agents else 0)
+                here.begin(k)
+            if agents:
+                await here.everybody(terms.timeout)
     finally:
-        heard.open = False
         asked.stop()
-        late = _abandon(tasks)
+        late = here.close()
     if late:
         await asyncio.sleep(0)  # so that they hear of it before this loop may close
     return asked.reports(heard)
@@ -173,27 +154,56 @@ async def acollect(
 def _in_this_loop(agent: Agent) -> bool:
     try:
         return is_async(agent.reward)
-    except Exception:  # noqa: BLE001 - its attributes may be the agent's own code; a thread will find out
+    except BaseException:  # noqa: BLE001 - its attributes may be the agent's own code; a thread will find out
         return False
-
-
-def _outcome(task: "asyncio.Task[Any]") -> Any:
-    """Return what a task came to; one that an agent's code cancelled came to nothing."""
-    return raised(asyncio.CancelledError()) if task.cancelled() else task.result()
 
 
 _ABANDONED: set["asyncio.Task[Any]"] = set()  # a loop keeps no task alive, and these may still be cleaning up
 
 
-def _abandon(tasks: Iterable["asyncio.Task[Any]"]) -> bool:
-    """Cancel what is not done, wait for none of it, and return whether there was any."""
-    late = [task for task in tasks if not task.done()]
-    _ABANDONED.difference_update([task for task in _ABANDONED if task.get_loop().is_closed()])
-    for task in late:
-        _ABANDONED.add(task)
-        task.add_done_callback(_ABANDONED.discard)
-        task.cancel()
-    return bool(late)
+class _Here:
+    """A round's part that is awaited in the caller's loop."""
+
+    def __init__(self, asked: "_Round", heard: "_Heard") -> None:
+        self._asked, self._heard = asked, heard
+        self._all_are_there = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def begin(self, k: int, awaitable: Any = None) -> None:
+        """Ask an agent here, or await what its call in a thread returned."""
+        task = asyncio.create_task(self._asked.aask(k, awaitable), context=self._asked.contexts[k])
+        self._tasks.add(task)
+        # a task that an agent's code cancelled came to nothing
+        task.add_done_callback(
+            lambda task: self.hear(k, raised(asyncio.CancelledError()) if task.cancelled() else task.result())
+        )
+
+    def hear(self, k: int, outcome: Any) -> None:
+        """Note an outcome, or await what it leaves to be awaited."""
+        if type(outcome) is not Pending:
+            if self._heard.hear(k, outcome):
+                self._all_are_there.set()
+        elif self._heard.open:
+            self.begin(k, outcome.awaitable)
+        elif inspect.iscoroutine(outcome.awaitable):
+            outcome.awaitable.close()  # too late to begin
+
+    async def everybody(self, timeout: float | None) -> None:  # noqa: ASYNC109 - late is no error here
+        """Return when there is nothing left to wait for, or time is up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._all_are_there.wait()
+
+    def close(self) -> bool:
+        """Hear no more, cancel what is not done and wait for none of it; return whether there was any."""
+        self._heard.open = False
+        late = [task for task in self._tasks if not task.done()]
+        _ABANDONED.difference_update([task for task in _ABANDONED if task.get_loop().is_closed()])
+        for task in late:
+            _ABANDONED.add(task)
+            task.add_done_callback(_ABANDONED.discard)
+            task.cancel()
+        return bool(late)
 
 
 class _Heard:

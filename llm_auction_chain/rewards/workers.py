@@ -150,16 +150,19 @@ async def hearing(calls: Sequence[Call], heard: Callable[[int, Any], None]) -> A
 
     workers = _Workers(calls, tell)
 
-    async def grow() -> None:
-        while workers.waiting:
-            await asyncio.sleep(_TICK)
-            workers.grow()
+    growing: asyncio.TimerHandle | None = None
 
-    growing = asyncio.create_task(grow())
+    def grow() -> None:
+        nonlocal growing
+        workers.grow()
+        growing = loop.call_later(_TICK, grow) if workers.waiting else None
+
+    growing = loop.call_later(_TICK, grow)
     try:
         yield
     finally:
-        growing.cancel()
+        if growing is not None:
+            growing.cancel()
         workers.close()
 
 

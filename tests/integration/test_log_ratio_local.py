@@ -11,7 +11,7 @@ from langchain_core.messages import HumanMessage
 
 from llm_auction_chain import Agent, AuctionRunnable, ChatTransformers, Reference
 from llm_auction_chain.contexts import with_instructions
-from llm_auction_chain.rewards import LogRatioReward, Terms, acollect
+from llm_auction_chain.rewards import LogRatioReward, Terms, acollect, collect
 from llm_auction_chain.rewards.log_ratio import grouped
 
 PROMPT = (HumanMessage("Hi"),)
@@ -119,10 +119,11 @@ def until(said):
     return False
 
 
-def test_late_agents_leave_the_engine_to_the_next_auction(model):
-    replies, engine = drawn(model), model._engine()
-    with busy(engine) as waiting:
-        reports = asyncio.run(acollect([*AGENTS, GOOD], PROMPT, replies, Terms(scorer=model, timeout=0.3)))
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_late_agents_leave_the_engine_to_the_next_auction(model, colour):
+    asked = [*AGENTS, GOOD], PROMPT, drawn(model), Terms(scorer=model, timeout=0.3)
+    with busy(model._engine()) as waiting:
+        reports = collect(*asked) if colour == "sync" else asyncio.run(acollect(*asked))
         assert [report.status for report in reports] == ["timeout", "timeout", "reported"]
         assert until(lambda: len(waiting) == 1), "only this test waits"
 
