@@ -5,8 +5,9 @@ from llm_auction_chain.rewards.click import ClickReward
 from llm_auction_chain.rewards.embedding import EmbeddingReward
 from llm_auction_chain.rewards.judge import JudgeReward
 from llm_auction_chain.rewards.log_ratio import LogRatioReward, log_ratios_of
-from llm_auction_chain.rewards.reports import OnAgentError, Report, Terms, acollect, collect
+from llm_auction_chain.rewards.reports import OnAgentError, Report, Terms
 from llm_auction_chain.rewards.reward_model import RewardModelReward
+from llm_auction_chain.rewards.rounds import acollect, collect
 from llm_auction_chain.rewards.text import LengthReward, MentionReward, RegexReward
 from llm_auction_chain.rewards.webhook import WebhookReward
 
