@@ -48,7 +48,7 @@ def test_caps_rivals_currency_and_disclosure_are_said():
     out = captured.get()
     assert result.sponsors
     for said in (
-        "First reported rewards beyond its cap of 1",
+        "First reported rewards beyond its cap",
         "Second takes no part: a rival in music does",
         " EUR",
         "Ad: First",
