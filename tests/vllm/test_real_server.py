@@ -89,9 +89,15 @@ def test_usage_counts_the_prompt_once_and_every_token(replies):
 
 
 def test_a_reply_scores_what_its_sampler_said(replies, scores):
-    """On a CPU the sampler's and the scorer's kernels are the same, and so was every bit of 128 replies."""
-    sampled = [math.fsum(reply.response_metadata["logprobs"]["token_logprobs"]) for reply in replies]
-    assert np.r_[scores[0, :M], scores[1, M:]] == pytest.approx(sampled, abs=1e-3)
+    """The server's batches go by what arrives when, and bfloat16 rounds otherwise in another batch.
+
+    Of 32 replies none to one differs, by 0.06 nats of 170 in the largest case seen; a law that is not the sampler's
+    would be off in all of them, and by nats.
+    """
+    sampled = np.array([math.fsum(reply.response_metadata["logprobs"]["token_logprobs"]) for reply in replies])
+    apart = np.abs(np.r_[scores[0, :M], scores[1, M:]] - sampled)
+    assert np.mean(apart < 1e-3) > 0.8
+    assert apart.max() < 0.25
 
 
 def test_scores_agree_with_transformers_token_by_token(server, model, replies):
