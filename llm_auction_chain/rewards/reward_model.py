@@ -1,10 +1,10 @@
 """A reward that a reward model in this process gives."""
 
-import asyncio
 import math
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError, RewardError
 from llm_auction_chain.rewards.base import Prompt, Replies, Reward, check_number
+from llm_auction_chain.rewards.workers import in_thread
 from llm_auction_chain.turns import as_turns
 
 __all__ = ["RewardModelReward"]
@@ -74,7 +75,7 @@ class RewardModelReward(Reward):
     async def ascore(self, prompt: Prompt, replies: Replies) -> list[float]:
         abandoned = threading.Event()
         try:
-            return await asyncio.to_thread(self._score, prompt, replies, abandoned)
+            return await in_thread(partial(self._score, prompt, replies, abandoned))
         finally:
             # Whoever cancels does not wait; the thread stops before its next pass.
             abandoned.set()

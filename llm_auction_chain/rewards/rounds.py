@@ -62,8 +62,9 @@ async def acollect(
 ) -> list[Report]:
     """Do as `collect`: async callbacks and Runnables are awaited in this loop, sync ones run in threads.
 
-    Two things are out of reach. An async callback that blocks instead of awaiting holds up this loop, deadline
-    included; `collect` would give it a thread. And SystemExit in a task that a callback starts itself stops the loop.
+    What an async callback does to this loop is out of reach: one that blocks instead of awaiting holds it up, deadline
+    included; one that stops it, cancels the caller's task, or raises SystemExit in a task of its own ends it. `collect`
+    would give each a thread and a loop to itself.
     """
     terms = terms or Terms()
     asked = Round(agents, prompt, replies, terms, config)
