@@ -75,7 +75,8 @@ class RewardModelReward(Reward):
     async def ascore(self, prompt: Prompt, replies: Replies) -> list[float]:
         abandoned = threading.Event()
         try:
-            return await in_thread(partial(self._score, prompt, replies, abandoned))
+            scored: list[float] = await in_thread(partial(self._score, prompt, replies, abandoned))
+            return scored
         finally:
             # Whoever cancels does not wait; the thread stops before its next pass.
             abandoned.set()
