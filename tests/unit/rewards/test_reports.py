@@ -179,8 +179,12 @@ def test_ctrl_c_goes_through(ask):
         time.sleep(1)
         return 1.0
 
-    with pytest.raises(KeyboardInterrupt):
-        ask(Agent("A", interrupts), GOOD)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ask(Agent("A", interrupts), GOOD)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_agent_that_raises_keyboard_interrupt_itself_has_failed_like_any_other(ask):
