@@ -22,8 +22,11 @@ if TYPE_CHECKING:
         RewardError,
         ScoringError,
     )
+    from llm_auction_chain.interfaces.chat_model import ChatAuction
+    from llm_auction_chain.interfaces.middleware import AuctionMiddleware
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
     from llm_auction_chain.local.chat_model import ChatTransformers
+    from llm_auction_chain.progress import AuctionEvent, Progress
     from llm_auction_chain.result import AuctionResult
     from llm_auction_chain.tau import TauPoint, tau_sweep
 
@@ -32,10 +35,13 @@ __all__ = [
     "AgentDirectory",
     "Auction",
     "AuctionError",
+    "AuctionEvent",
+    "AuctionMiddleware",
     "AuctionResult",
     "AuctionRunnable",
     "AuctionWarning",
     "CandidatesError",
+    "ChatAuction",
     "ChatTransformers",
     "ChatVLLM",
     "ConfigurationError",
@@ -45,6 +51,7 @@ __all__ = [
     "DefensiveMixture",
     "LogProbError",
     "MissingDependencyError",
+    "Progress",
     "PromptError",
     "Reference",
     "RewardError",
@@ -58,13 +65,17 @@ _HOMES = {
     "Agent": "agents",
     "AgentDirectory": "directory",
     "Auction": "auction",
+    "AuctionEvent": "progress",
+    "AuctionMiddleware": "interfaces.middleware",
     "AuctionResult": "result",
     "AuctionRunnable": "interfaces.runnable",
+    "ChatAuction": "interfaces.chat_model",
     "ChatTransformers": "local.chat_model",
     "ChatVLLM": "candidates.vllm",
     "ContextProduct": "candidates",
     "ContextPrompt": "candidates",
     "DefensiveMixture": "candidates",
+    "Progress": "progress",
     "Reference": "candidates",
     "TauPoint": "tau",
     "lint_context": "contexts",

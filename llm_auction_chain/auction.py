@@ -1,9 +1,10 @@
 """`Auction`: wires model, agents and mechanism. The only place that knows all parts."""
 
 import asyncio
+import inspect
 import secrets
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -29,41 +30,32 @@ from llm_auction_chain.candidates import (
     draw,
     hidden,
     make_plan,
+    offers_tools,
 )
 from llm_auction_chain.contexts import lint_context
 from llm_auction_chain.errors import AuctionWarning, ConfigurationError, PromptError
 from llm_auction_chain.mechanism import PaymentRule, settle
 from llm_auction_chain.mechanism.settle import check_payment_rule, check_tau
+from llm_auction_chain.progress import (
+    AuctionEvent,
+    EventHook,
+    Progress,
+    ProgressHook,
+    candidates,
+    scored,
+    settled,
+    started,
+)
 from llm_auction_chain.result import AuctionResult, LeftOut, matrix_of, metadata_of
 from llm_auction_chain.rewards import AskedBy, OnAgentError, Report, Terms, acollect, collect, log_ratios_of
 
-__all__ = ["Auction", "DisclosurePlace", "Progress", "ProgressHook", "check_seed"]
+__all__ = ["Auction", "DisclosurePlace", "OnToolCalls", "check_seed"]
 
-Stage = Literal["candidates", "weights", "rewards"]
 DisclosurePlace = Literal["metadata", "start", "end"]
+OnToolCalls = Literal["auction", "bypass"]
 _LONGEST_WAIT = 1e6  # seconds
+_LARGE = 1 << 15  # rewards; settling more takes longer than an event loop should be held up
 _SUSPICIOUS = 4  # so many draws that are all one reply are rather one draw, repeated
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far an auction has come: counts only, never a text or a report.
-
-    Attributes:
-        stage: `candidates` while replies are drawn, `weights` while they are scored under the proposal's components,
-            `rewards` while agents are asked.
-        done: how many have come in.
-        total: how many were asked for.
-        tokens_per_second: of all candidates together, while a model that counts draws them; else None.
-    """
-
-    stage: Stage
-    done: int
-    total: int
-    tokens_per_second: float | None = None
-
-
-ProgressHook = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +82,8 @@ class Auction:
         currency: the unit of rewards, payments and tau; empty where it has no name.
         disclosure: what the user is told where the reply is sponsored; `{sponsors}` stands for the agents' names.
         disclosure_place: `metadata` leaves the text as it was drawn; `start` and `end` put the disclosure into it.
+        on_tool_calls: where the model may call tools, `bypass` takes the reference's own reply, without agents and
+            payments; `auction` lets agents bid for calls as for any reply.
 
     Raises:
         ConfigurationError: a setting no auction can run with.
@@ -114,6 +108,7 @@ class Auction:
     currency: str = ""
     disclosure: str | None = None
     disclosure_place: DisclosurePlace = "metadata"
+    on_tool_calls: OnToolCalls = "bypass"
 
     def __post_init__(self) -> None:
         """Refuse what no auction can run with."""
@@ -129,8 +124,7 @@ class Auction:
             )
         check_tau(self.tau)
         check_payment_rule(self.payment_rule)
-        if self.on_agent_error not in get_args(OnAgentError):
-            raise ConfigurationError(f"on_agent_error is {self.on_agent_error!r}; choose 'abstain' or 'raise'.")
+        _check_choice("on_agent_error", self.on_agent_error, OnAgentError)
         if self.proposal is not None:
             check_proposal(self.proposal)
         if self.scorer is not None and not isinstance(self.scorer, SequenceScorer):
@@ -155,10 +149,8 @@ class Auction:
         for name in ("currency", "disclosure"):
             if not isinstance(getattr(self, name) or "", str):
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give a text.")
-        if self.disclosure_place not in get_args(DisclosurePlace):
-            raise ConfigurationError(
-                f"disclosure_place is {self.disclosure_place!r}; choose 'metadata', 'start' or 'end'."
-            )
+        _check_choice("disclosure_place", self.disclosure_place, DisclosurePlace)
+        _check_choice("on_tool_calls", self.on_tool_calls, OnToolCalls)
 
     def run(
         self,
@@ -168,6 +160,8 @@ class Auction:
         seed: int | None = None,
         config: RunnableConfig | None = None,
         progress: ProgressHook | None = None,
+        on_event: EventHook | None = None,
+        traced: bool = True,
         **kwargs: Any,
     ) -> AuctionResult:
         """Hold one auction.
@@ -178,6 +172,9 @@ class Auction:
             seed: replays it; None takes a fresh one, kept in the result.
             config: the parent run's.
             progress: told how far it has come.
+            on_event: told of every stage that is done.
+            traced: whether each model call is a run of its own, under the parent's; False where the parent's run is the
+                only one that may count.
             **kwargs: handed to the model.
 
         Raises:
@@ -186,17 +183,22 @@ class Auction:
             CandidatesError: too few replies.
             RewardError: an agent failed and `on_agent_error` is `raise`.
         """
-        opened = self._open(prompt, agents, seed)
         child = hidden(config)
-        plan = self._plan(opened, child, kwargs)
-        drawn = draw(plan, config=child, progress=_stages(progress))
+        opened = self._open(prompt, agents, seed, bypassed=self.bypasses(child, kwargs))
+        _tell(on_event, self._started(opened))
+        plan = self._plan(opened, child, kwargs, traced=traced)
+        drawn = draw(plan, config=child, progress=Progress.of_candidates(progress))
+        _tell(on_event, candidates(opened.auction_id, drawn))
         # whatever a callback calls finds the parent run, and the tag, in its context
         with set_config_context(child) as context:
             reports = context.run(
                 collect, opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan), config=child,
-                progress=_rewards(progress, len(opened.agents)),
+                progress=Progress.of_rewards(progress, len(opened.agents)),
             )  # fmt: skip
-        return self._close(opened, plan, drawn, reports)
+        _tell(on_event, scored(opened.auction_id, reports))
+        result = self._close(opened, plan, drawn, reports)
+        _tell(on_event, settled(opened.auction_id, result.settlement, sponsored=bool(result.sponsors)))
+        return result
 
     async def arun(
         self,
@@ -206,22 +208,38 @@ class Auction:
         seed: int | None = None,
         config: RunnableConfig | None = None,
         progress: ProgressHook | None = None,
+        on_event: EventHook | None = None,
+        traced: bool = True,
         **kwargs: Any,
     ) -> AuctionResult:
-        """Do as `run`, awaiting model and agents."""
-        opened = self._open(prompt, agents, seed)
+        """Do as `run`, awaiting model, agents and `on_event`."""
         child = hidden(config)
-        plan = self._plan(opened, child, kwargs)
-        drawn = await adraw(plan, config=child, progress=_stages(progress))
+        opened = self._open(prompt, agents, seed, bypassed=self.bypasses(child, kwargs))
+        await _atell(on_event, self._started(opened))
+        plan = self._plan(opened, child, kwargs, traced=traced)
+        drawn = await adraw(plan, config=child, progress=Progress.of_candidates(progress))
+        await _atell(on_event, candidates(opened.auction_id, drawn))
         with set_config_context(child) as context:
             asking = acollect(
                 opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan), config=child,
-                progress=_rewards(progress, len(opened.agents)),
+                progress=Progress.of_rewards(progress, len(opened.agents)),
             )  # fmt: skip
             reports = await asyncio.create_task(asking, context=context)
-        return self._close(opened, plan, drawn, reports)
+        await _atell(on_event, scored(opened.auction_id, reports))
+        if len(opened.agents) * len(drawn.candidates) < _LARGE:
+            result = self._close(opened, plan, drawn, reports)
+        else:
+            result = await asyncio.to_thread(self._close, opened, plan, drawn, reports)
+        await _atell(on_event, settled(opened.auction_id, result.settlement, sponsored=bool(result.sponsors)))
+        return result
 
-    def _open(self, prompt: Sequence[BaseMessage], agents: Iterable[Agent], seed: int | None) -> "_Opened":
+    def bypasses(self, config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call with these keywords takes the reference's own reply, because it offers tools."""
+        return self.on_tool_calls == "bypass" and offers_tools(self.model, config, kwargs)
+
+    def _open(
+        self, prompt: Sequence[BaseMessage], agents: Iterable[Agent], seed: int | None, *, bypassed: bool
+    ) -> "_Opened":
         if not prompt or _is_blank(prompt[-1]):
             raise PromptError("The prompt is empty; its last message must have content.")
         seed = secrets.randbits(53) if seed is None else check_seed(seed)
@@ -229,28 +247,33 @@ class Auction:
         of_candidates, of_draw = (
             int(state) >> 11 for state in np.random.SeedSequence(seed).generate_state(2, np.uint64)
         )
-        taking_part, left_out = without_rivals(check_agents(agents), self.exclusive_categories)
+        taking_part, left_out = without_rivals(() if bypassed else check_agents(agents), self.exclusive_categories)
         return _Opened(
             auction_id=str(uuid7()),
             prompt=tuple(prompt),
             agents=taking_part,
             left_out=tuple(LeftOut(agent=agent, category=category) for agent, category in left_out),
             currency=_one_currency(self.currency, taking_part),
+            bypassed=bypassed,
             seed=seed,
             seed_of_candidates=of_candidates,
             seed_of_draw=of_draw,
         )
 
-    def _plan(self, opened: "_Opened", config: RunnableConfig, kwargs: dict[str, Any]) -> Plan:
+    def _started(self, opened: "_Opened") -> AuctionEvent:
+        taking_part, left_out = len(opened.agents), len(opened.left_out)
+        most = self._size_for(opened).most
+        return started(opened.auction_id, agents=taking_part, left_out=left_out, bypassed=opened.bypassed, most=most)
+
+    def _plan(self, opened: "_Opened", config: RunnableConfig, kwargs: dict[str, Any], *, traced: bool) -> Plan:
         return make_plan(
-            Source(self.model, config, native_n=self.native_n, kwargs=kwargs),
+            Source(self.model, config, native_n=self.native_n, traced=traced, kwargs=kwargs),
             scorer=self.scorer,
             proposal=self.proposal,
             prompt=opened.prompt,
             contexts=[agent.context for agent in opened.agents],
             tau=self.tau,
-            # without agents one candidate has the very law that M would be drawn from
-            size=self._size() if opened.agents or self.candidate_filter else _ONE,
+            size=self._size_for(opened),
             seed=opened.seed_of_candidates,
             tokens=any(log_ratios_of(agent.reward) for agent in opened.agents),
             candidate_filter=None if self.candidate_filter is None else CandidateFilter(self.candidate_filter),
@@ -267,6 +290,10 @@ class Auction:
             scorer=plan.scorer,
             law=plan.source.law if plan.scorer is plan.source.scorer else None,
         )
+
+    def _size_for(self, opened: "_Opened") -> Size:
+        """Return how many draws: without agents one candidate has the very law that M would be drawn from."""
+        return self._size() if opened.agents or self.candidate_filter else _ONE
 
     def _size(self) -> Size:
         n, most = self.n_candidates, self.max_candidates
@@ -311,6 +338,7 @@ class Auction:
             warnings=self._warn(opened, plan, drawn),
             currency=opened.currency,
             disclosure="",
+            bypassed=opened.bypassed,
             seed=opened.seed,
         )
         if self.disclosure and result.sponsors:
@@ -355,6 +383,26 @@ class Auction:
         return tuple(noticed)
 
 
+def _check_choice(name: str, value: object, choices: Any) -> None:
+    if value not in get_args(choices):
+        listed = " or ".join(map(repr, get_args(choices)))
+        raise ConfigurationError(f"{name} is {value!r}; choose {listed}.")
+
+
+def _tell(hook: EventHook | None, event: AuctionEvent) -> None:
+    said = hook(event) if hook else None
+    if inspect.isawaitable(said):
+        if inspect.iscoroutine(said):
+            said.close()
+        raise ConfigurationError("on_event is async; use ainvoke, abatch, astream or arun.")
+
+
+async def _atell(hook: EventHook | None, event: AuctionEvent) -> None:
+    said = hook(event) if hook else None
+    if inspect.isawaitable(said):
+        await said
+
+
 def check_seed(seed: object) -> int:
     """Return the seed, or raise `ConfigurationError`."""
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
@@ -375,6 +423,7 @@ class _Opened:
     agents: tuple[Agent, ...]
     left_out: tuple[LeftOut, ...]
     currency: str
+    bypassed: bool
     seed: int
     seed_of_candidates: int
     seed_of_draw: int
@@ -422,18 +471,6 @@ def _disclosed(content: Any, disclosure: str, place: DisclosurePlace) -> Any:
         return f"{disclosure}\n\n{content}" if place == "start" else f"{content}\n\n{disclosure}"
     block = {"type": "text", "text": disclosure}
     return [block, *content] if place == "start" else [*content, block]
-
-
-def _stages(hook: ProgressHook | None) -> Callable[[Stage, int, int, float | None], None] | None:
-    if hook is None:
-        return None
-    return lambda stage, done, total, rate: hook(Progress(stage=stage, done=done, total=total, tokens_per_second=rate))
-
-
-def _rewards(hook: ProgressHook | None, total: int) -> Callable[[int], None] | None:
-    if hook is None:
-        return None
-    return lambda done: hook(Progress(stage="rewards", done=done, total=total))
 
 
 def _is_blank(message: BaseMessage) -> bool:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from llm_auction_chain.agents import Agent
-    from llm_auction_chain.auction import Progress
+    from llm_auction_chain.progress import Progress
     from llm_auction_chain.result import AuctionResult
 
 __all__ = ["main"]

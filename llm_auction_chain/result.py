@@ -58,6 +58,7 @@ class AuctionResult:
         warnings: what deserves a look: contexts that could not be used, draws that are all the same.
         currency: the unit of rewards, payments and tau; empty where it has no name.
         disclosure: what the user is told of sponsors; empty where there is nothing to tell.
+        bypassed: whether the reference replied by itself, because tools were offered.
         seed: gives the same auction again (the same draw, where the model takes no seed).
     """
 
@@ -76,6 +77,7 @@ class AuctionResult:
     warnings: tuple[str, ...]
     currency: str
     disclosure: str
+    bypassed: bool
     seed: int
 
     @property
@@ -204,6 +206,7 @@ def metadata_of(result: AuctionResult) -> dict[str, Any]:
         "sponsored": bool(sponsors),
         "sponsors": [agent.name for agent in sponsors],
         "disclosure": result.disclosure,
+        "bypassed": result.bypassed,
         "diagnostics": {
             "candidates": result.draws,
             "failed_calls": len(result.failures),

@@ -13,7 +13,15 @@ from llm_auction_chain.candidates.proposals import (
     Reference,
     check_proposal,
 )
-from llm_auction_chain.candidates.sampling import Source, hidden
+from llm_auction_chain.candidates.sampling import Source
+from llm_auction_chain.candidates.wrappers import (
+    chat_model_of,
+    hidden,
+    innermost,
+    inside,
+    offers_tools,
+    settings_of,
+)
 
 __all__ = [
     "Candidate",
@@ -32,9 +40,14 @@ __all__ = [
     "Source",
     "adraw",
     "as_message",
+    "chat_model_of",
     "check_proposal",
     "draw",
     "hidden",
+    "innermost",
+    "inside",
     "make_plan",
+    "offers_tools",
     "read_log_probs",
+    "settings_of",
 ]

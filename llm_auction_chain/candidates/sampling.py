@@ -1,4 +1,4 @@
-"""Replies from any chat model: independent, uncached, traced as children and hidden from streams.
+"""Replies from any chat model: independent, uncached, traced as children or not at all, hidden from streams.
 
 A model that draws many replies in one request does so; any other Runnable is called once a reply, concurrently.
 Truncated and empty replies are kept: dropping them would change the proposal.
@@ -15,25 +15,23 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.prompt_values import ChatPromptValue
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableSequence
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.config import ensure_config, get_executor_for_config, patch_config
-from langchain_core.runnables.configurable import DynamicRunnable
-from langchain_core.runnables.fallbacks import RunnableWithFallbacks
+from langchain_core.runnables.config import ensure_config, get_executor_for_config
 from langchain_core.runnables.retry import RunnableRetry
 from langchain_core.runnables.utils import gather_with_concurrency
 
 from llm_auction_chain.candidates.base import Condition, LogitModel, SequenceScorer
 from llm_auction_chain.candidates.native import ManyReplies, native
+from llm_auction_chain.candidates.wrappers import Untraced, inside, untraced
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
 
-__all__ = ["Sampled", "Source", "hidden"]
+__all__ = ["Sampled", "Source"]
 
 Progress = Callable[[int, float | None], None]
 _Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
 # What a scorer must know of how replies were drawn.
 _LAW = ("temperature", "top_p", "top_k")
-_HIDDEN = "nostream"  # LangGraph's own tag
 _OURS = frozenset({"conditions", "n", "progress", "seed"})
 
 
@@ -55,6 +53,13 @@ class Sampled:
 class Source:
     """A chat model as the source of candidates, seen through its wrappers.
 
+    Args:
+        model: any Runnable chat model.
+        config: the parent run's.
+        native_n: whether providers that draw many replies in one request are asked to.
+        traced: whether every call of the model is a run of its own.
+        kwargs: handed to the model.
+
     Attributes:
         scorer: the model inside, where it can say how likely its replies are.
         law: temperature and truncation that were bound to it.
@@ -62,12 +67,19 @@ class Source:
     """
 
     def __init__(
-        self, model: Runnable[Any, Any], config: RunnableConfig, *, native_n: bool, kwargs: dict[str, Any]
+        self,
+        model: Runnable[Any, Any],
+        config: RunnableConfig,
+        *,
+        native_n: bool,
+        traced: bool = True,
+        kwargs: dict[str, Any],
     ) -> None:
         if reserved := kwargs.keys() & _OURS:
             raise ConfigurationError(f"{', '.join(sorted(reserved))}: the auction says that to the model itself.")
-        self._model = inner = _uncached(model, config)
+        self._model = inner = inside(model, _uncached if traced else _untraced, config)
         self._kwargs = settings = kwargs
+        self._traced = traced
         self._bound_config = RunnableConfig()
         self._retries: list[RunnableRetry[Any, Any]] = []
         while isinstance(inner, RunnableBindingBase):
@@ -76,6 +88,8 @@ class Source:
             if isinstance(inner, RunnableRetry):
                 self._retries.insert(0, inner)
             inner = inner.bound
+        if isinstance(inner, Untraced):
+            inner = inner.model
         at_once = native_n or getattr(inner, "native_n", False)
         limit = config.get("max_concurrency")
         self._native = native(inner, seed=settings.get("seed"), max_concurrency=limit) if at_once else None
@@ -161,7 +175,7 @@ class Source:
         self, wanted: Sequence[tuple[Condition, int]], seed: int, extra: dict[str, Any], progress: Progress | None
     ) -> list[_Call]:
         """Return the requests: one for all conditions where logits are shown, else one for each."""
-        given = {**self._settings, **extra}
+        given = {**(self._settings if self._traced else untraced(self._settings)), **extra}
         if self.logits and (len(wanted) > 1 or not wanted[0][0].plain):
             conditions = [(condition.prompts, condition.powers, count) for condition, count in wanted]
             requests = [{"seed": seed, "conditions": conditions}]
@@ -182,6 +196,8 @@ class Source:
 
         def once(_: object, config: RunnableConfig) -> LLMResult:
             assert self._native is not None  # noqa: S101 - for the type checker
+            if not self._traced:
+                return LLMResult(generations=[self._native._generate_with_cache(prompt, **keywords).generations])  # noqa: SLF001
             callbacks = _callbacks(_merge(self._bound_config, config))
             return self._native.generate_prompt([ChatPromptValue(messages=prompt)], **callbacks, **keywords)
 
@@ -197,6 +213,9 @@ class Source:
 
         async def once(_: object, config: RunnableConfig) -> LLMResult:
             assert self._native is not None  # noqa: S101 - for the type checker
+            if not self._traced:
+                drawn = await self._native._agenerate_with_cache(prompt, **keywords)  # noqa: SLF001
+                return LLMResult(generations=[drawn.generations])
             callbacks = _callbacks(_merge(self._bound_config, config))
             return await self._native.agenerate_prompt([ChatPromptValue(messages=prompt)], **callbacks, **keywords)
 
@@ -221,29 +240,14 @@ class Source:
         return request
 
 
-def hidden(config: RunnableConfig | None) -> RunnableConfig:
-    """Return the config for child calls: the tag keeps replies that may lose out of token streams."""
-    config = ensure_config(config)
-    child = patch_config(config)
-    child["tags"] = [*(tag for tag in config.get("tags", []) if tag != _HIDDEN), _HIDDEN]
-    return child
+def _uncached(model: BaseChatModel) -> BaseChatModel:
+    """Return the model without its cache, which would make all candidates one."""
+    copied: BaseChatModel = model.model_copy(update={"cache": False})
+    return copied
 
 
-def _uncached(model: Runnable[Any, Any], config: RunnableConfig) -> Runnable[Any, Any]:
-    """Return the model without its cache, through the wrappers: a cache would make all candidates one."""
-    if isinstance(model, DynamicRunnable):
-        return _uncached(model.prepare(config)[0], config)
-    if isinstance(model, BaseChatModel):
-        return model.model_copy(update={"cache": False})
-    if isinstance(model, RunnableWithFallbacks):
-        fallbacks = [_uncached(fallback, config) for fallback in model.fallbacks]
-        return model.model_copy(update={"runnable": _uncached(model.runnable, config), "fallbacks": fallbacks})
-    if isinstance(model, RunnableSequence):
-        return RunnableSequence(*(_uncached(step, config) for step in model.steps), name=model.name)
-    if isinstance(model, RunnableBindingBase):
-        copied: Runnable[Any, Any] = model.model_copy(update={"bound": _uncached(model.bound, config)})
-        return copied
-    return model
+def _untraced(model: BaseChatModel) -> Untraced:
+    return Untraced(_uncached(model))
 
 
 def _merge(first: RunnableConfig, second: RunnableConfig) -> RunnableConfig:

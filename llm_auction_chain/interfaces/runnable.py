@@ -1,31 +1,23 @@
 """`AuctionRunnable`: an auction wherever a chat model goes in a chain."""
 
-import asyncio
-import inspect
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import fields
-from typing import Any, Self
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from langchain_core.runnables.config import patch_config, set_config_context
-from pydantic import ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from langchain_core.runnables import RunnableConfig, RunnableSerializable
+from langchain_core.runnables.config import patch_config
+from typing_extensions import override
 
-from llm_auction_chain.agents import Agent, check_agents
-from llm_auction_chain.auction import Auction, DisclosurePlace, ProgressHook, check_seed
-from llm_auction_chain.candidates import hidden
-from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.mechanism import PaymentRule
+from llm_auction_chain.interfaces.settings import STRICT, AuctionSettings
+from llm_auction_chain.progress import ProgressHook
 from llm_auction_chain.result import AuctionResult
-from llm_auction_chain.rewards import OnAgentError
-from llm_auction_chain.turns import messages_of
 
 __all__ = ["AuctionRunnable"]
 
 
-class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
+class AuctionRunnable(AuctionSettings, RunnableSerializable[LanguageModelInput, AIMessage]):
     """Reply with a draw from `pi_ref * exp(sum_i r_i / tau)`, charging payments that make truth every agent's best.
 
     `invoke`, `ainvoke`, `batch`, `abatch`, `stream` and `astream` return the drawn AIMessage, with the outcome as plain
@@ -55,12 +47,17 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
         currency: the unit of rewards, payments and tau; empty where it has no name.
         disclosure: what the user is told where the reply is sponsored; `{sponsors}` stands for the agents' names.
         disclosure_place: `metadata` leaves the text as it was drawn; `start` and `end` put the disclosure into it.
+        on_tool_calls: where the model may call tools, `bypass` takes the reference's own reply, without agents and
+            payments; `auction` lets agents bid for calls as for any reply.
+        on_event: called with an `AuctionEvent` after every stage, sync or async: counts and numbers, never a text. The
+            same goes to `astream_events` as custom events.
 
     Raises:
         ConfigurationError: a setting no auction can run with.
 
     Source: arXiv 2405.05905.
 
+    >>> from llm_auction_chain import Agent
     >>> from llm_auction_chain.testing import MarkovChatModel
     >>> def likes_b(prompt, reply):
     ...     return 2.0 * reply.text.count("b")
@@ -70,48 +67,12 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
     ['B']
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True)
+    model_config = STRICT
 
-    model: Runnable[Any, Any]
-    agents: Any = ()
-    n_candidates: int = 16
-    tau: float = 1.0
-    payment_rule: PaymentRule = "expected"
-    seed: int | None = None
-    min_candidates: int = 1
-    on_agent_error: OnAgentError = "abstain"
-    proposal: Any = None
-    scorer: Any = None
-    min_ess: float | None = None
-    max_candidates: int | None = None
-    native_n: bool = True
-    reward_timeout: float | None = 60.0
-    report_cap: float | None = None
-    candidate_filter: Any = None
-    fallback: Any = None
-    exclusive_categories: Any = ()
-    currency: str = ""
-    disclosure: str | None = None
-    disclosure_place: DisclosurePlace = "metadata"
-
-    @model_validator(mode="wrap")
     @classmethod
-    def _speak_our_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            auction = handler(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ConfigurationError(f"{where} is {first['input']!r}: {first['msg']}.") from error
-        auction._auction()  # noqa: SLF001 - its own
-        if auction.seed is not None:
-            check_seed(auction.seed)
-        if not callable(auction.agents) and not isinstance(auction.agents, Runnable):
-            auction.agents = check_agents(auction.agents)
-        return auction
-
-    def _auction(self) -> Auction:
-        return Auction(**{setting.name: getattr(self, setting.name) for setting in fields(Auction)})
+    @override
+    def is_lc_serializable(cls) -> bool:
+        return True
 
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
         """Hold an auction and return the drawn reply."""
@@ -125,6 +86,29 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
     ) -> AIMessage:
         """Hold an auction and return the drawn reply."""
         return await self._acall_with_config(self._areply, input, config, **kwargs)
+
+    def stream(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessage]:
+        """Hold an auction and yield the drawn reply, whole."""
+        yield from self._transform_stream_with_config(iter([input]), self._replies, config, **kwargs)
+
+    async def astream(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessage]:
+        """Hold an auction and yield the drawn reply, whole."""
+
+        async def given() -> AsyncIterator[LanguageModelInput]:
+            yield input
+
+        async for reply in self._atransform_stream_with_config(given(), self._areplies, config, **kwargs):
+            yield reply
 
     def run(
         self,
@@ -158,26 +142,11 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
         run_manager: CallbackManagerForChainRun,
         config: RunnableConfig,
         *,
-        seed: int | None = None,
-        progress: ProgressHook | None = None,
         results: list[AuctionResult] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        child = hidden(patch_config(config, callbacks=run_manager.get_child()))
-        source = self._source(config)
-        if isinstance(source, Runnable):
-            agents = source.invoke(given, child)
-        elif callable(source):
-            with set_config_context(child) as context:
-                agents = context.run(source, given)
-        else:
-            agents = source
-        if inspect.isawaitable(agents):
-            if inspect.iscoroutine(agents):
-                agents.close()
-            raise ConfigurationError("agents is an async callable; use ainvoke, abatch, astream or arun.")
-        seed = self.seed if seed is None else seed
-        result = self._auction().run(messages_of(given), agents, seed=seed, config=child, progress=progress, **kwargs)
+        child = patch_config(config, callbacks=run_manager.get_child())
+        result = self._hold(given, child, traced=True, **kwargs)
         if results is not None:
             results.append(result)
         return result.reply
@@ -188,35 +157,31 @@ class AuctionRunnable(RunnableSerializable[LanguageModelInput, AIMessage]):
         run_manager: AsyncCallbackManagerForChainRun,
         config: RunnableConfig,
         *,
-        seed: int | None = None,
-        progress: ProgressHook | None = None,
         results: list[AuctionResult] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        child = hidden(patch_config(config, callbacks=run_manager.get_child()))
-        source = self._source(config)
-        if isinstance(source, Runnable):
-            agents = await source.ainvoke(given, child)
-        elif callable(source):
-            with set_config_context(child) as context:
-                agents = context.run(source, given)
-                if inspect.isawaitable(agents):
-                    agents = await asyncio.create_task(_awaited(agents), context=context)
-        else:
-            agents = source
-        seed = self.seed if seed is None else seed
-        result = await self._auction().arun(
-            messages_of(given), agents, seed=seed, config=child, progress=progress, **kwargs
-        )
+        child = patch_config(config, callbacks=run_manager.get_child())
+        result = await self._ahold(given, child, traced=True, **kwargs)
         if results is not None:
             results.append(result)
         return result.reply
 
-    def _source(self, config: RunnableConfig) -> Runnable[Any, Any] | Callable[[Any], Any] | Iterable[Agent]:
-        chosen = config.get("configurable", {}).get("agents")
-        source: Runnable[Any, Any] | Callable[[Any], Any] | Iterable[Agent] = self.agents if chosen is None else chosen
-        return source
+    def _replies(
+        self,
+        inputs: Iterator[LanguageModelInput],
+        run_manager: CallbackManagerForChainRun,
+        config: RunnableConfig,
+        **kwargs: Any,
+    ) -> Iterator[AIMessage]:
+        for given in inputs:
+            yield self._reply(given, run_manager, config, **kwargs)
 
-
-async def _awaited(value: Awaitable[Any]) -> Any:
-    return await value
+    async def _areplies(
+        self,
+        inputs: AsyncIterator[LanguageModelInput],
+        run_manager: AsyncCallbackManagerForChainRun,
+        config: RunnableConfig,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessage]:
+        async for given in inputs:
+            yield await self._areply(given, run_manager, config, **kwargs)

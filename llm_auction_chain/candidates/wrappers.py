@@ -1,0 +1,157 @@
+"""A chat model inside what users wrap around it: bindings, retries, fallbacks, sequences, alternatives."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from langchain_core.callbacks import BaseCallbackManager
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
+from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.config import ensure_config, patch_config
+from langchain_core.runnables.configurable import DynamicRunnable, RunnableConfigurableFields
+from langchain_core.runnables.fallbacks import RunnableWithFallbacks
+from typing_extensions import override
+
+from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.turns import messages_of
+
+__all__ = [
+    "Untraced",
+    "chat_model_of",
+    "hidden",
+    "innermost",
+    "inside",
+    "offers_tools",
+    "settings_of",
+    "untraced",
+]
+
+_HIDDEN = "nostream"  # LangGraph's own tag
+_TOLD_TRACERS = frozenset({"ls_structured_output_format", "structured_output_format"})
+_SHOWS_STREAMS = "tap_output_iter"  # what every handler has that feeds astream_events, astream_log or LangGraph
+
+
+def inside(
+    model: Runnable[Any, Any],
+    change: Callable[[BaseChatModel], Runnable[Any, Any]],
+    config: RunnableConfig | None = None,
+) -> Runnable[Any, Any]:
+    """Return the model with every chat model in it changed; what is wrapped around them stays.
+
+    Args:
+        model: any Runnable. What is no chat model, and holds none, is returned as it is.
+        change: from a chat model to what takes its place.
+        config: chooses among configurable alternatives.
+    """
+    if isinstance(model, DynamicRunnable):
+        return inside(model.prepare(config)[0], change, config)
+    if isinstance(model, BaseChatModel):
+        return change(model)
+    if isinstance(model, RunnableWithFallbacks):
+        fallbacks = [inside(fallback, change, config) for fallback in model.fallbacks]
+        return model.model_copy(update={"runnable": inside(model.runnable, change, config), "fallbacks": fallbacks})
+    if isinstance(model, RunnableSequence):
+        return RunnableSequence(*(inside(step, change, config) for step in model.steps), name=model.name)
+    if isinstance(model, RunnableBindingBase):
+        copied: Runnable[Any, Any] = model.model_copy(update={"bound": inside(model.bound, change, config)})
+        return copied
+    return model
+
+
+def innermost(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    """Return what bindings, retries and configurable fields are wrapped around; a chat model, where there is one."""
+    while isinstance(model, RunnableBindingBase | RunnableConfigurableFields):
+        model = model.bound if isinstance(model, RunnableBindingBase) else model.default
+    return model
+
+
+def chat_model_of(model: Runnable[Any, Any]) -> BaseChatModel:
+    """Return the first chat model inside.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    found: list[BaseChatModel] = []
+
+    def note(chat: BaseChatModel) -> BaseChatModel:
+        found.append(chat)
+        return chat
+
+    inside(model, note)
+    if not found:
+        raise ConfigurationError(
+            f"There is no chat model in {type(model).__name__}, nor in what it wraps. Give a LangChain chat model."
+        )
+    return found[0]
+
+
+def settings_of(model: Runnable[Any, Any]) -> dict[str, Any]:
+    """Return the keywords that bindings around a model add to every call; the outer one wins."""
+    settings: dict[str, Any] = {}
+    while isinstance(model, RunnableBindingBase):
+        settings = {**model.kwargs, **settings}
+        model = model.bound
+    return settings
+
+
+def offers_tools(model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call with these keywords lets the model call tools, bound anywhere in it."""
+    if kwargs.get("tools") or kwargs.get("functions"):
+        return True
+    if isinstance(model, DynamicRunnable):
+        return offers_tools(model.prepare(config)[0], config, {})
+    if isinstance(model, RunnableBindingBase):
+        return offers_tools(model.bound, config, model.kwargs)
+    if isinstance(model, RunnableWithFallbacks):
+        return any(offers_tools(one, config, {}) for one in (model.runnable, *model.fallbacks))
+    if isinstance(model, RunnableSequence):
+        return any(offers_tools(step, config, {}) for step in model.steps)
+    return False
+
+
+class Untraced(Runnable[LanguageModelInput, BaseMessage]):
+    """A chat model whose calls are nobody's runs: no callback hears of them, so nobody counts them twice.
+
+    Cache, rate limiter and output version are the model's own.
+    """
+
+    def __init__(self, model: BaseChatModel) -> None:
+        self.model = model
+
+    @override
+    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> BaseMessage:
+        drawn = self.model._generate_with_cache(messages_of(input), **untraced(kwargs))  # noqa: SLF001
+        return drawn.generations[0].message
+
+    @override
+    async def ainvoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> BaseMessage:
+        drawn = await self.model._agenerate_with_cache(messages_of(input), **untraced(kwargs))  # noqa: SLF001
+        return drawn.generations[0].message
+
+
+def untraced(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords of a call without those that LangChain keeps for tracers, and from the model."""
+    return {name: value for name, value in kwargs.items() if name not in _TOLD_TRACERS}
+
+
+def hidden(config: RunnableConfig | None) -> RunnableConfig:
+    """Return the config for child calls, whose replies may lose: no stream shows them; tracers hear of them still.
+
+    LangGraph and `astream_events` listen by handlers; those are left out. LangGraph's own tag stands beside.
+    """
+    config = ensure_config(config)
+    child = patch_config(config)
+    child["tags"] = [*(tag for tag in config.get("tags", []) if tag != _HIDDEN), _HIDDEN]
+    heard = config.get("callbacks")
+    if isinstance(heard, BaseCallbackManager):
+        quiet = heard.copy()
+        for handler in {*heard.handlers, *heard.inheritable_handlers}:
+            if hasattr(handler, _SHOWS_STREAMS):
+                quiet.remove_handler(handler)
+        child["callbacks"] = quiet
+    elif heard is not None:
+        child["callbacks"] = [handler for handler in heard if not hasattr(handler, _SHOWS_STREAMS)]
+    return child

@@ -1,0 +1,151 @@
+"""`AuctionMiddleware`: an auction in LangChain's `create_agent`."""
+
+import warnings
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any, NotRequired
+
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable, RunnablePassthrough
+from typing_extensions import override
+
+from llm_auction_chain.errors import AuctionWarning, ConfigurationError, MissingDependencyError
+from llm_auction_chain.interfaces.chat_model import ChatAuction
+from llm_auction_chain.interfaces.settings import AuctionSettings
+from llm_auction_chain.progress import AuctionEvent
+
+try:
+    from langchain.agents.middleware.types import (
+        AgentMiddleware,
+        AgentState,
+        ExtendedModelResponse,
+        ModelRequest,
+        ModelResponse,
+        OmitFromInput,
+        OmitFromOutput,
+    )
+    from langgraph.channels import UntrackedValue
+    from langgraph.types import Command
+except ImportError as error:
+    raise MissingDependencyError(
+        "AuctionMiddleware needs the agents extra: pip install 'llm-auction-chain[agents]'"
+    ) from error
+
+__all__ = ["AuctionMiddleware"]
+
+_AGENTS = "auction_agents"
+
+
+def _each_once(known: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return all auctions in their order; one that is told of twice is still one."""
+    return list({auction["auction_id"]: auction for auction in [*known, *new]}.values())
+
+
+class AuctionState(AgentState[Any]):
+    """What the middleware adds to an agent's state.
+
+    Attributes:
+        auctions: the metadata of every auction whose reply became a message of this thread, in order.
+        auction_agents: who takes part in this call; no checkpoint keeps it, as agents are code.
+    """
+
+    auctions: NotRequired[Annotated[list[dict[str, Any]], OmitFromInput, _each_once]]
+    auction_agents: NotRequired[Annotated[Any, UntrackedValue, OmitFromOutput]]
+
+
+class AuctionMiddleware(AgentMiddleware[AuctionState, Any, Any]):
+    """Auction the replies of an agent's model; the final state's `auctions` say who paid what, turn by turn.
+
+    Put it last in the list of middleware: then it is the innermost, the others see the true model, and what they retry
+    or replace is auctioned as well. A turn in which the agent may call tools is not auctioned unless `on_tool_calls` is
+    `auction`.
+
+    Args:
+        agents: a list of Agent, or a callable from the `ModelRequest` to one, sync or async. They are replaced by
+            `auction_agents` of the state, these by `auction_agents` of the runtime context, an attribute or a key, and
+            all by `config={"configurable": {"agents": [...]}}`.
+        **settings: as for `AuctionRunnable`. Events go to the stream writer too: `stream_mode="custom"` shows them.
+
+    Raises:
+        ConfigurationError: a setting no auction can run with; or, in a call, a model that is an auction already.
+
+    >>> from langchain.agents import create_agent
+    >>> from llm_auction_chain import Agent
+    >>> from llm_auction_chain.testing import MarkovChatModel
+    >>> likes_b = Agent("B", lambda prompt, reply: 2.0 * reply.text.count("b"))
+    >>> agent = create_agent(MarkovChatModel(), middleware=[AuctionMiddleware([likes_b], seed=7)])
+    >>> state = agent.invoke({"messages": [("human", "Say something")]})
+    >>> [payment["agent"] for payment in state["auctions"][0]["payments"]]
+    ['B']
+    """
+
+    state_schema = AuctionState
+
+    def __init__(self, agents: Any = (), **settings: Any) -> None:
+        super().__init__()
+        if "model" in settings:
+            raise ConfigurationError("model: the agent's own is auctioned; give it to create_agent.")
+        # a model that is there in a call only; all else is checked now
+        self._checked = AuctionSettings(model=RunnablePassthrough(), agents=agents, **settings)
+        self._settings = settings
+
+    @override
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> ExtendedModelResponse[Any]:
+        """Answer with the drawn reply."""
+        return _with_auctions(handler(self._auctioned(request)))
+
+    @override
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> ExtendedModelResponse[Any]:
+        """Answer with the drawn reply."""
+        return _with_auctions(await handler(self._auctioned(request)))
+
+    def _auctioned(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        """Return the request with an auction over its model in the model's place."""
+        if isinstance(request.model, ChatAuction):
+            raise ConfigurationError("The agent's model is an auction already; give create_agent the model itself.")
+        settings = {**self._settings, "agents": self._agents(request), "on_event": self._teller(request)}
+        return request.override(model=ChatAuction(model=request.model, **settings))
+
+    def _agents(self, request: ModelRequest[Any]) -> Any:
+        context = getattr(request.runtime, "context", None)
+        given = context.get(_AGENTS) if isinstance(context, Mapping) else getattr(context, _AGENTS, None)
+        if given is None:
+            given = (request.state or {}).get(_AGENTS)
+        agents = self._checked.agents if given is None else given
+        if callable(agents) and not isinstance(agents, Runnable):
+            return lambda _: agents(request)
+        return agents
+
+    def _teller(self, request: ModelRequest[Any]) -> Callable[[AuctionEvent], Any]:
+        write, own = getattr(request.runtime, "stream_writer", None), self._checked.on_event
+
+        def tell(event: AuctionEvent) -> Any:
+            if write is not None:
+                write({"event": event.name, **event.data})
+            return own(event) if own else None
+
+        return tell
+
+
+def _with_auctions(response: ModelResponse[Any]) -> ExtendedModelResponse[Any]:
+    """Return the response with what its auction came to, for the state."""
+    held = _held(response.result)
+    if not held:
+        warnings.warn(
+            "No auction was held: a middleware behind AuctionMiddleware replaced the model, or answered itself. Put "
+            "AuctionMiddleware last.",
+            AuctionWarning,
+            stacklevel=2,
+        )
+    return ExtendedModelResponse(model_response=response, command=Command(update={"auctions": held}))
+
+
+def _held(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    return [
+        message.response_metadata["auction"]
+        for message in messages
+        if isinstance(message, AIMessage) and "auction" in message.response_metadata
+    ]

@@ -1,0 +1,218 @@
+"""What `AuctionRunnable` and `ChatAuction` share: their settings, whose agents take part, and who hears of it."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any, Self
+
+from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import set_config_context
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from llm_auction_chain.agents import check_agents
+from llm_auction_chain.auction import Auction, DisclosurePlace, OnToolCalls, check_seed
+from llm_auction_chain.candidates import hidden
+from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.interfaces.binding import with_schema, with_tools
+from llm_auction_chain.mechanism import PaymentRule
+from llm_auction_chain.progress import AuctionEvent, EventHook, ProgressHook
+from llm_auction_chain.result import AuctionResult
+from llm_auction_chain.rewards import OnAgentError
+from llm_auction_chain.turns import messages_of
+
+__all__ = ["STRICT", "AuctionSettings"]
+
+STRICT = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True)
+
+
+class AuctionSettings(BaseModel):
+    """The settings of both interfaces; `AuctionRunnable` says what each means."""
+
+    model_config = STRICT
+
+    model: Runnable[Any, Any]
+    agents: Any = ()
+    n_candidates: int = 16
+    tau: float = 1.0
+    payment_rule: PaymentRule = "expected"
+    seed: int | None = None
+    min_candidates: int = 1
+    on_agent_error: OnAgentError = "abstain"
+    proposal: Any = None
+    scorer: Any = None
+    min_ess: float | None = None
+    max_candidates: int | None = None
+    native_n: bool = True
+    reward_timeout: float | None = 60.0
+    report_cap: float | None = None
+    candidate_filter: Any = None
+    fallback: Any = None
+    exclusive_categories: Any = ()
+    currency: str = ""
+    disclosure: str | None = None
+    disclosure_place: DisclosurePlace = "metadata"
+    on_tool_calls: OnToolCalls = "bypass"
+    on_event: EventHook | None = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _speak_our_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            auction = handler(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ConfigurationError(f"{where} is {first['input']!r}: {first['msg']}.") from error
+        auction._auction()  # noqa: SLF001 - its own
+        if auction.seed is not None:
+            check_seed(auction.seed)
+        if not callable(auction.agents) and not isinstance(auction.agents, Runnable):
+            auction.agents = check_agents(auction.agents)
+        return auction
+
+    def bind_tools(
+        self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Return this auction over a model that may call the tools; `on_tool_calls` says what then is auctioned.
+
+        What the model has been wrapped in stays: bindings, retries, fallbacks.
+
+        Args:
+            tools: as the model takes them.
+            tool_choice: as the model takes it.
+            **kwargs: as the model takes them.
+
+        Raises:
+            NotImplementedError: the model has no tools.
+        """
+        return with_tools(self, tools, **({} if tool_choice is None else {"tool_choice": tool_choice}), **kwargs)
+
+    def with_structured_output(self, schema: Any, **kwargs: Any) -> Runnable[LanguageModelInput, Any]:
+        """Return an auction among replies of the schema's shape, followed by the model's own parser.
+
+        Only the drawn reply is parsed. What is parsed has no metadata: `include_raw=True` keeps the message beside it.
+
+        Args:
+            schema: as the model takes it.
+            **kwargs: as the model takes them: `method`, `include_raw`, `strict`.
+
+        Raises:
+            NotImplementedError: the model has no structured output.
+            ConfigurationError: its pipeline does not begin with the model.
+        """
+        return with_schema(self, schema, **kwargs)
+
+    def _auction(self, on_tool_calls: OnToolCalls | None = None) -> Auction:
+        auction = Auction(**{setting.name: getattr(self, setting.name) for setting in fields(Auction)})
+        return auction if on_tool_calls is None else replace(auction, on_tool_calls=on_tool_calls)
+
+    def _hold(
+        self,
+        given: LanguageModelInput,
+        config: RunnableConfig,
+        *,
+        traced: bool,
+        seed: int | None = None,
+        on_tool_calls: OnToolCalls | None = None,
+        progress: ProgressHook | None = None,
+        **kwargs: Any,
+    ) -> AuctionResult:
+        """Hold an auction under a run, whose children's callbacks the config has."""
+        child, auction = hidden(config), self._auction(on_tool_calls)
+        agents = () if auction.bypasses(child, kwargs) else self._agents(given, child)
+        return auction.run(
+            messages_of(given),
+            agents,
+            seed=self.seed if seed is None else seed,
+            config=child,
+            progress=progress,
+            on_event=self._teller(config),
+            traced=traced,
+            **kwargs,
+        )
+
+    async def _ahold(
+        self,
+        given: LanguageModelInput,
+        config: RunnableConfig,
+        *,
+        traced: bool,
+        seed: int | None = None,
+        on_tool_calls: OnToolCalls | None = None,
+        progress: ProgressHook | None = None,
+        **kwargs: Any,
+    ) -> AuctionResult:
+        child, auction = hidden(config), self._auction(on_tool_calls)
+        agents = () if auction.bypasses(child, kwargs) else await self._aagents(given, child)
+        return await auction.arun(
+            messages_of(given),
+            agents,
+            seed=self.seed if seed is None else seed,
+            config=child,
+            progress=progress,
+            on_event=self._ateller(config),
+            traced=traced,
+            **kwargs,
+        )
+
+    def _agents(self, given: LanguageModelInput, child: RunnableConfig) -> Any:
+        source = self._source(child)
+        if isinstance(source, Runnable):
+            return source.invoke(given, child)
+        if not callable(source):
+            return source
+        with set_config_context(child) as context:
+            agents = context.run(source, given)
+        if inspect.isawaitable(agents):
+            if inspect.iscoroutine(agents):
+                agents.close()
+            raise ConfigurationError("agents is an async callable; use ainvoke, abatch, astream or arun.")
+        return agents
+
+    async def _aagents(self, given: LanguageModelInput, child: RunnableConfig) -> Any:
+        source = self._source(child)
+        if isinstance(source, Runnable):
+            return await source.ainvoke(given, child)
+        if not callable(source):
+            return source
+        with set_config_context(child) as context:
+            agents = context.run(source, given)
+            if inspect.isawaitable(agents):
+                agents = await asyncio.create_task(_awaited(agents), context=context)
+        return agents
+
+    def _source(self, config: RunnableConfig) -> Any:
+        """Return where the agents of this call come from: those given with it, else the auction's own."""
+        chosen = config.get("configurable", {}).get("agents")
+        return self.agents if chosen is None else chosen
+
+    def _teller(self, config: RunnableConfig) -> Callable[[AuctionEvent], None]:
+        """Return what tells the run's listeners, and `on_event`, that a stage is done."""
+        manager = config.get("callbacks")
+
+        def tell(event: AuctionEvent) -> Any:
+            if isinstance(manager, CallbackManager):
+                manager.on_custom_event(event.name, dict(event.data), run_id=manager.parent_run_id)
+            return self.on_event(event) if self.on_event else None
+
+        return tell
+
+    def _ateller(self, config: RunnableConfig) -> Callable[[AuctionEvent], Awaitable[None]]:
+        manager = config.get("callbacks")
+
+        async def tell(event: AuctionEvent) -> None:
+            if isinstance(manager, AsyncCallbackManager):
+                await manager.on_custom_event(event.name, dict(event.data), run_id=manager.parent_run_id)
+            said = self.on_event(event) if self.on_event else None
+            if inspect.isawaitable(said):
+                await said
+
+        return tell
+
+
+async def _awaited(value: Awaitable[Any]) -> Any:
+    return await value
