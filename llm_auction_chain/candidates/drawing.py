@@ -29,6 +29,7 @@ __all__ = ["Drawn", "adraw", "draw"]
 FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[Literal["candidates", "weights"], int, int, float | None], None]
 _ROUNDING = 1e-6  # nats by which a log-probability may be above 0
+_WITH_IDS = frozenset({"text", "tool_call", "tool_use", "function_call"})  # content blocks that providers number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,8 +337,28 @@ def _merged(
 
 
 def _identity(message: AIMessage) -> tuple[Any, ...]:
-    """Return what makes two replies the same: what they say and call, and whether they ended or were cut."""
-    return repr(message.content), repr(message.tool_calls), message.response_metadata.get("finish_reason")
+    """Return what makes two replies the same: what they say and call, and whether they ended or were cut.
+
+    Ids are no part of it: a provider makes up a new one for every call.
+    """
+    content: Any = message.content
+    if isinstance(content, list):
+        content = [_without_ids(block) for block in content]
+    calls = [(call["name"], _in_order(call["args"])) for call in (*message.tool_calls, *message.invalid_tool_calls)]
+    return repr(content), repr(calls), message.response_metadata.get("finish_reason")
+
+
+def _without_ids(block: Any) -> Any:
+    if not isinstance(block, dict) or block.get("type") not in _WITH_IDS:
+        return block
+    return {name: value for name, value in block.items() if name not in ("id", "call_id")}
+
+
+def _in_order(value: Any) -> Any:
+    """Return arguments under names in their order: a provider may write them in any."""
+    if isinstance(value, dict):
+        return sorted((str(name), repr(_in_order(inner))) for name, inner in value.items())
+    return [_in_order(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _token_ids(message: AIMessage) -> tuple[int, ...] | None:

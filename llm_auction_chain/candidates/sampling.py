@@ -4,10 +4,12 @@ A model that draws many replies in one request does so; any other Runnable is ca
 Truncated and empty replies are kept: dropping them would change the proposal.
 """
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
-from typing import Any
+from functools import partial
+from itertools import chain, count, repeat
+from typing import Any, TypeVar
 
 import numpy as np
 from langchain_core.language_models import BaseChatModel
@@ -17,9 +19,8 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.config import ensure_config, get_executor_for_config
+from langchain_core.runnables.config import ensure_config, get_config_list, get_executor_for_config
 from langchain_core.runnables.retry import RunnableRetry
-from langchain_core.runnables.utils import gather_with_concurrency
 
 from llm_auction_chain.candidates.base import Condition, LogitModel, SequenceScorer
 from llm_auction_chain.candidates.native import ManyReplies, native
@@ -29,6 +30,7 @@ from llm_auction_chain.errors import AuctionError, CandidatesError, Configuratio
 __all__ = ["Sampled", "Source"]
 
 Progress = Callable[[int, float | None], None]
+_T = TypeVar("_T")
 _Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
 # What a scorer must know of how replies were drawn.
 _LAW = ("temperature", "top_p", "top_k")
@@ -133,7 +135,9 @@ class Source:
         else:
             prompts, places = _repeated(wanted)
             answers: list[Any] = [None] * total
-            batch = self._model.batch_as_completed(prompts, child, return_exceptions=True, **{**self._kwargs, **extra})
+            # a binding's own would go past the retries inside, to what they are wrapped around
+            one_by_one = partial(Runnable.batch_as_completed, self._model)
+            batch = one_by_one(prompts, child, return_exceptions=True, **{**self._kwargs, **extra})
             for done, (index, reply) in enumerate(batch, 1):
                 answers[index] = reply
                 _tell(progress, done)
@@ -155,19 +159,23 @@ class Source:
         extra = {"logprobs": True} if tokens else {}
         if self._native is not None:
             calls = self._calls(wanted, seed, extra, progress)
-            limit = child.get("max_concurrency")
-            results = await gather_with_concurrency(limit, *(self._agenerate(call, child) for call in calls))
+            results = await _together([partial(self._agenerate, call, child) for call in calls], child)
             replies = _unpacked(wanted, results)
             _tell(progress, total)
         else:
             prompts, places = _repeated(wanted)
             answers: list[Any] = [None] * total
-            batch = self._model.abatch_as_completed(prompts, child, return_exceptions=True, **{**self._kwargs, **extra})
-            done = 0
-            async for index, reply in batch:
-                answers[index] = reply
-                done += 1
-                _tell(progress, done)
+            arrived = count(1)
+
+            async def ask(index: int, config: RunnableConfig) -> None:
+                try:
+                    answers[index] = await self._model.ainvoke(prompts[index], config, **{**self._kwargs, **extra})
+                except Exception as error:  # noqa: BLE001 - every failure of a model is kept in .causes
+                    answers[index] = error
+                _tell(progress, next(arrived))
+
+            asked = enumerate(get_config_list(child, total))
+            await _together([partial(ask, index, config) for index, config in asked], child)
             replies = list(zip(places, answers, strict=True))
         return _sorted_out(replies)
 
@@ -242,6 +250,7 @@ class Source:
 
 def _uncached(model: BaseChatModel) -> BaseChatModel:
     """Return the model without its cache, which would make all candidates one."""
+    model._serialized  # noqa: B018, SLF001 - what tracers are told is found out once; the copy has it then
     copied: BaseChatModel = model.model_copy(update={"cache": False})
     return copied
 
@@ -329,6 +338,23 @@ class _Heard:
             _tell(self._progress, sum(self._done), sum(self._rates) or None)
 
         return {"progress": hear}
+
+
+async def _together(calls: Sequence[Callable[[], Coroutine[Any, Any, _T]]], config: RunnableConfig) -> list[_T]:
+    """Await all, at most `max_concurrency` at once. Where one fails, or the caller is cancelled, none goes on."""
+    gate = asyncio.Semaphore(config.get("max_concurrency") or len(calls))
+
+    async def one(call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        async with gate:
+            return await call()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(call)) for call in calls]
+    except BaseExceptionGroup as failed:
+        error = failed.exceptions[0]
+        raise error from error.__cause__
+    return [task.result() for task in tasks]
 
 
 def _tell(progress: Progress | None, done: int, tokens_per_second: float | None = None) -> None:

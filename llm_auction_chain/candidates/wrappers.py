@@ -9,7 +9,11 @@ from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import ensure_config, patch_config
-from langchain_core.runnables.configurable import DynamicRunnable, RunnableConfigurableFields
+from langchain_core.runnables.configurable import (
+    DynamicRunnable,
+    RunnableConfigurableAlternatives,
+    RunnableConfigurableFields,
+)
 from langchain_core.runnables.fallbacks import RunnableWithFallbacks
 from typing_extensions import override
 
@@ -42,10 +46,10 @@ def inside(
     Args:
         model: any Runnable. What is no chat model, and holds none, is returned as it is.
         change: from a chat model to what takes its place.
-        config: chooses among configurable alternatives.
+        config: chooses among configurable fields and alternatives; None leaves the choice to later calls.
     """
     if isinstance(model, DynamicRunnable):
-        return inside(model.prepare(config)[0], change, config)
+        return _choosing(model, change) if config is None else inside(model.prepare(config)[0], change, config)
     if isinstance(model, BaseChatModel):
         return change(model)
     if isinstance(model, RunnableWithFallbacks):
@@ -57,6 +61,29 @@ def inside(
         copied: Runnable[Any, Any] = model.model_copy(update={"bound": inside(model.bound, change, config)})
         return copied
     return model
+
+
+def _choosing(
+    model: DynamicRunnable[Any, Any], change: Callable[[BaseChatModel], Runnable[Any, Any]]
+) -> Runnable[Any, Any]:
+    """Return the model with every chat model in it changed, among which calls choose as before."""
+    default = inside(model.default, change)
+    changes: dict[str, Any] = {"default": default}
+    if isinstance(model, RunnableConfigurableAlternatives):
+        changes["alternatives"] = {name: _chosen(one, change) for name, one in model.alternatives.items()}
+    elif isinstance(default, RunnableBindingBase) and default.bound is model.default:
+        bound: Runnable[Any, Any] = default.model_copy(update={"bound": model})
+        return bound
+    elif type(default) is not type(model.default):
+        return default  # the fields were those of what is gone
+    copied: Runnable[Any, Any] = model.model_copy(update=changes)
+    return copied
+
+
+def _chosen(alternative: Any, change: Callable[[BaseChatModel], Runnable[Any, Any]]) -> Any:
+    if isinstance(alternative, Runnable):
+        return inside(alternative, change)
+    return lambda: inside(alternative(), change)
 
 
 def innermost(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
@@ -96,18 +123,17 @@ def settings_of(model: Runnable[Any, Any]) -> dict[str, Any]:
 
 
 def offers_tools(model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call with these keywords lets the model call tools, bound anywhere in it."""
-    if kwargs.get("tools") or kwargs.get("functions"):
-        return True
+    """Whether a call with these keywords lets the model call tools, bound anywhere in it; the outer keyword wins."""
     if isinstance(model, DynamicRunnable):
-        return offers_tools(model.prepare(config)[0], config, {})
+        return offers_tools(model.prepare(config)[0], config, kwargs)
     if isinstance(model, RunnableBindingBase):
-        return offers_tools(model.bound, config, model.kwargs)
+        return offers_tools(model.bound, config, {**model.kwargs, **kwargs})
     if isinstance(model, RunnableWithFallbacks):
-        return any(offers_tools(one, config, {}) for one in (model.runnable, *model.fallbacks))
+        return any(offers_tools(one, config, kwargs) for one in (model.runnable, *model.fallbacks))
     if isinstance(model, RunnableSequence):
-        return any(offers_tools(step, config, {}) for step in model.steps)
-    return False
+        first, *rest = model.steps
+        return offers_tools(first, config, kwargs) or any(offers_tools(step, config, {}) for step in rest)
+    return bool(kwargs.get("tools") or kwargs.get("functions"))
 
 
 class Untraced(Runnable[LanguageModelInput, BaseMessage]):

@@ -17,7 +17,16 @@ AnyRunnable = Runnable[Any, Any]
 
 def with_tools(auction: Any, tools: Sequence[Any], **kwargs: Any) -> AnyRunnable:
     """Return the auction over a model that may call tools."""
-    return _over(auction, lambda chat: chat.bind_tools(tools, **kwargs))
+
+    def bind(chat: BaseChatModel) -> AnyRunnable:
+        try:
+            return chat.bind_tools(tools, **kwargs)
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"{type(chat).__name__} has no tools; give a model that can call them."
+            ) from error
+
+    return _over(auction, bind)
 
 
 def with_schema(auction: Any, schema: Any, **kwargs: Any) -> AnyRunnable:
@@ -47,7 +56,10 @@ def _split(
     chat: BaseChatModel, schema: Any, kwargs: dict[str, Any]
 ) -> tuple[AnyRunnable, Callable[[AnyRunnable], AnyRunnable]]:
     """Return what stands at the head of a model's pipeline, and what puts something else there."""
-    pipeline = chat.with_structured_output(schema, **kwargs)
+    try:
+        pipeline = chat.with_structured_output(schema, **kwargs)
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{type(chat).__name__} has no structured output.") from error
     found = _headed(pipeline, chat)
     if found is None:
         raise ConfigurationError(

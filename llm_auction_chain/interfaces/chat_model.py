@@ -28,7 +28,6 @@ from llm_auction_chain.interfaces.settings import STRICT, AuctionSettings
 __all__ = ["ChatAuction"]
 
 _CALL = "call_config"  # how a call's config reaches _generate, which LangChain hands keywords only
-_OF_CALLS = ("configurable", "max_concurrency")
 _TOLD = ("n_candidates", "tau", "payment_rule", "on_tool_calls", "seed")
 
 
@@ -249,8 +248,12 @@ def _with_config(kwargs: dict[str, Any], config: RunnableConfig | None) -> dict[
 
 def _told(config: RunnableConfig) -> RunnableConfig:
     """Return what of a call's config concerns the auction."""
-    told: Any = {name: value for name, value in config.items() if name in _OF_CALLS and value}
-    return RunnableConfig(**told)
+    told = RunnableConfig()
+    if configurable := config.get("configurable"):
+        told["configurable"] = configurable
+    if limit := config.get("max_concurrency"):
+        told["max_concurrency"] = limit
+    return told
 
 
 def _with_run(

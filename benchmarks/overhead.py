@@ -1,0 +1,144 @@
+"""What an auction costs beside its model calls: against `model.batch` and the bare callbacks, in one run, alternated.
+
+The model answers at once, so all that is measured is LangChain's work and ours.
+"""
+
+import argparse
+import asyncio
+import gc
+import json
+import time
+import tracemalloc
+from collections.abc import Callable
+from itertools import count
+from statistics import median
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+
+from llm_auction_chain import Agent, AuctionRunnable, ChatAuction
+
+CANDIDATES, AGENTS = 16, 8
+PROMPT: list[BaseMessage] = [HumanMessage("How do I learn the guitar?")]
+NUMBERS = count()
+
+
+class Instant(BaseChatModel):
+    """Replies with a text that nobody has had yet, at once."""
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
+        usage = {"input_tokens": 8, "output_tokens": 4, "total_tokens": 12}
+        message = AIMessage(f"Practise chord {next(NUMBERS)}.", usage_metadata=usage)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    async def _agenerate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
+        return self._generate(messages)
+
+    @property
+    def _llm_type(self) -> str:
+        return "instant"
+
+
+def likes(k: int) -> Callable[[Any, Any], float]:
+    """Return a callback that takes no time to speak of."""
+    return lambda prompt, reply: float(len(reply.content) % (k + 2))
+
+
+async def alikes(prompt: Any, reply: Any) -> float:
+    """Report without waiting for anything."""
+    return float(len(reply.content) % 3)
+
+
+def bare(replies: list[AIMessage], callbacks: list[Callable[[Any, Any], float]]) -> None:
+    """Ask every callback of every reply, as a loop would."""
+    for callback in callbacks:
+        for reply in replies:
+            callback(PROMPT, reply)
+
+
+def contest(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of each; they take turns, so that the machine's moods are everybody's."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(repeats + 5):
+        for name, do in contenders.items():
+            began = time.perf_counter()
+            do()
+            if turn >= 5:  # noqa: PLR2004 - the first ones warm up
+                times[name].append(time.perf_counter() - began)
+    return {name: median(taken) for name, taken in times.items()}
+
+
+def speed(repeats: int) -> dict[str, float]:
+    """Print milliseconds of each call style, and return its ratio to the batch of the same colour."""
+    model = Instant()
+    callbacks = [likes(k) for k in range(AGENTS)]
+    settings: dict[str, Any] = {"model": model, "n_candidates": CANDIDATES, "seed": 1}
+    agents = [Agent(f"agent {k}", callback) for k, callback in enumerate(callbacks)]
+    runnable, chat = AuctionRunnable(agents=agents, **settings), ChatAuction(agents=agents, **settings)
+    awaited = AuctionRunnable(agents=[Agent(f"agent {k}", alikes) for k in range(AGENTS)], **settings)
+    loop = asyncio.new_event_loop()
+
+    async def abatch() -> None:
+        replies = await model.abatch([PROMPT] * CANDIDATES)
+        for _ in range(AGENTS):
+            for reply in replies:
+                await alikes(PROMPT, reply)
+
+    taken = contest(
+        {
+            "batch + callbacks": lambda: bare(model.batch([PROMPT] * CANDIDATES), callbacks),
+            "AuctionRunnable": lambda: runnable.invoke(PROMPT),
+            "ChatAuction": lambda: chat.invoke(PROMPT),
+            "abatch + callbacks": lambda: loop.run_until_complete(abatch()),
+            "AuctionRunnable, async": lambda: loop.run_until_complete(awaited.ainvoke(PROMPT)),
+        },
+        repeats,
+    )
+    loop.close()
+    print(f"{CANDIDATES} candidates, {AGENTS} agents: ms")
+    for name, seconds in taken.items():
+        print(f"{name:24} {seconds * 1e3:8.2f}")
+    sync, awaiting = taken["batch + callbacks"], taken["abatch + callbacks"]
+    return {
+        "overhead_vs_batch": taken["AuctionRunnable"] / sync,
+        "chat_auction_vs_batch": taken["ChatAuction"] / sync,
+        "async_vs_abatch": taken["AuctionRunnable, async"] / awaiting,
+    }
+
+
+def memory(auctions: int) -> float:
+    """Print what Python holds on the way, and return bytes per auction that are never given back."""
+    agents = [Agent(f"agent {k}", likes(k)) for k in range(AGENTS)]
+    runnable = AuctionRunnable(model=Instant(), agents=agents, n_candidates=CANDIDATES)
+    step = auctions // 10
+    for _ in range(step):  # caches of LangChain and pydantic fill up
+        runnable.invoke(PROMPT)
+    tracemalloc.start()
+    held = []
+    for _ in range(10):
+        for _ in range(step):
+            runnable.invoke(PROMPT)
+        gc.collect()
+        held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    print(f"\nauctions   bytes held ({step} before)")
+    for k, size in enumerate(held, 1):
+        print(f"{k * step:8d} {size:12,d}")
+    return (held[-1] - held[0]) / (step * 9)
+
+
+def main() -> None:
+    """Print the tables and one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    quick = parser.parse_args().quick
+    ratios = speed(50 if quick else 300)
+    ratios["bytes_kept_per_auction"] = memory(1000 if quick else 10_000)
+    result = {name: round(value, 3) for name, value in ratios.items()}
+    print(json.dumps({"benchmark": "overhead", "ratios": result}))
+
+
+if __name__ == "__main__":
+    main()
