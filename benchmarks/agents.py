@@ -40,13 +40,13 @@ def replies(*, tokens: bool) -> list[AIMessage]:
     return [AIMessage(f"{k}. {TEXT * 2}", response_metadata=metadata) for k in range(CANDIDATES)]
 
 
-def counts_words(prompt: list[BaseMessage], reply: AIMessage) -> float:  # noqa: ARG001
+def counts_words(prompt: list[BaseMessage], reply: AIMessage) -> float:
     """Return how often words are in the reply: what an advertiser's own callback does at least."""
     text = reply.text.lower()
     return float(sum(text.count(word) for word in WORDS))
 
 
-def constant(prompt: list[BaseMessage], reply: AIMessage) -> float:  # noqa: ARG001
+def constant(prompt: list[BaseMessage], reply: AIMessage) -> float:
     """Return the same for every reply: the least that a callback can do."""
     return 1.0
 

@@ -247,7 +247,7 @@ def main() -> None:
     directories, building = {}, {}
     for name, store in stores(embeddings):
         start = time.process_time()
-        agents = (Agent(str(k), lambda prompt, reply: 0.0, context=text) for k, text in enumerate(texts))  # noqa: ARG005
+        agents = (Agent(str(k), lambda prompt, reply: 0.0, context=text) for k, text in enumerate(texts))
         directories[name] = AgentDirectory(store, agents, k=K)
         building[name] = time.process_time() - start
         hnsw = getattr(getattr(store, "index", None), "hnsw", None)

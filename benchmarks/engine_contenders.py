@@ -215,7 +215,7 @@ class VLLM:
         )
         self._answer()
 
-    def turn(self, work: Workload, seed: int) -> Turn:  # noqa: ARG002 - a seed of its own would slow vLLM down
+    def turn(self, work: Workload, seed: int) -> Turn:  # a seed of its own would slow vLLM down
         """Draw and score; the seconds are those of vLLM's own calls."""
         wanted = [(work.prompt(c), count) for c, count in enumerate(work.counts) if count]
         drawn = self._ask(draw=wanted, max_tokens=work.max_tokens, ends=work.ends)

@@ -77,12 +77,17 @@ def started(auction_id: str, *, agents: int, left_out: int, bypassed: bool, most
 
 
 def candidates(auction_id: str, drawn: Drawn) -> AuctionEvent:
-    """Return the event that follows the drawing: how many replies there are, how many differ, how many calls failed."""
+    """Return the event that follows the drawing: how many replies there are, how many differ, how many calls failed.
+
+    Tokens are those of all draws together; None where the model does not count them.
+    """
     data = {
         "candidates": sum(count for _, count in drawn.components),
         "distinct_replies": len(drawn.candidates),
         "excluded_replies": sum(candidate.excluded for candidate in drawn.candidates),
         "failed_calls": len(drawn.causes),
+        "input_tokens": drawn.usage["input_tokens"] if drawn.usage else None,
+        "output_tokens": drawn.usage["output_tokens"] if drawn.usage else None,
     }
     return AuctionEvent(name="auction.candidates", data={"auction_id": auction_id, **data})
 

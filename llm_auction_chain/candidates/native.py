@@ -52,7 +52,7 @@ def native(
     """
     if not isinstance(model, BaseChatModel):
         return None
-    if getattr(model, "native_n", False):
+    if getattr(type(model), "native_n", False):
         return model
     known = any((ancestor.__module__, ancestor.__name__) in _KNOWN for ancestor in type(model).__mro__)
     if not known or _uses_responses_api(model, {}):

@@ -33,6 +33,7 @@ __all__ = [
 
 _HIDDEN = "nostream"  # LangGraph's own tag
 _TOLD_TRACERS = frozenset({"ls_structured_output_format", "structured_output_format"})
+_MADE_BY_CALL = ("langchain.chat_models.base", "_ConfigurableModel")  # by name: langchain is optional
 _SHOWS_STREAMS = "tap_output_iter"  # what every handler has that feeds astream_events, astream_log or LangGraph
 
 
@@ -48,13 +49,13 @@ def inside(
         change: from a chat model to what takes its place.
         config: chooses among configurable fields and alternatives; None leaves the choice to later calls.
     """
-    if isinstance(model, DynamicRunnable):
-        return _choosing(model, change) if config is None else inside(model.prepare(config)[0], change, config)
+    if _is_chosen_by_call(model):
+        return _choosing(model, change) if config is None else inside(_choice(model, config), change, config)
     if isinstance(model, BaseChatModel):
         return change(model)
     if isinstance(model, RunnableWithFallbacks):
-        fallbacks = [inside(fallback, change, config) for fallback in model.fallbacks]
-        return model.model_copy(update={"runnable": inside(model.runnable, change, config), "fallbacks": fallbacks})
+        first, *rest = [inside(one, change, config) for one in (model.runnable, *model.fallbacks)]
+        return model.model_copy(update={"runnable": first, "fallbacks": rest})
     if isinstance(model, RunnableSequence):
         return RunnableSequence(*(inside(step, change, config) for step in model.steps), name=model.name)
     if isinstance(model, RunnableBindingBase):
@@ -63,21 +64,31 @@ def inside(
     return model
 
 
-def _choosing(
-    model: DynamicRunnable[Any, Any], change: Callable[[BaseChatModel], Runnable[Any, Any]]
-) -> Runnable[Any, Any]:
+def _is_chosen_by_call(model: Runnable[Any, Any]) -> bool:
+    """Whether a call's config says which model it is: what `configurable_fields` and `init_chat_model` return."""
+    return isinstance(model, DynamicRunnable) or (type(model).__module__, type(model).__name__) == _MADE_BY_CALL
+
+
+def _choice(model: Any, config: RunnableConfig | None) -> Runnable[Any, Any]:
+    chosen: Runnable[Any, Any] = (
+        model.prepare(config)[0] if isinstance(model, DynamicRunnable) else model._model(config)  # noqa: SLF001
+    )
+    return chosen
+
+
+def _choosing(model: Runnable[Any, Any], change: Callable[[BaseChatModel], Runnable[Any, Any]]) -> Runnable[Any, Any]:
     """Return the model with every chat model in it changed, among which calls choose as before."""
-    default = inside(model.default, change)
-    changes: dict[str, Any] = {"default": default}
+    default = model.default if isinstance(model, DynamicRunnable) else _choice(model, None)
+    changed = inside(default, change)
     if isinstance(model, RunnableConfigurableAlternatives):
-        changes["alternatives"] = {name: _chosen(one, change) for name, one in model.alternatives.items()}
-    elif isinstance(default, RunnableBindingBase) and default.bound is model.default:
-        bound: Runnable[Any, Any] = default.model_copy(update={"bound": model})
+        others = {name: _chosen(one, change) for name, one in model.alternatives.items()}
+        return model.model_copy(update={"default": changed, "alternatives": others})
+    if isinstance(changed, RunnableBindingBase) and changed.bound is default:
+        bound: Runnable[Any, Any] = changed.model_copy(update={"bound": model})
         return bound
-    elif type(default) is not type(model.default):
-        return default  # the fields were those of what is gone
-    copied: Runnable[Any, Any] = model.model_copy(update=changes)
-    return copied
+    if isinstance(model, DynamicRunnable) and type(changed) is type(default):
+        return model.model_copy(update={"default": changed})
+    return changed  # what could be chosen is gone
 
 
 def _chosen(alternative: Any, change: Callable[[BaseChatModel], Runnable[Any, Any]]) -> Any:
@@ -124,8 +135,8 @@ def settings_of(model: Runnable[Any, Any]) -> dict[str, Any]:
 
 def offers_tools(model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
     """Whether a call with these keywords lets the model call tools, bound anywhere in it; the outer keyword wins."""
-    if isinstance(model, DynamicRunnable):
-        return offers_tools(model.prepare(config)[0], config, kwargs)
+    if _is_chosen_by_call(model):
+        return offers_tools(_choice(model, config), config, kwargs)
     if isinstance(model, RunnableBindingBase):
         return offers_tools(model.bound, config, {**model.kwargs, **kwargs})
     if isinstance(model, RunnableWithFallbacks):

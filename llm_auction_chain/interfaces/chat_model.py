@@ -84,10 +84,17 @@ class ChatAuction(AuctionSettings, BaseChatModel):
         auction = {name: getattr(self, name) for name in _TOLD}
         return {**inner._identifying_params, **settings_of(self.model), "auction": auction}  # noqa: SLF001
 
+    @property
+    def model_name(self) -> str:
+        """The inner model's name, by which agents choose how they ask for a schema."""
+        inner = chat_model_of(self.model)
+        return inner._get_ls_params().get("ls_model_name") or inner._llm_type  # noqa: SLF001
+
     @override
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         told = {**settings_of(self.model), **kwargs}
-        stop = told.pop("stop", None) if stop is None else stop
+        bound = told.pop("stop", None)
+        stop = bound if stop is None else stop
         return chat_model_of(self.model)._get_ls_params(stop=stop, **_provider_s(told))  # noqa: SLF001
 
     @override

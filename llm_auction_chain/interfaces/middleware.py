@@ -8,6 +8,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnablePassthrough
 from typing_extensions import override
 
+from llm_auction_chain.candidates import chat_model_of
 from llm_auction_chain.errors import AuctionWarning, ConfigurationError, MissingDependencyError
 from llm_auction_chain.interfaces.chat_model import ChatAuction
 from llm_auction_chain.interfaces.settings import AuctionSettings
@@ -45,7 +46,8 @@ class AuctionState(AgentState[Any]):
 
     Attributes:
         auctions: the metadata of every auction whose reply became a message of this thread, in order.
-        auction_agents: who takes part in this call; no checkpoint keeps it, as agents are code.
+        auction_agents: who takes part in this call; no checkpoint keeps it, as agents are code. Under a checkpointer,
+            which keeps a call's whole input, a middleware or the runtime context has to bring it, and not the input.
     """
 
     auctions: NotRequired[Annotated[list[dict[str, Any]], OmitFromInput, _each_once]]
@@ -104,7 +106,7 @@ class AuctionMiddleware(AgentMiddleware[AuctionState, Any, Any]):
 
     def _auctioned(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         """Return the request with an auction over its model in the model's place."""
-        if isinstance(request.model, ChatAuction):
+        if isinstance(chat_model_of(request.model), ChatAuction):
             raise ConfigurationError("The agent's model is an auction already; give create_agent the model itself.")
         settings = {**self._settings, "agents": self._agents(request), "on_event": self._teller(request)}
         return request.override(model=ChatAuction(model=request.model, **settings))

@@ -39,6 +39,7 @@ Prompts = Sequence[Sequence[BaseMessage]]
 Powers = Sequence[float]
 
 _SAMPLER = ("max_tokens", "temperature", "top_p", "top_k")
+_WHOLE = ("logprobs", "conditions", "progress", "cancel")  # what a call can ask of whole replies only
 # What LangChain itself passes on for tracing and routing; it says nothing about the reply.
 _LANGCHAIN = frozenset({"ls_structured_output_format", "structured_output_format", "stream"})
 
@@ -61,6 +62,7 @@ class ChatTransformers(BaseChatModel):
         max_batch_tokens: the most tokens whose keys and values a request holds at once, the rest of it waiting; None is
             as many as fit into a quarter of the memory that is free when the model is loaded.
         compiled: whether `torch.compile` makes the model faster, which takes minutes once.
+        streaming: whether `invoke` tells callbacks every piece of a reply as it grows.
 
     Raises:
         ConfigurationError: a setting that cannot be sampled with, or that there is not; the message names it.
@@ -85,6 +87,12 @@ class ChatTransformers(BaseChatModel):
     device: str = "auto"
     max_batch_tokens: int | None = None
     compiled: bool = False
+    streaming: bool = False
+
+    @classmethod
+    @override
+    def is_lc_serializable(cls) -> bool:
+        return True
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -122,7 +130,7 @@ class ChatTransformers(BaseChatModel):
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = LangSmithParams(
             ls_provider="transformers",
-            ls_model_name=self._model_name,
+            ls_model_name=kwargs.get("model") or self._model_name,
             ls_model_type="chat",
             ls_temperature=kwargs.get("temperature", self.temperature),
             ls_max_tokens=kwargs.get("max_tokens", self.max_tokens),
@@ -133,10 +141,9 @@ class ChatTransformers(BaseChatModel):
 
     @override
     def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
-        # A stream carries one reply.
-        return kwargs.get("n", 1) == 1 and super()._should_stream(
-            async_api=async_api, run_manager=run_manager, **kwargs
-        )
+        # A stream carries one reply, and its text alone.
+        whole = kwargs.get("n", 1) != 1 or any(name in kwargs for name in _WHOLE)
+        return not whole and super()._should_stream(async_api=async_api, run_manager=run_manager, **kwargs)
 
     @override
     def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:

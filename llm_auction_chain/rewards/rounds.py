@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
@@ -15,6 +15,8 @@ from llm_auction_chain.rewards.reports import Report, Round, Terms
 from llm_auction_chain.rewards.workers import finished, hearing
 
 __all__ = ["acollect", "collect"]
+
+_AT_ONCE = 1 << 10  # replies copied for agents in one turn of an event loop
 
 
 def collect(
@@ -74,10 +76,9 @@ async def acollect(
     calls = [asked.call(k, awaiting=True) for k in threaded]
     try:
         async with hearing(calls, lambda place, outcome: here.hear(threaded[place], outcome)):
-            for k in set(range(len(agents))).difference(threaded):
-                here.begin(k)
             if agents:
-                await here.everybody(terms.timeout)
+                awaited = set(range(len(agents))).difference(threaded)
+                await here.everybody(awaited, terms.timeout, at_once=max(1, _AT_ONCE // max(1, len(replies))))
     finally:
         asked.stop()
         late = here.close()
@@ -123,10 +124,16 @@ class _Here:
         elif inspect.iscoroutine(outcome.awaitable):
             outcome.awaitable.close()  # too late to begin
 
-    async def everybody(self, timeout: float | None) -> None:  # noqa: ASYNC109 - late is no error here
-        """Return when there is nothing left to wait for, or time is up."""
+    async def everybody(self, awaited: Iterable[int], timeout: float | None, *, at_once: int) -> None:  # noqa: ASYNC109 - late is no error here
+        """Ask so many at once until all are asked; return when there is nothing left to wait for, or time is up."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
+                for place, k in enumerate(awaited, 1):
+                    if self._all_are_there.is_set():  # the progress hook raised
+                        return
+                    self.begin(k)
+                    if place % at_once == 0:
+                        await asyncio.sleep(0)  # others have a turn: every agent gets its own copy of all replies
                 await self._all_are_there.wait()
 
     def close(self) -> bool:

@@ -47,8 +47,10 @@ class _Workers:
         self._tell = tell
         self._most = len(calls) if most is None else most
         self._threads = self._returned = self._seen = 0
+        self._growing = False
         self._later: list[Future[Any]] = []
-        self._start(1)
+        if self._left:
+            self._begin()
 
     @property
     def waiting(self) -> bool:
@@ -57,20 +59,28 @@ class _Workers:
 
     def grow(self) -> None:
         """Begin more calls at once, where those under way seem to wait for something."""
-        if self._returned == self._seen:
-            self._start(self._threads)
+        if self._returned == self._seen and not self._growing:
+            more = min(self._threads, len(self._left), self._most - self._threads)
+            self._growing = more > 1
+            if more > 0 and not self._begin(more - 1):
+                self._growing = False
         self._seen = self._returned
 
-    def _start(self, count: int) -> None:
-        for _ in range(min(count, len(self._left), self._most - self._threads)):
-            thread = threading.Thread(target=self._work, name="auction-agent", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # the system allows no more; those that run will come to the rest
-                if not self._threads:
-                    raise
-                return
-            self._threads += 1
+    def _begin(self, others: int = 0) -> bool:
+        """Start a thread, which starts so many others: each start waits for its thread, and the caller may be a loop.
+
+        Returns:
+            Whether it was started; where the system allows no more, those that run will come to the rest.
+        """
+        self._threads += 1
+        try:
+            threading.Thread(target=self._work, args=(others,), name="auction-agent", daemon=True).start()
+        except RuntimeError:
+            self._threads -= 1
+            if not self._threads:
+                raise
+            return False
+        return True
 
     def close(self) -> None:
         """Begin no further call, and cancel what has only been begun."""
@@ -78,7 +88,11 @@ class _Workers:
         for future in self._later:
             future.cancel()
 
-    def _work(self) -> None:
+    def _work(self, others: int) -> None:
+        if others:
+            while others and self._left and self._begin():
+                others -= 1
+            self._growing = False
         while self._left:
             try:
                 place, call = self._left.popleft()

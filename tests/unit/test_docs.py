@@ -1,0 +1,102 @@
+"""The site: a strict build, every public name in the reference, every page in the menu, nothing from other servers."""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import llm_auction_chain
+from llm_auction_chain import mechanism, rewards, testing
+
+ROOT = Path(__file__).parents[2]
+READY_MADE = [name for name in rewards.__all__ if name.endswith("Reward")]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Build the site, strictly: a link to a page or heading that is not there, or a name griffe cannot find, fails."""
+    built = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(built)]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)  # noqa: S603
+    assert (done.returncode, done.stderr) == (0, "")
+    return built
+
+
+class Page(HTMLParser):
+    """A built page: its ids, its links, and what a browser loads with it."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.ids, self.links, self.loaded = set(), set(), set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids.add(attrs.get("id"))
+        if tag == "a" and "href" in attrs:
+            self.links.add(attrs["href"])
+        self.loaded.add(attrs.get("src") or (attrs.get("href") if tag == "link" else None))
+
+
+def documents():
+    """Return the sources of pages, by their names on the site."""
+    pages = {path.name: path for path in (ROOT / "docs").glob("*.md")}
+    return pages | {f"cookbook/{path.name}": path for path in (ROOT / "cookbook").glob("*.md")}
+
+
+def test_every_public_name_is_in_the_reference(site):
+    described = Page(site / "reference.html").ids
+    homes = {
+        "": llm_auction_chain.__all__,
+        "rewards.": ["Reward", *READY_MADE],
+        "mechanism.": ["settle", "Settlement"],
+        "testing.": testing.__all__,
+    }
+    assert len(READY_MADE) == 10
+    assert {"settle", "Settlement"} < set(mechanism.__all__)
+    names = {f"llm_auction_chain.{home}{name}" for home, listed in homes.items() for name in listed}
+    assert names - described == set()
+
+
+def test_every_page_and_recipe_is_in_the_menu(site):
+    menu = Page(site / "index.html").links
+    assert {name.replace(".md", ".html") for name in documents()} - menu == set()
+
+
+def test_links_hold_on_the_site_as_in_the_repository(site):
+    for name, path in documents().items():
+        text = path.read_text(encoding="utf-8")
+        targets = {link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link} - {""}
+        assert [link for link in targets if not (path.parent / link).exists()] == []
+        page = site / name.replace(".md", ".html")
+        for link in Page(page).links:
+            target, _, anchor = link.partition("#")
+            if "://" in link or not target:
+                continue
+            there = page.parent / target
+            assert there.exists(), (name, link)
+            assert not anchor or anchor in Page(there).ids, (name, link)
+
+
+def test_the_site_loads_nothing_from_other_servers(site):
+    pages = [*site.rglob("*.html")]
+    assert len(pages) > len(documents())
+    for page in pages:
+        assert [source for source in Page(page).loaded if source and "//" in source] == []
+
+
+def test_doctests_are_shown_as_code(site):
+    shown = (site / "reference.html").read_text(encoding="utf-8")
+    assert shown.count('class="gp"') > 20
+    assert "<blockquote>" not in shown
+
+
+def test_agent_recipes_are_short():
+    for name in ("langgraph_node", "agent_with_middleware", "deep_agent"):
+        lines = (ROOT / "cookbook" / f"{name}.md").read_text(encoding="utf-8").splitlines()
+        assert len(lines) < 60
