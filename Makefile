@@ -34,7 +34,7 @@ test-oldest: $(STAMP)
 
 # The pages of docs/, with the reference made from docstrings; a link or a name that leads nowhere is an error.
 docs: $(STAMP)
-	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/mechanism.py

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llm_auction_chain.progress import AuctionEvent, Progress
     from llm_auction_chain.result import AuctionResult
     from llm_auction_chain.tau import TauPoint, tau_sweep
+    from llm_auction_chain.telemetry import OpenTelemetryHandler
 
 __all__ = [
     "Agent",
@@ -51,6 +52,7 @@ __all__ = [
     "DefensiveMixture",
     "LogProbError",
     "MissingDependencyError",
+    "OpenTelemetryHandler",
     "Progress",
     "PromptError",
     "Reference",
@@ -75,6 +77,7 @@ _HOMES = {
     "ContextProduct": "candidates",
     "ContextPrompt": "candidates",
     "DefensiveMixture": "candidates",
+    "OpenTelemetryHandler": "telemetry",
     "Progress": "progress",
     "Reference": "candidates",
     "TauPoint": "tau",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llm_auction_chain.errors import ConfigurationError
@@ -34,7 +34,7 @@ class Agent:
     """
 
     name: str
-    reward: Any
+    reward: Any = field(repr=False)  # what it bids is private, and a repr ends in traces
     owner: str | None = None
     context: str = ""
     pays: bool = True

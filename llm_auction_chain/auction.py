@@ -55,6 +55,7 @@ DisclosurePlace = Literal["metadata", "start", "end"]
 OnToolCalls = Literal["auction", "bypass"]
 _LONGEST_WAIT = 1e6  # seconds
 _LARGE = 1 << 15  # rewards; settling more takes longer than an event loop should be held up
+_PER_AGENT = 64  # what an agent costs beside its rewards, counted in them
 _SUSPICIOUS = 4  # so many draws that are all one reply are rather one draw, repeated
 
 
@@ -226,7 +227,7 @@ class Auction:
             )  # fmt: skip
             reports = await asyncio.create_task(asking, context=context)
         await _atell(on_event, scored(opened.auction_id, reports))
-        if len(opened.agents) * len(drawn.candidates) < _LARGE:
+        if len(opened.agents) * max(_PER_AGENT, len(drawn.candidates)) < _LARGE:
             result = self._close(opened, plan, drawn, reports)
         else:
             result = await asyncio.to_thread(self._close, opened, plan, drawn, reports)

@@ -8,6 +8,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from llm_auction_chain.candidates.base import Candidate, Condition, LogitModel, 
 from llm_auction_chain.candidates.logprobs import read_log_probs
 from llm_auction_chain.candidates.plan import Plan
 from llm_auction_chain.candidates.proposals import log_weights, stratify
-from llm_auction_chain.candidates.sampling import Sampled
+from llm_auction_chain.candidates.sampling import Sampled, together
 from llm_auction_chain.errors import CandidatesError, LogProbError, ScoringError
 from llm_auction_chain.mechanism.diagnostics import effective_sample_size
 
@@ -259,10 +260,10 @@ def _scoring(plan: Plan, replies: Sequence[AIMessage], missing: Sequence[npt.NDA
             return await asyncio.to_thread(one, prompt, asked)
         return _checked(scorer, await verb(prompt, asked, **law), len(asked))
 
-    async def together() -> list[FloatArray]:
-        return list(await asyncio.gather(*(aone(*task) for task in tasks)))
-
-    return _Work(lambda: [one(*task) for task in tasks], together)
+    return _Work(
+        lambda: [one(*task) for task in tasks],
+        lambda: together([partial(aone, *task) for task in tasks]),
+    )
 
 
 def _checked(scorer: object, values: Any, n: int) -> FloatArray:

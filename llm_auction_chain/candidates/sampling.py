@@ -27,7 +27,7 @@ from llm_auction_chain.candidates.native import ManyReplies, native
 from llm_auction_chain.candidates.wrappers import Untraced, inside, untraced
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
 
-__all__ = ["Sampled", "Source"]
+__all__ = ["Sampled", "Source", "together"]
 
 Progress = Callable[[int, float | None], None]
 _T = TypeVar("_T")
@@ -159,7 +159,9 @@ class Source:
         extra = {"logprobs": True} if tokens else {}
         if self._native is not None:
             calls = self._calls(wanted, seed, extra, progress)
-            results = await _together([partial(self._agenerate, call, child) for call in calls], child)
+            results = await together(
+                [partial(self._agenerate, call, child) for call in calls], child.get("max_concurrency")
+            )
             replies = _unpacked(wanted, results)
             _tell(progress, total)
         else:
@@ -175,7 +177,7 @@ class Source:
                 _tell(progress, next(arrived))
 
             asked = enumerate(get_config_list(child, total))
-            await _together([partial(ask, index, config) for index, config in asked], child)
+            await together([partial(ask, index, config) for index, config in asked], child.get("max_concurrency"))
             replies = list(zip(places, answers, strict=True))
         return _sorted_out(replies)
 
@@ -340,9 +342,9 @@ class _Heard:
         return {"progress": hear}
 
 
-async def _together(calls: Sequence[Callable[[], Coroutine[Any, Any, _T]]], config: RunnableConfig) -> list[_T]:
-    """Await all, at most `max_concurrency` at once. Where one fails, or the caller is cancelled, none goes on."""
-    gate = asyncio.Semaphore(config.get("max_concurrency") or len(calls))
+async def together(calls: Sequence[Callable[[], Coroutine[Any, Any, _T]]], limit: int | None = None) -> list[_T]:
+    """Await all, at most so many at once. Where one fails, or the caller is cancelled, none goes on."""
+    gate = asyncio.Semaphore(limit or len(calls))
 
     async def one(call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         async with gate:

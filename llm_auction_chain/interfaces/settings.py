@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
-from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Validatio
 
 from llm_auction_chain.agents import check_agents
 from llm_auction_chain.auction import Auction, DisclosurePlace, OnToolCalls, check_seed
-from llm_auction_chain.candidates import hidden
+from llm_auction_chain.candidates import hidden, innermost, inside
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.interfaces.binding import with_schema, with_tools
 from llm_auction_chain.mechanism import PaymentRule
@@ -68,6 +68,7 @@ class AuctionSettings(BaseModel):
             where = ".".join(map(str, first["loc"]))
             raise ConfigurationError(f"{where} is {first['input']!r}: {first['msg']}.") from error
         auction._auction()  # noqa: SLF001 - its own
+        _refuse_auctions(auction.model)
         if auction.seed is not None:
             check_seed(auction.seed)
         if not callable(auction.agents) and not isinstance(auction.agents, Runnable):
@@ -94,7 +95,8 @@ class AuctionSettings(BaseModel):
     def with_structured_output(self, schema: Any, **kwargs: Any) -> Runnable[LanguageModelInput, Any]:
         """Return an auction among replies of the schema's shape, followed by the model's own parser.
 
-        Only the drawn reply is parsed. What is parsed has no metadata: `include_raw=True` keeps the message beside it.
+        The pipeline parses the drawn reply alone. What is parsed has no metadata: `include_raw=True` keeps the message
+        beside it.
 
         Args:
             schema: as the model takes it.
@@ -212,6 +214,19 @@ class AuctionSettings(BaseModel):
                 await said
 
         return tell
+
+
+def _refuse_auctions(model: Runnable[Any, Any]) -> None:
+    """Raise `ConfigurationError` where the model holds auctions itself: replies that lose would have been paid for."""
+    found = [innermost(model)]
+
+    def note(chat: BaseChatModel) -> BaseChatModel:
+        found.append(chat)
+        return chat
+
+    inside(model, note)
+    if any(isinstance(one, AuctionSettings) for one in found):
+        raise ConfigurationError("model is an auction already, and what loses in this one would have been paid for.")
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:

@@ -231,14 +231,16 @@ def test_an_auction_that_is_bypassed_is_a_span_too(telemetry, kind):
     assert (span.attributes["auction.bypassed"], span.attributes["auction.candidates"]) == (True, 1)
 
 
-def test_an_auction_over_an_auction_stands_under_the_call_it_answers(telemetry):
-    inner = ChatAuction(model=Named(), **TERMS)
-    AuctionRunnable(model=inner, agents=AGENTS[:1], n_candidates=2, seed=1).invoke("x", telemetry.config)
+def test_an_auction_that_an_agent_holds_stands_under_the_call_it_answers(telemetry):
+    second_hand = ChatAuction(model=Named(), **TERMS)
+    judged = Agent("broker", lambda prompt, reply: float(len(second_hand.invoke(prompt).text)))
+    AuctionRunnable(model=Named(), agents=[judged], n_candidates=2, seed=1).invoke("x", telemetry.config)
     auctions, calls = telemetry.take()
     (outer,) = [span for span in auctions if span.parent is None]
-    assert [call.parent.span_id for call in calls] == [outer.context.span_id] * 2
-    below = sorted(span.parent.span_id for span in auctions if span is not outer)
-    assert below == sorted(call.context.span_id for call in calls)
+    assert all(call.parent.span_id == outer.context.span_id for call in calls)
+    below = {span.parent.span_id for span in auctions if span is not outer}
+    assert below
+    assert below < {call.context.span_id for call in calls}
 
 
 def test_without_opentelemetry_the_error_names_what_to_install(monkeypatch):

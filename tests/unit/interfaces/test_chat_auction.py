@@ -184,7 +184,8 @@ class Worth:
 async def test_no_tracer_is_told_of_an_agents_reward(interface):
     hears = Hears()
     secret = Agent("A", Worth())
-    assert SECRET in repr(secret)
+    assert SECRET in repr(secret.reward)
+    assert SECRET not in repr(secret)
     own = interface(model=Caller(), agents=[secret], n_candidates=M)
     called = interface(model=Caller(), n_candidates=M)
     config = {"callbacks": [hears]}

@@ -70,6 +70,7 @@ async def test_agents_of_the_call_go_before_those_of_context_state_and_construct
     ):
         for state in await both(graph, given, told, **keywords):
             assert bidders(state) == [[who]]
+            assert "auction_agents" not in state
 
 
 def sees(request):
