@@ -7,8 +7,8 @@ import argparse
 import asyncio
 import gc
 import json
+import sys
 import time
-import tracemalloc
 from collections.abc import Callable
 from itertools import count
 from statistics import median
@@ -109,23 +109,21 @@ def speed(repeats: int) -> dict[str, float]:
 
 
 def memory(auctions: int) -> float:
-    """Print what Python holds on the way, and return bytes per auction that are never given back."""
+    """Print what Python holds on the way, and return objects' blocks per auction that are never given back."""
     agents = [Agent(f"agent {k}", likes(k)) for k in range(AGENTS)]
     runnable = AuctionRunnable(model=Instant(), agents=agents, n_candidates=CANDIDATES)
     step = auctions // 10
     for _ in range(step):  # caches of LangChain and pydantic fill up
         runnable.invoke(PROMPT)
-    tracemalloc.start()
     held = []
     for _ in range(10):
         for _ in range(step):
             runnable.invoke(PROMPT)
         gc.collect()
-        held.append(tracemalloc.get_traced_memory()[0])
-    tracemalloc.stop()
-    print(f"\nauctions   bytes held ({step} before)")
-    for k, size in enumerate(held, 1):
-        print(f"{k * step:8d} {size:12,d}")
+        held.append(sys.getallocatedblocks())
+    print(f"\nauctions   blocks held ({step} before)")
+    for k, blocks in enumerate(held, 1):
+        print(f"{k * step:8d} {blocks:12,d}")
     return (held[-1] - held[0]) / (step * 9)
 
 
@@ -135,7 +133,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     quick = parser.parse_args().quick
     ratios = speed(50 if quick else 300)
-    ratios["bytes_kept_per_auction"] = memory(1000 if quick else 10_000)
+    ratios["blocks_kept_per_auction"] = memory(1000 if quick else 10_000)
     result = {name: round(value, 3) for name, value in ratios.items()}
     print(json.dumps({"benchmark": "overhead", "ratios": result}))
 

@@ -15,7 +15,7 @@ from llm_auction_chain.errors import RewardError
 from llm_auction_chain.rewards.amounts import InvalidReportError
 from llm_auction_chain.rewards.base import Reward
 from llm_auction_chain.rewards.webhook import WebhookReward
-from llm_auction_chain.rewards.workers import finished
+from llm_auction_chain.workers import finished
 
 __all__ = ["Pending", "Raised", "ask", "attempt", "is_async", "leashed", "raised", "tried", "unwrapped"]
 

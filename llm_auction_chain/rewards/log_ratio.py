@@ -20,7 +20,7 @@ from llm_auction_chain.errors import ConfigurationError, RewardError, ScoringErr
 from llm_auction_chain.rewards.base import Combined, Prompt, Replies, Reward, check_number
 from llm_auction_chain.rewards.click import ClickReward
 from llm_auction_chain.rewards.copies import Copies
-from llm_auction_chain.rewards.workers import finished, in_thread
+from llm_auction_chain.workers import finished, in_thread
 
 __all__ = ["LogRatioReward", "grouped", "groups_of_agent", "log_ratios_of"]
 

@@ -29,7 +29,7 @@ from llm_auction_chain.rewards.click import ClickReward
 from llm_auction_chain.rewards.copies import Copies
 from llm_auction_chain.rewards.log_ratio import grouped, groups_of_agent, log_ratios_of
 from llm_auction_chain.rewards.webhook import WebhookReward
-from llm_auction_chain.rewards.workers import Later
+from llm_auction_chain.workers import Later
 
 __all__ = ["OnAgentError", "Report", "Round", "Status", "Terms"]
 

@@ -12,8 +12,8 @@ from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError, RewardError
 from llm_auction_chain.rewards.base import Prompt, Replies, Reward, check_number
-from llm_auction_chain.rewards.workers import in_thread
 from llm_auction_chain.turns import as_turns
+from llm_auction_chain.workers import in_thread
 
 __all__ = ["RewardModelReward"]
 

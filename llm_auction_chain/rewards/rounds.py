@@ -12,7 +12,7 @@ from langchain_core.runnables import RunnableConfig
 from llm_auction_chain.agents import Agent
 from llm_auction_chain.rewards.asking import Pending, is_async, raised
 from llm_auction_chain.rewards.reports import Report, Round, Terms
-from llm_auction_chain.rewards.workers import finished, hearing
+from llm_auction_chain.workers import finished, hearing
 
 __all__ = ["acollect", "collect"]
 
