@@ -28,8 +28,8 @@ test-vllm: $(STAMP) $(VLLM_STAMP)
 test-oldest: $(STAMP)
 	rm -rf .oldest
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .oldest $(OLDEST)
-	PYTHONPATH=.oldest $(BIN)/python -c "from importlib.metadata import version as v; assert v('langchain-core') == '1.7.2'"
-	PYTHONPATH=.oldest $(BIN)/pytest tests --ignore=tests/laws --ignore=tests/unit/local \
+	PYTHONPATH=$(CURDIR)/.oldest $(BIN)/python -c "from importlib.metadata import version as v; assert v('langchain-core') == '1.7.2'"
+	PYTHONPATH=$(CURDIR)/.oldest $(BIN)/pytest tests --ignore=tests/laws --ignore=tests/unit/local \
 		--ignore=tests/unit/rewards/test_decision_judge.py --ignore-glob='*/test_engine_*' --ignore-glob='*/test_model_families.py'
 
 # The pages of docs/, with the reference made from docstrings; a link or a name that leads nowhere is an error.
