@@ -21,6 +21,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from llm_auction_chain import Agent, AuctionRunnable, ChatAuction
 
 CANDIDATES, AGENTS = 16, 8
+WARM_UP = 5  # turns that count for nobody
 PROMPT: list[BaseMessage] = [HumanMessage("How do I learn the guitar?")]
 NUMBERS = count()
 
@@ -61,11 +62,11 @@ def bare(replies: list[AIMessage], callbacks: list[Callable[[Any, Any], float]])
 def contest(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
     """Return the median seconds of each; they take turns, so that the machine's moods are everybody's."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(repeats + 5):
+    for turn in range(repeats + WARM_UP):
         for name, do in contenders.items():
             began = time.perf_counter()
             do()
-            if turn >= 5:  # noqa: PLR2004 - the first ones warm up
+            if turn >= WARM_UP:
                 times[name].append(time.perf_counter() - began)
     return {name: median(taken) for name, taken in times.items()}
 

@@ -1,4 +1,4 @@
-"""What the site needs beyond mkdocs.yml: the recipes, which live beside docs/, and docstrings' doctests as code."""  # noqa: INP001
+"""What the site needs beyond mkdocs.yml: the recipes, which live beside docs/, and docstrings' doctests as code."""
 
 import re
 from pathlib import Path

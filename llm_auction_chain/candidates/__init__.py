@@ -16,6 +16,7 @@ from llm_auction_chain.candidates.proposals import (
 from llm_auction_chain.candidates.sampling import Source
 from llm_auction_chain.candidates.wrappers import (
     chat_model_of,
+    chat_models_in,
     hidden,
     innermost,
     inside,
@@ -41,6 +42,7 @@ __all__ = [
     "adraw",
     "as_message",
     "chat_model_of",
+    "chat_models_in",
     "check_proposal",
     "draw",
     "hidden",

@@ -25,7 +25,7 @@ from langchain_core.runnables.retry import RunnableRetry
 
 from llm_auction_chain.candidates.base import Condition, LogitModel, SequenceScorer
 from llm_auction_chain.candidates.native import ManyReplies, native
-from llm_auction_chain.candidates.wrappers import Untraced, inside, untraced
+from llm_auction_chain.candidates.wrappers import Untraced, inside
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
 from llm_auction_chain.workers import finished
 
@@ -170,13 +170,11 @@ class Source:
         else:
             prompts, places = _repeated(wanted)
             answers: list[Any] = [None] * total
+            keywords = {**self._kwargs, **extra}
             arrived = count(1)
 
             async def ask(index: int, config: RunnableConfig) -> None:
-                try:
-                    answers[index] = await self._model.ainvoke(prompts[index], config, **{**self._kwargs, **extra})
-                except Exception as error:  # noqa: BLE001 - every failure of a model is kept in .causes
-                    answers[index] = error
+                answers[index] = await self._ainvoke(prompts[index], config, keywords)
                 _tell(progress, next(arrived))
 
             asked = enumerate(get_config_list(child, total))
@@ -188,7 +186,7 @@ class Source:
         self, wanted: Sequence[tuple[Condition, int]], seed: int, extra: dict[str, Any], progress: Progress | None
     ) -> list[_Call]:
         """Return the requests: one for all conditions where logits are shown, else one for each."""
-        given = {**(self._settings if self._traced else untraced(self._settings)), **extra}
+        given = {**self._settings, **extra}
         if self.logits and (len(wanted) > 1 or not wanted[0][0].plain):
             conditions = [(condition.prompts, condition.powers, count) for condition, count in wanted]
             requests = [{"seed": seed, "conditions": conditions}]
@@ -209,6 +207,12 @@ class Source:
         except Exception as error:  # noqa: BLE001 - every failure of a model is kept in .causes
             return error
 
+    async def _ainvoke(self, prompt: list[BaseMessage], config: RunnableConfig, keywords: dict[str, Any]) -> Any:
+        try:
+            return await self._model.ainvoke(prompt, config, **keywords)
+        except Exception as error:  # noqa: BLE001 - every failure of a model is kept in .causes
+            return error
+
     def _generate(self, call: _Call, child: RunnableConfig) -> list[Any]:
         """Return a request's messages, and what made parts of it fail."""
         prompt, keywords = call
@@ -217,7 +221,7 @@ class Source:
         def once(_: object, config: RunnableConfig) -> LLMResult:
             assert self._native is not None  # noqa: S101 - for the type checker
             if not self._traced:
-                return LLMResult(generations=[self._native._generate_with_cache(prompt, **keywords).generations])  # noqa: SLF001
+                return LLMResult(generations=[Untraced(self._native).generate(prompt, keywords)])
             callbacks = _callbacks(_merge(self._bound_config, config))
             return self._native.generate_prompt([ChatPromptValue(messages=prompt)], **callbacks, **keywords)
 
@@ -234,8 +238,7 @@ class Source:
         async def once(_: object, config: RunnableConfig) -> LLMResult:
             assert self._native is not None  # noqa: S101 - for the type checker
             if not self._traced:
-                drawn = await self._native._agenerate_with_cache(prompt, **keywords)  # noqa: SLF001
-                return LLMResult(generations=[drawn.generations])
+                return LLMResult(generations=[await Untraced(self._native).agenerate(prompt, keywords)])
             callbacks = _callbacks(_merge(self._bound_config, config))
             return await self._native.agenerate_prompt([ChatPromptValue(messages=prompt)], **callbacks, **keywords)
 

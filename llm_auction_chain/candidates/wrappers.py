@@ -6,6 +6,7 @@ from typing import Any
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGeneration
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import ensure_config, patch_config
@@ -23,12 +24,12 @@ from llm_auction_chain.turns import messages_of
 __all__ = [
     "Untraced",
     "chat_model_of",
+    "chat_models_in",
     "hidden",
     "innermost",
     "inside",
     "offers_tools",
     "settings_of",
-    "untraced",
 ]
 
 _HIDDEN = "nostream"  # LangGraph's own tag
@@ -104,12 +105,8 @@ def innermost(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
     return model
 
 
-def chat_model_of(model: Runnable[Any, Any]) -> BaseChatModel:
-    """Return the first chat model inside.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
+def chat_models_in(model: Runnable[Any, Any]) -> list[BaseChatModel]:
+    """Return the chat models inside, the one that is asked first in front."""
     found: list[BaseChatModel] = []
 
     def note(chat: BaseChatModel) -> BaseChatModel:
@@ -117,6 +114,16 @@ def chat_model_of(model: Runnable[Any, Any]) -> BaseChatModel:
         return chat
 
     inside(model, note)
+    return found
+
+
+def chat_model_of(model: Runnable[Any, Any]) -> BaseChatModel:
+    """Return the chat model inside that is asked first.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    found = chat_models_in(model)
     if not found:
         raise ConfigurationError(
             f"There is no chat model in {type(model).__name__}, nor in what it wraps. Give a LangChain chat model."
@@ -158,18 +165,26 @@ class Untraced(Runnable[LanguageModelInput, BaseMessage]):
 
     @override
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> BaseMessage:
-        drawn = self.model._generate_with_cache(messages_of(input), **untraced(kwargs))  # noqa: SLF001
-        return drawn.generations[0].message
+        return self.generate(messages_of(input), kwargs)[0].message
 
     @override
     async def ainvoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> BaseMessage:
-        drawn = await self.model._agenerate_with_cache(messages_of(input), **untraced(kwargs))  # noqa: SLF001
-        return drawn.generations[0].message
+        return (await self.agenerate(messages_of(input), kwargs))[0].message
+
+    # LangChain's one way to a model without a run: `generate(callbacks=[])` would still be heard by configure hooks
+    def generate(self, messages: list[BaseMessage], kwargs: Mapping[str, Any]) -> list[ChatGeneration]:
+        """Return all replies of one request."""
+        return self.model._generate_with_cache(messages, **_for_the_model(kwargs)).generations  # noqa: SLF001
+
+    async def agenerate(self, messages: list[BaseMessage], kwargs: Mapping[str, Any]) -> list[ChatGeneration]:
+        """Do as `generate`, awaiting."""
+        drawn = await self.model._agenerate_with_cache(messages, **_for_the_model(kwargs))  # noqa: SLF001
+        return drawn.generations
 
 
-def untraced(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _for_the_model(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keywords of a call without those that LangChain keeps for tracers, and from the model."""
     return {name: value for name, value in kwargs.items() if name not in _TOLD_TRACERS}
 

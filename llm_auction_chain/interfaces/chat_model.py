@@ -28,7 +28,8 @@ from llm_auction_chain.interfaces.settings import STRICT, AuctionSettings
 __all__ = ["ChatAuction"]
 
 _CALL = "call_config"  # how a call's config reaches _generate, which LangChain hands keywords only
-_TOLD = ("n_candidates", "tau", "payment_rule", "on_tool_calls", "seed")
+_TOLD = ("n_candidates", "tau", "payment_rule", "on_tool_calls")  # not the seed: whoever knows it knows the draw
+_OURS = frozenset({_CALL, "on_tool_calls", "seed", "progress", "results"})
 
 
 class ChatAuction(AuctionSettings, BaseChatModel):
@@ -95,11 +96,11 @@ class ChatAuction(AuctionSettings, BaseChatModel):
         told = {**settings_of(self.model), **kwargs}
         bound = told.pop("stop", None)
         stop = bound if stop is None else stop
-        return chat_model_of(self.model)._get_ls_params(stop=stop, **_provider_s(told))  # noqa: SLF001
+        return chat_model_of(self.model)._get_ls_params(stop=stop, **_of_the_model(told))  # noqa: SLF001
 
     @override
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
-        return super()._get_invocation_params(stop=stop, **_provider_s(kwargs))
+        return super()._get_invocation_params(stop=stop, **_of_the_model(kwargs))
 
     @override
     def _resolve_model_profile(self) -> Any:
@@ -199,8 +200,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):
             AuctionError: the auction could not be held; the message says why.
         """
         config = _of_run(call_config, run_manager)
-        result = self._hold(messages, config, traced=False, **_with_stop(kwargs, stop))
-        reply = _named(result.reply, run_manager)
+        reply = _named(self._hold(messages, config, traced=False, **_with_stop(kwargs, stop)), run_manager)
         if run_manager is not None:
             chunk = _chunk_of(reply)
             run_manager.on_llm_new_token(str(chunk.text), chunk=ChatGenerationChunk(message=chunk))
@@ -218,8 +218,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):
     ) -> ChatResult:
         """Do as `_generate`, awaiting."""
         config = _of_run(call_config, run_manager)
-        result = await self._ahold(messages, config, traced=False, **_with_stop(kwargs, stop))
-        reply = _named(result.reply, run_manager)
+        reply = _named(await self._ahold(messages, config, traced=False, **_with_stop(kwargs, stop)), run_manager)
         if run_manager is not None:
             chunk = _chunk_of(reply)
             await run_manager.on_llm_new_token(str(chunk.text), chunk=ChatGenerationChunk(message=chunk))
@@ -308,9 +307,9 @@ def _with_stop(kwargs: dict[str, Any], stop: list[str] | None) -> dict[str, Any]
     return kwargs if stop is None else {**kwargs, "stop": stop}
 
 
-def _provider_s(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords that are the model's."""
-    return {name: value for name, value in kwargs.items() if name not in (_CALL, "on_tool_calls")}
+def _of_the_model(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords of a call that are the model's."""
+    return {name: value for name, value in kwargs.items() if name not in _OURS}
 
 
 def _named(message: AIMessage, run_manager: Any) -> AIMessage:

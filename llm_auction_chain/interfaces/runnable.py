@@ -11,8 +11,6 @@ from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
 from llm_auction_chain.interfaces.settings import STRICT, AuctionSettings
-from llm_auction_chain.progress import ProgressHook
-from llm_auction_chain.result import AuctionResult
 
 __all__ = ["AuctionRunnable"]
 
@@ -110,61 +108,23 @@ class AuctionRunnable(AuctionSettings, RunnableSerializable[LanguageModelInput, 
         async for reply in self._atransform_stream_with_config(given(), self._areplies, config, **kwargs):
             yield reply
 
-    def run(
-        self,
-        input: LanguageModelInput,  # noqa: A002
-        config: RunnableConfig | None = None,
-        *,
-        progress: ProgressHook | None = None,
-        **kwargs: Any,
-    ) -> AuctionResult:
-        """Hold an auction and return all of it: candidates, reports, settlement, reply."""
-        results: list[AuctionResult] = []
-        self._call_with_config(self._reply, input, config, progress=progress, results=results, **kwargs)
-        return results[0]
-
-    async def arun(
-        self,
-        input: LanguageModelInput,  # noqa: A002
-        config: RunnableConfig | None = None,
-        *,
-        progress: ProgressHook | None = None,
-        **kwargs: Any,
-    ) -> AuctionResult:
-        """Hold an auction and return all of it: candidates, reports, settlement, reply."""
-        results: list[AuctionResult] = []
-        await self._acall_with_config(self._areply, input, config, progress=progress, results=results, **kwargs)
-        return results[0]
-
     def _reply(
         self,
         given: LanguageModelInput,
         run_manager: CallbackManagerForChainRun,
         config: RunnableConfig,
-        *,
-        results: list[AuctionResult] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        child = patch_config(config, callbacks=run_manager.get_child())
-        result = self._hold(given, child, traced=True, **kwargs)
-        if results is not None:
-            results.append(result)
-        return result.reply
+        return self._hold(given, patch_config(config, callbacks=run_manager.get_child()), **kwargs)
 
     async def _areply(
         self,
         given: LanguageModelInput,
         run_manager: AsyncCallbackManagerForChainRun,
         config: RunnableConfig,
-        *,
-        results: list[AuctionResult] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        child = patch_config(config, callbacks=run_manager.get_child())
-        result = await self._ahold(given, child, traced=True, **kwargs)
-        if results is not None:
-            results.append(result)
-        return result.reply
+        return await self._ahold(given, patch_config(config, callbacks=run_manager.get_child()), **kwargs)
 
     def _replies(
         self,

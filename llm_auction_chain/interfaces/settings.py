@@ -3,11 +3,11 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import fields, replace
-from typing import Any, Self
+from dataclasses import fields
+from typing import Any, Self, cast
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Validatio
 
 from llm_auction_chain.agents import check_agents
 from llm_auction_chain.auction import Auction, DisclosurePlace, OnToolCalls, check_seed
-from llm_auction_chain.candidates import hidden, innermost, inside
+from llm_auction_chain.candidates import chat_models_in, hidden, innermost
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.interfaces.binding import with_schema, with_tools
 from llm_auction_chain.mechanism import PaymentRule
@@ -108,58 +108,75 @@ class AuctionSettings(BaseModel):
         """
         return with_schema(self, schema, **kwargs)
 
-    def _auction(self, on_tool_calls: OnToolCalls | None = None) -> Auction:
-        auction = Auction(**{setting.name: getattr(self, setting.name) for setting in fields(Auction)})
-        return auction if on_tool_calls is None else replace(auction, on_tool_calls=on_tool_calls)
+    def run(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        progress: ProgressHook | None = None,
+        **kwargs: Any,
+    ) -> AuctionResult:
+        """Hold an auction and return all of it: candidates, reports, settlement, reply."""
+        results: list[AuctionResult] = []
+        _as_runnable(self).invoke(input, config, progress=progress, results=results, **kwargs)
+        return results[0]
+
+    async def arun(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        progress: ProgressHook | None = None,
+        **kwargs: Any,
+    ) -> AuctionResult:
+        """Do as `run`, awaiting."""
+        results: list[AuctionResult] = []
+        await _as_runnable(self).ainvoke(input, config, progress=progress, results=results, **kwargs)
+        return results[0]
+
+    def _auction(self, **changes: Any) -> Auction:
+        return Auction(**{setting.name: getattr(self, setting.name) for setting in fields(Auction)} | changes)
 
     def _hold(
         self,
         given: LanguageModelInput,
         config: RunnableConfig,
         *,
-        traced: bool,
-        seed: int | None = None,
-        on_tool_calls: OnToolCalls | None = None,
-        progress: ProgressHook | None = None,
+        results: list[AuctionResult] | None = None,
         **kwargs: Any,
-    ) -> AuctionResult:
-        """Hold an auction under a run, whose children's callbacks the config has."""
-        child, auction = hidden(config), self._auction(on_tool_calls)
-        agents = () if auction.bypasses(child, kwargs) else self._agents(given, child)
-        return auction.run(
-            messages_of(given),
-            agents,
-            seed=self.seed if seed is None else seed,
-            config=child,
-            progress=progress,
-            on_event=self._teller(config),
-            traced=traced,
-            **kwargs,
-        )
+    ) -> AIMessage:
+        """Hold an auction under a run, whose children's callbacks the config has, and return the drawn reply."""
+        child = hidden(config)
+        auction, keywords = self._called(kwargs)
+        agents = () if auction.bypasses(child, keywords) else self._agents(given, child)
+        tell = self._teller(config)
+        result = auction.run(messages_of(given), agents, config=child, on_event=tell, **keywords)
+        if results is not None:
+            results.append(result)
+        return result.reply
 
     async def _ahold(
         self,
         given: LanguageModelInput,
         config: RunnableConfig,
         *,
-        traced: bool,
-        seed: int | None = None,
-        on_tool_calls: OnToolCalls | None = None,
-        progress: ProgressHook | None = None,
+        results: list[AuctionResult] | None = None,
         **kwargs: Any,
-    ) -> AuctionResult:
-        child, auction = hidden(config), self._auction(on_tool_calls)
-        agents = () if auction.bypasses(child, kwargs) else await self._aagents(given, child)
-        return await auction.arun(
-            messages_of(given),
-            agents,
-            seed=self.seed if seed is None else seed,
-            config=child,
-            progress=progress,
-            on_event=self._ateller(config),
-            traced=traced,
-            **kwargs,
-        )
+    ) -> AIMessage:
+        child = hidden(config)
+        auction, keywords = self._called(kwargs)
+        agents = () if auction.bypasses(child, keywords) else await self._aagents(given, child)
+        tell = self._ateller(config)
+        result = await auction.arun(messages_of(given), agents, config=child, on_event=tell, **keywords)
+        if results is not None:
+            results.append(result)
+        return result.reply
+
+    def _called(self, kwargs: dict[str, Any]) -> tuple[Auction, dict[str, Any]]:
+        """Return the auction of a call, whose keywords may replace two settings, and the keywords to hold it with."""
+        keywords = {**kwargs, "seed": self.seed if kwargs.get("seed") is None else kwargs["seed"]}
+        on_tool_calls = keywords.pop("on_tool_calls", None)
+        return self._auction(**({} if on_tool_calls is None else {"on_tool_calls": on_tool_calls})), keywords
 
     def _agents(self, given: LanguageModelInput, child: RunnableConfig) -> Any:
         source = self._source(child)
@@ -216,16 +233,14 @@ class AuctionSettings(BaseModel):
         return tell
 
 
+def _as_runnable(auction: AuctionSettings) -> Runnable[LanguageModelInput, AIMessage]:
+    """Return what both interfaces are; the settings alone are none."""
+    return cast("Runnable[LanguageModelInput, AIMessage]", auction)
+
+
 def _refuse_auctions(model: Runnable[Any, Any]) -> None:
     """Raise `ConfigurationError` where the model holds auctions itself: replies that lose would have been paid for."""
-    found = [innermost(model)]
-
-    def note(chat: BaseChatModel) -> BaseChatModel:
-        found.append(chat)
-        return chat
-
-    inside(model, note)
-    if any(isinstance(one, AuctionSettings) for one in found):
+    if any(isinstance(one, AuctionSettings) for one in (innermost(model), *chat_models_in(model))):
         raise ConfigurationError("model is an auction already, and what loses in this one would have been paid for.")
 
 
