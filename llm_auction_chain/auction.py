@@ -1,7 +1,6 @@
 """`Auction`: wires model, agents and mechanism. The only place that knows all parts."""
 
 import asyncio
-import inspect
 import secrets
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -41,10 +40,12 @@ from llm_auction_chain.progress import (
     EventHook,
     Progress,
     ProgressHook,
+    atell,
     candidates,
     scored,
     settled,
     started,
+    tell,
 )
 from llm_auction_chain.result import AuctionResult, LeftOut, matrix_of, metadata_of
 from llm_auction_chain.rewards import AskedBy, OnAgentError, Report, Terms, acollect, collect, log_ratios_of
@@ -186,19 +187,19 @@ class Auction:
         """
         child = hidden(config)
         opened = self._open(prompt, agents, seed, bypassed=self.bypasses(child, kwargs))
-        _tell(on_event, self._started(opened))
+        tell(on_event, self._started(opened))
         plan = self._plan(opened, child, kwargs, traced=traced)
         drawn = draw(plan, config=child, progress=Progress.of_candidates(progress))
-        _tell(on_event, candidates(opened.auction_id, drawn))
+        tell(on_event, candidates(opened.auction_id, drawn))
         # whatever a callback calls finds the parent run, and the tag, in its context
         with set_config_context(child) as context:
             reports = context.run(
                 collect, opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan), config=child,
                 progress=Progress.of_rewards(progress, len(opened.agents)),
             )  # fmt: skip
-        _tell(on_event, scored(opened.auction_id, reports))
+        tell(on_event, scored(opened.auction_id, reports))
         result = self._close(opened, plan, drawn, reports)
-        _tell(on_event, settled(opened.auction_id, result.settlement, sponsored=bool(result.sponsors)))
+        tell(on_event, settled(opened.auction_id, result.settlement, sponsored=bool(result.sponsors)))
         return result
 
     async def arun(
@@ -216,22 +217,22 @@ class Auction:
         """Do as `run`, awaiting model, agents and `on_event`."""
         child = hidden(config)
         opened = self._open(prompt, agents, seed, bypassed=self.bypasses(child, kwargs))
-        await _atell(on_event, self._started(opened))
+        await atell(on_event, self._started(opened))
         plan = self._plan(opened, child, kwargs, traced=traced)
         drawn = await adraw(plan, config=child, progress=Progress.of_candidates(progress))
-        await _atell(on_event, candidates(opened.auction_id, drawn))
+        await atell(on_event, candidates(opened.auction_id, drawn))
         with set_config_context(child) as context:
             asking = acollect(
                 opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan), config=child,
                 progress=Progress.of_rewards(progress, len(opened.agents)),
             )  # fmt: skip
             reports = await asyncio.create_task(asking, context=context)
-        await _atell(on_event, scored(opened.auction_id, reports))
+        await atell(on_event, scored(opened.auction_id, reports))
         if len(opened.agents) * max(_PER_AGENT, len(drawn.candidates)) < _LARGE:
             result = self._close(opened, plan, drawn, reports)
         else:
             result = await asyncio.to_thread(self._close, opened, plan, drawn, reports)
-        await _atell(on_event, settled(opened.auction_id, result.settlement, sponsored=bool(result.sponsors)))
+        await atell(on_event, settled(opened.auction_id, result.settlement, sponsored=bool(result.sponsors)))
         return result
 
     def bypasses(self, config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
@@ -388,20 +389,6 @@ def _check_choice(name: str, value: object, choices: Any) -> None:
     if value not in get_args(choices):
         listed = " or ".join(map(repr, get_args(choices)))
         raise ConfigurationError(f"{name} is {value!r}; choose {listed}.")
-
-
-def _tell(hook: EventHook | None, event: AuctionEvent) -> None:
-    said = hook(event) if hook else None
-    if inspect.isawaitable(said):
-        if inspect.iscoroutine(said):
-            said.close()
-        raise ConfigurationError("on_event is async; use ainvoke, abatch, astream or arun.")
-
-
-async def _atell(hook: EventHook | None, event: AuctionEvent) -> None:
-    said = hook(event) if hook else None
-    if inspect.isawaitable(said):
-        await said
 
 
 def check_seed(seed: object) -> int:

@@ -3,16 +3,29 @@
 `Progress` counts within a stage, for a bar; an `AuctionEvent` says that a stage is done, for a stream.
 """
 
+import inspect
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from llm_auction_chain.candidates import Drawn
+from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.mechanism import Settlement
 from llm_auction_chain.rewards import Report
 
-__all__ = ["AuctionEvent", "EventHook", "Progress", "ProgressHook", "candidates", "scored", "settled", "started"]
+__all__ = [
+    "AuctionEvent",
+    "EventHook",
+    "Progress",
+    "ProgressHook",
+    "atell",
+    "candidates",
+    "scored",
+    "settled",
+    "started",
+    "tell",
+]
 
 Stage = Literal["candidates", "weights", "rewards"]
 
@@ -68,6 +81,26 @@ class AuctionEvent:
 
 
 EventHook = Callable[[AuctionEvent], Awaitable[None] | None]
+
+
+def tell(hook: EventHook | None, event: AuctionEvent) -> None:
+    """Tell a hook, if there is one.
+
+    Raises:
+        ConfigurationError: it is async, and nobody awaits it here.
+    """
+    said = hook(event) if hook else None
+    if inspect.isawaitable(said):
+        if inspect.iscoroutine(said):
+            said.close()
+        raise ConfigurationError("on_event is async; use ainvoke, abatch, astream or arun.")
+
+
+async def atell(hook: EventHook | None, event: AuctionEvent) -> None:
+    """Do as `tell`, awaiting."""
+    said = hook(event) if hook else None
+    if inspect.isawaitable(said):
+        await said
 
 
 def started(auction_id: str, *, agents: int, left_out: int, bypassed: bool, most: int) -> AuctionEvent:

@@ -11,7 +11,7 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
 from llm_auction_chain.agents import check_agents
 from llm_auction_chain.auction import Auction, DisclosurePlace, OnToolCalls, check_seed
@@ -19,7 +19,7 @@ from llm_auction_chain.candidates import chat_models_in, hidden, innermost
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.interfaces.binding import with_schema, with_tools
 from llm_auction_chain.mechanism import PaymentRule
-from llm_auction_chain.progress import AuctionEvent, EventHook, ProgressHook
+from llm_auction_chain.progress import AuctionEvent, EventHook, ProgressHook, atell
 from llm_auction_chain.result import AuctionResult
 from llm_auction_chain.rewards import OnAgentError
 from llm_auction_chain.turns import messages_of
@@ -58,6 +58,15 @@ class AuctionSettings(BaseModel):
     on_tool_calls: OnToolCalls = "bypass"
     on_event: EventHook | None = None
 
+    @field_validator("model")
+    @classmethod
+    def _refuse_auctions(cls, model: Runnable[Any, Any]) -> Runnable[Any, Any]:
+        if any(isinstance(one, AuctionSettings) for one in (innermost(model), *chat_models_in(model))):
+            raise ConfigurationError(
+                "model is an auction already, and what loses in this one would have been paid for."
+            )
+        return model
+
     @model_validator(mode="wrap")
     @classmethod
     def _speak_our_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
@@ -68,7 +77,6 @@ class AuctionSettings(BaseModel):
             where = ".".join(map(str, first["loc"]))
             raise ConfigurationError(f"{where} is {first['input']!r}: {first['msg']}.") from error
         auction._auction()  # noqa: SLF001 - its own
-        _refuse_auctions(auction.model)
         if auction.seed is not None:
             check_seed(auction.seed)
         if not callable(auction.agents) and not isinstance(auction.agents, Runnable):
@@ -226,9 +234,7 @@ class AuctionSettings(BaseModel):
         async def tell(event: AuctionEvent) -> None:
             if isinstance(manager, AsyncCallbackManager):
                 await manager.on_custom_event(event.name, dict(event.data), run_id=manager.parent_run_id)
-            said = self.on_event(event) if self.on_event else None
-            if inspect.isawaitable(said):
-                await said
+            await atell(self.on_event, event)
 
         return tell
 
@@ -236,12 +242,6 @@ class AuctionSettings(BaseModel):
 def _as_runnable(auction: AuctionSettings) -> Runnable[LanguageModelInput, AIMessage]:
     """Return what both interfaces are; the settings alone are none."""
     return cast("Runnable[LanguageModelInput, AIMessage]", auction)
-
-
-def _refuse_auctions(model: Runnable[Any, Any]) -> None:
-    """Raise `ConfigurationError` where the model holds auctions itself: replies that lose would have been paid for."""
-    if any(isinstance(one, AuctionSettings) for one in (innermost(model), *chat_models_in(model))):
-        raise ConfigurationError("model is an auction already, and what loses in this one would have been paid for.")
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:

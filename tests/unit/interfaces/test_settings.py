@@ -1,0 +1,72 @@
+"""What both interfaces share: whole results, and a draw that nobody knows beforehand."""
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.runnables import RunnableLambda
+
+from llm_auction_chain import Agent, AuctionRunnable, ChatAuction, ConfigurationError
+from llm_auction_chain.testing import MarkovChatModel
+
+AGENT = Agent("B", lambda prompt, reply: 2.0 * reply.text.count("b"))
+BOTH = pytest.mark.parametrize("interface", [AuctionRunnable, ChatAuction])
+SEED = 7_310_934_551
+
+
+class Starts(BaseCallbackHandler):
+    """Keeps all that a run is begun with."""
+
+    def __init__(self):
+        self.models, self.chains = [], []
+
+    def on_chat_model_start(self, serialized, messages, **told):
+        self.models.append((serialized, told))
+
+    def on_chain_start(self, serialized, inputs, **told):
+        self.chains.append((serialized, told))
+
+
+@BOTH
+async def test_run_returns_the_result_whose_reply_invoke_returns(interface):
+    auction = interface(model=MarkovChatModel(length=6), agents=[AGENT], n_candidates=4, seed=7)
+    counted = []
+    for result in (auction.run("x", progress=counted.append), await auction.arun("x", progress=counted.append)):
+        assert result.reply.text == auction.invoke("x").text
+        assert [report.status for report in result.reports] == ["reported"]
+        assert result.explain().agents[0].agent == "B"
+    assert [step.total for step in counted if step.stage == "rewards"] == [1, 1]
+
+
+@BOTH
+def test_run_is_one_run_of_the_same_kind_as_invoke(interface):
+    auction = interface(model=MarkovChatModel(), agents=[AGENT], n_candidates=4)
+    invoked, run = Starts(), Starts()
+    auction.invoke("x", {"callbacks": [invoked]})
+    auction.run("x", {"callbacks": [run]})
+    assert (len(run.models), len(run.chains)) == (len(invoked.models), len(invoked.chains)) == (1, len(run.chains))
+    assert "results" not in repr(run.models)
+
+
+@BOTH
+async def test_neither_a_tracer_nor_an_agents_runnable_is_told_the_seed_before_the_draw(interface):
+    """Whoever knows the seed knows the draw, and can gain by a report that is not true."""
+    asked, hears = [], Starts()
+
+    def report(pair, config):
+        asked.append({**config, "callbacks": config["callbacks"].inheritable_metadata})
+        return 1.0
+
+    auction = interface(model=MarkovChatModel(), agents=[Agent("R", RunnableLambda(report))], n_candidates=4, seed=SEED)
+    auction.invoke("x", {"callbacks": [hears]})
+    await auction.ainvoke("x", {"callbacks": [hears]}, seed=SEED)
+    assert len(asked) == 2 * len(set(map(repr, auction.run("x").candidates)))
+    assert len(hears.models) == 2
+    assert str(SEED) not in repr(asked) + repr(hears.models)
+
+
+@BOTH
+def test_an_auction_over_an_auction_is_refused_however_it_is_wrapped(interface):
+    for inner in (AuctionRunnable, ChatAuction):
+        held = inner(model=MarkovChatModel(), agents=[AGENT])
+        for wrapped in (held, held.bind(stop=["x"]), held.with_retry()):
+            with pytest.raises(ConfigurationError, match="auction already"):
+                interface(model=wrapped)
