@@ -1,5 +1,5 @@
 # Each target sets up .venv by itself, once for every change of pyproject.toml or constraints.txt.
-.PHONY: demo test test-oldest test-vllm lint docs bench clean
+.PHONY: demo test test-models test-oldest test-vllm lint docs bench clean
 PYTHON ?= python3
 # CI sets it: measuring makes the tests half as fast again
 COVERAGE ?=
@@ -21,6 +21,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Architectures of transformers, and laws that take many auctions over a real model to see.
+test-models: $(STAMP)
+	$(BIN)/pytest tests/models
+
 # A real server: 3.4 GB of disk, once, and about 5 GB of memory while it runs.
 test-vllm: $(STAMP) $(VLLM_STAMP)
 	$(BIN)/pytest tests/vllm
@@ -33,7 +37,6 @@ test-oldest: $(STAMP)
 	PYTHONPATH=$(CURDIR)/.oldest $(BIN)/python -c "from importlib.metadata import version as v; assert v('langchain-core') == '1.7.2'"
 	PYTHONPATH=$(CURDIR)/.oldest $(BIN)/pytest tests --ignore=tests/laws --ignore=tests/unit/local \
 		--ignore=tests/unit/rewards/test_decision_judge.py --ignore-glob='*/test_engine_*' \
-		--ignore-glob='*/test_model_families.py' --ignore-glob='*/test_exact.py' --ignore-glob='*/test_injection.py' \
 		--ignore-glob='*/test_*_local.py' --ignore-glob='*/test_local_*.py'
 
 # The pages of docs/, with the reference made from docstrings; a link or a name that leads nowhere is an error.
