@@ -5,30 +5,34 @@ import os
 import re
 import signal
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from langchain_core.messages import HumanMessage, SystemMessage
 
 from llm_auction_chain import Agent, AuctionRunnable, ChatTransformers
 from llm_auction_chain.candidates import ContextPrompt
 from llm_auction_chain.candidates.vllm import ChatVLLM
 from llm_auction_chain.errors import CandidatesError, ContextWindowError, LogProbError, ScoringError
+from llm_auction_chain.local.device import dtype_named
 from llm_auction_chain.local.weights import embedded_model_path
 from llm_auction_chain.rewards import MentionReward
 
 ROOT = Path(__file__).parents[2]
+DTYPE = dtype_named("auto", torch.device("cpu"))  # the server's, too
 END = 2
 M, LENGTH = 16, 48
 PLAIN = [HumanMessage("Name a colour.")]
 TOLD = [SystemMessage("Teal Paints sells teal. Bring it in where it fits."), *PLAIN]
 
 # Two engines in bfloat16 round the logits at other places. Over 8,192 tokens each was measured to be 0.05 nats
-# (standard deviation) from float32, and they 0.063 from each other, without bias; in float32 they agree within 1e-4.
-# Errors of the tokens add up as a random walk, so a reply of T tokens differs by about 0.063 * sqrt(T).
-TOKEN_SD = 0.063
+# (standard deviation) from float32, and they 0.063 from each other, without bias; in float32 they are 0.00001 apart, of
+# which ten times are allowed. Errors of the tokens add up as a random walk: a reply of T differs by about SD * sqrt(T).
+TOKEN_SD = 0.063 if DTYPE is torch.bfloat16 else 1e-4
 
 CONTEXT = "Teal Paints sells teal paint."
 TEAL = Agent("Teal", MentionReward(["teal", "blue", "paint"], value=1.0, at_most=2), context=CONTEXT)
@@ -49,7 +53,7 @@ def model(server):
 
 @pytest.fixture(scope="module")
 def local():
-    return ChatTransformers(model=str(embedded_model_path()), dtype="bfloat16")
+    return ChatTransformers(model=str(embedded_model_path()))
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +105,10 @@ def test_a_reply_scores_what_its_sampler_said(replies, scores):
 
 
 def test_scores_agree_with_transformers_token_by_token(server, model, replies):
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = embedded_model_path()
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    network = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE)
     turns = [{"role": "user", "content": PLAIN[0].text}]
     prompt = AutoTokenizer.from_pretrained(folder).apply_chat_template(
         turns, add_generation_prompt=True, return_dict=False
@@ -158,7 +161,10 @@ async def test_the_async_auction_is_the_same(auction):
 @pytest.mark.parametrize("stage", ["candidates", "weights"])
 def test_an_auction_whose_server_falls_silent_ends_in_an_error(server, auction, stage):
     """The process is stopped when the stage begins, and goes on after the auction."""
-    impatient = auction.model_copy(update={"model": auction.model.model_copy(update={"timeout": 5.0})})
+    started = time.monotonic()
+    auction.run(PLAIN)
+    patience = max(5.0, 4 * (time.monotonic() - started))
+    impatient = auction.model_copy(update={"model": auction.model.model_copy(update={"timeout": patience})})
 
     def stop(progress):
         if progress.stage == stage and progress.done == 0:
@@ -168,7 +174,7 @@ def test_an_auction_whose_server_falls_silent_ends_in_an_error(server, auction, 
     try:
         if stage == "candidates":
             os.killpg(server.process.pid, signal.SIGSTOP)
-        with pytest.raises(error, match=r"did not answer within 5.0 s"):
+        with pytest.raises(error, match=r"did not answer within [\d.]+ s"):
             impatient.run(PLAIN, progress=stop)
     finally:
         os.killpg(server.process.pid, signal.SIGCONT)
@@ -241,9 +247,10 @@ def test_a_prompt_longer_than_the_window_is_a_context_window_error(model, replie
 
 def test_a_reply_cut_by_the_window_cannot_be_weighed(model):
     nearly = [HumanMessage("red " * 975)]
-    assert model.invoke(nearly, max_tokens=100).response_metadata["finish_reason"] == "length"
+    drawn = draw(model, 8, nearly, max_tokens=100)
+    assert "length" in {reply.response_metadata["finish_reason"] for reply in drawn}
     with pytest.raises(ContextWindowError, match="Lower max_tokens to at most"):
-        draw(model, 1, nearly, max_tokens=100, logprobs=True)
+        draw(model, 8, nearly, max_tokens=100, logprobs=True)
 
 
 @pytest.mark.parametrize("document", ["cookbook/context_priors_with_vllm.md"])
