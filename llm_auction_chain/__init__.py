@@ -14,8 +14,12 @@ if TYPE_CHECKING:
         AuctionError,
         AuctionWarning,
         CandidatesError,
+        ChargeConflictError,
         ConfigurationError,
         ContextWindowError,
+        CoverError,
+        LedgerError,
+        LedgerUnavailableError,
         LogProbError,
         MissingDependencyError,
         PromptError,
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from llm_auction_chain.interfaces.chat_model import ChatAuction
     from llm_auction_chain.interfaces.middleware import AuctionMiddleware
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
+    from llm_auction_chain.ledger import Ledger
     from llm_auction_chain.local.chat_model import ChatTransformers
     from llm_auction_chain.progress import AuctionEvent, Progress
     from llm_auction_chain.result import AuctionResult
@@ -42,6 +47,7 @@ __all__ = [
     "AuctionRunnable",
     "AuctionWarning",
     "CandidatesError",
+    "ChargeConflictError",
     "ChatAuction",
     "ChatTransformers",
     "ChatVLLM",
@@ -49,7 +55,11 @@ __all__ = [
     "ContextProduct",
     "ContextPrompt",
     "ContextWindowError",
+    "CoverError",
     "DefensiveMixture",
+    "Ledger",
+    "LedgerError",
+    "LedgerUnavailableError",
     "LogProbError",
     "MissingDependencyError",
     "OpenTelemetryHandler",
@@ -77,6 +87,7 @@ _HOMES = {
     "ContextProduct": "candidates",
     "ContextPrompt": "candidates",
     "DefensiveMixture": "candidates",
+    "Ledger": "ledger",
     "OpenTelemetryHandler": "telemetry",
     "Progress": "progress",
     "Reference": "candidates",

@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_auction_chain.errors import ConfigurationError
 
-__all__ = ["Agent", "check_agents", "check_cap", "check_categories", "without_rivals"]
+__all__ = ["Agent", "cap_of", "check_agents", "check_cap", "check_categories", "without_rivals"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,11 @@ def without_rivals(
         taking_part.append(agent)
         holders.update(dict.fromkeys(held, agent.payer))
     return tuple(taking_part), tuple(left_out)
+
+
+def cap_of(agent: Agent, report_cap: float | None) -> float | None:
+    """Return what an agent's rewards are cut to: the lesser of its own cap and the auction's, None without either."""
+    return min((cap for cap in (agent.report_cap, report_cap) if cap is not None), default=None)
 
 
 def check_cap(cap: Any, whose: str) -> None:

@@ -5,16 +5,17 @@ import secrets
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from datetime import UTC, datetime
+from functools import cache, lru_cache
+from importlib.metadata import version
 from typing import Any, Literal, get_args
 
-import numpy as np
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context
 from langchain_core.utils.uuid import uuid7
 
-from llm_auction_chain.agents import Agent, check_agents, check_cap, check_categories, without_rivals
+from llm_auction_chain.agents import Agent, cap_of, check_agents, check_cap, check_categories, without_rivals
 from llm_auction_chain.candidates import (
     CandidateFilter,
     Drawn,
@@ -29,11 +30,14 @@ from llm_auction_chain.candidates import (
     draw,
     hidden,
     make_plan,
+    name_of,
     offers_tools,
 )
+from llm_auction_chain.charging import OnLedgerError, Tab, check_ledger, most_owed
 from llm_auction_chain.contexts import lint_context
-from llm_auction_chain.errors import AuctionWarning, ConfigurationError, PromptError
+from llm_auction_chain.errors import AuctionWarning, ConfigurationError, LedgerError, PromptError
 from llm_auction_chain.mechanism import PaymentRule, settle
+from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.mechanism.settle import check_payment_rule, check_tau
 from llm_auction_chain.progress import (
     AuctionEvent,
@@ -47,6 +51,8 @@ from llm_auction_chain.progress import (
     started,
     tell,
 )
+from llm_auction_chain.receipts import GENERATOR, MECHANISM, Opening, open_auction
+from llm_auction_chain.receipts.commitments import salt_of
 from llm_auction_chain.result import AuctionResult, LeftOut, matrix_of, metadata_of
 from llm_auction_chain.rewards import AskedBy, OnAgentError, Report, Terms, acollect, collect, log_ratios_of
 
@@ -57,6 +63,8 @@ OnToolCalls = Literal["auction", "bypass"]
 _LONGEST_WAIT = 1e6  # seconds
 _LARGE = 1 << 15  # rewards; settling more takes longer than an event loop should be held up
 _PER_AGENT = 64  # what an agent costs beside its rewards, counted in them
+_MANY = 512  # candidates; digests of more take longer than an event loop should be held up
+_SEEDS = 2**128
 _SUSPICIOUS = 4  # so many draws that are all one reply are rather one draw, repeated
 
 
@@ -86,6 +94,8 @@ class Auction:
         disclosure_place: `metadata` leaves the text as it was drawn; `start` and `end` put the disclosure into it.
         on_tool_calls: where the model may call tools, `bypass` takes the reference's own reply, without agents and
             payments; `auction` lets agents bid for calls as for any reply.
+        ledger: where owners are charged, in the same moment as the reply is returned; None charges nobody.
+        on_ledger_error: where it fails, `reference` replies without agents and payments, `raise` fails.
 
     Raises:
         ConfigurationError: a setting no auction can run with.
@@ -111,6 +121,8 @@ class Auction:
     disclosure: str | None = None
     disclosure_place: DisclosurePlace = "metadata"
     on_tool_calls: OnToolCalls = "bypass"
+    ledger: Any = None
+    on_ledger_error: OnLedgerError = "reference"
 
     def __post_init__(self) -> None:
         """Refuse what no auction can run with."""
@@ -153,6 +165,8 @@ class Auction:
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}; give a text.")
         _check_choice("disclosure_place", self.disclosure_place, DisclosurePlace)
         _check_choice("on_tool_calls", self.on_tool_calls, OnToolCalls)
+        _check_choice("on_ledger_error", self.on_ledger_error, OnLedgerError)
+        check_ledger(self.ledger)
 
     def run(
         self,
@@ -160,6 +174,7 @@ class Auction:
         agents: Iterable[Agent],
         *,
         seed: int | None = None,
+        auction_id: str | None = None,
         config: RunnableConfig | None = None,
         progress: ProgressHook | None = None,
         on_event: EventHook | None = None,
@@ -172,6 +187,7 @@ class Auction:
             prompt: the user's messages.
             agents: who bids; none is a legal auction: the reference's own reply.
             seed: replays it; None takes a fresh one, kept in the result.
+            auction_id: under which it is booked: the same call again has the same, and is charged once. None: fresh.
             config: the parent run's.
             progress: told how far it has come.
             on_event: told of every stage that is done.
@@ -184,22 +200,31 @@ class Auction:
             ConfigurationError: the agents' names are not unique, or the seed is not a whole number.
             CandidatesError: too few replies.
             RewardError: an agent failed and `on_agent_error` is `raise`.
+            LedgerError: the ledger failed and `on_ledger_error` is `raise`.
         """
         child = hidden(config)
-        opened = self._open(prompt, agents, seed, bypassed=self.bypasses(child, kwargs))
-        tell(on_event, self._started(opened))
-        plan = self._plan(opened, child, kwargs, traced=traced)
-        drawn = draw(plan, config=child, progress=Progress.of_candidates(progress))
-        tell(on_event, candidates(opened.auction_id, drawn))
-        # whatever a callback calls finds the parent run, and the tag, in its context
-        with set_config_context(child) as context:
-            reports = context.run(
-                collect, opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan), config=child,
-                progress=Progress.of_rewards(progress, len(opened.agents)),
-            )  # fmt: skip
-        tell(on_event, scored(opened.auction_id, reports))
-        result = self._close(opened, plan, drawn, reports)
-        tell(on_event, settled(opened.auction_id, result.settlement, sponsored=bool(result.sponsors)))
+        asked = self._asked(prompt, agents, child, kwargs)
+        tab = self._tab(auction_id, asked)
+        try:
+            tab.hold()
+            opened = self._open(prompt, asked, seed, tab, child, kwargs)
+            tell(on_event, self._started(opened))
+            plan = self._plan(opened, child, kwargs, traced=traced)
+            drawn = draw(plan, config=child, progress=Progress.of_candidates(progress))
+            opening = self._bind(opened, plan, drawn)
+            tell(on_event, candidates(opened.auction_id, drawn, opening.commitment))
+            # whatever a callback calls finds the parent run, and the tag, in its context
+            with set_config_context(child) as context:
+                reports = context.run(
+                    collect, opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan, opening),
+                    config=child, progress=Progress.of_rewards(progress, len(opened.agents)),
+                )  # fmt: skip
+            tell(on_event, scored(opened.auction_id, reports))
+            result = self._charged(tab, opened, plan, drawn, opening, reports)
+            tell(on_event, _settled(result))
+        except BaseException as error:
+            tab.give_up(f"not delivered: {type(error).__name__}")
+            raise
         return result
 
     async def arun(
@@ -208,58 +233,128 @@ class Auction:
         agents: Iterable[Agent],
         *,
         seed: int | None = None,
+        auction_id: str | None = None,
         config: RunnableConfig | None = None,
         progress: ProgressHook | None = None,
         on_event: EventHook | None = None,
         traced: bool = True,
         **kwargs: Any,
     ) -> AuctionResult:
-        """Do as `run`, awaiting model, agents and `on_event`."""
+        """Do as `run`, awaiting model, agents, ledger and `on_event`."""
         child = hidden(config)
-        opened = self._open(prompt, agents, seed, bypassed=self.bypasses(child, kwargs))
-        await atell(on_event, self._started(opened))
-        plan = self._plan(opened, child, kwargs, traced=traced)
-        drawn = await adraw(plan, config=child, progress=Progress.of_candidates(progress))
-        await atell(on_event, candidates(opened.auction_id, drawn))
-        with set_config_context(child) as context:
-            asking = acollect(
-                opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan), config=child,
-                progress=Progress.of_rewards(progress, len(opened.agents)),
-            )  # fmt: skip
-            reports = await asyncio.create_task(asking, context=context)
-        await atell(on_event, scored(opened.auction_id, reports))
-        if len(opened.agents) * max(_PER_AGENT, len(drawn.candidates)) < _LARGE:
-            result = self._close(opened, plan, drawn, reports)
-        else:
-            result = await asyncio.to_thread(self._close, opened, plan, drawn, reports)
-        await atell(on_event, settled(opened.auction_id, result.settlement, sponsored=bool(result.sponsors)))
+        asked = self._asked(prompt, agents, child, kwargs)
+        tab = self._tab(auction_id, asked)
+        try:
+            await tab.apart(tab.hold)
+            opened = self._open(prompt, asked, seed, tab, child, kwargs)
+            await atell(on_event, self._started(opened))
+            plan = self._plan(opened, child, kwargs, traced=traced)
+            drawn = await adraw(plan, config=child, progress=Progress.of_candidates(progress))
+            if len(drawn.candidates) < _MANY:
+                opening = self._bind(opened, plan, drawn)
+            else:
+                opening = await asyncio.to_thread(self._bind, opened, plan, drawn)
+            await atell(on_event, candidates(opened.auction_id, drawn, opening.commitment))
+            with set_config_context(child) as context:
+                asking = acollect(
+                    opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan, opening),
+                    config=child, progress=Progress.of_rewards(progress, len(opened.agents)),
+                )  # fmt: skip
+                reports = await asyncio.create_task(asking, context=context)
+            await atell(on_event, scored(opened.auction_id, reports))
+            if len(opened.agents) * max(_PER_AGENT, len(drawn.candidates)) < _LARGE:
+                result: AuctionResult = await tab.apart(self._charged, tab, opened, plan, drawn, opening, reports)
+            else:
+                result = await asyncio.to_thread(self._charged, tab, opened, plan, drawn, opening, reports)
+            await atell(on_event, _settled(result))
+        except BaseException as error:
+            await asyncio.shield(tab.apart(tab.give_up, f"not delivered: {type(error).__name__}"))
+            raise
         return result
 
     def bypasses(self, config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
         """Whether a call with these keywords takes the reference's own reply, because it offers tools."""
         return self.on_tool_calls == "bypass" and offers_tools(self.model, config, kwargs)
 
-    def _open(
-        self, prompt: Sequence[BaseMessage], agents: Iterable[Agent], seed: int | None, *, bypassed: bool
-    ) -> "_Opened":
+    def _asked(
+        self,
+        prompt: Sequence[BaseMessage],
+        agents: Iterable[Agent],
+        config: RunnableConfig,
+        kwargs: Mapping[str, Any],
+    ) -> tuple[Agent, ...]:
+        """Return who would take part, if all are covered and nobody's rival."""
         if not prompt or _is_blank(prompt[-1]):
             raise PromptError("The prompt is empty; its last message must have content.")
-        seed = secrets.randbits(53) if seed is None else check_seed(seed)
-        # one stream for the candidates, one for the draw: neither tells anything about the other
-        of_candidates, of_draw = (
-            int(state) >> 11 for state in np.random.SeedSequence(seed).generate_state(2, np.uint64)
-        )
-        taking_part, left_out = without_rivals(() if bypassed else check_agents(agents), self.exclusive_categories)
+        return () if self.bypasses(config, kwargs) else check_agents(agents)
+
+    def _tab(self, auction_id: str | None, agents: Sequence[Agent]) -> Tab:
+        """Return what the auction will have on the ledger."""
+        negative = self.payment_rule != "proportional"
+        most = {} if self.ledger is None else most_owed(agents, self.report_cap, negative=negative)
+        currency = _one_currency(self.currency, agents)
+        return Tab(self.ledger, self.on_ledger_error, auction_id or str(uuid7()), currency, most)
+
+    def _open(
+        self,
+        prompt: Sequence[BaseMessage],
+        agents: Sequence[Agent],
+        seed: int | None,
+        tab: Tab,
+        config: RunnableConfig,
+        kwargs: Mapping[str, Any],
+    ) -> "_Opened":
+        if seed is None:
+            seed = secrets.randbits(53) if tab.nonce is None else int(salt_of(tab.nonce, "seed"), 16) >> 203
+        seed = check_seed(seed)
+        of_candidates, of_draw = streams_of(seed)
+        covered = tuple(agent for agent in agents if agent.payer not in tab.without_cover or not agent.pays)
+        without = [agent for agent in agents if agent.pays and agent.payer in tab.without_cover]
+        reason: Literal["cover", "ledger"] = "cover" if tab.failure is None else "ledger"
+        taking_part, rivals = without_rivals(covered, self.exclusive_categories)
         return _Opened(
-            auction_id=str(uuid7()),
+            auction_id=tab.auction_id,
+            time=datetime.now(UTC).isoformat(timespec="microseconds"),
+            model=name_of(self.model, config),
             prompt=tuple(prompt),
             agents=taking_part,
-            left_out=tuple(LeftOut(agent=agent, category=category) for agent, category in left_out),
-            currency=_one_currency(self.currency, taking_part),
-            bypassed=bypassed,
+            left_out=(
+                *(LeftOut(agent=agent, category="", reason=reason) for agent in without),
+                *(LeftOut(agent=agent, category=category, reason="category") for agent, category in rivals),
+            ),
+            failure=tab.failure,
+            currency=_one_currency(self.currency, agents),
+            bypassed=self.bypasses(config, kwargs),
             seed=seed,
+            salt=secrets.token_hex(32) if tab.nonce is None else salt_of(tab.nonce, "salt"),
             seed_of_candidates=of_candidates,
             seed_of_draw=of_draw,
+        )
+
+    def _bind(self, opened: "_Opened", plan: Plan, drawn: Drawn) -> Opening:
+        """Bind the auction to all that its reply depends on but the reports."""
+        return open_auction(
+            auction_id=opened.auction_id,
+            salt=opened.salt,
+            prompt=opened.prompt,
+            terms={
+                "library": _version(),
+                "mechanism": MECHANISM,
+                "time": opened.time,
+                "model": opened.model,
+                "contexts": plan.contexts,
+                "currency": opened.currency,
+                "tau": float(self.tau),
+                "payment_rule": self.payment_rule,
+                "generator": GENERATOR,
+            },
+            seed=opened.seed,
+            candidates=drawn.candidates,
+            agents=opened.agents,
+            components=drawn.components,
+            caps=[cap_of(agent, self.report_cap) for agent in opened.agents],
+            left_out=[out.as_dict() for out in opened.left_out],
+            bypassed=opened.bypassed,
         )
 
     def _started(self, opened: "_Opened") -> AuctionEvent:
@@ -282,13 +377,13 @@ class Auction:
             fallback=None if self.fallback is None else as_message(self.fallback),
         )
 
-    def _terms(self, opened: "_Opened", plan: Plan) -> Terms:
+    def _terms(self, opened: "_Opened", plan: Plan, opening: Opening) -> Terms:
         return Terms(
             timeout=self.reward_timeout,
             report_cap=self.report_cap,
             on_agent_error=self.on_agent_error,
             refuse_negative=self.payment_rule == "proportional",
-            asked_by=AskedBy(auction_id=opened.auction_id, currency=opened.currency),
+            asked_by=AskedBy(auction_id=opened.auction_id, currency=opened.currency, commitment=opening.commitment),
             scorer=plan.scorer,
             law=plan.source.law if plan.scorer is plan.source.scorer else None,
         )
@@ -312,7 +407,20 @@ class Auction:
             )
         return Size(n=n, most=most, min_ess=float(self.min_ess), fewest=self.min_candidates)
 
-    def _close(self, opened: "_Opened", plan: Plan, drawn: Drawn, asked: Sequence[Report]) -> AuctionResult:
+    def _charged(
+        self, tab: Tab, opened: "_Opened", plan: Plan, drawn: Drawn, opening: Opening, asked: Sequence[Report]
+    ) -> AuctionResult:
+        """Return what the auction comes to once it is charged; without agents where that fails."""
+        result = self._close(opened, plan, drawn, opening, asked)
+        charge = tab.charge(result)
+        if charge is None and tab.failure is not None and opened.agents:
+            alone = replace(opened, agents=(), failure=tab.failure)
+            return self._close(alone, plan, drawn, self._bind(alone, plan, drawn), ())
+        return result.charged(charge)
+
+    def _close(
+        self, opened: "_Opened", plan: Plan, drawn: Drawn, opening: Opening, asked: Sequence[Report]
+    ) -> AuctionResult:
         reports = _over_all(asked, drawn)
         settlement = settle(
             matrix_of(reports, drawn.candidates),
@@ -342,6 +450,8 @@ class Auction:
             disclosure="",
             bypassed=opened.bypassed,
             seed=opened.seed,
+            opening=opening,
+            charge=None,
         )
         if self.disclosure and result.sponsors:
             names = ", ".join(agent.name for agent in result.sponsors)
@@ -374,6 +484,8 @@ class Auction:
                 "The agents' contexts are not used: the model cannot say how likely its replies are. Use "
                 "ChatTransformers or ChatVLLM, give a scorer, or proposal=Reference() to say that this is meant."
             )
+        if opened.failure is not None:
+            noticed.append(f"The ledger failed, so the reply has no sponsors: {opened.failure}")
         draws = sum(candidate.draws for candidate in drawn.candidates)
         if len(drawn.candidates) == 1 and draws >= _SUSPICIOUS:
             noticed.append(
@@ -393,8 +505,9 @@ def _check_choice(name: str, value: object, choices: Any) -> None:
 
 def check_seed(seed: object) -> int:
     """Return the seed, or raise `ConfigurationError`."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ConfigurationError(f"seed is {seed!r}; it must be a whole number of at least 0.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _SEEDS:
+        told = "larger" if isinstance(seed, int) and seed > 0 else repr(seed)  # Python spells no number of 5,000 digits
+        raise ConfigurationError(f"seed is {told}; it must be a whole number of at least 0 and below 2**128.")
     return seed
 
 
@@ -407,14 +520,28 @@ class _Opened:
     """An auction before any candidate: who takes part, and the seeds of its two streams."""
 
     auction_id: str
+    time: str
+    model: str
     prompt: tuple[BaseMessage, ...]
     agents: tuple[Agent, ...]
     left_out: tuple[LeftOut, ...]
+    failure: LedgerError | None
     currency: str
     bypassed: bool
     seed: int
+    salt: str
     seed_of_candidates: int
     seed_of_draw: int
+
+
+def _settled(result: AuctionResult) -> AuctionEvent:
+    charged = result.charge is not None
+    return settled(result.auction_id, result.settlement, sponsored=bool(result.sponsors), charged=charged)
+
+
+@cache
+def _version() -> str:
+    return version("llm-auction-chain")
 
 
 def _one_currency(currency: str, agents: Iterable[Agent]) -> str:

@@ -8,6 +8,10 @@
     ├── LogProbError              a log-probability that is not exactly the one asked for
     ├── ScoringError              a scorer failed: unreachable, another model, the feature missing
     ├── ContextWindowError        a prompt is longer than the model can read
+    ├── LedgerError               a booking that the ledger refuses
+    │   ├── ChargeConflictError       the id has been charged, or closed, with something else
+    │   ├── CoverError                an account does not cover it
+    │   └── LedgerUnavailableError    unreachable, full or locked; what was asked may or may not have been booked
     └── MissingDependencyError    an extra or the model's weights are not installed; names the command to run
 
 Every message says what to do. Catch `AuctionError` to catch them all. What deserves a look but stops nothing is an
@@ -20,8 +24,12 @@ __all__ = [
     "AuctionError",
     "AuctionWarning",
     "CandidatesError",
+    "ChargeConflictError",
     "ConfigurationError",
     "ContextWindowError",
+    "CoverError",
+    "LedgerError",
+    "LedgerUnavailableError",
     "LogProbError",
     "MissingDependencyError",
     "PromptError",
@@ -70,6 +78,22 @@ class ScoringError(AuctionError):
 
 class ContextWindowError(AuctionError):
     """The prompt and the reply do not fit into the model's context window."""
+
+
+class LedgerError(AuctionError):
+    """A booking that the ledger refuses; nothing was booked."""
+
+
+class ChargeConflictError(LedgerError):
+    """Something else has been booked under the same id."""
+
+
+class CoverError(LedgerError):
+    """An account's balance, less what is held on it, does not cover the amount."""
+
+
+class LedgerUnavailableError(LedgerError):
+    """The database is unreachable, full or locked: whether the booking was made is not known. Asking again is safe."""
 
 
 class MissingDependencyError(AuctionError, ImportError):

@@ -1,11 +1,12 @@
-"""Amounts of money as they are charged: decimals of a millionth of the unit, by one rounding rule."""
+"""Amounts of money as they are charged: decimals of a millionth of the unit by one rounding rule, and whole units."""
 
 import math
 from collections.abc import Iterable
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 
-__all__ = ["as_decimal", "as_text", "total"]
+__all__ = ["FINEST", "as_decimal", "as_text", "from_units", "in_units", "total"]
 
+FINEST = 6  # decimals of a charge, and the most a currency has
 _SMALLEST = Decimal("0.000001")
 _DIGITS = Context(prec=200, rounding=ROUND_HALF_EVEN)  # rewards of up to 1e100 keep all of theirs
 
@@ -31,6 +32,36 @@ def as_text(amount: Decimal) -> str:
     ('0.000001', '100000000000000000000.000000')
     """
     return format(amount, "f")
+
+
+def in_units(amount: Decimal, scale: int) -> tuple[int, int]:
+    """Return a charge in whole units of `10**-scale`, halves to even, and what rounding took from it, in millionths.
+
+    `units * 10**(6 - scale) + residual` is the charge in millionths, exactly.
+
+    Args:
+        amount: of at most six decimals.
+        scale: decimals of the currency, 0 to 6.
+
+    Raises:
+        ValueError: the amount is not finite, or has more decimals.
+
+    >>> in_units(Decimal("0.125"), 2), in_units(Decimal("-1.000001"), 6)
+    ((12, 5000), (-1000001, 0))
+    """
+    if not amount.is_finite() or amount != (millionths := amount.quantize(_SMALLEST, context=_DIGITS)):
+        raise ValueError(f"{amount} is not an amount of at most {FINEST} decimals")
+    units = int(amount.quantize(Decimal(1).scaleb(-scale), context=_DIGITS).scaleb(scale, context=_DIGITS))
+    return units, int(millionths.scaleb(FINEST, context=_DIGITS)) - units * 10 ** (FINEST - scale)
+
+
+def from_units(units: int, scale: int) -> Decimal:
+    """Return whole units of `10**-scale` as a decimal.
+
+    >>> from_units(-1234, 2)
+    Decimal('-12.34')
+    """
+    return Decimal(units).scaleb(-scale, context=_DIGITS)
 
 
 def total(amounts: Iterable[Decimal]) -> Decimal:

@@ -109,10 +109,11 @@ def started(auction_id: str, *, agents: int, left_out: int, bypassed: bool, most
     return AuctionEvent(name="auction.started", data={"auction_id": auction_id, **data})
 
 
-def candidates(auction_id: str, drawn: Drawn) -> AuctionEvent:
+def candidates(auction_id: str, drawn: Drawn, commitment: str) -> AuctionEvent:
     """Return the event that follows the drawing: how many replies there are, how many differ, how many calls failed.
 
-    Tokens are those of all draws together; None where the model does not count them.
+    Tokens are those of all draws together; None where the model does not count them. The commitment binds the auction
+    to them, and to its terms, before anybody reports.
     """
     data = {
         "candidates": sum(count for _, count in drawn.components),
@@ -121,6 +122,7 @@ def candidates(auction_id: str, drawn: Drawn) -> AuctionEvent:
         "failed_calls": len(drawn.causes),
         "input_tokens": drawn.usage["input_tokens"] if drawn.usage else None,
         "output_tokens": drawn.usage["output_tokens"] if drawn.usage else None,
+        "commitment": commitment,
     }
     return AuctionEvent(name="auction.candidates", data={"auction_id": auction_id, **data})
 
@@ -133,11 +135,12 @@ def scored(auction_id: str, reports: Sequence[Report]) -> AuctionEvent:
     return AuctionEvent(name="auction.scored", data={"auction_id": auction_id, **data})
 
 
-def settled(auction_id: str, settlement: Settlement, *, sponsored: bool) -> AuctionEvent:
-    """Return the event that closes an auction: revenue, whether the reply is sponsored, and what the law is worth."""
+def settled(auction_id: str, settlement: Settlement, *, sponsored: bool, charged: bool) -> AuctionEvent:
+    """Return the event that closes an auction: revenue, whether it is booked, and what the law is worth."""
     data = {
         "revenue": settlement.revenue,
         "sponsored": sponsored,
+        "charged": charged,
         "ess_probabilities": settlement.diagnostics.ess_probabilities,
     }
     return AuctionEvent(name="auction.settled", data={"auction_id": auction_id, **data})

@@ -1,9 +1,10 @@
 """What an auction came to: all of it for the platform, and the part that travels with the reply."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,28 +15,39 @@ from llm_auction_chain.agents import Agent
 from llm_auction_chain.candidates import Candidate, Contexts
 from llm_auction_chain.explanation import AgentExplanation, Explanation
 from llm_auction_chain.mechanism import Settlement
+from llm_auction_chain.mechanism.payments import price_per_click
 from llm_auction_chain.money import as_decimal, as_text, total
+from llm_auction_chain.receipts import Opening, Receipt, issue
 from llm_auction_chain.rewards import Report
+
+if TYPE_CHECKING:
+    from llm_auction_chain.ledger import Charge
 
 __all__ = ["AuctionResult", "LeftOut", "matrix_of", "metadata_of"]
 
 FloatArray = npt.NDArray[np.float64]
 _SCHEMA = "llm_auction_chain.auction/1"
-_NO_CLICK = 1e-9  # a click less likely than this is none
 _ROUNDING = 1e-9  # by which p may differ from p_-i though the agent did nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """An agent that took no part, because a rival of its category did.
+    """An agent that took no part.
 
     Attributes:
         agent: who.
-        category: the exclusive category that another owner holds.
+        category: the exclusive category that another owner holds; empty for other reasons.
+        reason: `category`; `cover`, its owner's account does not cover the most it could owe; `ledger`, the ledger
+            could not say.
     """
 
     agent: Agent
     category: str
+    reason: Literal["category", "cover", "ledger"] = "category"
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it as plain JSON."""
+        return {"agent": self.agent.name, "reason": self.reason, "category": self.category}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,13 +55,13 @@ class AuctionResult:
     """Everything about one auction.
 
     Attributes:
-        auction_id: unique, sorted by time (UUID version 7).
+        auction_id: unique: the run's id, or made of the call's idempotency key and prompt.
         prompt: the user's messages.
         candidates: the distinct replies, how often each was drawn, and their log-weights.
         components: name and number of draws of every component of the proposal.
         contexts: whether the agents' descriptions reached the proposal: `used`, `unused`; `none` where there is none.
         agents: the N agents that took part, in the order of the matrices.
-        left_out: those that did not, because of an exclusive category.
+        left_out: those that did not, because of an exclusive category or for want of cover.
         reports: (N,), each agent's rewards, status and reason. Private values: not in the metadata.
         settlement: law, draw and payments.
         reply: the drawn message, with `response_metadata["auction"]` and the usage of all hidden calls.
@@ -60,6 +72,8 @@ class AuctionResult:
         disclosure: what the user is told of sponsors; empty where there is nothing to tell.
         bypassed: whether the reference replied by itself, because tools were offered.
         seed: gives the same auction again (the same draw, where the model takes no seed).
+        opening: what the auction was bound to before anybody reported, and the salt that opens it.
+        charge: what the ledger booked; None without one, or where nobody pays.
     """
 
     auction_id: str
@@ -79,6 +93,8 @@ class AuctionResult:
     disclosure: str
     bypassed: bool
     seed: int
+    opening: Opening
+    charge: "Charge | None"
 
     @property
     def distinct_replies(self) -> int:
@@ -99,6 +115,27 @@ class AuctionResult:
     def log_weights(self) -> FloatArray:
         """(candidates,), `log pi_ref - log pi_gen` of all draws of each, by log-add-exp, nats."""
         return np.array([candidate.merged_log_weight for candidate in self.candidates])
+
+    @cached_property
+    def receipt(self) -> Receipt:
+        """The record of all of it, for the platform and its auditor; `receipt.view(agent)` is an agent's part."""
+        return issue(
+            self.opening,
+            auction_id=self.auction_id,
+            reports=self.reports,
+            settlement=self.settlement,
+            prices_per_click=self.prices_per_click,
+            revenue=self.revenue,
+        )
+
+    def charged(self, charge: "Charge | None") -> Self:
+        """Return the same auction with what the ledger booked, in the reply's metadata too."""
+        if charge is None:
+            return self
+        booked = {"seq": charge.seq, "hash": charge.hash, "receipt": charge.receipt}
+        told = {**self.reply.response_metadata["auction"], "charge": booked}
+        reply = self.reply.model_copy(update={"response_metadata": {**self.reply.response_metadata, "auction": told}})
+        return replace(self, charge=charge, reply=reply)
 
     @property
     def charges(self) -> tuple[Decimal, ...]:
@@ -133,11 +170,14 @@ class AuctionResult:
         settlement, clicks = self.settlement, self.reports[i].click_through
         if clicks is None or not self.agents[i].pays:
             return None
-        if settlement.payment_rule in ("expected", "proportional"):
-            paid, chance = settlement.expected_payments[i], float(settlement.probabilities @ np.array(clicks))
-        else:
-            paid, chance = settlement.payments[i], clicks[settlement.winner]
-        return float(paid) / chance if chance > _NO_CLICK else None
+        return price_per_click(
+            settlement.payment_rule,
+            expected=float(settlement.expected_payments[i]),
+            paid=float(settlement.payments[i]),
+            probabilities=settlement.probabilities,
+            clicks=clicks,
+            winner=settlement.winner,
+        )
 
     def explain(self) -> Explanation:
         """Return what each agent did to this auction: `str` of it is the text, `as_dict()` the data.
@@ -199,7 +239,7 @@ def metadata_of(result: AuctionResult) -> dict[str, Any]:
             {"agent": agent.name, "status": report.status, "reason": report.reason}
             for agent, report in zip(result.agents, result.reports, strict=True)
         ],
-        "left_out": [{"agent": out.agent.name, "category": out.category} for out in result.left_out],
+        "left_out": [out.as_dict() for out in result.left_out],
         "revenue": settlement.revenue,
         "revenue_decimal": as_text(result.revenue),
         "currency": result.currency,
@@ -226,6 +266,8 @@ def metadata_of(result: AuctionResult) -> dict[str, Any]:
         "tau": settlement.tau,
         "payment_rule": settlement.payment_rule,
         "seed": result.seed,
+        "commitment": result.opening.commitment,
+        "charge": None,
     }
 
 

@@ -20,6 +20,7 @@ from llm_auction_chain.candidates.wrappers import (
     hidden,
     innermost,
     inside,
+    name_of,
     offers_tools,
     settings_of,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "innermost",
     "inside",
     "make_plan",
+    "name_of",
     "offers_tools",
     "read_log_probs",
     "settings_of",

@@ -28,6 +28,7 @@ __all__ = [
     "hidden",
     "innermost",
     "inside",
+    "name_of",
     "offers_tools",
     "settings_of",
 ]
@@ -105,16 +106,26 @@ def innermost(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
     return model
 
 
-def chat_models_in(model: Runnable[Any, Any]) -> list[BaseChatModel]:
-    """Return the chat models inside, the one that is asked first in front."""
+def chat_models_in(model: Runnable[Any, Any], config: RunnableConfig | None = None) -> list[BaseChatModel]:
+    """Return the chat models inside, the one that is asked first in front; a config chooses among alternatives."""
     found: list[BaseChatModel] = []
 
     def note(chat: BaseChatModel) -> BaseChatModel:
         found.append(chat)
         return chat
 
-    inside(model, note)
+    inside(model, note, config)
     return found
+
+
+def name_of(model: Runnable[Any, Any], config: RunnableConfig | None = None) -> str:
+    """Return what a receipt calls a model: provider and name of each chat model inside, the first asked in front."""
+    names: dict[str, None] = {}
+    for chat in chat_models_in(model, config):
+        told = chat._get_ls_params()  # noqa: SLF001 - LangChain's one way to a model's name
+        name = told.get("ls_model_name") or chat._llm_type  # noqa: SLF001
+        names[f"{told.get('ls_provider', type(chat).__name__)}/{name}"] = None
+    return ", ".join(names) or type(innermost(model)).__name__
 
 
 def chat_model_of(model: Runnable[Any, Any]) -> BaseChatModel:

@@ -47,6 +47,8 @@ class AuctionRunnable(AuctionSettings, RunnableSerializable[LanguageModelInput, 
         disclosure_place: `metadata` leaves the text as it was drawn; `start` and `end` put the disclosure into it.
         on_tool_calls: where the model may call tools, `bypass` takes the reference's own reply, without agents and
             payments; `auction` lets agents bid for calls as for any reply.
+        ledger: a `Ledger`, on which owners are charged in the moment the reply is returned; None charges nobody.
+        on_ledger_error: where it fails, `reference` replies without agents and payments, `raise` fails.
         on_event: called with an `AuctionEvent` after every stage, sync or async: counts and numbers, never a text. The
             same goes to `astream_events` as custom events.
 

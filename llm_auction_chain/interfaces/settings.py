@@ -5,10 +5,11 @@ import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
 from typing import Any, Self, cast
+from uuid import NAMESPACE_URL, uuid5
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
@@ -16,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Validatio
 from llm_auction_chain.agents import check_agents
 from llm_auction_chain.auction import Auction, DisclosurePlace, OnToolCalls, check_seed
 from llm_auction_chain.candidates import chat_models_in, hidden, innermost
+from llm_auction_chain.charging import OnLedgerError
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.interfaces.binding import with_schema, with_tools
 from llm_auction_chain.mechanism import PaymentRule
 from llm_auction_chain.progress import AuctionEvent, EventHook, ProgressHook, atell
+from llm_auction_chain.receipts.commitments import message_digest
 from llm_auction_chain.result import AuctionResult
 from llm_auction_chain.rewards import OnAgentError
 from llm_auction_chain.turns import messages_of
@@ -56,6 +59,8 @@ class AuctionSettings(BaseModel):
     disclosure: str | None = None
     disclosure_place: DisclosurePlace = "metadata"
     on_tool_calls: OnToolCalls = "bypass"
+    ledger: Any = None
+    on_ledger_error: OnLedgerError = "reference"
     on_event: EventHook | None = None
 
     @field_validator("model")
@@ -157,8 +162,9 @@ class AuctionSettings(BaseModel):
         child = hidden(config)
         auction, keywords = self._called(kwargs)
         agents = () if auction.bypasses(child, keywords) else self._agents(given, child)
-        tell = self._teller(config)
-        result = auction.run(messages_of(given), agents, config=child, on_event=tell, **keywords)
+        tell, prompt = self._teller(config), messages_of(given)
+        auction_id = _auction_id(config, prompt)
+        result = auction.run(prompt, agents, auction_id=auction_id, config=child, on_event=tell, **keywords)
         if results is not None:
             results.append(result)
         return result.reply
@@ -174,8 +180,9 @@ class AuctionSettings(BaseModel):
         child = hidden(config)
         auction, keywords = self._called(kwargs)
         agents = () if auction.bypasses(child, keywords) else await self._aagents(given, child)
-        tell = self._ateller(config)
-        result = await auction.arun(messages_of(given), agents, config=child, on_event=tell, **keywords)
+        tell, prompt = self._ateller(config), messages_of(given)
+        auction_id = _auction_id(config, prompt)
+        result = await auction.arun(prompt, agents, auction_id=auction_id, config=child, on_event=tell, **keywords)
         if results is not None:
             results.append(result)
         return result.reply
@@ -237,6 +244,20 @@ class AuctionSettings(BaseModel):
             await atell(self.on_event, event)
 
         return tell
+
+
+def _auction_id(config: RunnableConfig, prompt: Sequence[BaseMessage]) -> str | None:
+    """Return under which id a call's auction is booked: the same for the same key and prompt, else the run's.
+
+    Several auctions may belong to one key, as an agent's turns do; their prompts differ.
+    """
+    key = config.get("configurable", {}).get("idempotency_key")
+    if key is None:
+        run_id = getattr(config.get("callbacks"), "parent_run_id", None)
+        return None if run_id is None else str(run_id)
+    if not isinstance(key, str) or not key.strip():
+        raise ConfigurationError(f"idempotency_key is {key!r}; give a text that is the same for the same call only.")
+    return str(uuid5(NAMESPACE_URL, f"llm_auction_chain:{key}\n{message_digest('', *prompt)}"))
 
 
 def _as_runnable(auction: AuctionSettings) -> Runnable[LanguageModelInput, AIMessage]:

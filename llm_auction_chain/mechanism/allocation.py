@@ -7,7 +7,7 @@ The law of the reply is `p = softmax(lw + sum_i r_i / tau)`; without agent i it 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FloatArray", "draw", "log_mass", "log_softmax"]
+__all__ = ["FloatArray", "draw", "log_mass", "log_softmax", "streams_of"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -53,3 +53,13 @@ def draw(scores: FloatArray, rng: np.random.Generator) -> tuple[int, FloatArray]
     """
     noise = -np.log(rng.standard_exponential(scores.shape[0]))
     return int(np.argmax(scores + noise)), noise
+
+
+def streams_of(seed: int) -> tuple[int, int]:
+    """Return the seeds of an auction's candidates and of its draw: neither tells anything about the other.
+
+    >>> streams_of(7)
+    (8261862981338701, 298210822139840)
+    """
+    of_candidates, of_draw = (int(state) >> 11 for state in np.random.SeedSequence(seed).generate_state(2, np.uint64))
+    return of_candidates, of_draw

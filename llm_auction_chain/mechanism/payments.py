@@ -17,11 +17,12 @@ import numpy.typing as npt
 from llm_auction_chain.errors import RewardError
 from llm_auction_chain.mechanism.allocation import FloatArray
 
-__all__ = ["PAYMENT_RULES", "LeaveOneOut", "PaymentRule", "charge", "leave_one_out"]
+__all__ = ["PAYMENT_RULES", "LeaveOneOut", "PaymentRule", "charge", "leave_one_out", "price_per_click"]
 
 PaymentRule = Literal["expected", "proportional", "influence", "pivot"]
 PAYMENT_RULES: tuple[PaymentRule, ...] = get_args(PaymentRule)
 
+_NO_CLICK = 1e-9  # a click less likely than this is none
 _BLOCK = 24 * 1024  # entries worked on at once, so that they stay in the processor's cache
 _OTHERS = 8  # rows whose leave-one-out sums are one product of matrices
 _FAINT = 1e-4  # a KL below this share of the sums it is the difference of is summed from non-negative terms instead
@@ -289,3 +290,28 @@ def charge(
         lost += gap
         paid[rows] = lost.max(axis=1)
     return np.clip(paid, 0.0, drawn - rewards.min(axis=1))
+
+
+def price_per_click(
+    rule: PaymentRule, *, expected: float, paid: float, probabilities: FloatArray, clicks: npt.ArrayLike, winner: int
+) -> float | None:
+    """Return what is charged when the user clicks, in place of the payment: on average over clicks it is the payment.
+
+    Under `expected` and `proportional` it is `T_i / E_p[click-through]`, under `pivot` and `influence` the payment over
+    the drawn reply's click-through. None where no click is expected.
+
+    Args:
+        rule: one of `PAYMENT_RULES`.
+        expected: T_i, money.
+        paid: the payment for this draw, money.
+        probabilities: (M,), p.
+        clicks: (M,), the predicted probability of a click on every candidate.
+        winner: the index drawn.
+
+    >>> price_per_click("expected", expected=1.0, paid=1.0, probabilities=np.ones(1), clicks=[0.5], winner=0)
+    2.0
+    """
+    chances = np.asarray(clicks, dtype=np.float64)
+    on_average = rule in ("expected", "proportional")
+    amount, chance = (expected, float(probabilities @ chances)) if on_average else (paid, float(chances[winner]))
+    return amount / chance if chance > _NO_CLICK else None

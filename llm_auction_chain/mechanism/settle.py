@@ -29,6 +29,7 @@ class Settlement:
 
     Attributes:
         probabilities: (M,), p, the law the reply was drawn from.
+        log_probabilities: (M,), log p, nats; finite where p underflows to 0, `-inf` for what is never drawn.
         counterfactuals: (N, M), p_-i, the law without agent i (and without its owner's other agents).
         winner: index of the drawn candidate.
         noise: (M,), the Gumbel noise of the draw.
@@ -44,6 +45,7 @@ class Settlement:
     """
 
     probabilities: FloatArray
+    log_probabilities: FloatArray
     counterfactuals: FloatArray
     winner: int
     noise: FloatArray
@@ -141,10 +143,11 @@ def settle(
         contributions = np.einsum("ij,j->i", reports, p) - expected
     if free is not None:
         expected, paid = np.where(free, 0.0, expected), np.where(free, 0.0, paid)
-    for array in (p, laws, noise, expected, paid, contributions):
+    for array in (p, log_p, laws, noise, expected, paid, contributions):
         array.setflags(write=False)
     return Settlement(
         probabilities=p,
+        log_probabilities=log_p,
         counterfactuals=laws,
         winner=winner,
         noise=noise,

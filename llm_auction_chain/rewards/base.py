@@ -30,10 +30,12 @@ class AskedBy:
     Attributes:
         auction_id: the one in the result.
         currency: the unit that reports are in, as the platform calls it; empty where it has no name.
+        commitment: what terms, seed, candidates and weights the auction is bound to: the receipt's `opening`.
     """
 
     auction_id: str
     currency: str = ""
+    commitment: str = ""
 
 
 asked_by: ContextVar[AskedBy | None] = ContextVar("asked_by", default=None)

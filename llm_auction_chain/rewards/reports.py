@@ -20,7 +20,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 
-from llm_auction_chain.agents import Agent
+from llm_auction_chain.agents import Agent, cap_of
 from llm_auction_chain.errors import RewardError
 from llm_auction_chain.rewards.amounts import InvalidReportError, amounts_of
 from llm_auction_chain.rewards.asking import Pending, Raised, ask, attempt, leashed, tried, unwrapped
@@ -146,10 +146,10 @@ class Round:
 
     def _answer(self, k: int, value: Any) -> Report:
         """Return the report that a returned value is. It may be the agent's own code, so this runs behind the guard."""
-        agent, cap = self._agents[k], self._terms.report_cap
+        agent = self._agents[k]
         rewards = amounts_of(value, self._n, refuse_negative=self._terms.refuse_negative and agent.pays)
         clicks = _click_through(agent.reward, rewards)
-        cap = min((limit for limit in (cap, agent.report_cap) if limit is not None), default=None)
+        cap = cap_of(agent, self._terms.report_cap)
         if cap is None or all(-cap <= reward <= cap for reward in rewards):
             return Report(rewards=rewards, click_through=clicks)
         return Report(

@@ -193,6 +193,7 @@ def _body(request_id: str, prompt: Sequence[BaseMessage], replies: Sequence[AIMe
         "request_id": request_id,
         "auction_id": asking.auction_id if asking else None,
         "currency": asking.currency if asking else "",
+        "commitment": asking.commitment if asking else "",
     }
     shared = _told_to_all(
         tuple((_role(message), str(message.text)) for message in prompt),

@@ -45,7 +45,8 @@ def auction(interface, **settings):
 
 def outcome(reply):
     """Return all of a reply that does not depend on when it was given."""
-    told = {name: value for name, value in reply.response_metadata["auction"].items() if name != "auction_id"}
+    fresh = ("auction_id", "commitment")
+    told = {name: value for name, value in reply.response_metadata["auction"].items() if name not in fresh}
     return reply.text, reply.usage_metadata, told
 
 

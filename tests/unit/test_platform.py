@@ -172,7 +172,8 @@ async def test_a_rival_left_out_is_named_and_never_asked():
     agents = [Agent("First", LIKES_B.reward, categories=["cars"]), Agent("Second", never, categories=["cars"])]
     for result in await both(auction(agents, exclusive_categories=["cars"], on_agent_error="raise")):
         assert [agent.name for agent in result.agents] == ["First"]
-        assert result.reply.response_metadata["auction"]["left_out"] == [{"agent": "Second", "category": "cars"}]
+        left_out = [{"agent": "Second", "reason": "category", "category": "cars"}]
+        assert result.reply.response_metadata["auction"]["left_out"] == left_out
     assert len(auction([LIKES_B, LIKES_C], exclusive_categories=["cars"]).run("x").agents) == 2
 
 

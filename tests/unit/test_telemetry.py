@@ -96,8 +96,9 @@ async def test_an_auction_is_a_span_with_its_numbers_and_its_stages(telemetry, k
             "candidates": 4, "distinct_replies": 4, "excluded_replies": 0, "failed_calls": 0,
             "input_tokens": reply.usage_metadata["input_tokens"],
             "output_tokens": reply.usage_metadata["output_tokens"],
+            "commitment": outcome["commitment"],
             "reported": 1, "abstained": 1, "statuses.reported": 1, "statuses.error": 1,
-            "revenue": outcome["revenue"], "sponsored": outcome["sponsored"],
+            "revenue": outcome["revenue"], "sponsored": outcome["sponsored"], "charged": False,
             "ess_probabilities": outcome["diagnostics"]["ess_probabilities"],
         }  # fmt: skip
         assert [event.name for event in span.events] == STAGES

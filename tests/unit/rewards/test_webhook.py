@@ -110,7 +110,7 @@ def test_another_secret_is_another_bidder(score):
 
 def test_a_bidder_is_told_the_auction_and_nothing_else(score):
     call = {"name": "play", "args": {"song": "x", "gain": math.nan}, "id": "1"}
-    token = asked_by.set(AskedBy(auction_id="auction 1", currency="EUR"))
+    token = asked_by.set(AskedBy(auction_id="auction 1", currency="EUR", commitment="sha256:1"))
     try:
         with Bidder(says(GOOD)) as bidder:
             score(webhook(bidder.url), [AIMessage([{"type": "text", "text": "ä"}], tool_calls=[call]), AIMessage("")])
@@ -122,6 +122,7 @@ def test_a_bidder_is_told_the_auction_and_nothing_else(score):
         "schema": "llm_auction_chain.bid_request/1",
         "auction_id": "auction 1",
         "currency": "EUR",
+        "commitment": "sha256:1",
         "prompt": [{"role": "user", "content": "x"}],
         "replies": [
             {"text": "ä", "tool_calls": [{"name": "play", "args": {"song": "x", "gain": None}}]},

@@ -1,25 +1,12 @@
-"""`llm-auction`: hold an auction from the shell.
+"""`llm-auction run`: one auction, and all of it shown."""
 
-What takes time to import is imported within `main`, so that Ctrl-C is heard while it loads.
-"""
-
-import contextlib
-import os
-import signal
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from llm_auction_chain.errors import (
-    AuctionError,
-    AuctionWarning,
-    ConfigurationError,
-    MissingDependencyError,
-    PromptError,
-)
+from llm_auction_chain.cli.terminal import open_console
+from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
     import argparse
@@ -32,111 +19,19 @@ if TYPE_CHECKING:
     from llm_auction_chain.progress import Progress
     from llm_auction_chain.result import AuctionResult
 
-__all__ = ["main"]
+__all__ = ["add_run", "load_agents"]
 
 DEFAULT_QUESTION = "How do I learn to play the guitar?"
-_BAD_INPUT = 2
-_FAILED = 1
-_INTERRUPTED = 130
 _REWARDS = {"mention": "MentionReward", "regex": "RegexReward", "length": "LengthReward", "log_ratio": "LogRatioReward"}
 _LABELS = {"candidates": "drawing candidates", "weights": "weighing them", "rewards": "asking agents"}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, 1 where the auction failed, 2 for bad input, 130 where it was interrupted."""
-    try:
-        with _heard_interrupts(), _spoken_warnings():
-            import logging
-
-            options = _parser().parse_args(arguments)
-            logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-            if hasattr(sys.stdout, "reconfigure"):
-                sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a reply is no failure
-            _run(options)
-    except (ConfigurationError, MissingDependencyError, PromptError) as error:
-        return _say(str(error), _BAD_INPUT)
-    except AuctionError as error:
-        return _say(str(error), _FAILED)
-    except BrokenPipeError:
-        _drop_output()
-        return _FAILED
-    except OSError as error:
-        _drop_output()
-        where = f": {error.filename}" if error.filename else ""
-        return _say(f"{error.strerror or error}{where}", _FAILED)
-    except KeyboardInterrupt:
-        return _say("interrupted", _INTERRUPTED)
-    return 0
-
-
-def _say(message: str, code: int) -> int:
-    sys.stderr.write(f"llm-auction: {message}\n")
-    return code
-
-
-def _drop_output() -> None:
-    """Send what is still buffered nowhere: at exit it would fail again, with a traceback."""
-    with contextlib.suppress(OSError):  # standard output may be no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@contextlib.contextmanager
-def _heard_interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt after Ctrl-C, also where C code, NumPy's while it loads, made another error of it."""
-    pressed = False
-
-    def press(*_: Any) -> None:
-        nonlocal pressed
-        pressed = True
-        raise KeyboardInterrupt
-
-    previous = signal.getsignal(signal.SIGINT)
-    try:
-        if previous is signal.default_int_handler:
-            signal.signal(signal.SIGINT, press)
-    except ValueError:  # only the main thread hears
-        previous = None
-    try:
-        yield
-    except Exception as error:
-        if pressed:
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        if previous is signal.default_int_handler:
-            signal.signal(signal.SIGINT, previous)
-
-
-@contextlib.contextmanager
-def _spoken_warnings() -> Iterator[None]:
-    """Say each warning of ours once, below whatever else is shown."""
-    heard: dict[str, None] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", AuctionWarning)
-        show = warnings.showwarning
-
-        def hear(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-            if issubclass(category, AuctionWarning):
-                heard[str(message)] = None
-            else:
-                show(message, category, *rest, **more)
-
-        warnings.showwarning = hear
-        try:
-            yield
-        finally:
-            for text in heard:
-                sys.stderr.write(f"llm-auction: warning: {text}\n")
-
-
-def _parser() -> "argparse.ArgumentParser":
-    import argparse
-
+def add_run(commands: Any) -> None:
+    """Add the command to those of the parser."""
     from llm_auction_chain.mechanism import PAYMENT_RULES
 
-    parser = argparse.ArgumentParser(prog="llm-auction", description="Auctions over the replies of a language model.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="hold one auction and show all of it")
+    run.set_defaults(do=_run)
     run.add_argument("question", nargs="?", default=DEFAULT_QUESTION, metavar="QUESTION", help="what the user asks")
     run.add_argument("--agents", metavar="FILE.yaml", help="name, owner, context and reward of each agent")
     run.add_argument("--model", metavar="MODEL", help="a local path or hub id for transformers, or provider:model")
@@ -146,20 +41,16 @@ def _parser() -> "argparse.ArgumentParser":
     run.add_argument("--seed", type=int, help="gives the same auction again")
     run.add_argument("--max-tokens", type=int, default=64, metavar="N", help="longest reply (64)")
     run.add_argument("--json", action="store_true", help="print the outcome as JSON")
-    return parser
 
 
-def _run(options: "argparse.Namespace") -> None:
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise MissingDependencyError("The command needs the cli extra: pip install 'llm-auction-chain[cli]'") from error
+def _run(options: "argparse.Namespace") -> int:
+    console = open_console(sys.stderr)
     if options.max_tokens < 1:
         raise ConfigurationError(f"--max-tokens is {options.max_tokens}; it must be at least 1.")
     for option, value in (("--agents", options.agents), ("--model", options.model)):
         if value is not None and not value.strip():
             raise ConfigurationError(f"{option} is empty; give a value, or leave it out for the default.")
-    result = _hold(options, Console(stderr=True))
+    result = _hold(options, console)
     if options.json:
         import json
 
@@ -167,8 +58,8 @@ def _run(options: "argparse.Namespace") -> None:
     else:
         from llm_auction_chain.tables import show
 
-        show(result, Console())
-    sys.stdout.flush()
+        show(result, open_console(sys.stdout))
+    return 0
 
 
 def _hold(options: "argparse.Namespace", errors: "Console") -> "AuctionResult":
@@ -321,7 +212,3 @@ def _as_json(result: "AuctionResult") -> dict[str, Any]:
             for j, candidate in enumerate(result.candidates)
         ],
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

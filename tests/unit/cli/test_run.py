@@ -1,4 +1,4 @@
-"""The console script, over the embedded model, and over smaller ones where the model does not matter."""
+"""`llm-auction run`, over the embedded model, and over smaller ones where the model does not matter."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 from langchain_core.language_models import FakeListChatModel
 
 from llm_auction_chain import cli
-from llm_auction_chain.cli import main
+from llm_auction_chain.cli import main, run
 from llm_auction_chain.local import weights
 from llm_auction_chain.local.chat_model import ChatTransformers
 from llm_auction_chain.testing import MarkovChatModel
@@ -41,6 +41,7 @@ def test_the_same_seed_is_the_same_auction(capsys):
         assert main(["run", "Hi", *QUICK, "--json"]) == 0
         outcome = json.loads(capsys.readouterr().out)
         outcome.pop("auction_id")
+        outcome.pop("commitment")
         outcomes.append(outcome)
     assert outcomes[0] == outcomes[1]
     candidates = outcomes[0]["candidates"]
@@ -132,12 +133,12 @@ def test_a_cache_folder_that_cannot_be_written_is_bad_input(tmp_path, capsys, mo
 SMALL = """
 import sys
 {first}
-from llm_auction_chain import cli
+from llm_auction_chain.cli import main, run
 def load(*_):
     from llm_auction_chain.testing import MarkovChatModel
     return MarkovChatModel()
-cli._load_model = load
-sys.exit(cli.main(["run", "Hi", "--seed", "5", *sys.argv[1:]]))
+run._load_model = load
+sys.exit(main(["run", "Hi", "--seed", "5", *sys.argv[1:]]))
 """
 
 
@@ -173,7 +174,7 @@ sys.meta_path.insert(0, Press())
 
 
 def test_warnings_reach_the_shell_user_once_and_in_one_line(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_load_model", lambda *_: FakeListChatModel(responses=["one", "two"]))
+    monkeypatch.setattr(run, "_load_model", lambda *_: FakeListChatModel(responses=["one", "two"]))
     assert main(["run", "Hi", *QUICK]) == 0
     error = capsys.readouterr().err
     assert error.count("llm-auction: warning: ") == error.count("contexts are not used") == 1
@@ -185,7 +186,7 @@ def test_other_warnings_are_left_as_they_are(monkeypatch):
         cli.warnings.warn("not ours", DeprecationWarning, stacklevel=1)
         return MarkovChatModel()
 
-    monkeypatch.setattr(cli, "_load_model", warns)
+    monkeypatch.setattr(run, "_load_model", warns)
     with pytest.warns(DeprecationWarning, match="not ours"):
         assert main(["run", "Hi", *QUICK]) == 0
 
@@ -203,7 +204,7 @@ def test_the_one_conversion_is_announced(converted, monkeypatch):
     monkeypatch.setattr(weights, "embedded_model_is_converted", lambda: converted)
     monkeypatch.setattr(ChatTransformers, "load", lambda self: None)
     bars = Recorded()
-    cli._load_model(None, 4, bars, 0)
+    run._load_model(None, 4, bars, 0)
     assert bars.descriptions == ([] if converted else ["converting the embedded model (once)", "loading the model"])
 
 

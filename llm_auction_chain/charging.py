@@ -1,0 +1,147 @@
+"""What one auction has on the ledger: held before anybody is asked, charged when settled, given up if it ends early."""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal
+
+from llm_auction_chain.agents import Agent, cap_of
+from llm_auction_chain.errors import ConfigurationError, LedgerError
+from llm_auction_chain.money import FINEST, as_decimal, total
+from llm_auction_chain.workers import in_thread
+
+if TYPE_CHECKING:
+    from llm_auction_chain.ledger import Charge, Ledger
+    from llm_auction_chain.result import AuctionResult
+
+__all__ = ["OnLedgerError", "Tab", "check_ledger", "most_owed"]
+
+OnLedgerError = Literal["reference", "raise"]
+_logger = logging.getLogger(__name__)
+
+
+def most_owed(agents: Sequence[Agent], report_cap: float | None, *, negative: bool) -> dict[str, Decimal]:
+    """Return the most each owner can owe for one auction: the range of its agents' capped reports.
+
+    No rule charges more than `max_j r_ij - min_j r_ij`.
+
+    Args:
+        agents: those that pay and those that never do.
+        report_cap: the auction's cap; an agent's own counts where it is less.
+        negative: whether reports may be below 0, so that their range is twice the cap.
+
+    Raises:
+        ConfigurationError: an agent that pays has no cap: there is no most.
+
+    >>> most_owed([Agent("A", len, report_cap=2.0), Agent("B", len, owner="A")], 0.5, negative=True)
+    {'A': Decimal('2.000001')}
+    """
+    ranges: dict[str, list[Decimal]] = {}
+    for agent in agents:
+        if not agent.pays:
+            continue
+        cap = cap_of(agent, report_cap)
+        if cap is None:
+            raise ConfigurationError(
+                f"What {agent.name!r} may owe has no limit, so nothing can be held for it. With a ledger set the "
+                "auction's report_cap, or each agent's."
+            )
+        ranges.setdefault(agent.payer, []).append(as_decimal(2.0 * cap if negative else cap))
+    # each agent's share of its owner's payment is rounded by itself
+    return {owner: total(each) + Decimal(len(each) - 1).scaleb(-FINEST) for owner, each in ranges.items()}
+
+
+class Tab:
+    """One auction's dealings with the ledger; without one it holds and charges nothing.
+
+    A hold that fails leaves every agent out, and a charge that fails leaves the reply without sponsors, unless
+    `on_error` is `raise`: no sponsored reply goes out uncharged.
+
+    Attributes:
+        auction_id: under which everything is booked.
+        without_cover: owners whose accounts do not cover the most they may owe.
+        nonce: from which the auction's seed and salt are made, the same in every try under one id; None without a hold.
+        failure: why the ledger did not do what it was asked.
+    """
+
+    def __init__(
+        self, ledger: "Ledger | None", on_error: OnLedgerError, auction_id: str, currency: str, most: dict[str, Decimal]
+    ) -> None:
+        self._ledger = ledger if most else None
+        self._on_error, self._currency, self._most = on_error, currency, most
+        self._step: Literal["none", "hold", "charge"] = "none"
+        self.auction_id = auction_id
+        self.without_cover: frozenset[str] = frozenset()
+        self.nonce: str | None = None
+        self.failure: LedgerError | None = None
+
+    def hold(self) -> None:
+        """Hold the most that every owner may owe.
+
+        Raises:
+            LedgerError: the ledger refuses or is unavailable, and `on_error` is `raise`.
+        """
+        if self._ledger is None:
+            return
+        self._step = "hold"
+        try:
+            held = self._ledger.hold(self.auction_id, self._most, currency=self._currency)
+        except LedgerError as error:
+            self._fail(error)
+            self.without_cover = frozenset(self._most)
+        else:
+            self.without_cover, self.nonce = frozenset(held.without_cover), held.nonce
+
+    def charge(self, result: "AuctionResult") -> "Charge | None":
+        """Charge what every owner owes, and return the charge; None where there is nothing to charge, or it failed.
+
+        Who pays per click owes nothing yet.
+
+        Raises:
+            LedgerError: the ledger refuses or is unavailable, and `on_error` is `raise`.
+        """
+        amounts: dict[str, Decimal] = {}
+        for agent, amount, per_click in zip(result.agents, result.charges, result.prices_per_click, strict=True):
+            if agent.pays and per_click is None:
+                amounts[agent.payer] = amounts.get(agent.payer, Decimal(0)) + amount
+        if self._ledger is None or not amounts:
+            self.give_up("nobody pays")
+            return None
+        self._step = "charge"
+        receipt = result.receipt.as_dict()
+        try:
+            return self._ledger.charge(self.auction_id, amounts, currency=self._currency, receipt=receipt)
+        except LedgerError as error:
+            self._fail(error)
+            self.give_up("the charge failed, so the reply was not sponsored")
+            return None
+
+    def give_up(self, reason: str) -> None:
+        """Release what is held, and take back what was charged: the reply is not delivered."""
+        if self._ledger is None or self._step == "none":
+            return
+        undo = self._ledger.void if self._step == "hold" else self._ledger.cancel
+        self._step = "none"
+        try:
+            undo(self.auction_id, reason=reason)
+        except LedgerError as error:
+            _logger.warning("What auction %s holds or has charged could not be given up: %s", self.auction_id, error)
+
+    async def apart(self, step: Callable[..., Any], *given: Any) -> Any:
+        """Take a step in a thread, for the event loop waits for no database; without a ledger at once."""
+        if self._ledger is None:
+            return step(*given)
+        waiting: Awaitable[Any] = in_thread(lambda: step(*given))
+        return await waiting
+
+    def _fail(self, error: LedgerError) -> None:
+        if self._on_error == "raise":
+            raise error
+        self.failure = error
+
+
+def check_ledger(ledger: Any) -> None:
+    """Raise `ConfigurationError` unless it is a ledger, or None."""
+    missing = [verb for verb in ("hold", "charge", "void", "cancel") if not callable(getattr(ledger, verb, None))]
+    if ledger is not None and missing:
+        raise ConfigurationError(f"ledger is {ledger!r}; give a Ledger, as in Ledger('sqlite:///llm_auction.db').")

@@ -1,0 +1,8 @@
+"""`python -m llm_auction_chain.cli`."""
+
+import sys
+
+from llm_auction_chain.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""The figures of an auction, computed again: from a receipt, or from what an agent's view shows of it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.mechanism import settle
+from llm_auction_chain.mechanism.allocation import FloatArray, draw, log_softmax, streams_of
+from llm_auction_chain.mechanism.payments import charge, leave_one_out
+from llm_auction_chain.receipts.parts import Bid
+from llm_auction_chain.receipts.records import AgentView, Receipt
+
+__all__ = ["Figures", "figures_of"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Figures:
+    """What follows from a receipt's reports, weights, terms and seed.
+
+    Attributes:
+        log_probabilities: (M,), log p, nats.
+        winner: index of the drawn candidate.
+        contributions: of each of the receipt's agents, money.
+        expected: of each, money.
+        payments: of each, money.
+    """
+
+    log_probabilities: FloatArray
+    winner: int
+    contributions: FloatArray
+    expected: FloatArray
+    payments: FloatArray
+
+
+def figures_of(read: Receipt | AgentView) -> Figures:
+    """Return the figures, computed again.
+
+    Raises:
+        AuctionError: no auction is held on such terms, or with such reports.
+        ValueError: lists differ in length.
+        ArithmeticError: a figure is beyond all bounds.
+    """
+    with np.errstate(all="ignore"):
+        return _of_view(read) if isinstance(read, AgentView) else _of_receipt(read)
+
+
+def _of_receipt(read: Receipt) -> Figures:
+    draws = [candidate.draws for candidate in read.candidates]
+    merged = [weight + math.log(n) for weight, n in zip(_or_never(read.log_weights), draws, strict=True)]
+    settled = settle(
+        _matrix(read.agents, len(draws)),
+        merged,
+        tau=read.tau,
+        payment_rule=read.payment_rule,
+        owners=[bid.owner for bid in read.agents],
+        pays=[bid.pays for bid in read.agents],
+        draws=draws,
+        seed=streams_of(int(read.seed))[1],
+    )
+    return Figures(
+        log_probabilities=settled.log_probabilities,
+        winner=settled.winner,
+        contributions=settled.contributions,
+        expected=settled.expected_payments,
+        payments=settled.payments,
+    )
+
+
+def _of_view(read: AgentView) -> Figures:
+    """Divide the own reports out of p: all that others did is in the weights `log p - sum of own reports / tau`.
+
+    The draw is taken from log p itself: where reports are many tau, the weights lose the digits that decide it.
+    """
+    stated = np.array(_or_never(read.log_probabilities))
+    alive = np.flatnonzero(stated > -np.inf)
+    if not alive.size:
+        raise ConfigurationError("no candidate can be drawn")
+    log_p = stated.copy()
+    log_p[alive] = log_softmax(stated[alive])
+    winner, noise = draw(log_p, np.random.default_rng(streams_of(int(read.seed))[1]))
+    own = _matrix(read.agents, len(stated))[:, alive]
+    together, law, n = own.sum(axis=0, keepdims=True), log_p[alive], len(own)
+    weights = law - together[0] / read.tau
+    weights -= weights.max()
+    without = leave_one_out(together, weights, read.tau, law)
+    alone = leave_one_out(own, weights, read.tau, law).expected
+    shares = alone / alone.sum() if alone.sum() > 0 else np.full(n, 1 / n)
+    expected, payments = without.expected * shares, np.zeros(n)
+    contributions = np.einsum("ij,j->i", own, np.exp(law)) - expected
+    if not read.agents[0].pays:
+        expected = payments
+    else:
+        at = int(np.searchsorted(alive, winner))
+        mode = int(np.argmax(law))
+        rule, tau = read.payment_rule, read.tau
+        payments = shares * charge(
+            rule, together, scores=law, noise=noise[alive], winner=at, tau=tau, mode=mode, without=without
+        )
+    return Figures(
+        log_probabilities=log_p,
+        winner=winner,
+        contributions=contributions,
+        expected=expected,
+        payments=payments,
+    )
+
+
+def _or_never(values: Sequence[float | None]) -> list[float]:
+    return [-math.inf if value is None else value for value in values]
+
+
+def _matrix(bids: Sequence[Bid], m: int) -> FloatArray:
+    return np.array([bid.report for bid in bids], dtype=np.float64).reshape(len(bids), m)

@@ -1,0 +1,98 @@
+"""Ed25519 signatures, by `cryptography`."""
+
+from pathlib import Path
+from typing import Any
+
+from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
+
+__all__ = ["digits_of", "is_signed_by", "load_private_key", "load_public_key", "signature_of"]
+
+
+def load_private_key(source: str | Path | bytes, password: bytes | None = None) -> Any:
+    """Return the Ed25519 private key of a PEM file, or of its bytes.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or holds another kind of key.
+        MissingDependencyError: `cryptography` is not installed.
+    """
+    keys, serialization = _library()
+    try:
+        key = serialization.load_pem_private_key(_read(source), password)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"The private key cannot be read: {error}") from error
+    return _checked(key, keys.Ed25519PrivateKey)
+
+
+def load_public_key(source: str | Path | bytes) -> Any:
+    """Return the Ed25519 public key of a PEM file, or of its bytes.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or holds another kind of key.
+        MissingDependencyError: `cryptography` is not installed.
+    """
+    keys, serialization = _library()
+    try:
+        key = serialization.load_pem_public_key(_read(source))
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"The public key cannot be read: {error}") from error
+    return _checked(key, keys.Ed25519PublicKey)
+
+
+def signature_of(digest: str, key: Any) -> tuple[str, str]:
+    """Return the public key and the signature of a digest, hexadecimal."""
+    keys, _ = _library()
+    private = _checked(key, keys.Ed25519PrivateKey)
+    return private.public_key().public_bytes_raw().hex(), private.sign(digest.encode()).hex()
+
+
+def digits_of(public_key: Any) -> str:
+    """Return an Ed25519 public key in hexadecimal digits, or raise `ConfigurationError` where it is another kind."""
+    keys, _ = _library()
+    digits: str = _checked(public_key, keys.Ed25519PublicKey).public_bytes_raw().hex()
+    return digits
+
+
+def is_signed_by(digest: str, value: str, public_key: str) -> bool:
+    """Whether a signature of a digest is by the key, both hexadecimal.
+
+    Raises:
+        MissingDependencyError: `cryptography` is not installed.
+    """
+    keys, _ = _library()
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        key = keys.Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
+        key.verify(bytes.fromhex(value), digest.encode())
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _library() -> tuple[Any, Any]:
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Signatures need the signatures extra: pip install 'llm-auction-chain[signatures]'"
+        ) from error
+    return ed25519, serialization
+
+
+def _checked(key: Any, kind: type) -> Any:
+    if not isinstance(key, kind):
+        raise ConfigurationError(
+            f"The key is a {type(key).__name__}; receipts take an {kind.__name__} of the library `cryptography`. "
+            "load_private_key and load_public_key read one from a PEM file."
+        )
+    return key
+
+
+def _read(source: str | Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{source} cannot be read: {error.strerror or error}.") from error

@@ -1,0 +1,144 @@
+"""`llm-auction ledger`: commands that book, and what becomes of mistakes."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from llm_auction_chain import Ledger
+
+
+def fields(text):
+    """Return the lines of a booking as a dict."""
+    return {line.split()[0]: line.split(maxsplit=1)[1] for line in text.splitlines()}
+
+
+def test_a_deposit_prints_the_booking_and_the_new_balance(say, path):
+    said = say("ledger", "deposit", "TuneTown", "12.50", "--currency", "EUR", "--decimals", "2", "--note", "first")
+    assert (said.code, said.err) == (0, "")
+    with Ledger(f"sqlite:///{path}") as ledger:
+        (entry,), head = list(ledger.entries()), ledger.head()
+    told = {"booking": "1", "hash": head.hash, "deposit": "12.50 EUR, TuneTown", "balance": "12.50 EUR"}
+    assert fields(said.out) == told
+    assert (entry.amount, entry.note) == (Decimal("12.50"), "first")
+    said = say("ledger", "withdraw", "TuneTown", "2.5", "--currency", "EUR")
+    assert fields(said.out)["balance"] == "10.00 EUR"
+
+
+@pytest.mark.parametrize("command", ["deposit", "withdraw"])
+def test_the_same_key_books_once_and_another_amount_is_refused(say, path, command):
+    say("ledger", "deposit", "A", "100")
+    first, again = (say("ledger", command, "A", "7", "--key", "k") for _ in range(2))
+    assert first.code == again.code == 0
+    assert first.out == again.out
+    assert first.err == ""
+    assert "nothing was booked now" in again.err
+    said = say("ledger", command, "A", "8", "--key", "k")
+    assert (said.code, said.out) == (1, "")
+    assert "'k'" in said.err
+
+
+@pytest.mark.parametrize("amount", ["-1", "nan", "1e99", "many", "0.0000001"])
+def test_an_amount_that_cannot_be_booked_is_exit_code_2(say, path, amount):
+    said = say("ledger", "deposit", "A", amount)
+    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+
+
+def test_what_the_account_does_not_cover_is_exit_code_1(say, path):
+    say("ledger", "deposit", "A", "1")
+    said = say("ledger", "withdraw", "A", "1.01")
+    assert (said.code, said.out) == (1, "")
+    assert "does not cover" in said.err
+
+
+def test_other_decimals_than_the_currency_began_with_are_refused(say, path):
+    say("ledger", "deposit", "A", "1", "--currency", "EUR", "--decimals", "2")
+    said = say("ledger", "deposit", "A", "1", "--currency", "EUR", "--decimals", "3")
+    assert (said.code, said.out) == (2, "")
+
+
+def test_a_reversal_prints_what_went_back_to_whom(say, booked, receipts):
+    auction = receipts[1].auction_id
+    said = say("ledger", "reverse", auction, "--owner", "C", "--reason", "complaint")
+    assert said.code == 0
+    charge = Decimal(receipts[1].agents[1].charge).quantize(Decimal("0.01"))
+    assert fields(said.out)["reversal"] == f"{charge} EUR, C"
+    again = say("ledger", "reverse", auction, "--owner", "C")
+    assert again.out == said.out
+    assert "nothing was booked now" in again.err
+    assert say("ledger", "reverse", auction).out.count("reversal") == 1
+    assert say("ledger", "reverse", "unknown").code == 1
+
+
+def test_expired_holds_are_printed_one_a_line(say, path):
+    before = datetime.now(UTC) - timedelta(hours=1)
+    with Ledger(f"sqlite:///{path}", clock=lambda: before) as ledger:
+        ledger.deposit("A", 10)
+        for auction in ("one", "two\n"):
+            ledger.hold(auction, {"A": Decimal(1)})
+    assert say("ledger", "expire-holds").out == "one\ntwo\\n\n"
+    assert say("ledger", "expire-holds").out == ""
+    assert json.loads(say("ledger", "balance", "--format", "json").out)[0]["held"] == "0.000000"
+
+
+READING = [
+    ["balance"],
+    ["statement", "A"],
+    ["export"],
+    ["verify"],
+    ["head"],
+    ["expire-holds"],
+    ["withdraw", "A", "1"],
+    ["reverse", "a"],
+    ["receipt", "a"],
+    ["erase-receipts", "--before", "2026-01-01"],
+]
+
+
+@pytest.mark.parametrize("command", READING, ids=lambda command: command[0])
+def test_no_command_but_deposit_and_migrate_begins_a_ledger(say, path, command):
+    said = say("ledger", *command)
+    assert (said.code, said.out) == (2, "")
+    assert f"There is no ledger at {path}" in said.err
+    assert not path.exists()
+    path.write_bytes(b"")
+    said = say("ledger", *command)
+    assert (said.code, said.out) == (2, "")
+    assert "There is no ledger in" in said.err
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("command", [["migrate"], ["deposit", "A", "1"]])
+def test_deposit_and_migrate_begin_one(say, path, command):
+    assert say("ledger", *command).code == 0
+    assert say("ledger", "balance").code == 0
+    assert say("ledger", "migrate").out == ""
+
+
+def test_the_address_is_the_options_else_the_environments_else_a_file_here(say, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LLM_AUCTION_LEDGER", raising=False)
+    say("ledger", "deposit", "Here", "1")
+    monkeypatch.setenv("LLM_AUCTION_LEDGER", "sqlite:///environment.db")
+    say("ledger", "deposit", "Environment", "1")
+    say("ledger", "--url", "sqlite:///option.db", "deposit", "Option", "1")
+    say("ledger", "deposit", "Option", "1", "--url", "sqlite:///option.db")
+    assert {one.name for one in tmp_path.glob("*.db")} == {"llm_auction.db", "environment.db", "option.db"}
+    said = say("ledger", "--url", "sqlite:///file:option.db?uri=true&mode=ro", "balance", "--format", "csv")
+    assert said.out.splitlines()[1].startswith("Option,,2.0")
+    assert say("ledger", "--url", "sqlite:///file:none.db?uri=true", "balance").code == 2
+    assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.parametrize("url", ["", "sqlite://", "sqlite:///:memory:", "ledger.db", "mysql://u:p@h/db", "x:y://z"])
+def test_an_address_of_no_ledger_is_exit_code_2(say, url):
+    said = say("ledger", "--url", url, "deposit", "A", "1")
+    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+
+
+def test_a_file_that_is_no_database_is_exit_code_1(say, path):
+    path.write_text("something else " * 100)
+    said = say("ledger", "balance")
+    assert (said.code, said.out) == (1, "")
+    assert "not a SQLite database" in said.err

@@ -1,0 +1,170 @@
+"""`llm-auction verify`: receipts and views from files and from standard input."""
+
+import io
+import json
+import sys
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(value, name="receipt.json"):
+        path = tmp_path / name
+        path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+        return path
+
+    return save
+
+
+@pytest.fixture
+def public(tmp_path):
+    """Return a new private key and the file of its public one."""
+
+    def make(name):
+        key = Ed25519PrivateKey.generate()
+        pem = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        (tmp_path / name).write_bytes(pem)
+        return key, tmp_path / name
+
+    return make
+
+
+def test_a_receipt_that_holds_is_shown_and_is_exit_code_0(say, saved, receipts):
+    said = say("verify", saved(receipts[0].as_dict()))
+    assert said.code == 0
+    assert said.err == ""
+    assert said.out.endswith("OK\n")
+    wanted = [receipts[0].auction_id, receipts[0].time, "receipt", "auditor", "TuneTown", "EUR", receipts[0].revenue]
+    for text in (*wanted, *(bid.charge for bid in receipts[0].agents)):
+        assert text in said.out
+
+
+def test_a_view_shows_whom_it_is_for_and_nobody_else(say, saved, receipts):
+    said = say("verify", saved(receipts[0].view("B").as_dict()))
+    assert (said.code, said.out.splitlines()[-1]) == (0, "OK")
+    assert "for        TuneTown" in said.out
+    assert receipts[0].agents[0].charge in said.out
+    assert receipts[0].agents[1].charge not in said.out
+
+
+def test_every_difference_is_printed_and_is_exit_code_1(say, saved, receipts):
+    told = receipts[0].as_dict()
+    said = say("verify", saved({**told, "winner": told["winner"] + 1, "revenue": "9.000000"}))
+    assert said.code == 1
+    assert "DIFFERS: 3" in said.out
+    below = said.out[said.out.index("DIFFERS") :]
+    for field in ("digest", "winner", "revenue"):
+        assert f"\n  {field}" in below
+    assert "OK" not in said.out.splitlines()
+
+
+@pytest.mark.parametrize("value", ["{}", "[{}]", '{"agents": 3}', '[1, "two"]'])
+def test_json_that_is_no_receipt_differs(say, saved, value):
+    said = say("verify", saved(value))
+    assert said.code == 1
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "holds no receipt"),
+        ("[]", "holds no receipt"),
+        ("nonsense", "is not JSON"),
+        ('{"a": 1}\n{"a"', "is not JSON"),
+        ('{"a": 1, "a": 2}', "twice"),
+        ("[" * 100_000, "is not JSON"),
+        ("1" * 10_000, "is not JSON"),
+    ],
+)
+def test_input_that_cannot_be_read_is_one_line_and_exit_code_2(say, saved, text, says):
+    said = say("verify", saved(text))
+    assert said.code == 2
+    assert says in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_a_file_that_is_missing_or_no_text_is_exit_code_2(say, tmp_path):
+    assert say("verify", tmp_path / "none.json").code == 2
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    assert "is not UTF-8" in say("verify", tmp_path / "binary").err
+    said = say("verify", tmp_path)
+    assert (said.code, "cannot be read" in said.err) == (2, True)
+
+
+def test_standard_input_is_read(say, receipts, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(receipts[0].as_dict(), indent=2)))
+    assert say("verify", "-").code == 0
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_several_are_verified_each_and_summed_up(say, saved, receipts, lines):
+    told = [receipt.as_dict() for receipt in receipts]
+    told[1] = {**told[1], "winner": told[1]["winner"] + 1}
+    text = "\n".join(["", *map(json.dumps, told), ""]) if lines else json.dumps(told, indent=1)
+    said = say("verify", saved(text))
+    assert said.code == 1
+    assert said.out.splitlines()[0] == f"OK  {told[0]['auction_id']}"
+    assert f"DIFFERS  {told[1]['auction_id']}\n  digest" in said.out
+    assert said.out.endswith("3 receipts: 2 OK, 1 differ\n")
+    good = saved(json.dumps([told[0], receipts[1].view("C").as_dict()]), "good.json")
+    assert say("verify", good).out.endswith("2 receipts: all OK\n")
+
+
+def test_json_tells_the_same(say, saved, receipts):
+    told = receipts[0].as_dict()
+    said = say("verify", saved(told), "--json")
+    assert json.loads(said.out) == {
+        "auction_id": told["auction_id"],
+        "schema": told["schema"],
+        "ok": True,
+        "differences": [],
+        "signed_by": None,
+    }
+    said = say("verify", saved([told, {**told, "tau": float("nan")}]), "--json")
+    first, second = json.loads(said.out, parse_constant=pytest.fail)
+    assert (said.code, first["ok"], second["ok"]) == (1, True, False)
+    assert all({"field", "stated", "computed", "rule"} == set(difference) for difference in second["differences"])
+
+
+def test_a_key_says_who_must_have_signed(say, saved, receipts, public):
+    key, file = public("platform.pem")
+    _, stranger = public("stranger.pem")
+    signed = saved(receipts[0].signed(key).as_dict(), "signed.json")
+    hexadecimal = key.public_key().public_bytes_raw().hex()
+    said = say("verify", signed, "--key", file)
+    assert (said.code, f"by {hexadecimal}, the key given" in said.out) == (0, True)
+    assert "check whose" in say("verify", signed).out
+    assert json.loads(say("verify", signed, "--json").out)["signed_by"] == hexadecimal
+    said = say("verify", signed, "--key", stranger)
+    assert (said.code, "the key given" in said.out) == (1, False)
+    said = say("verify", saved(receipts[0].as_dict()), "--key", file)
+    assert (said.code, "signature" in said.out) == (1, True)
+    assert say("verify", signed, "--key", "none.pem").code == 2
+
+
+def test_names_move_no_cursor_and_are_no_markup(say, saved, receipts):
+    told = receipts[0].as_dict()
+    told["agents"][0]["agent"] = "[red]\x1b[2J\u202eevil"
+    said = say("verify", saved(told))
+    assert said.code == 1
+    assert "\x1b" not in said.out
+    assert "[red]\\x1b[2J\\u202eevil" in said.out
+
+
+@pytest.mark.parametrize("width", [20, 35, 80])
+def test_no_figure_is_broken_on_a_narrow_terminal(say_on_terminal, saved, receipts, width):
+    said = say_on_terminal(width, "verify", saved(receipts[0].as_dict()))
+    assert said.code == 0
+    assert max(map(len, said.out.splitlines())) <= width
+    for bid in receipts[0].agents:
+        assert bid.charge in said.out
+
+
+def test_a_line_is_a_line_to_other_programs(say, saved, receipts, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    said = say("verify", saved([receipt.as_dict() for receipt in receipts]))
+    assert said.out.splitlines() == [*(f"OK  {one.auction_id}" for one in receipts), "3 receipts: all OK"]

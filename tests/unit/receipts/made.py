@@ -1,0 +1,181 @@
+"""Receipts to try: rich ones, random ones, and every small change of one."""
+
+import copy
+import json
+import warnings
+
+from hypothesis import strategies as st
+
+from llm_auction_chain import (
+    Agent,
+    AuctionRunnable,
+    AuctionWarning,
+    ContextProduct,
+    ContextPrompt,
+    DefensiveMixture,
+    Reference,
+)
+from llm_auction_chain.canonical import digest
+from llm_auction_chain.mechanism import PAYMENT_RULES
+from llm_auction_chain.rewards import ClickReward
+from llm_auction_chain.testing import MarkovChatModel
+
+WORDS = MarkovChatModel(tilts={"TuneTown": (0.0, 1.5, 0.0), "StringSchool": (-1.0, 0.0, 1.0)})
+MIXTURE = DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1), (ContextProduct(0.3), 2)])
+
+
+def no_b_first(prompt, reply):
+    return not reply.text.startswith("b")
+
+
+def fails(prompt, reply):
+    raise LookupError("no stock")
+
+
+def crowd():
+    """Return agents of every kind: with contexts, of one owner, capped, failing, per click, never charged, a rival."""
+    return [
+        Agent("TuneTown", lambda prompt, reply: 2.0 * reply.text.count("b"), context="TuneTown sells.", owner="Music"),
+        Agent("StringSchool", lambda prompt, reply: reply.text[-1] == "c", context="StringSchool", owner="Music"),
+        Agent("Capped", lambda prompt, reply: 3.0 * reply.text.count("a"), report_cap=2.5, categories=["cars"]),
+        Agent("Late", fails),
+        Agent("Clicks", ClickReward(4.0, lambda prompt, reply: 0.2 + 0.3 * (reply.text[0] == "c"))),
+        Agent("User", lambda prompt, reply: 0.3 * (reply.text == "ac"), pays=False),
+        Agent("Rival", len, categories=["cars"]),
+    ]  # fmt: skip
+
+
+def held(agents, **settings):
+    """Return the result of an auction."""
+    defaults = {"model": WORDS, "n_candidates": 9, "seed": 7}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AuctionWarning)
+        return AuctionRunnable(agents=agents, **{**defaults, **settings}).run("Say something")
+
+
+def rich(rule="expected", **settings):
+    """Return the receipt of an auction in which everything happens."""
+    settings = {
+        "exclusive_categories": ["cars"],
+        "candidate_filter": no_b_first,
+        "proposal": MIXTURE,
+        "n_candidates": 12,
+        **settings,
+    }
+    return held(crowd(), payment_rule=rule, currency="EUR", **settings).receipt
+
+
+def at_a_fallback():
+    """Return the receipt of an auction whose filter lets nothing pass."""
+    return held(crowd()[:3], candidate_filter=lambda prompt, reply: False, fallback="Let me think.").receipt
+
+
+def everything():
+    """Return receipts and views of many kinds, as JSON, by name."""
+    receipts = {rule: rich(rule) for rule in PAYMENT_RULES}
+    made = {**receipts, "fallback": at_a_fallback(), "alone": held([]).receipt}
+    views = {f"{name} {agent}": receipts[name].view(agent) for name, agent in [
+        ("expected", "TuneTown"), ("proportional", "Clicks"), ("influence", "Capped"), ("pivot", "User"),
+        ("pivot", "Late"),
+    ]}  # fmt: skip
+    return {name: json.loads(json.dumps(one.as_dict(), allow_nan=False)) for name, one in {**made, **views}.items()}
+
+
+def resealed(receipt):
+    """Return it with the digest that a forger would put."""
+    return {
+        **receipt,
+        "digest": digest({name: receipt[name] for name in receipt if name not in ("digest", "signature")}),
+    }
+
+
+def changed(receipt):
+    """Yield every small change of a receipt, with the path to it."""
+    for path, value in _places(receipt, ()):
+        for other in _others(value):
+            forged = copy.deepcopy(receipt)
+            _put(forged, path, other)
+            if forged != receipt:
+                yield path, forged
+
+
+def _places(value, path):
+    yield path, value
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        yield from _places(inner, (*path, key))
+
+
+def _others(value):  # noqa: PLR0911 - one a type
+    """Return what could stand in the place of a value."""
+    if isinstance(value, dict):
+        return [{**value, "more": 1}, *({k: v for k, v in value.items() if k != key} for key in value)]
+    if isinstance(value, list):
+        swapped = [[*value[:k], value[k + 1], value[k], *value[k + 2 :]] for k in range(len(value) - 1)]
+        return [value[1:], value[:-1], [*value, *value[-1:]], [*value, None], *swapped] if value else [[None]]
+    if isinstance(value, bool):
+        return [not value, None, int(value)]
+    if isinstance(value, int):
+        return [value + 1, -value - 1, None, str(value)]
+    if isinstance(value, float):
+        return [value * (1 + 1e-6) + 1e-6, -value, None]
+    if isinstance(value, str):
+        middle = len(value) // 2
+        letter = "0" if value[middle : middle + 1] != "0" else "1"
+        return [f"{value[:middle]}{letter}{value[middle + 1 :]}", value[:-1], None]
+    return [0, "", False]
+
+
+def _put(receipt, path, value):
+    if not path:
+        kept = dict(value)
+        receipt.clear()
+        receipt.update(kept)
+        return
+    *way, last = path
+    for key in way:
+        receipt = receipt[key]
+    receipt[last] = value
+
+
+AMOUNTS = st.one_of(st.floats(-1e6, 1e6), st.sampled_from([0.0, 1.0, 1e6, -1e6, 1e-9, 0.5]))
+KINDS = st.one_of(
+    st.tuples(st.just("letters"), st.tuples(AMOUNTS, AMOUNTS, AMOUNTS)),
+    st.tuples(st.just("click"), st.floats(0.0, 1e6)),
+    st.just(("fails", None)),
+)
+BIDDERS = st.lists(st.tuples(KINDS, st.sampled_from([None, None, "X", "Y"]), st.booleans(),
+                             st.sampled_from([None, 0.5, 7, 1e5]), st.sampled_from(["", "TuneTown", "StringSchool"])),
+                   max_size=5)  # fmt: skip
+
+
+@st.composite
+def auctions(draw):
+    """Return the result of a random auction."""
+    agents = []
+    pays = {}
+    for k, ((kind, worth), owner, may_pay, cap, context) in enumerate(draw(BIDDERS)):
+        name = f"agent-{k}"
+        paying = pays.setdefault(owner or name, may_pay or k < 2)
+        reward = {"letters": _letters, "click": _clicks, "fails": lambda worth: fails}[kind](worth)
+        agents.append(Agent(name, reward, owner=owner, pays=paying, report_cap=cap, context=context))
+    allows = draw(st.sampled_from([None, None, no_b_first, lambda prompt, reply: False]))
+    return held(
+        agents,
+        payment_rule=draw(st.sampled_from(PAYMENT_RULES)),
+        tau=draw(st.one_of(st.floats(1e-6, 1e6), st.sampled_from([1.0, 1.0, 1e-12, 1e12]))),
+        seed=draw(st.integers(0, 2**64)),
+        proposal=draw(st.sampled_from([None, Reference(), MIXTURE])),
+        n_candidates=draw(st.integers(1, 12)),
+        candidate_filter=allows,
+        fallback="Let me think.",
+        report_cap=draw(st.sampled_from([None, None, 3.0])),
+    )
+
+
+def _letters(worth):
+    return lambda prompt, reply: sum(reply.text.count(letter) * each for letter, each in zip("abc", worth, strict=True))
+
+
+def _clicks(worth):
+    return ClickReward(worth, lambda prompt, reply: reply.text.count("a") / 2)

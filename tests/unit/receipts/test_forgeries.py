@@ -1,0 +1,80 @@
+"""Every change of a receipt is found: by its digest, and where that is made anew by what follows from the rest."""
+
+import json
+
+import pytest
+
+from llm_auction_chain.receipts import verify
+from tests.unit.receipts.made import changed, everything, resealed, rich
+
+MADE = everything()
+CHANGED = [name for name in MADE if name not in ("expected", "proportional", "influence")]
+RECEIPTS = ("pivot", "fallback", "alone")
+# A view cannot tell the digest of the receipt it is a part of, nor the salt of a message it does not have, nor which of
+# two replies that are worth the same to the agent others made likelier.
+UNBOUND_IN_VIEWS = {"receipt", "salts.reply", "log_probabilities"}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_an_auction_issues_holds(name):
+    assert verify(MADE[name]).differences == ()
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_one_change_anywhere_is_found(name):
+    tried = 0
+    for path, forged in changed(MADE[name]):
+        tried += 1
+        assert not verify(forged).ok, path
+    assert tried > 100
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_forger_who_makes_a_new_digest_is_found_but_for_these_fields(name):
+    missed = set()
+    for path, forged in changed(MADE[name]):
+        if path[:1] not in ((), ("digest",)) and verify(resealed(forged)).ok:
+            missed.add(".".join(path) if path[0] == "salts" else path[0])
+    if name in RECEIPTS:
+        assert missed == set()
+    else:
+        assert {"receipt", "salts.reply"} <= missed <= UNBOUND_IN_VIEWS
+
+
+FIGURES = [
+    "winner", "revenue", "log_weights[0]", "log_probabilities[1]", "probabilities[1]", "agents[2].report",
+    "agents[2].contribution", "agents[2].expected", "agents[2].payment", "agents[2].charge",
+    "agents[4].price_per_click", "tau", "time", "library", "model", "seed", "opening", "salt", "reports[3]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", FIGURES)
+def test_a_change_is_told_where_it_was_made_or_by_the_commitment_to_it(field):
+    bound = {"tau": "opening", "time": "opening", "library": "opening", "model": "opening", "seed": "opening"}
+    bound |= {"log_weights[0]": "opening", "agents[2].report": "reports[2]", "salt": "opening"}
+    told = set()
+    for path, forged in changed(MADE["pivot"]):
+        spelled = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
+        if spelled == field or spelled.startswith(f"{field}["):
+            found = {difference.field for difference in verify(resealed(forged)).differences}
+            assert any(name.startswith((field, bound.get(field, field), "len(")) for name in found), (path, found)
+            told |= found
+    assert told
+
+
+def test_a_forger_with_the_salt_is_found_by_what_was_told_before_and_by_nothing_in_the_receipt_itself():
+    honest, forged = rich(seed=1), rich(seed=2)
+    swapped = {**forged.as_dict(), "auction_id": honest.auction_id}
+    assert not verify(swapped).ok
+    remade = forged.as_dict()
+    assert verify(remade).ok  # a whole other auction is a receipt as good as any
+    assert remade["opening"] != honest.opening  # which its agents know
+    assert remade["digest"] != honest.digest  # which a ledger, and a signature, keep
+
+
+def test_a_text_is_read_like_a_dict_and_a_key_that_stands_twice_is_refused():
+    text = json.dumps(MADE["pivot"])
+    assert verify(text).ok
+    assert verify(text.encode()).ok
+    (found,) = verify(text.replace('{"library"', '{"winner": 0, "library"', 1)).differences
+    assert "a key stands twice" in str(found)

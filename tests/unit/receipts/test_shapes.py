@@ -1,0 +1,213 @@
+"""What is no receipt is a difference and no error, and reads well; the published schemas are the models'."""
+
+import contextlib
+import copy
+import json
+import math
+import re
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_auction_chain.receipts import AgentView, Receipt, verify
+from llm_auction_chain.receipts.schemas import schemas, write_schemas
+from tests.unit.receipts.made import everything, resealed, rich
+
+ROOT = Path(__file__).parents[3]
+MADE = everything()
+RECEIPT, VIEW = MADE["pivot"], MADE["pivot User"]
+
+
+def nested(depth, kind=list):
+    inner = 1
+    for _ in range(depth):
+        inner = [inner] if kind is list else {"schema": inner}
+    return inner
+
+
+def endless():
+    loop = {}
+    loop["agents"] = loop
+    return loop
+
+
+GARBAGE = [
+    None, True, 3, 2.5, "", "{", "null", "[]", "[1]", "no receipt", b"\xff\xfe", [], {}, {1: 2}, {None: 1}, set(),
+    b"{}", Receipt, AgentView, math.nan, 10**5000, [RECEIPT], {"schema": None}, {"schema": 10**5000}, nested(100_000),
+    nested(100_000, dict), endless(), json.dumps([RECEIPT]), "[" * 100_000, '{"a":' * 100_000, "NaN", '{"tau": NaN}',
+    '{"winner": 1' + "0" * 5000 + "}", types.MappingProxyType(RECEIPT) | {"more": 1}, RECEIPT["agents"], "\ud800",
+    Receipt.model_construct(), Receipt.model_construct(**{**RECEIPT, "agents": 3}), AgentView.model_construct(salts=1),
+    bytearray(b"x"), memoryview(b"x"), np.zeros(3), Path("receipt.json"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda one: type(one).__name__)
+def test_garbage_of_any_shape_is_a_difference(garbage):
+    found = verify(garbage)
+    assert not found.ok
+    assert found.signed_by is None
+    for difference in found.differences:
+        assert str(difference).isprintable()
+
+
+HOSTILE = [
+    math.nan, math.inf, -math.inf, 10**400, -(10**400), 2**53, 2**63, 10**30, -1, -0.5, 1e308, -1e308, 5e-324, "1", "",
+    "\ud800", "\x1b[2J", None, True, [], [[]], {}, {"a": {}}, [None], [1e308, 1e308], nested(2000), 10**5000, b"",
+    object(), "9" * 5000, "sha256:" + "0" * 64, "0" * 64, [0.0] * 3, [[0.0]],
+]  # fmt: skip
+
+
+def placed(receipt, value):
+    """Yield the receipt with the value in every place at any depth."""
+    for name in receipt:
+        yield {**receipt, name: value}
+    for name in ("agents", "candidates", "components", "salts", "hidden", "left_out"):
+        inner = receipt.get(name)
+        for key in (inner if isinstance(inner, dict) else inner[0]) if inner else ():
+            forged = copy.deepcopy(receipt)
+            (forged[name] if isinstance(inner, dict) else forged[name][0])[key] = value
+            yield forged
+
+
+@pytest.mark.parametrize("receipt", [RECEIPT, VIEW], ids=["receipt", "view"])
+@pytest.mark.parametrize("k", range(len(HOSTILE)))
+def test_no_value_in_any_place_makes_verification_fail(receipt, k):
+    for forged in placed(receipt, HOSTILE[k]):
+        for difference in verify(forged).differences:
+            assert str(difference).isprintable()
+        with contextlib.suppress(ValueError, RecursionError):  # what has no digest cannot get a new one
+            forged["digest"] = resealed(forged)["digest"]
+        verify(forged)
+
+
+NUMBERS = st.one_of(st.floats(), st.integers(-(2**60), 2**60), st.sampled_from([1e-100, 1e100, -1e100, 1e300, 5e-324]))
+
+
+@given(st.data())
+def test_no_numbers_make_verification_fail(data):
+    forged = copy.deepcopy(data.draw(st.sampled_from([RECEIPT, VIEW])))
+    m = len(forged["log_probabilities"])
+    rows = st.lists(st.one_of(NUMBERS, st.none()), min_size=m, max_size=m)
+    forged["log_probabilities"] = data.draw(rows)
+    forged["tau"] = data.draw(NUMBERS)
+    forged["agents"][0]["report"] = data.draw(st.lists(NUMBERS, min_size=m, max_size=m))
+    forged["payment_rule"] = data.draw(st.sampled_from(["expected", "proportional", "influence", "pivot"]))
+    if "log_weights" in forged:
+        forged["log_weights"] = data.draw(rows)
+    assert not verify(forged).ok
+
+
+def test_differences_read_well():
+    told = [str(one) for one in verify({**RECEIPT, "winner": 1}).differences]
+    assert re.fullmatch(r"digest is 'sha256:\w+\.\.\.\w+'; computed from the rest: 'sha256:\w+\.\.\.\w+'", told[0])
+    assert told[1:] == [f"winner is 1; computed from the rest: {RECEIPT['winner']}"]
+    assert [str(one) for one in verify({**RECEIPT, "tau": -1.0}).differences] == [
+        "tau is -1.0; it should be at least 1e-100"
+    ]
+    missing = {name: value for name, value in RECEIPT.items() if name != "tau"}
+    assert [str(one) for one in verify(missing).differences] == ["tau is None; it is missing"]
+    (told,) = verify({**RECEIPT, "\x1b[31mred\n": "\x1b[2J"}).differences
+    assert str(told) == r"['\x1b[31mred\n'] is '\x1b[2J'; receipts have no such field"
+    (told,) = verify(None).differences
+    assert str(told) == (
+        "receipt is 'NoneType'; no receipt: give the object, its JSON as a dict, or as a text, not NoneType"
+    )
+    for name in ("agents", "candidates", "probabilities"):
+        assert all(len(str(one)) < 250 for one in verify({**RECEIPT, name: RECEIPT[name] * 40}).differences)
+
+
+CONTRADICTIONS = [
+    ("agents[0].report", lambda r: r["agents"][3].update(report=[1.0] * len(r["candidates"])), "the status is error"),
+    ("agents[0].report", lambda r: r["agents"][2].update(report=[5.0] * len(r["candidates"])), "beyond the cap, 2.5"),
+    ("agents[0].status", lambda r: r["agents"][0].update(status="capped"), "there is no cap"),
+    ("agents", lambda r: r["agents"][0].update(agent="Late"), "an agent stands there twice"),
+    ("left_out", lambda r: r["left_out"][0].update(agent="Late"), "it took part"),
+    ("bypassed", lambda r: r.update(bypassed=True), "there are agents"),
+    ("components", lambda r: r["components"][0].update(draws=99), "sum(components.draws)"),
+    ("reports", lambda r: r["reports"].pop(), "len(reports)"),
+    ("agents[0].report", lambda r: r["agents"][0]["report"].pop(), "cannot be settled"),
+    ("agents[4].click_through", lambda r: r["agents"][4]["click_through"].pop(), "len(agents[4].click_through)"),
+    ("agents[0].pays", lambda r: r["agents"][0].update(pays=False), "agents that pay and agents that do not"),
+    ("generator", lambda r: r.update(generator="dice"), "generator is 'dice'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("k", range(len(CONTRADICTIONS)))
+def test_what_contradicts_itself_is_told(k):
+    _, contradict, told = CONTRADICTIONS[k]
+    forged = copy.deepcopy(RECEIPT)
+    contradict(forged)
+    assert any(told in str(difference) for difference in verify(resealed(forged)).differences)
+
+
+def test_an_excluded_reply_has_no_weight():
+    forged = copy.deepcopy(RECEIPT)
+    j = next(j for j, candidate in enumerate(forged["candidates"]) if candidate["excluded"])
+    forged["log_weights"][j] = 0.0
+    assert f"log_weights[{j}] is 0.0; it should be null" in "".join(map(str, verify(resealed(forged)).differences))
+
+
+def test_the_published_schemas_are_those_of_the_models(tmp_path):
+    for name, schema in schemas().items():
+        published = json.loads((ROOT / "docs" / "schemas" / name).read_text(encoding="utf-8"))
+        assert published == schema, 'write_schemas("docs/schemas") of llm_auction_chain.receipts.schemas writes it anew'
+    write_schemas(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(schemas())
+
+
+def test_the_schemas_describe_every_field_and_need_all_of_them():
+    for schema in schemas().values():
+        for kind in (schema, *schema["$defs"].values()):
+            assert set(kind["required"]) == set(kind["properties"])
+            assert all(field["description"] for field in kind["properties"].values())
+
+
+TYPES = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "boolean": bool,
+    "null": type(None),
+    "number": (int, float),
+    "integer": int,
+}
+
+
+def satisfies(value, schema, root):  # noqa: PLR0911 - one a kind
+    """Whether JSON satisfies a schema of the keywords that ours use, by the letter of the standard."""
+    if "$ref" in schema:
+        return satisfies(value, root["$defs"][schema["$ref"].rpartition("/")[2]], root)
+    if "anyOf" in schema:
+        return any(satisfies(value, one, root) for one in schema["anyOf"])
+    known = {"type", "properties", "required", "additionalProperties", "items", "minItems", "pattern", "enum", "const"}
+    known |= {"minimum", "maximum", "exclusiveMaximum", "description", "title", "$defs", "$schema"}
+    assert set(schema) <= known
+    kind = schema["type"]
+    if not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+        return False
+    if kind == "object":
+        listed = schema["properties"]
+        return set(schema["required"]) <= set(value) <= set(listed) and all(
+            satisfies(inner, listed[name], root) for name, inner in value.items()
+        )
+    if kind == "array":
+        return len(value) >= schema.get("minItems", 0) and all(satisfies(one, schema["items"], root) for one in value)
+    if kind in ("number", "integer"):
+        low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
+        return low <= value <= high and value < schema.get("exclusiveMaximum", math.inf)
+    fits = re.search(schema.get("pattern", ""), value) if kind == "string" else True
+    return bool(fits) and value in schema.get("enum", [value]) and value == schema.get("const", value)
+
+
+def test_receipts_and_views_satisfy_their_schemas_and_no_other():
+    full, view = schemas()["receipt-1.json"], schemas()["agent-view-1.json"]
+    for made in MADE.values():
+        of_view = "agent_view" in made["schema"]
+        assert satisfies(made, full, full) is not of_view
+        assert satisfies(made, view, view) is of_view
+    assert not satisfies({**RECEIPT, "tau": "1"}, full, full)
+    assert rich().schema_ == RECEIPT["schema"]

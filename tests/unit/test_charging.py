@@ -1,0 +1,341 @@
+"""Auctions that charge: what is held, charged, given up, and what the reply says of it."""
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
+
+from llm_auction_chain import Agent, AuctionRunnable, ChatAuction, Ledger
+from llm_auction_chain.errors import (
+    AuctionWarning,
+    CandidatesError,
+    ConfigurationError,
+    LedgerUnavailableError,
+    RewardError,
+)
+from llm_auction_chain.money import as_decimal
+from llm_auction_chain.receipts import verify
+from llm_auction_chain.rewards import ClickReward
+from llm_auction_chain.testing import MarkovChatModel
+
+KINDS = pytest.mark.parametrize("kind", [AuctionRunnable, ChatAuction])
+STYLES = pytest.mark.parametrize("style", ["invoke", "ainvoke", "batch", "abatch", "stream", "astream"])
+
+
+def likes(letter, name=None, **settings):
+    return Agent(name or letter.upper(), lambda prompt, reply: 2.0 * reply.text.count(letter), **settings)
+
+
+AGENTS = [likes("b", owner="b-group"), likes("c"), likes("a", "House", pays=False)]
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        for owner in ("b-group", "C"):
+            ledger.deposit(owner, 100)
+        yield ledger
+
+
+def auction(kind, ledger, agents=AGENTS, **settings):
+    settings = {"n_candidates": 8, "report_cap": 5.0, **settings}
+    return kind(model=MarkovChatModel(), agents=agents, ledger=ledger, **settings)
+
+
+async def reply_of(auction, style, config=None):
+    if style == "invoke":
+        return auction.invoke("x", config)
+    if style == "ainvoke":
+        return await auction.ainvoke("x", config)
+    if style == "batch":
+        return auction.batch(["x"], config)[0]
+    if style == "abatch":
+        return (await auction.abatch(["x"], config))[0]
+    parts = list(auction.stream("x", config)) if style == "stream" else [p async for p in auction.astream("x", config)]
+    return next(part for part in parts if "auction" in part.response_metadata)
+
+
+def kinds_of(ledger):
+    return [entry.kind for entry in ledger.entries() if entry.kind != "deposit"]
+
+
+def sound(ledger):
+    assert ledger.verify().differences == []
+    assert all(total.cash == total.revenue + total.balances for total in ledger.totals())
+    assert all(account.held == 0 for account in ledger.accounts())
+    return True
+
+
+@KINDS
+@STYLES
+async def test_a_reply_that_is_delivered_has_been_charged_once(kind, style, ledger):
+    reply = await reply_of(auction(kind, ledger), style)
+    told = reply.response_metadata["auction"]
+    charge = ledger.charge_of(told["auction_id"])
+    assert (charge.seq, charge.hash, charge.receipt) == tuple(told["charge"].values())
+    amounts = {line.owner: line.amount for line in charge.lines}
+    assert amounts == {
+        payment["owner"]: Decimal(payment["amount_decimal"]) for payment in told["payments"] if payment["pays"]
+    }
+    assert verify(ledger.receipt_of(told["auction_id"])).ok
+    assert charge.total == Decimal(told["revenue_decimal"]) == 200 - sum(a.balance for a in ledger.accounts())
+    assert sound(ledger)
+
+
+@KINDS
+@STYLES
+async def test_the_same_call_again_is_charged_once(kind, style, ledger):
+    config = {"configurable": {"idempotency_key": "order 7"}}
+    first, again = [await reply_of(auction(kind, ledger), style, config) for _ in range(2)]
+    assert first.response_metadata["auction"]["charge"] == again.response_metadata["auction"]["charge"] is not None
+    assert first.text == again.text
+    assert kinds_of(ledger).count("charge") == 2  # one booking, an entry for each owner
+    assert sound(ledger)
+
+
+@KINDS
+async def test_other_keys_other_prompts_and_calls_without_a_key_are_other_auctions(kind, ledger):
+    chain = auction(kind, ledger)
+    keyed = {"configurable": {"idempotency_key": "1"}}
+    replies = [chain.invoke("x"), chain.invoke("x"), chain.invoke("x", keyed), chain.invoke("y", keyed)]
+    assert len({reply.response_metadata["auction"]["charge"]["seq"] for reply in replies}) == 4
+
+
+@KINDS
+async def test_the_run_id_is_a_key(kind, ledger):
+    config = {"run_id": "0198d1f0-0000-7000-8000-000000000000"}
+    charges = [auction(kind, ledger).invoke("x", config).response_metadata["auction"] for _ in range(2)]
+    assert charges[0]["auction_id"] == config["run_id"]
+    assert charges[0]["charge"] == charges[1]["charge"]
+
+
+async def test_a_key_that_is_no_text_is_refused(ledger):
+    with pytest.raises(ConfigurationError, match="idempotency_key"):
+        auction(AuctionRunnable, ledger).invoke("x", {"configurable": {"idempotency_key": 7}})
+
+
+def test_the_most_an_owner_may_owe_is_held_before_anybody_is_asked(ledger):
+    seen = []
+
+    def looks(prompt, reply):
+        seen.append((ledger.balance("C").held, ledger.balance("b-group").held))
+        return 1.0
+
+    two = [Agent("C", looks, report_cap=3.0), likes("b", owner="b-group"), likes("a", "A", owner="b-group")]
+    auction(AuctionRunnable, ledger, two).invoke("x")
+    assert set(seen) == {(Decimal(6), Decimal("20.000001"))}
+    assert sound(ledger)
+
+
+def test_without_negative_reports_half_of_it_is_held(ledger):
+    held = []
+    agent = Agent("C", lambda prompt, reply: held.append(ledger.balance("C").held) or 1.0)
+    auction(AuctionRunnable, ledger, [agent], payment_rule="proportional").invoke("x")
+    assert set(held) == {Decimal(5)}
+
+
+@KINDS
+@STYLES
+async def test_an_owner_without_cover_is_left_out_before_reports_are_asked(kind, style, ledger):
+    def never(prompt, reply):
+        raise AssertionError
+
+    poor = Agent("Poor", never, context="Poor sells nothing.", categories=["cars"])
+    rival = likes("c", categories=["cars"])
+    chain = auction(kind, ledger, [poor, rival], on_agent_error="raise", exclusive_categories=["cars"])
+    told = (await reply_of(chain, style)).response_metadata["auction"]
+    assert told["left_out"] == [{"agent": "Poor", "reason": "cover", "category": ""}]
+    assert [payment["agent"] for payment in told["payments"]] == ["C"]
+    assert ledger.balance("Poor").balance == 0
+    assert sound(ledger)
+
+
+def test_a_rival_that_is_left_out_has_nothing_held_after_it(ledger):
+    agents = [likes("b", "B", owner="b-group", categories=["x"]), likes("c", categories=["x"])]
+    auction(AuctionRunnable, ledger, agents, exclusive_categories=["x"]).invoke("x")
+    assert ledger.balance("C").balance == 100
+    assert sound(ledger)
+
+
+def test_a_ledger_needs_to_know_the_most_an_agent_may_owe(ledger):
+    with pytest.raises(ConfigurationError, match="report_cap"):
+        auction(AuctionRunnable, ledger, report_cap=None).invoke("x")
+    auction(AuctionRunnable, ledger, [likes("a", pays=False)], report_cap=None).invoke("x")
+    assert kinds_of(ledger) == []
+
+
+FAILURES = {
+    "agent": {"agents": [*AGENTS, Agent("D", lambda: 1.0, owner="C")], "on_agent_error": "raise"},
+    "filter": {"candidate_filter": lambda prompt, reply: False},
+    "started": {"on_event": lambda event: event.data["max_candidates"] / 0},
+    "scored": {"on_event": lambda event: 1 / 0 if event.name == "auction.scored" else None},
+}
+
+
+@KINDS
+@STYLES
+@pytest.mark.parametrize("settings", FAILURES.values(), ids=FAILURES)
+async def test_an_auction_that_fails_holds_nothing_and_charges_nothing(kind, style, settings, ledger):
+    with pytest.raises((CandidatesError, RewardError, ZeroDivisionError)):
+        await reply_of(auction(kind, ledger, **settings), style)
+    assert set(kinds_of(ledger)) == {"hold", "void"}
+    assert sound(ledger)
+
+
+@KINDS
+async def test_what_fails_after_the_charge_takes_it_back(kind, ledger):
+    def fails(event):
+        if event.name == "auction.settled":
+            assert event.data["charged"]
+            raise OSError("a listener")
+
+    for style in ("invoke", "ainvoke"):
+        with pytest.raises(OSError, match="a listener"):
+            await reply_of(auction(kind, ledger, on_event=fails), style)
+    assert kinds_of(ledger).count("reversal") == kinds_of(ledger).count("charge") == 4
+    assert [account.balance for account in ledger.accounts()] == [100, 100]
+    assert sound(ledger)
+
+
+@KINDS
+async def test_a_stream_that_is_left_before_its_first_chunk_is_not_charged(kind, ledger):
+    asked = asyncio.Event()
+
+    async def waits(prompt, reply):
+        asked.set()
+        await asyncio.sleep(60)
+
+    chain = auction(kind, ledger, [Agent("C", waits)])
+    stream = chain.astream("x")
+    task = asyncio.ensure_future(anext(stream))
+    await asked.wait()
+    assert ledger.balance("C").held == 10
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await stream.aclose()
+    chain.stream("x").close()
+    assert "charge" not in kinds_of(ledger)
+    assert sound(ledger)
+
+
+class Down(Ledger):
+    """A ledger that cannot be reached for some of its verbs."""
+
+    down = ()
+
+    def __getattribute__(self, name):
+        if name in object.__getattribute__(self, "down"):
+
+            def refuse(*args, **kwargs):
+                raise LedgerUnavailableError("The ledger is down.")
+
+            return refuse
+        return object.__getattribute__(self, name)
+
+
+@KINDS
+@STYLES
+@pytest.mark.parametrize("verb", ["hold", "charge"])
+async def test_no_sponsored_reply_goes_out_uncharged(kind, style, verb, ledger, tmp_path):
+    down = Down(f"sqlite:///{tmp_path}/ledger.db")
+    down.down = (verb,)
+    with pytest.warns(AuctionWarning, match="The ledger failed, so the reply has no sponsors"):
+        told = (await reply_of(auction(kind, down), style)).response_metadata["auction"]
+    assert (told["charge"], told["revenue"], told["sponsored"], told["payments"]) == (None, 0.0, False, [])
+    with pytest.raises(LedgerUnavailableError, match="is down"):
+        await reply_of(auction(kind, down, on_ledger_error="raise"), style)
+    down.close()
+    assert "charge" not in kinds_of(ledger)
+    assert sound(ledger)
+
+
+def test_a_reply_without_sponsors_is_drawn_from_the_reference(tmp_path):
+    """The same seed with no agents gives the same reply: no agent had a say in it."""
+    down = Down(f"sqlite:///{tmp_path}/ledger.db", credit=100)
+    down.down = ("charge",)
+    with pytest.warns(AuctionWarning, match="ledger"):
+        alone = auction(AuctionRunnable, down, seed=5).run("x")
+    down.close()
+    p = alone.settlement.probabilities
+    assert p == pytest.approx([candidate.draws / 8 for candidate in alone.candidates])
+
+
+def test_nothing_that_is_no_ledger_is_taken_for_one():
+    with pytest.raises(ConfigurationError, match="ledger is 'x'"):
+        auction(AuctionRunnable, "x")
+    with pytest.raises(ConfigurationError, match="on_ledger_error"):
+        auction(AuctionRunnable, None, on_ledger_error="retry")
+
+
+def test_a_reply_from_a_cache_charges_nothing(ledger):
+    kept = {}
+    chain = auction(ChatAuction, ledger)
+    cached = RunnableLambda(lambda text: kept[text] if text in kept else kept.setdefault(text, chain.invoke(text)))
+    first, again = cached.invoke("x"), cached.invoke("x")
+    assert first is again
+    assert isinstance(first, AIMessage)
+    assert kinds_of(ledger).count("charge") == 2
+
+
+@KINDS
+def test_a_repr_tells_no_password(kind):
+    chain = kind(model=MarkovChatModel(), ledger=Ledger("postgresql://user:hidden@nowhere/x?sslpassword=hidden"))
+    assert "hidden" not in repr(chain) + str(chain) + repr(chain.ledger)
+    with pytest.raises(ConfigurationError) as refused:
+        Ledger("postgresql://user:hidden@nowhere:port/x")
+    assert "hidden" not in str(refused.value) + repr(refused.value.__cause__)
+
+
+def test_an_agent_that_pays_per_click_owes_nothing_before_the_click(ledger):
+    clicks = Agent("C", ClickReward(10.0, lambda prompt, reply: 0.1 + 0.1 * ("c" in reply.text)))
+    result = auction(AuctionRunnable, ledger, [clicks, AGENTS[0]], currency="").run("x")
+    assert [(line.owner, line.amount > 0) for line in result.charge.lines] == [("b-group", True), ("C", False)]
+    price = {"C": as_decimal(result.prices_per_click[0])}
+    click = f"{result.auction_id}:click:C"
+    assert ledger.charge(click, price) == ledger.charge(click, price)
+    assert ledger.balance("C").balance == 100 - price["C"]
+    assert sound(ledger)
+
+
+def test_clicks_alone_book_no_charge(ledger):
+    result = auction(AuctionRunnable, ledger, [Agent("C", ClickReward(10.0, lambda *_: 0.1))]).run("x")
+    assert result.charge is None
+    assert kinds_of(ledger) == ["hold", "void"]
+    assert sound(ledger)
+
+
+class Lost(Ledger):
+    """A ledger whose answer to a charge is lost, and which then cannot be reached for a while."""
+
+    lost = False
+
+    def charge(self, *args, **kwargs):
+        super().charge(*args, **kwargs)
+        self.lost = True
+        raise LedgerUnavailableError("The answer is lost.")
+
+    def _write(self, move):
+        if self.lost:
+            raise LedgerUnavailableError("Nobody answers.")
+        return super()._write(move)
+
+
+def test_a_charge_whose_answer_was_lost_is_taken_back_before_the_next_hold(ledger, tmp_path):
+    lost = Lost(f"sqlite:///{tmp_path}/ledger.db")
+    chain = auction(AuctionRunnable, lost)
+    with pytest.warns(AuctionWarning, match="The answer is lost"):
+        told = chain.invoke("x").response_metadata["auction"]
+    assert told["charge"] is None
+    assert ledger.charge_of(told["auction_id"]).total > 0
+    with pytest.warns(AuctionWarning, match="Nobody answers"):
+        chain.invoke("x")
+    lost.lost = False
+    lost.hold("another", {"C": 1})
+    lost.void("another")
+    lost.close()
+    assert {entry.kind for entry in ledger.entries() if entry.auction_id == told["auction_id"]} >= {"reversal"}
+    assert [account.balance for account in ledger.accounts()] == [100, 100]
+    assert sound(ledger)
