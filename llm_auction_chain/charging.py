@@ -1,12 +1,14 @@
 """What one auction has on the ledger: held before anybody is asked, charged when settled, given up if it ends early."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Literal
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from llm_auction_chain.agents import Agent, cap_of
-from llm_auction_chain.errors import ConfigurationError, LedgerError
+from llm_auction_chain.errors import ChargeConflictError, ConfigurationError, LedgerError
 from llm_auction_chain.money import FINEST, as_decimal, total
 from llm_auction_chain.workers import in_thread
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from llm_auction_chain.ledger import Charge, Ledger
     from llm_auction_chain.result import AuctionResult
 
-__all__ = ["OnLedgerError", "Tab", "check_ledger", "most_owed"]
+__all__ = ["Delivery", "OnLedgerError", "Tab", "check_ledger", "most_owed"]
 
 OnLedgerError = Literal["reference", "raise"]
 _logger = logging.getLogger(__name__)
@@ -69,7 +71,9 @@ class Tab:
     ) -> None:
         self._ledger = ledger if most else None
         self._on_error, self._currency, self._most = on_error, currency, most
-        self._step: Literal["none", "hold", "charge"] = "none"
+        self._step: Literal["none", "hold", "charge", "over"] = "none"
+        self._receipt = ""
+        self._lock = Lock()  # steps are taken in threads, and a cancelled auction gives up while one is under way
         self.auction_id = auction_id
         self.without_cover: frozenset[str] = frozenset()
         self.nonce: str | None = None
@@ -83,14 +87,17 @@ class Tab:
         """
         if self._ledger is None:
             return
-        self._step = "hold"
-        try:
-            held = self._ledger.hold(self.auction_id, self._most, currency=self._currency)
-        except LedgerError as error:
-            self._fail(error)
-            self.without_cover = frozenset(self._most)
-        else:
-            self.without_cover, self.nonce = frozenset(held.without_cover), held.nonce
+        with self._lock:
+            if self._step == "over":
+                return
+            self._step = "hold"
+            try:
+                held = self._ledger.hold(self.auction_id, self._most, currency=self._currency)
+            except LedgerError as error:
+                self._fail(error)
+                self.without_cover = frozenset(self._most)
+            else:
+                self.without_cover, self.nonce = frozenset(held.without_cover), held.nonce
 
     def charge(self, result: "AuctionResult") -> "Charge | None":
         """Charge what every owner owes, and return the charge; None where there is nothing to charge, or it failed.
@@ -104,26 +111,44 @@ class Tab:
         for agent, amount, per_click in zip(result.agents, result.charges, result.prices_per_click, strict=True):
             if agent.pays and per_click is None:
                 amounts[agent.payer] = amounts.get(agent.payer, Decimal(0)) + amount
-        if self._ledger is None or not amounts:
-            self.give_up("nobody pays")
-            return None
-        self._step = "charge"
-        receipt = result.receipt.as_dict()
+        with self._lock:
+            if self._ledger is None or self._step == "over":
+                return None
+            if not amounts:
+                self._give_up(self._ledger, "nobody pays")
+                return None
+            self._step = "charge"
+            try:
+                return self._charge(self._ledger, amounts, result.receipt.as_dict())
+            except LedgerError as error:
+                self._fail(error)
+                self._give_up(self._ledger, "the charge failed, so the reply was not sponsored")
+                return None
+
+    def _charge(self, ledger: "Ledger", amounts: dict[str, Decimal], receipt: dict[str, Any]) -> "Charge":
+        self._receipt = receipt["digest"]
         try:
-            return self._ledger.charge(self.auction_id, amounts, currency=self._currency, receipt=receipt)
-        except LedgerError as error:
-            self._fail(error)
-            self.give_up("the charge failed, so the reply was not sponsored")
-            return None
+            return ledger.charge(self.auction_id, amounts, currency=self._currency, receipt=receipt)
+        except ChargeConflictError:
+            # another call under the same id may have given up, and released what both held
+            ledger.hold(self.auction_id, self._most, currency=self._currency)
+            return ledger.charge(self.auction_id, amounts, currency=self._currency, receipt=receipt)
 
     def give_up(self, reason: str) -> None:
-        """Release what is held, and take back what was charged: the reply is not delivered."""
-        if self._ledger is None or self._step == "none":
-            return
-        undo = self._ledger.void if self._step == "hold" else self._ledger.cancel
-        self._step = "none"
+        """Release what is held, and take back what this auction charged: its reply is not delivered."""
+        with self._lock:  # a charge under way in another thread comes to its end before
+            if self._ledger is not None:
+                self._give_up(self._ledger, reason)
+
+    def _give_up(self, ledger: "Ledger", reason: str) -> None:
+        step, self._step = self._step, "over"
         try:
-            undo(self.auction_id, reason=reason)
+            if step == "hold":
+                ledger.void(self.auction_id, reason=reason)
+            elif step == "charge":
+                ledger.cancel(self.auction_id, reason=reason, receipt=self._receipt)
+        except ChargeConflictError:
+            pass  # another call under the same id has charged it, and delivered
         except LedgerError as error:
             _logger.warning("What auction %s holds or has charged could not be given up: %s", self.auction_id, error)
 
@@ -138,6 +163,46 @@ class Tab:
         if self._on_error == "raise":
             raise error
         self.failure = error
+
+
+class Delivery:
+    """The last steps of a reply to its caller: where they fail, what was charged for it is taken back.
+
+    Attributes:
+        results: the auctions whose replies are under way.
+    """
+
+    def __init__(self, ledger: "Ledger | None", results: "list[AuctionResult]") -> None:
+        self._ledger = ledger
+        self.results = results
+
+    def made(self) -> None:
+        """Say that the caller has what was under way."""
+        self.results = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._take_back(kind)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self.results:
+            await asyncio.shield(in_thread(lambda: self._take_back(kind)))
+
+    def _take_back(self, kind: type[BaseException]) -> None:
+        for result in self.results:
+            # a charge with another receipt is that of an earlier call under the same id, which stands
+            if self._ledger is not None and result.charge and result.charge.receipt == result.receipt.digest:
+                reason = f"not delivered: {kind.__name__}"
+                try:
+                    self._ledger.cancel(result.auction_id, reason=reason, receipt=result.receipt.digest)
+                except LedgerError as error:
+                    _logger.warning("The charge of auction %s was not taken back: %s", result.auction_id, error)
 
 
 def check_ledger(ledger: Any) -> None:

@@ -49,10 +49,14 @@ def in_units(amount: Decimal, scale: int) -> tuple[int, int]:
     >>> in_units(Decimal("0.125"), 2), in_units(Decimal("-1.000001"), 6)
     ((12, 5000), (-1000001, 0))
     """
-    if not amount.is_finite() or amount != (millionths := amount.quantize(_SMALLEST, context=_DIGITS)):
+    scaled = amount.scaleb(FINEST, context=_DIGITS) if amount.is_finite() else amount
+    if not amount.is_finite() or scaled != (millionths := int(scaled)):
         raise ValueError(f"{amount} is not an amount of at most {FINEST} decimals")
-    units = int(amount.quantize(Decimal(1).scaleb(-scale), context=_DIGITS).scaleb(scale, context=_DIGITS))
-    return units, int(millionths.scaleb(FINEST, context=_DIGITS)) - units * 10 ** (FINEST - scale)
+    unit = 10 ** (FINEST - scale)
+    units, rest = divmod(millionths, unit)
+    if 2 * rest > unit or (2 * rest == unit and units % 2):
+        units += 1
+    return units, millionths - units * unit
 
 
 def from_units(units: int, scale: int) -> Decimal:

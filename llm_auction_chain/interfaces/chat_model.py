@@ -123,7 +123,8 @@ class ChatAuction(AuctionSettings, BaseChatModel):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        return super().invoke(input, config, stop=stop, **_with_config(kwargs, config))
+        with self._delivery(kwargs):
+            return super().invoke(input, config, stop=stop, **_with_config(kwargs, config))
 
     @override
     async def ainvoke(
@@ -134,7 +135,8 @@ class ChatAuction(AuctionSettings, BaseChatModel):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        return await super().ainvoke(input, config, stop=stop, **_with_config(kwargs, config))
+        async with self._delivery(kwargs):
+            return await super().ainvoke(input, config, stop=stop, **_with_config(kwargs, config))
 
     @override
     def stream(
@@ -147,7 +149,10 @@ class ChatAuction(AuctionSettings, BaseChatModel):
     ) -> Iterator[AIMessageChunk]:
         """Yield the drawn reply as one chunk."""
         config, told = _with_run(config, CallbackManager)
-        yield from super().stream(input, config, stop=stop, **{**kwargs, _CALL: told})
+        with self._delivery(kwargs) as delivery:
+            for chunk in super().stream(input, config, stop=stop, **{**kwargs, _CALL: told}):
+                delivery.made()
+                yield chunk
 
     @override
     async def astream(
@@ -160,8 +165,10 @@ class ChatAuction(AuctionSettings, BaseChatModel):
     ) -> AsyncIterator[AIMessageChunk]:
         """Yield the drawn reply as one chunk."""
         config, told = _with_run(config, AsyncCallbackManager)
-        async for chunk in super().astream(input, config, stop=stop, **{**kwargs, _CALL: told}):
-            yield chunk
+        async with self._delivery(kwargs) as delivery:
+            async for chunk in super().astream(input, config, stop=stop, **{**kwargs, _CALL: told}):
+                delivery.made()
+                yield chunk
 
     @override
     def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:

@@ -76,7 +76,8 @@ class AuctionRunnable(AuctionSettings, RunnableSerializable[LanguageModelInput, 
 
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
         """Hold an auction and return the drawn reply."""
-        return self._call_with_config(self._reply, input, config, **kwargs)
+        with self._delivery(kwargs):
+            return self._call_with_config(self._reply, input, config, **kwargs)
 
     async def ainvoke(
         self,
@@ -85,7 +86,8 @@ class AuctionRunnable(AuctionSettings, RunnableSerializable[LanguageModelInput, 
         **kwargs: Any,
     ) -> AIMessage:
         """Hold an auction and return the drawn reply."""
-        return await self._acall_with_config(self._areply, input, config, **kwargs)
+        async with self._delivery(kwargs):
+            return await self._acall_with_config(self._areply, input, config, **kwargs)
 
     def stream(
         self,
@@ -94,7 +96,10 @@ class AuctionRunnable(AuctionSettings, RunnableSerializable[LanguageModelInput, 
         **kwargs: Any,
     ) -> Iterator[AIMessage]:
         """Hold an auction and yield the drawn reply, whole."""
-        yield from self._transform_stream_with_config(iter([input]), self._replies, config, **kwargs)
+        with self._delivery(kwargs) as delivery:
+            for reply in self._transform_stream_with_config(iter([input]), self._replies, config, **kwargs):
+                delivery.made()
+                yield reply
 
     async def astream(
         self,
@@ -107,8 +112,10 @@ class AuctionRunnable(AuctionSettings, RunnableSerializable[LanguageModelInput, 
         async def given() -> AsyncIterator[LanguageModelInput]:
             yield input
 
-        async for reply in self._atransform_stream_with_config(given(), self._areplies, config, **kwargs):
-            yield reply
+        async with self._delivery(kwargs) as delivery:
+            async for reply in self._atransform_stream_with_config(given(), self._areplies, config, **kwargs):
+                delivery.made()
+                yield reply
 
     def _reply(
         self,

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Validatio
 from llm_auction_chain.agents import check_agents
 from llm_auction_chain.auction import Auction, DisclosurePlace, OnToolCalls, check_seed
 from llm_auction_chain.candidates import chat_models_in, hidden, innermost
-from llm_auction_chain.charging import OnLedgerError
+from llm_auction_chain.charging import Delivery, OnLedgerError
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.interfaces.binding import with_schema, with_tools
 from llm_auction_chain.mechanism import PaymentRule
@@ -186,6 +186,10 @@ class AuctionSettings(BaseModel):
         if results is not None:
             results.append(result)
         return result.reply
+
+    def _delivery(self, kwargs: dict[str, Any]) -> Delivery:
+        """Return what watches a call until its caller has the reply; the auction is added to the call's `results`."""
+        return Delivery(None, []) if self.ledger is None else Delivery(self.ledger, kwargs.setdefault("results", []))
 
     def _called(self, kwargs: dict[str, Any]) -> tuple[Auction, dict[str, Any]]:
         """Return the auction of a call, whose keywords may replace two settings, and the keywords to hold it with."""

@@ -1,7 +1,9 @@
 """The database: one engine per process, whole transactions, tried again where trying again may help."""
 
 import os
+import random
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -26,12 +28,14 @@ _WRITES = "ledger_writes"
 _BUSY = 30  # seconds to wait for other writers
 _REACH = 10  # seconds to reach a PostgreSQL server
 _TRIES = 3
+_PAUSE = 0.05  # seconds
 _PASSING = ("08", "40", "53300", "55P03", "57P")  # of PostgreSQL: connection, rollback, too many, lock, shutdown
 _IN_SQLITE = {
     "SQLITE_BUSY": "is locked by another process for long. End it, or wait, and ask again.",
     "SQLITE_CANTOPEN": "cannot be opened. Make its folder, and let this process write there.",
     "SQLITE_READONLY": "is read-only. Let this process write to the file and its folder.",
     "SQLITE_FULL": "is on a disk that is full. Make room and ask again.",
+    "SQLITE_IOERR": "cannot be read or written: its disk is full, over a limit or gone. Mend that and ask again.",
     "SQLITE_NOTADB": "is not a SQLite database. Give another path, or restore the file.",
     "SQLITE_CORRUPT": "is damaged. Restore it from a backup.",
 }
@@ -89,14 +93,14 @@ class Database:
             self.scales = {}
 
     def _tried(self, work: Callable[[], T]) -> T:
-        tries = Retrying(
-            stop=stop_after_attempt(_TRIES),
-            wait=wait_random_exponential(multiplier=0.05, max=1),
-            retry=retry_if_exception(_passes),
-            reraise=True,
-        )
         try:
-            return tries(work)
+            try:
+                return work()
+            except DBAPIError as error:
+                if not _passes(error):
+                    raise
+            time.sleep(random.uniform(0, _PAUSE))  # noqa: S311 - so that writers who met do not meet again
+            return _AGAIN.copy()(work)
         except IntegrityError as error:
             raise LedgerError(
                 f"The database refused the booking, and nothing was booked. Run verify. It said: {_said(error)}"
@@ -175,13 +179,7 @@ def _checked(url: str | URL) -> URL:
 
 def _engine(url: URL) -> Engine:
     if url.get_backend_name() == "postgresql":
-        try:
-            wait = {} if "connect_timeout" in url.query else {"connect_timeout": _REACH}
-            return create_engine(url, connect_args=wait)
-        except ImportError as error:
-            raise MissingDependencyError(
-                "A ledger in PostgreSQL needs psycopg: pip install 'llm-auction-chain[postgresql]'"
-            ) from error
+        return _postgresql(url)
     in_memory = not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
     pool: dict[str, Any] = {"pool_size": 1, "max_overflow": 0} if in_memory else {}
     engine = create_engine(
@@ -190,6 +188,20 @@ def _engine(url: URL) -> Engine:
     event.listen(engine, "connect", _prepare)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def _postgresql(url: URL) -> Engine:
+    # who hangs within a transaction, or is stopped there, must not hold up all other writers for ever
+    limits = f"-c lock_timeout={_BUSY}s -c idle_in_transaction_session_timeout={2 * _BUSY}s"
+    given: dict[str, Any] = {"options": " ".join(filter(None, (limits, str(url.query.get("options", "")))))}
+    if "connect_timeout" not in url.query:
+        given["connect_timeout"] = _REACH
+    try:
+        return create_engine(url, connect_args=given)
+    except ImportError as error:
+        raise MissingDependencyError(
+            "A ledger in PostgreSQL needs psycopg: pip install 'llm-auction-chain[postgresql]'"
+        ) from error
 
 
 def _prepare(connection: Any, _: Any) -> None:
@@ -226,3 +238,11 @@ def _advice(error: Exception) -> str:
 
 def _said(error: Exception) -> str:
     return str(getattr(error, "orig", None) or error).strip()
+
+
+_AGAIN = Retrying(
+    stop=stop_after_attempt(_TRIES - 1),
+    wait=wait_random_exponential(multiplier=_PAUSE, max=1),
+    retry=retry_if_exception(_passes),
+    reraise=True,
+)

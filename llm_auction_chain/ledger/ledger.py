@@ -69,9 +69,9 @@ class Ledger(SyncLedger):
         """Do as `void`, awaiting."""
         await in_thread(partial(self.void, auction_id, reason=reason))
 
-    async def acancel(self, auction_id: str, *, reason: str = "") -> None:
+    async def acancel(self, auction_id: str, *, reason: str = "", receipt: str | None = None) -> None:
         """Do as `cancel`, awaiting."""
-        await in_thread(partial(self.cancel, auction_id, reason=reason))
+        await in_thread(partial(self.cancel, auction_id, reason=reason, receipt=receipt))
 
     async def areverse(self, auction_id: str, *, owner: str | None = None, reason: str = "") -> Booking:
         """Do as `reverse`, awaiting."""

@@ -26,7 +26,9 @@ def hold(
 ) -> tuple[Booked, str]:
     """Hold what accounts cover of the most that their owners may be charged; return it with the auction's nonce."""
     request = request_of("hold", auction_id, currency, most)
-    auction = writer.auction(auction_id) or AuctionRow(auction_id=auction_id, currency=currency, state="")
+    auction = writer.auction(auction_id, most, currency) or AuctionRow(
+        auction_id=auction_id, currency=currency, state=""
+    )
     if auction.state:
         earlier = None if auction.hold_seq is None else writer.of_seq(auction.hold_seq)
         if earlier is None or earlier.row.request != request or auction.state in ("cancelled", "reversed"):
@@ -76,7 +78,9 @@ def charge(
     """
     digest, body = receipt
     request = request_of("charge", auction_id, currency, amounts)
-    auction = writer.auction(auction_id) or AuctionRow(auction_id=auction_id, currency=currency, state="")
+    auction = writer.auction(auction_id, amounts, currency) or AuctionRow(
+        auction_id=auction_id, currency=currency, state=""
+    )
     if auction.state == "charged" and auction.close_seq is not None:
         earlier = writer.of_seq(auction.close_seq)
         if earlier.row.request == request:
@@ -143,11 +147,12 @@ def void(writer: Writer, auction_id: str, reason: str) -> None:
         _close(writer, auction or AuctionRow(auction_id=auction_id, currency="", state=""), "void", "voided", reason)
 
 
-def cancel(writer: Writer, auction_id: str, reason: str) -> None:
-    """Close an auction for good, whatever became of it."""
+def cancel(writer: Writer, auction_id: str, reason: str, receipt: str | None) -> None:
+    """Close an auction for good, whatever became of it; a charge with another receipt stands."""
     auction = writer.auction(auction_id) or AuctionRow(auction_id=auction_id, currency="", state="")
-    if auction.state == "charged":
-        reverse(writer, auction_id, None, reason)
+    if auction.state == "charged" and auction.close_seq is not None:
+        if receipt in (None, writer.of_seq(auction.close_seq).row.receipt):
+            reverse(writer, auction_id, None, reason)
     elif auction.state not in ("cancelled", "reversed"):
         _close(writer, auction, "cancellation", "cancelled", reason)
 

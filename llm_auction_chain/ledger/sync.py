@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -10,7 +11,7 @@ from uuid import uuid4
 
 from sqlalchemy import URL, Connection
 
-from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.errors import ConfigurationError, LedgerError, LedgerUnavailableError
 from llm_auction_chain.ledger import amounts as check
 from llm_auction_chain.ledger import audit, moves, reading
 from llm_auction_chain.ledger.chain import spell_time
@@ -32,6 +33,7 @@ from llm_auction_chain.money import from_units
 __all__ = ["SyncLedger"]
 
 T = TypeVar("T")
+_logger = logging.getLogger(__name__)
 
 
 def _now() -> datetime:
@@ -59,7 +61,7 @@ class SyncLedger:
         self._hold_for = check.checked_hold_for(hold_for)
         self._keep_receipts = keep_receipts
         self._clock = clock
-        self._undelivered: dict[str, str] = {}
+        self._undelivered: dict[str, tuple[str, str | None]] = {}
 
     def __repr__(self) -> str:
         """Return where it is, without the password."""
@@ -96,8 +98,7 @@ class SyncLedger:
         """
         auction_id, currency = _named(auction_id, currency)
         checked = check.checked_amounts(most, "most")
-        for undelivered, reason in list(self._undelivered.items()):
-            self.cancel(undelivered, reason=reason)
+        self._cancel_undelivered()
         made, nonce = self._write(lambda writer: moves.hold(writer, auction_id, checked, currency, self._hold_for))
         return reading.hold_record(made, nonce, checked)
 
@@ -143,17 +144,39 @@ class SyncLedger:
         reason = check.checked_text(reason, "reason")
         self._write(lambda writer: moves.void(writer, auction_id, reason))
 
-    def cancel(self, auction_id: str, *, reason: str = "") -> None:
+    def cancel(self, auction_id: str, *, reason: str = "", receipt: str | None = None) -> None:
         """Close an auction for good, whatever became of it: a hold is released, a charge reversed. Twice is once.
+
+        Args:
+            auction_id: which.
+            reason: kept with it.
+            receipt: digest of the receipt that the charge would have; a charge with another, which another call made
+                under the same id, stands. None: any.
 
         Raises:
             LedgerUnavailableError: the database cannot be used; this ledger cancels it before its next hold.
         """
         auction_id, _ = _named(auction_id, "")
         reason = check.checked_text(reason, "reason")
-        self._undelivered[auction_id] = reason
-        self._write(lambda writer: moves.cancel(writer, auction_id, reason))
+        self._undelivered[auction_id] = reason, receipt
+        try:
+            self._write(lambda writer: moves.cancel(writer, auction_id, reason, receipt))
+        except LedgerUnavailableError:
+            raise
+        except LedgerError:
+            self._undelivered.pop(auction_id, None)
+            raise
         self._undelivered.pop(auction_id, None)
+
+    def _cancel_undelivered(self) -> None:
+        """Cancel what could not be cancelled when it had to be."""
+        for auction_id, (reason, receipt) in list(self._undelivered.items()):
+            try:
+                self.cancel(auction_id, reason=reason, receipt=receipt)
+            except LedgerUnavailableError:
+                raise
+            except LedgerError as error:
+                _logger.warning("Auction %s, which was not delivered, could not be cancelled: %s", auction_id, error)
 
     def reverse(self, auction_id: str, *, owner: str | None = None, reason: str = "") -> Booking:
         """Give back what an auction was charged, or one owner's line of it; each line once, again is the first time.
@@ -261,7 +284,10 @@ class SyncLedger:
     def statement(
         self, owner: str, *, currency: str = "", since: datetime | None = None, until: datetime | None = None
     ) -> Statement:
-        """Return an account over a time; nothing is booked into a time that has been closed, clock or not.
+        """Return an account over a time.
+
+        Whatever the clock does, nothing is booked before what was booked already: a time is closed by the first booking
+        after it.
 
         Args:
             owner: of the account.

@@ -1,17 +1,19 @@
 """One transaction that books: the lock, what it has read, and what it appends to the chain."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
+from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, Dialect, bindparam, insert, literal, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from llm_auction_chain.errors import ConfigurationError, LedgerError, LedgerUnavailableError
 from llm_auction_chain.ledger import tables
 from llm_auction_chain.ledger.amounts import LARGEST, units
+from llm_auction_chain.ledger.batches import in_one_go
 from llm_auction_chain.ledger.chain import BookingRow, Line, hash_of, spell_time
 from llm_auction_chain.money import FINEST, from_units
 
@@ -78,8 +80,23 @@ def _upsert(table: Any) -> dict[str, Any]:
 
 
 _HEAD = select(tables.head).where(tables.head.c.id == 1).with_for_update()
-_NEXT = update(tables.head).where(tables.head.c.id == 1)
-_AUCTION = select(tables.auctions).where(tables.auctions.c.auction_id == bindparam("auction_id"))
+_NEXT = (
+    update(tables.head)
+    .where(tables.head.c.id == literal_column("1"))
+    .values(seq=bindparam("seq"), hash=bindparam("hash"), at=bindparam("at"))
+)
+_STANDING = select(tables.auctions, *tables.accounts.c["owner", "balance", "held"]).select_from(
+    select(literal(1).label("one"))
+    .subquery()
+    .outerjoin(tables.auctions, tables.auctions.c.auction_id == bindparam("auction_id"))
+    .outerjoin(
+        tables.accounts,
+        (tables.accounts.c.currency == bindparam("of"))
+        & tables.accounts.c.owner.in_(bindparam("owners", expanding=True)),
+    )
+)
+_INSERT_BOOKINGS, _INSERT_ENTRIES = insert(tables.bookings), insert(tables.entries)
+_INSERT_RECEIPTS = insert(tables.receipts)
 _SCALE = select(tables.currencies.c.scale).where(tables.currencies.c.code == bindparam("code"))
 _ACCOUNTS = select(tables.accounts).where(
     tables.accounts.c.currency == bindparam("currency"),
@@ -96,6 +113,14 @@ _BY_KEY = _BOOKINGS.where(tables.bookings.c.key == bindparam("key"))
 _REVERSALS = _BOOKINGS.where(
     tables.bookings.c.auction_id == bindparam("auction_id"), tables.bookings.c.kind == "reversal"
 )
+
+
+@cache
+def _spelled(statement: Any, dialect: Dialect) -> str:
+    """Return a statement as the driver takes it, with named parameters."""
+    return str(statement.compile(dialect=sqlite.dialect(paramstyle="named") if dialect.name == "sqlite" else dialect))
+
+
 _UPSERT_ACCOUNTS = _upsert(tables.accounts)
 _UPSERT_AUCTIONS = _upsert(tables.auctions)
 
@@ -148,10 +173,13 @@ class Writer:
         self._booked: list[Booked] = []
         self._receipts: list[dict[str, str]] = []
 
-    def auction(self, auction_id: str) -> AuctionRow | None:
-        """Return how an auction stands; None where it was never seen."""
-        row = self.connection.execute(_AUCTION, {"auction_id": auction_id}).one_or_none()
-        return None if row is None else AuctionRow.of(row)
+    def auction(self, auction_id: str, owners: Collection[str] = (), currency: str = "") -> AuctionRow | None:
+        """Return how an auction stands, None where it was never seen, and read its owners' accounts with it."""
+        asked = list(owners)[:_AT_ONCE]
+        rows = self.connection.execute(_STANDING, {"auction_id": auction_id, "of": currency, "owners": asked}).all()
+        self._accounts.update({(owner, currency): [0, 0] for owner in asked})
+        self._accounts.update({(row.owner, currency): [row.balance, row.held] for row in rows if row.owner is not None})
+        return None if rows[0].auction_id is None else AuctionRow.of(rows[0])
 
     def set_auction(self, auction: AuctionRow, **changes: Any) -> None:
         """Write how an auction stands from now on."""
@@ -261,10 +289,13 @@ class Writer:
 
     def flush(self) -> None:
         """Write what was appended; each table once."""
-        if not self._booked:
-            return
-        execute, name = self.connection.execute, self.connection.dialect.name
-        execute(insert(tables.bookings), [row._asdict() for row, _ in self._booked])
+        if self._booked:
+            with in_one_go(self.connection):
+                self._flush()
+
+    def _flush(self) -> None:
+        name = self.connection.dialect.name
+        self._send(_INSERT_BOOKINGS, [row._asdict() for row, _ in self._booked])
         entries = [
             {"seq": row.seq, "line": number, **line._asdict()}
             for row, lines in self._booked
@@ -272,15 +303,19 @@ class Writer:
         ]
         touched = {(line.owner, row.currency) for row, lines in self._booked for line in lines}
         if entries:
-            execute(insert(tables.entries), entries)
+            self._send(_INSERT_ENTRIES, entries)
             moved = [(*account, *self._accounts[account]) for account in sorted(touched)]
             columns = ("owner", "currency", "balance", "held")
-            execute(_UPSERT_ACCOUNTS[name], [dict(zip(columns, one, strict=True)) for one in moved])
+            self._send(_UPSERT_ACCOUNTS[name], [dict(zip(columns, one, strict=True)) for one in moved])
         if self._auctions:
-            execute(_UPSERT_AUCTIONS[name], [vars(auction) for auction in self._auctions.values()])
+            self._send(_UPSERT_AUCTIONS[name], [vars(auction) for auction in self._auctions.values()])
         if self._receipts:
-            execute(insert(tables.receipts), self._receipts)
-        execute(_NEXT, {"seq": self._seq, "hash": self._hash, "at": self.at})
+            self._send(_INSERT_RECEIPTS, self._receipts)
+        self._send(_NEXT, [{"seq": self._seq, "hash": self._hash, "at": self.at}])
+
+    def _send(self, statement: Any, rows: list[dict[str, Any]]) -> None:
+        # SQLAlchemy would look the statement's text up each time, which takes longer than SQLite takes to write
+        self.connection.exec_driver_sql(_spelled(statement, self.connection.dialect), rows)
 
 
 def units_of(amounts: Mapping[str, Decimal], scale: int, *, exact: bool = False) -> dict[str, tuple[int, int]]:

