@@ -9,6 +9,8 @@ from llm_auction_chain.errors import ConfigurationError
 
 __all__ = ["Agent", "cap_of", "check_agents", "check_cap", "check_categories", "without_rivals"]
 
+_LONGEST = 255  # characters of a name
+
 
 @dataclass(frozen=True)
 class Agent:
@@ -46,6 +48,13 @@ class Agent:
         """Refuse what no auction can ask."""
         if not isinstance(self.name, str) or not self.name.strip():
             raise ConfigurationError(f"An agent's name is {self.name!r}; it must be a non-empty string.")
+        for text in (self.name, self.owner or ""):
+            # what a ledger can keep, so that no agent of somebody else's stops the auctions of all
+            if len(text) > _LONGEST or "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise ConfigurationError(
+                    f"The name {text[:40]!r} has {len(text)} characters; give at most {_LONGEST}, none of them null or "
+                    "half of a surrogate pair."
+                )
         if self.owner is not None and (not isinstance(self.owner, str) or not self.owner.strip()):
             raise ConfigurationError(f"{self.name!r} has owner {self.owner!r}; give a non-empty string or None.")
         if not isinstance(self.context, str):

@@ -166,7 +166,7 @@ class Auction:
         _check_choice("disclosure_place", self.disclosure_place, DisclosurePlace)
         _check_choice("on_tool_calls", self.on_tool_calls, OnToolCalls)
         _check_choice("on_ledger_error", self.on_ledger_error, OnLedgerError)
-        check_ledger(self.ledger)
+        check_ledger(self.ledger, timeout)
 
     def run(
         self,
@@ -413,10 +413,18 @@ class Auction:
         """Return what the auction comes to once it is charged; without agents where that fails."""
         result = self._close(opened, plan, drawn, opening, asked)
         charge = tab.charge(result)
-        if charge is None and tab.failure is not None and opened.agents:
-            alone = replace(opened, agents=(), failure=tab.failure)
-            return self._close(alone, plan, drawn, self._bind(alone, plan, drawn), ())
-        return result.charged(charge)
+        if charge is not None or tab.failure is None or tab.failure is opened.failure:
+            return result.charged(charge)
+        # players that never pay stay, as where nothing could be held
+        stay = [k for k, agent in enumerate(opened.agents) if not agent.pays]
+        gone = (LeftOut(agent=agent, category="", reason="ledger") for agent in opened.agents if agent.pays)
+        alone = replace(
+            opened,
+            agents=tuple(opened.agents[k] for k in stay),
+            left_out=(*opened.left_out, *gone),
+            failure=tab.failure,
+        )
+        return self._close(alone, plan, drawn, self._bind(alone, plan, drawn), [asked[k] for k in stay])
 
     def _close(
         self, opened: "_Opened", plan: Plan, drawn: Drawn, opening: Opening, asked: Sequence[Report]
@@ -485,7 +493,7 @@ class Auction:
                 "ChatTransformers or ChatVLLM, give a scorer, or proposal=Reference() to say that this is meant."
             )
         if opened.failure is not None:
-            noticed.append(f"The ledger failed, so the reply has no sponsors: {opened.failure}")
+            noticed.append(f"The ledger failed, so the reply has no sponsors: {type(opened.failure).__name__}.")
         draws = sum(candidate.draws for candidate in drawn.candidates)
         if len(drawn.candidates) == 1 and draws >= _SUSPICIOUS:
             noticed.append(

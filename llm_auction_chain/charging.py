@@ -14,6 +14,7 @@ from llm_auction_chain.workers import in_thread
 
 if TYPE_CHECKING:
     from llm_auction_chain.ledger import Charge, Ledger
+    from llm_auction_chain.receipts import Receipt
     from llm_auction_chain.result import AuctionResult
 
 __all__ = ["Delivery", "OnLedgerError", "Tab", "check_ledger", "most_owed"]
@@ -94,45 +95,48 @@ class Tab:
             try:
                 held = self._ledger.hold(self.auction_id, self._most, currency=self._currency)
             except LedgerError as error:
+                if isinstance(error, ChargeConflictError):
+                    self._step = "over"  # what stands under the id is another call's
                 self._fail(error)
                 self.without_cover = frozenset(self._most)
             else:
-                self.without_cover, self.nonce = frozenset(held.without_cover), held.nonce
+                self.without_cover, self.nonce = frozenset(held.without_cover), held.nonce or None
 
     def charge(self, result: "AuctionResult") -> "Charge | None":
         """Charge what every owner owes, and return the charge; None where there is nothing to charge, or it failed.
 
-        Who pays per click owes nothing yet.
+        Who pays per click owes nothing yet; an auction that comes to nothing is charged nothing, and closed by that.
 
         Raises:
             LedgerError: the ledger refuses or is unavailable, and `on_error` is `raise`.
         """
         amounts: dict[str, Decimal] = {}
-        for agent, amount, per_click in zip(result.agents, result.charges, result.prices_per_click, strict=True):
-            if agent.pays and per_click is None:
+        for agent, amount, report in zip(result.agents, result.charges, result.reports, strict=True):
+            if agent.pays and report.click_through is None:
                 amounts[agent.payer] = amounts.get(agent.payer, Decimal(0)) + amount
         with self._lock:
             if self._ledger is None or self._step == "over":
                 return None
-            if not amounts:
-                self._give_up(self._ledger, "nobody pays")
+            if self.failure is not None:
+                self._give_up(self._ledger, "the hold failed")
                 return None
             self._step = "charge"
             try:
-                return self._charge(self._ledger, amounts, result.receipt.as_dict())
+                return self._charge(self._ledger, amounts, result.receipt)
             except LedgerError as error:
                 self._fail(error)
                 self._give_up(self._ledger, "the charge failed, so the reply was not sponsored")
                 return None
 
-    def _charge(self, ledger: "Ledger", amounts: dict[str, Decimal], receipt: dict[str, Any]) -> "Charge":
-        self._receipt = receipt["digest"]
+    def _charge(self, ledger: "Ledger", amounts: dict[str, Decimal], receipt: "Receipt") -> "Charge":
+        self._receipt = receipt.digest
+        reply, told = receipt.candidates[receipt.winner].reply, receipt.as_dict()
         try:
-            return ledger.charge(self.auction_id, amounts, currency=self._currency, receipt=receipt)
+            return ledger.charge(self.auction_id, amounts, currency=self._currency, reply=reply, receipt=told)
         except ChargeConflictError:
             # another call under the same id may have given up, and released what both held
             ledger.hold(self.auction_id, self._most, currency=self._currency)
-            return ledger.charge(self.auction_id, amounts, currency=self._currency, receipt=receipt)
+            return ledger.charge(self.auction_id, amounts, currency=self._currency, reply=reply, receipt=told)
 
     def give_up(self, reason: str) -> None:
         """Release what is held, and take back what this auction charged: its reply is not delivered."""
@@ -162,51 +166,77 @@ class Tab:
     def _fail(self, error: LedgerError) -> None:
         if self._on_error == "raise":
             raise error
+        # whose accounts fall short, and where the ledger is, are nothing for the reply's metadata
+        _logger.warning("Auction %s has no sponsors: %s", self.auction_id, error)
         self.failure = error
 
 
 class Delivery:
-    """The last steps of a reply to its caller: where they fail, what was charged for it is taken back.
+    """The last steps of replies to their caller: where they fail, what was charged for them is taken back.
 
-    Attributes:
-        results: the auctions whose replies are under way.
+    Args:
+        ledger: where it was charged; None where nothing is.
+        onward: hears of the auctions once they are delivered: a list, or the delivery of a call around this one.
     """
 
-    def __init__(self, ledger: "Ledger | None", results: "list[AuctionResult]") -> None:
-        self._ledger = ledger
-        self.results = results
+    def __init__(self, ledger: "Ledger | None", onward: Any = None) -> None:
+        self._ledger, self._onward = ledger, onward
+        self._results: list[AuctionResult] = []
+        self._failed = ""
+
+    def append(self, result: "AuctionResult") -> None:
+        """Note an auction whose reply is under way; where its caller has failed already, take its charge back."""
+        self._results.append(result)
+        if self._failed:
+            self._take_back()
 
     def made(self) -> None:
         """Say that the caller has what was under way."""
-        self.results = []
+        for result in self._results:
+            if self._onward is not None:
+                self._onward.append(result)
+        self._results = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._take_back(kind)
+        if kind is None:
+            self.made()
+        else:
+            self._failed = kind.__name__
+            self._take_back()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and self.results:
-            await asyncio.shield(in_thread(lambda: self._take_back(kind)))
+        late = isinstance(self._onward, Delivery) and bool(self._onward._failed)  # noqa: SLF001 - its own kind
+        if self._ledger is None or (kind is None and not late):
+            self.__exit__(kind)
+        else:
+            await asyncio.shield(in_thread(lambda: self.__exit__(kind)))
 
-    def _take_back(self, kind: type[BaseException]) -> None:
-        for result in self.results:
+    def _take_back(self) -> None:
+        results, self._results = self._results, []
+        for result in results:
             # a charge with another receipt is that of an earlier call under the same id, which stands
             if self._ledger is not None and result.charge and result.charge.receipt == result.receipt.digest:
-                reason = f"not delivered: {kind.__name__}"
+                reason = f"not delivered: {self._failed}"
                 try:
                     self._ledger.cancel(result.auction_id, reason=reason, receipt=result.receipt.digest)
                 except LedgerError as error:
                     _logger.warning("The charge of auction %s was not taken back: %s", result.auction_id, error)
 
 
-def check_ledger(ledger: Any) -> None:
-    """Raise `ConfigurationError` unless it is a ledger, or None."""
+def check_ledger(ledger: Any, reward_timeout: float | None) -> None:
+    """Raise `ConfigurationError` unless it is a ledger whose holds outlast the asking of agents, or None."""
     missing = [verb for verb in ("hold", "charge", "void", "cancel") if not callable(getattr(ledger, verb, None))]
     if ledger is not None and missing:
         raise ConfigurationError(f"ledger is {ledger!r}; give a Ledger, as in Ledger('sqlite:///llm_auction.db').")
+    longest = getattr(ledger, "hold_for", None)
+    if longest is not None and (reward_timeout is None or reward_timeout >= longest.total_seconds()):
+        raise ConfigurationError(
+            f"reward_timeout is {reward_timeout!r}, and the ledger holds for {longest.total_seconds():g} s: an agent "
+            "could let the hold expire. Give a shorter reward_timeout, or Ledger(hold_for=...) a longer one."
+        )

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from llm_auction_chain.result import AuctionResult
 
-__all__ = ["show"]
+__all__ = ["lines_of", "show"]
 
 _AGENT_HEADINGS = ("contribution", "expected payment", "charged", "moved the draw")
 _SHORT_AGENT_HEADINGS = ("contr", "expect", "paid", "moved")
@@ -38,7 +38,7 @@ def show(result: "AuctionResult", console: "Console") -> None:
     if result.disclosure:
         console.print(Text(result.disclosure))
     for facts in _facts(result):
-        for line in _lines(facts, console.width):
+        for line in lines_of(facts, console.width):
             console.print(Text(line))
 
 
@@ -119,7 +119,7 @@ def _agents(result: "AuctionResult", width: int) -> "Iterator[Table | Text]":
         for name, row in zip(names, rows, strict=True):
             yield Text(name)
             facts = [f"{heading} {figure}" for heading, figure in zip(headings, row, strict=True)]
-            yield from (Text(f"  {line}") for line in _lines(facts, width - 2))
+            yield from (Text(f"  {line}") for line in lines_of(facts, width - 2))
     elif names:
         table = _table(title, "agent", headings, wide=wide)
         for name, row in zip(names, rows, strict=True):
@@ -148,7 +148,7 @@ def _table(title: str, text: str, figures: Sequence[str], *, wide: bool, number:
     return table
 
 
-def _lines(facts: Sequence[str], width: int) -> list[str]:
+def lines_of(facts: Sequence[str], width: int) -> list[str]:
     """Return the facts on as few lines as they fit, none broken in two."""
     lines: list[str] = []
     for fact in facts:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from llm_auction_chain.errors import MissingDependencyError
+from llm_auction_chain.tables import lines_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,7 +75,7 @@ def write_table(console: "Console", title: str, columns: Sequence[Column], rows:
     for name, *cells in rows:
         facts = [f"{column.heading} {cell}" for column, cell in zip(columns[1:], cells, strict=True) if cell]
         lines += [name] * bool(name)
-        lines += (f"  {line}" for line in _lines(facts, console.width - 2))
+        lines += (f"  {line}" for line in lines_of(facts, console.width - 2))
     console.print(Text("\n".join(lines)), soft_wrap=not console.is_terminal)
 
 
@@ -94,14 +95,3 @@ def _table(title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]])
     for row in rows:
         table.add_row(*map(Text, row))
     return table
-
-
-def _lines(facts: Sequence[str], width: int) -> list[str]:
-    """Return the facts on as few lines as they fit, none broken in two."""
-    lines: list[str] = []
-    for fact in facts:
-        if lines and len(lines[-1]) + 3 + len(fact) <= width:
-            lines[-1] += f"   {fact}"
-        else:
-            lines.append(fact)
-    return lines

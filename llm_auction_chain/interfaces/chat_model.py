@@ -15,7 +15,7 @@ from langchain_core.callbacks import (
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from langchain_core.utils.uuid import uuid7
@@ -169,6 +169,17 @@ class ChatAuction(AuctionSettings, BaseChatModel):
             async for chunk in super().astream(input, config, stop=stop, **{**kwargs, _CALL: told}):
                 delivery.made()
                 yield chunk
+
+    @override
+    def generate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
+        """Hold one auction per prompt. Where one fails and the others are lost with it, none of them is charged."""
+        with self._delivery(kwargs):
+            return super().generate(messages, *args, **kwargs)
+
+    @override
+    async def agenerate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
+        async with self._delivery(kwargs):
+            return await super().agenerate(messages, *args, **kwargs)
 
     @override
     def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Validatio
 from llm_auction_chain.agents import check_agents
 from llm_auction_chain.auction import Auction, DisclosurePlace, OnToolCalls, check_seed
 from llm_auction_chain.candidates import chat_models_in, hidden, innermost
-from llm_auction_chain.charging import Delivery, OnLedgerError
+from llm_auction_chain.charging import Delivery, OnLedgerError, most_owed
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.interfaces.binding import with_schema, with_tools
 from llm_auction_chain.mechanism import PaymentRule
@@ -86,6 +86,8 @@ class AuctionSettings(BaseModel):
             check_seed(auction.seed)
         if not callable(auction.agents) and not isinstance(auction.agents, Runnable):
             auction.agents = check_agents(auction.agents)
+            if auction.ledger is not None:
+                most_owed(auction.agents, auction.report_cap, negative=True)
         return auction
 
     def bind_tools(
@@ -121,6 +123,37 @@ class AuctionSettings(BaseModel):
         """
         return with_schema(self, schema, **kwargs)
 
+    def batch(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: Any = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Hold one auction per input. Where one fails and the others are lost with it, none of them is charged."""
+        # the next class is a Runnable
+        batch = super().batch  # type: ignore[misc]
+        if return_exceptions:
+            return list(batch(inputs, config, return_exceptions=True, **kwargs))
+        with self._delivery(kwargs):
+            return list(batch(inputs, config, **kwargs))
+
+    async def abatch(
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: Any = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Do as `batch`, awaiting."""
+        abatch = super().abatch  # type: ignore[misc]
+        if return_exceptions:
+            return list(await abatch(inputs, config, return_exceptions=True, **kwargs))
+        async with self._delivery(kwargs):
+            return list(await abatch(inputs, config, **kwargs))
+
     def run(
         self,
         input: LanguageModelInput,  # noqa: A002
@@ -155,7 +188,7 @@ class AuctionSettings(BaseModel):
         given: LanguageModelInput,
         config: RunnableConfig,
         *,
-        results: list[AuctionResult] | None = None,
+        results: list[AuctionResult] | Delivery | None = None,
         **kwargs: Any,
     ) -> AIMessage:
         """Hold an auction under a run, whose children's callbacks the config has, and return the drawn reply."""
@@ -174,7 +207,7 @@ class AuctionSettings(BaseModel):
         given: LanguageModelInput,
         config: RunnableConfig,
         *,
-        results: list[AuctionResult] | None = None,
+        results: list[AuctionResult] | Delivery | None = None,
         **kwargs: Any,
     ) -> AIMessage:
         child = hidden(config)
@@ -188,8 +221,11 @@ class AuctionSettings(BaseModel):
         return result.reply
 
     def _delivery(self, kwargs: dict[str, Any]) -> Delivery:
-        """Return what watches a call until its caller has the reply; the auction is added to the call's `results`."""
-        return Delivery(None, []) if self.ledger is None else Delivery(self.ledger, kwargs.setdefault("results", []))
+        """Return what watches a call until its caller has the reply; it takes the place of the call's `results`."""
+        if self.ledger is None:
+            return Delivery(None)
+        delivery = kwargs["results"] = Delivery(self.ledger, kwargs.get("results"))
+        return delivery
 
     def _called(self, kwargs: dict[str, Any]) -> tuple[Auction, dict[str, Any]]:
         """Return the auction of a call, whose keywords may replace two settings, and the keywords to hold it with."""

@@ -63,7 +63,7 @@ def key_of(kind: str, *parts: str) -> str:
     return ":".join((kind, *(part.replace("%", "%25").replace(":", "%3A").replace("*", "%2A") for part in parts)))
 
 
-def request_of(kind: str, subject: str, currency: str, amounts: Mapping[str, Decimal]) -> str:
+def request_of(kind: str, subject: str, currency: str, amounts: Mapping[str, Decimal], reply: str = "") -> str:
     """Return a digest of what was asked: the same for amounts that are equal, in any order.
 
     Amounts of nothing do not count in a charge, which may or may not name those that pay nothing.
@@ -76,7 +76,7 @@ def request_of(kind: str, subject: str, currency: str, amounts: Mapping[str, Dec
     except (ValueError, ArithmeticError) as error:
         raise ConfigurationError(f"{error}; give amounts of at most {FINEST} decimals.") from error
     said = sorted([owner, str(amount)] for owner, amount in asked.items() if amount or kind != "charge")
-    return digest_of_texts({"kind": kind, "subject": subject, "currency": currency, "amounts": said})
+    return digest_of_texts({"kind": kind, "subject": subject, "currency": currency, "amounts": said, "reply": reply})
 
 
 def spell_time(moment: datetime, name: str) -> str:

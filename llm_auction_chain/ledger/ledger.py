@@ -27,7 +27,7 @@ class Ledger(SyncLedger):
         url: `sqlite:///file.db`, `sqlite://` (in memory, gone when it is closed, its copies are empty), or
             `postgresql+psycopg://user@host/database`.
         scales: decimals by currency, 0 to 6; 6 where nothing is said. The first booking of a currency sets them.
-        credit: by how much a balance may fall below zero for holds and charges.
+        credit: by how much a balance may fall below zero for holds and charges, in units of its own currency.
         hold_for: how long a hold stands before `expire_holds` releases it.
         keep_receipts: whether receipts are stored; their digests always are.
         clock: returns the time, in UTC.
@@ -59,10 +59,12 @@ class Ledger(SyncLedger):
         amounts: Mapping[str, Decimal],
         *,
         currency: str = "",
+        reply: str = "",
         receipt: Mapping[str, Any] | None = None,
     ) -> Charge:
         """Do as `charge`, awaiting."""
-        charged: Charge = await in_thread(partial(self.charge, auction_id, amounts, currency=currency, receipt=receipt))
+        asked = partial(self.charge, auction_id, amounts, currency=currency, reply=reply, receipt=receipt)
+        charged: Charge = await in_thread(asked)
         return charged
 
     async def avoid(self, auction_id: str, *, reason: str = "") -> None:

@@ -17,6 +17,7 @@ _CLOSED = {
     "cancelled": "was cancelled",
     "reversed": "was charged and reversed",
     "charged": "was charged with something else",
+    "shared": "was charged with something else",
     "held": "has a hold of something else",
 }
 
@@ -31,10 +32,12 @@ def hold(
     )
     if auction.state:
         earlier = None if auction.hold_seq is None else writer.of_seq(auction.hold_seq)
-        if earlier is None or earlier.row.request != request or auction.state in ("cancelled", "reversed"):
-            raise _conflict(auction)
-        if auction.state in ("held", "charged"):
-            return earlier, auction.nonce
+        _check_open(writer, auction)
+        if auction.state != "voided" or earlier is not None:  # else it was voided before it was held
+            if earlier is None or earlier.row.request != request:
+                raise _conflict(auction)
+            if auction.state in ("held", "charged", "shared"):
+                return earlier, auction.nonce
     scale = writer.scale(currency)
     asked = units_of(most, scale)
     writer.load(asked, currency)
@@ -65,7 +68,12 @@ def hold(
 
 
 def charge(
-    writer: Writer, auction_id: str, amounts: Mapping[str, Decimal], currency: str, receipt: tuple[str, str]
+    writer: Writer,
+    auction_id: str,
+    amounts: Mapping[str, Decimal],
+    currency: str,
+    reply: str,
+    receipt: tuple[str, str],
 ) -> Booked:
     """Charge an auction once, out of its hold where it has one.
 
@@ -74,27 +82,35 @@ def charge(
         auction_id: which.
         amounts: by owner.
         currency: of the amounts.
+        reply: digest of what is charged for.
         receipt: its digest, and its text, empty where it is not kept.
     """
     digest, body = receipt
-    request = request_of("charge", auction_id, currency, amounts)
+    request = request_of("charge", auction_id, currency, amounts, reply)
     auction = writer.auction(auction_id, amounts, currency) or AuctionRow(
         auction_id=auction_id, currency=currency, state=""
     )
-    if auction.state == "charged" and auction.close_seq is not None:
+    if auction.state in ("charged", "shared") and auction.close_seq is not None:
+        _check_open(writer, auction)
         earlier = writer.of_seq(auction.close_seq)
         if earlier.row.request == request:
+            if auction.state == "charged" and digest != earlier.row.receipt:
+                _share(writer, auction)
             return earlier
     if auction.state not in ("", "held", "expired") or auction.currency != currency:
         raise _conflict(auction)
     scale = writer.scale(currency)
     asked = units_of(amounts, scale)
     held = {}
-    if auction.state == "held" and auction.hold_seq is not None:
+    if auction.hold_seq is not None:
         held = {line.owner: line.held for line in writer.lines_of([auction.hold_seq])[auction.hold_seq]}
         _check_held(auction_id, asked, held)
-    else:
-        _check_cover(writer, auction_id, asked, currency, scale)
+    if auction.state != "held":
+        # as a new hold would be: what reports came to must not decide
+        _check_cover(
+            writer, auction_id, held or {owner: amount for owner, (amount, _) in asked.items()}, currency, scale
+        )
+        held = {}
     lines = [
         Line(owner, -asked.get(owner, (0, 0))[0], -held.get(owner, 0), -asked.get(owner, (0, 0))[1])
         for owner in {**asked, **held}
@@ -123,14 +139,10 @@ def _check_held(auction_id: str, asked: Mapping[str, tuple[int, int]], held: Map
         raise CoverError(f"Auction {auction_id!r} holds less of {above} than the charge. Charge what was held at most.")
 
 
-def _check_cover(
-    writer: Writer, auction_id: str, asked: Mapping[str, tuple[int, int]], currency: str, scale: int
-) -> None:
+def _check_cover(writer: Writer, auction_id: str, asked: Mapping[str, int], currency: str, scale: int) -> None:
     writer.load(asked, currency)
     short = [
-        owner
-        for owner, (amount, _) in asked.items()
-        if amount > 0 and not writer.covers(owner, currency, scale, amount)
+        owner for owner, amount in asked.items() if amount > 0 and not writer.covers(owner, currency, scale, amount)
     ]
     if short:
         raise CoverError(
@@ -138,10 +150,31 @@ def _check_cover(
         )
 
 
+def _check_open(writer: Writer, auction: AuctionRow) -> None:
+    """Raise unless an auction may be held and charged again, for the same."""
+    if auction.state in ("cancelled", "reversed"):
+        raise _conflict(auction)
+    if auction.state in ("charged", "shared") and writer.reversals(auction.auction_id):
+        raise ChargeConflictError(f"Auction {auction.auction_id!r} was charged, and a part of it reversed.")
+
+
+def _share(writer: Writer, auction: AuctionRow) -> None:
+    """Book that another call, too, delivers on a charge: the first one's failure does not reverse it any more."""
+    writer.append(
+        "repeat",
+        key_of("repeat", auction.auction_id),
+        [],
+        auction_id=auction.auction_id,
+        currency=auction.currency,
+        scale=writer.scale(auction.currency),
+    )
+    writer.set_auction(auction, state="shared")
+
+
 def void(writer: Writer, auction_id: str, reason: str) -> None:
     """Close an auction without a charge; hold nothing more for it."""
     auction = writer.auction(auction_id)
-    if auction is not None and auction.state in ("charged", "reversed"):
+    if auction is not None and auction.state in ("charged", "shared", "reversed"):
         raise ChargeConflictError(f"Auction {auction_id!r} was charged and cannot be voided. Reverse it.")
     if auction is None or auction.state in ("held", "expired"):
         _close(writer, auction or AuctionRow(auction_id=auction_id, currency="", state=""), "void", "voided", reason)
@@ -150,8 +183,9 @@ def void(writer: Writer, auction_id: str, reason: str) -> None:
 def cancel(writer: Writer, auction_id: str, reason: str, receipt: str | None) -> None:
     """Close an auction for good, whatever became of it; a charge with another receipt stands."""
     auction = writer.auction(auction_id) or AuctionRow(auction_id=auction_id, currency="", state="")
-    if auction.state == "charged" and auction.close_seq is not None:
-        if receipt in (None, writer.of_seq(auction.close_seq).row.receipt):
+    if auction.state in ("charged", "shared") and auction.close_seq is not None:
+        mine = auction.state == "charged" and receipt == writer.of_seq(auction.close_seq).row.receipt
+        if receipt is None or mine:
             reverse(writer, auction_id, None, reason)
     elif auction.state not in ("cancelled", "reversed"):
         _close(writer, auction, "cancellation", "cancelled", reason)
@@ -179,7 +213,7 @@ def _close(
         release = writer.lines_of([auction.hold_seq])[auction.hold_seq]
     if auction.hold_seq is not None:
         scale = writer.scale(auction.currency)
-    key = key_of(kind, auction.auction_id, *([str(auction.holds)] if auction.holds > 1 else []))
+    key = key_of(kind, auction.auction_id, *([str(auction.holds)] if auction.holds else []))
     lines = [Line(line.owner, 0, -line.held, 0) for line in release]
     made = writer.append(
         kind, key, lines, auction_id=auction.auction_id, currency=auction.currency, scale=scale, note=reason
@@ -190,7 +224,7 @@ def _close(
 def reverse(writer: Writer, auction_id: str, owner: str | None, reason: str) -> Booked:
     """Give back a charge, or one owner's line of it; each line once."""
     auction = writer.auction(auction_id)
-    if auction is None or auction.close_seq is None or auction.state not in ("charged", "reversed"):
+    if auction is None or auction.close_seq is None or auction.state not in ("charged", "shared", "reversed"):
         raise ChargeConflictError(f"Auction {auction_id!r} has not been charged: there is nothing to reverse.")
     charged = writer.of_seq(auction.close_seq)
     earlier = writer.reversals(auction_id)

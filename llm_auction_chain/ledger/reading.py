@@ -17,6 +17,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    update,
 )
 
 from llm_auction_chain.ledger import tables
@@ -131,7 +132,12 @@ def receipt_of(connection: Connection, auction_id: str) -> dict[str, Any] | None
 
 
 def erase_receipts(connection: Connection, before: str) -> int:
-    """Delete the bodies of receipts of charges that were booked before."""
+    """Delete the bodies of receipts of charges that were booked before, and the nonces their salts were made of."""
+    held = select(_b.seq).where(_b.kind == "hold", _b.at < before)
+    columns = tables.auctions.c
+    connection.execute(
+        update(tables.auctions).where(columns.state != "held", columns.hold_seq.in_(held)).values(nonce="")
+    )
     old = select(_b.auction_id).where(_b.kind == "charge", _b.at < before)
     return int(connection.execute(delete(tables.receipts).where(tables.receipts.c.auction_id.in_(old))).rowcount)
 

@@ -68,6 +68,8 @@ class Replay:
                 holds=auction.holds + 1,
                 nonce=row.evidence,
             )
+        elif row.kind == "repeat":
+            auction = replace(auction, state="shared")
         elif row.kind in _CLOSES:
             auction = replace(auction, state=_CLOSES[row.kind], close_seq=row.seq)
         if row.kind == "charge":

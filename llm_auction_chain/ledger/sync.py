@@ -61,7 +61,12 @@ class SyncLedger:
         self._hold_for = check.checked_hold_for(hold_for)
         self._keep_receipts = keep_receipts
         self._clock = clock
-        self._undelivered: dict[str, tuple[str, str | None]] = {}
+        self._undelivered: dict[tuple[str, str | None], str] = {}
+
+    @property
+    def hold_for(self) -> timedelta:
+        """How long a hold stands."""
+        return self._hold_for
 
     def __repr__(self) -> str:
         """Return where it is, without the password."""
@@ -108,18 +113,20 @@ class SyncLedger:
         amounts: Mapping[str, Decimal],
         *,
         currency: str = "",
+        reply: str = "",
         receipt: Mapping[str, Any] | None = None,
     ) -> Charge:
         """Charge an auction once, all of it or nothing; the same again returns the first charge.
 
-        With a hold, nobody pays more than what is held, and all that is held is released. Without one, or after it
-        expired, accounts must cover the charge. Auctions that were voided, cancelled or reversed are not charged. The
-        same is what has the same amounts; the receipt of the first stays.
+        With a hold, nobody pays more than what is held, and all that is held is released; after it expired, accounts
+        must cover it anew. Without one they must cover the charge. Auctions that were voided, cancelled or reversed are
+        not charged. The same is what has the same amounts for the same reply; the receipt of the first stays.
 
         Args:
             auction_id: the caller's own, one per auction.
             amounts: by owner; negative where the platform pays.
             currency: of the amounts.
+            reply: digest of what is charged for.
             receipt: JSON with a text `digest`, which the chain keeps.
 
         Raises:
@@ -131,7 +138,8 @@ class SyncLedger:
         auction_id, currency = _named(auction_id, currency)
         checked = check.checked_amounts(amounts, "amounts", negative=True)
         body = ("", "") if receipt is None else _receipt(receipt, keep=self._keep_receipts)
-        made = self._write(lambda writer: moves.charge(writer, auction_id, checked, currency, body))
+        reply = check.checked_text(reply, "reply")
+        made = self._write(lambda writer: moves.charge(writer, auction_id, checked, currency, reply, body))
         return reading.charge_record(made)
 
     def void(self, auction_id: str, *, reason: str = "") -> None:
@@ -150,27 +158,27 @@ class SyncLedger:
         Args:
             auction_id: which.
             reason: kept with it.
-            receipt: digest of the receipt that the charge would have; a charge with another, which another call made
-                under the same id, stands. None: any.
+            receipt: digest of the receipt that the charge would have; what another call under the same id charged, or
+                delivers on as well, stands. None: any.
 
         Raises:
             LedgerUnavailableError: the database cannot be used; this ledger cancels it before its next hold.
         """
         auction_id, _ = _named(auction_id, "")
         reason = check.checked_text(reason, "reason")
-        self._undelivered[auction_id] = reason, receipt
+        self._undelivered[auction_id, receipt] = reason
         try:
             self._write(lambda writer: moves.cancel(writer, auction_id, reason, receipt))
         except LedgerUnavailableError:
             raise
         except LedgerError:
-            self._undelivered.pop(auction_id, None)
+            self._undelivered.pop((auction_id, receipt), None)
             raise
-        self._undelivered.pop(auction_id, None)
+        self._undelivered.pop((auction_id, receipt), None)
 
     def _cancel_undelivered(self) -> None:
         """Cancel what could not be cancelled when it had to be."""
-        for auction_id, (reason, receipt) in list(self._undelivered.items()):
+        for (auction_id, receipt), reason in list(self._undelivered.items()):
             try:
                 self.cancel(auction_id, reason=reason, receipt=receipt)
             except LedgerUnavailableError:
@@ -235,7 +243,10 @@ class SyncLedger:
         return expired
 
     def erase_receipts(self, before: datetime) -> int:
-        """Delete stored receipts of charges before a time and return how many; the chain keeps their digests."""
+        """Delete stored receipts of charges before a time, and what opens their digests; return how many.
+
+        The chain keeps the digests, which then say nothing about anybody.
+        """
         spelled = spell_time(before, "before")
         return self._database.write(lambda connection: reading.erase_receipts(connection, spelled))
 
@@ -296,7 +307,9 @@ class SyncLedger:
             until: exclusive; None is now.
         """
         owner, currency = check.checked_name(owner, "owner"), check.checked_name(currency, "currency", empty=True)
-        start = _spelled(since, "since")
+        start, end = _spelled(since, "since"), _spelled(until, "until")
+        if start is not None and end is not None and start > end:
+            raise ConfigurationError(f"since, {since}, is after until, {until}; give an earlier time.")
         found = tuple(self.entries(owner=owner, currency=currency, since=since, until=until))
         zero = from_units(0, 0)
         opening = zero

@@ -38,10 +38,13 @@ class Model:
     def hold(self, name, most, ends):
         auction = self.auctions.get(name)
         if auction:
-            if auction.get("most") != most or auction["state"] in ("cancelled", "reversed"):
+            if auction["state"] in ("cancelled", "reversed") or auction.get("done"):
                 raise ChargeConflictError
-            if auction["state"] in ("held", "charged"):
-                return auction["held"]
+            if auction["state"] != "voided" or "most" in auction:
+                if auction.get("most") != most:
+                    raise ChargeConflictError
+                if auction["state"] in ("held", "charged"):
+                    return auction["held"]
         held = {owner: amount for owner, amount in most.items() if self.free(owner) >= amount}
         self.auctions[name] = {"state": "held", "most": dict(most), "held": held, "ends": ends}
         self.move(self.held, held)
@@ -50,14 +53,14 @@ class Model:
     def charge(self, name, amounts):
         auction = self.auctions.get(name, {"state": ""})
         asked = {owner: amount for owner, amount in amounts.items() if amount}
-        if auction["state"] == "charged" and auction["asked"] == asked:
+        if auction["state"] == "charged" and auction["asked"] == asked and not auction.get("done"):
             return
         if auction["state"] not in ("", "held", "expired"):
             raise ChargeConflictError
-        if auction["state"] == "held":
-            if any(abs(amount) > auction["held"].get(owner, -1) for owner, amount in amounts.items()):
-                raise CoverError
-        elif any(amount > max(0, self.free(owner)) for owner, amount in amounts.items()):
+        if auction["state"] and any(abs(amount) > auction["held"].get(owner, -1) for owner, amount in amounts.items()):
+            raise CoverError
+        needed = {"": amounts, "held": {}, "expired": auction.get("held", {})}[auction["state"]]
+        if any(amount > max(0, self.free(owner)) for owner, amount in needed.items()):
             raise CoverError
         lines = {**dict.fromkeys(auction["held"] if auction["state"] == "held" else (), 0), **amounts}
         self.release(auction)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import llm_auction_chain
-from llm_auction_chain import mechanism, rewards, testing
+from llm_auction_chain import ledger, mechanism, rewards, testing
 
 ROOT = Path(__file__).parents[2]
 READY_MADE = [name for name in rewards.__all__ if name.endswith("Reward")]
@@ -57,6 +57,16 @@ def test_every_public_name_is_in_the_reference(site):
         "rewards.": ["Reward", *READY_MADE],
         "mechanism.": ["settle", "Settlement"],
         "testing.": testing.__all__,
+        "ledger.": set(ledger.__all__) - {"Ledger"},
+        "receipts.": [
+            "AgentView",
+            "Difference",
+            "Receipt",
+            "Verification",
+            "load_private_key",
+            "load_public_key",
+            "verify",
+        ],
     }
     assert len(READY_MADE) == 10
     assert {"settle", "Settlement"} < set(mechanism.__all__)
@@ -101,3 +111,12 @@ def test_agent_recipes_are_short():
     for name in ("langgraph_node", "agent_with_middleware", "deep_agent"):
         lines = (ROOT / "cookbook" / f"{name}.md").read_text(encoding="utf-8").splitlines()
         assert len(lines) < 60
+
+
+def test_a_test_that_a_page_names_exists():
+    named = 0
+    for path in documents().values():
+        for file, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", path.read_text(encoding="utf-8")):
+            assert re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), test
+            named += 1
+    assert named > 10

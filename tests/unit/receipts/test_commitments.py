@@ -8,6 +8,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, Huma
 
 from llm_auction_chain import Agent, AuctionRunnable
 from llm_auction_chain.canonical import canonical, digest, printable
+from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.receipts import verify
 from llm_auction_chain.receipts.commitments import commitment, message_digest, salt_of
 from llm_auction_chain.receipts.opening import commit
@@ -151,9 +152,15 @@ def test_printable_leaves_plain_json_as_it_is():
     assert digest(plain) == digest(json.loads(json.dumps(plain)))
 
 
-def test_names_that_no_json_holds_are_printed():
-    half = "half \ud800"
-    receipt = held([Agent(half, lambda prompt, reply: 1.0, report_cap=10**20)]).receipt
+def test_a_cap_that_is_a_whole_number_beyond_those_of_json_is_a_float():
+    receipt = held([Agent("A", lambda prompt, reply: 1.0, report_cap=10**20)]).receipt
     assert verify(receipt).ok
-    assert verify(receipt.view(half)).ok
-    assert receipt.agents[0].agent == "half ?"
+    assert verify(receipt.view("A")).ok
+    assert receipt.agents[0].report_cap == 1e20
+
+
+@pytest.mark.parametrize("name", ["half \ud800", "null \0", "x" * 256])
+def test_names_that_no_ledger_holds_are_refused(name):
+    for names in ({"name": name}, {"name": "A", "owner": name}):
+        with pytest.raises(ConfigurationError, match="at most 255"):
+            Agent(reward=len, **names)

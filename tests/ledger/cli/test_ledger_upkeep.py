@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import create_engine, make_url
 
 from llm_auction_chain import Ledger
-from tests.unit.cli.conftest import book
+from tests.ledger.cli.conftest import book
 
 
 def test_verify_prints_bookings_head_and_totals(say, booked):
