@@ -1,11 +1,9 @@
 """`Auction`: wires model, agents and mechanism. The only place that knows all parts."""
 
 import asyncio
-import secrets
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import Any, Literal, get_args
@@ -15,7 +13,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context
 from langchain_core.utils.uuid import uuid7
 
-from llm_auction_chain.agents import Agent, cap_of, check_agents, check_cap, check_categories, without_rivals
+from llm_auction_chain.agents import Agent, cap_of, check_agents, check_cap, check_categories
 from llm_auction_chain.candidates import (
     CandidateFilter,
     Drawn,
@@ -35,9 +33,9 @@ from llm_auction_chain.candidates import (
 )
 from llm_auction_chain.charging import OnLedgerError, Tab, check_ledger, most_owed
 from llm_auction_chain.contexts import lint_context
-from llm_auction_chain.errors import AuctionWarning, ConfigurationError, LedgerError, PromptError
+from llm_auction_chain.entry import Opened, check_prompt, one_currency, open_up
+from llm_auction_chain.errors import AuctionWarning, ConfigurationError
 from llm_auction_chain.mechanism import PaymentRule, settle
-from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.mechanism.settle import check_payment_rule, check_tau
 from llm_auction_chain.progress import (
     AuctionEvent,
@@ -52,11 +50,10 @@ from llm_auction_chain.progress import (
     tell,
 )
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, Opening, open_auction
-from llm_auction_chain.receipts.commitments import salt_of
 from llm_auction_chain.result import AuctionResult, LeftOut, matrix_of, metadata_of
 from llm_auction_chain.rewards import AskedBy, OnAgentError, Report, Terms, acollect, collect, log_ratios_of
 
-__all__ = ["Auction", "DisclosurePlace", "OnToolCalls", "check_seed"]
+__all__ = ["Auction", "DisclosurePlace", "OnToolCalls"]
 
 DisclosurePlace = Literal["metadata", "start", "end"]
 OnToolCalls = Literal["auction", "bypass"]
@@ -64,7 +61,6 @@ _LONGEST_WAIT = 1e6  # seconds
 _LARGE = 1 << 15  # rewards; settling more takes longer than an event loop should be held up
 _PER_AGENT = 64  # what an agent costs beside its rewards, counted in them
 _MANY = 512  # candidates; digests of more take longer than an event loop should be held up
-_SEEDS = 2**128
 _SUSPICIOUS = 4  # so many draws that are all one reply are rather one draw, repeated
 
 
@@ -284,15 +280,14 @@ class Auction:
         kwargs: Mapping[str, Any],
     ) -> tuple[Agent, ...]:
         """Return who would take part, if all are covered and nobody's rival."""
-        if not prompt or _is_blank(prompt[-1]):
-            raise PromptError("The prompt is empty; its last message must have content.")
+        check_prompt(prompt)
         return () if self.bypasses(config, kwargs) else check_agents(agents)
 
     def _tab(self, auction_id: str | None, agents: Sequence[Agent]) -> Tab:
         """Return what the auction will have on the ledger."""
         negative = self.payment_rule != "proportional"
         most = {} if self.ledger is None else most_owed(agents, self.report_cap, negative=negative)
-        currency = _one_currency(self.currency, agents)
+        currency = one_currency(self.currency, agents)
         return Tab(self.ledger, self.on_ledger_error, auction_id or str(uuid7()), currency, most)
 
     def _open(
@@ -303,35 +298,19 @@ class Auction:
         tab: Tab,
         config: RunnableConfig,
         kwargs: Mapping[str, Any],
-    ) -> "_Opened":
-        if seed is None:
-            seed = secrets.randbits(53) if tab.nonce is None else int(salt_of(tab.nonce, "seed"), 16) >> 203
-        seed = check_seed(seed)
-        of_candidates, of_draw = streams_of(seed)
-        covered = tuple(agent for agent in agents if agent.payer not in tab.without_cover or not agent.pays)
-        without = [agent for agent in agents if agent.pays and agent.payer in tab.without_cover]
-        reason: Literal["cover", "ledger"] = "cover" if tab.failure is None else "ledger"
-        taking_part, rivals = without_rivals(covered, self.exclusive_categories)
-        return _Opened(
-            auction_id=tab.auction_id,
-            time=datetime.now(UTC).isoformat(timespec="microseconds"),
-            model=name_of(self.model, config),
-            prompt=tuple(prompt),
-            agents=taking_part,
-            left_out=(
-                *(LeftOut(agent=agent, category="", reason=reason) for agent in without),
-                *(LeftOut(agent=agent, category=category, reason="category") for agent, category in rivals),
-            ),
-            failure=tab.failure,
-            currency=_one_currency(self.currency, agents),
-            bypassed=self.bypasses(config, kwargs),
+    ) -> Opened:
+        return open_up(
+            prompt,
+            agents,
+            tab,
             seed=seed,
-            salt=secrets.token_hex(32) if tab.nonce is None else salt_of(tab.nonce, "salt"),
-            seed_of_candidates=of_candidates,
-            seed_of_draw=of_draw,
+            model=name_of(self.model, config),
+            exclusive=self.exclusive_categories,
+            currency=one_currency(self.currency, agents),
+            bypassed=self.bypasses(config, kwargs),
         )
 
-    def _bind(self, opened: "_Opened", plan: Plan, drawn: Drawn) -> Opening:
+    def _bind(self, opened: Opened, plan: Plan, drawn: Drawn) -> Opening:
         """Bind the auction to all that its reply depends on but the reports."""
         return open_auction(
             auction_id=opened.auction_id,
@@ -357,12 +336,12 @@ class Auction:
             bypassed=opened.bypassed,
         )
 
-    def _started(self, opened: "_Opened") -> AuctionEvent:
+    def _started(self, opened: Opened) -> AuctionEvent:
         taking_part, left_out = len(opened.agents), len(opened.left_out)
         most = self._size_for(opened).most
         return started(opened.auction_id, agents=taking_part, left_out=left_out, bypassed=opened.bypassed, most=most)
 
-    def _plan(self, opened: "_Opened", config: RunnableConfig, kwargs: dict[str, Any], *, traced: bool) -> Plan:
+    def _plan(self, opened: Opened, config: RunnableConfig, kwargs: dict[str, Any], *, traced: bool) -> Plan:
         return make_plan(
             Source(self.model, config, native_n=self.native_n, traced=traced, kwargs=kwargs),
             scorer=self.scorer,
@@ -377,7 +356,7 @@ class Auction:
             fallback=None if self.fallback is None else as_message(self.fallback),
         )
 
-    def _terms(self, opened: "_Opened", plan: Plan, opening: Opening) -> Terms:
+    def _terms(self, opened: Opened, plan: Plan, opening: Opening) -> Terms:
         return Terms(
             timeout=self.reward_timeout,
             report_cap=self.report_cap,
@@ -388,7 +367,7 @@ class Auction:
             law=plan.source.law if plan.scorer is plan.source.scorer else None,
         )
 
-    def _size_for(self, opened: "_Opened") -> Size:
+    def _size_for(self, opened: Opened) -> Size:
         """Return how many draws: without agents one candidate has the very law that M would be drawn from."""
         return self._size() if opened.agents or self.candidate_filter else _ONE
 
@@ -408,7 +387,7 @@ class Auction:
         return Size(n=n, most=most, min_ess=float(self.min_ess), fewest=self.min_candidates)
 
     def _charged(
-        self, tab: Tab, opened: "_Opened", plan: Plan, drawn: Drawn, opening: Opening, asked: Sequence[Report]
+        self, tab: Tab, opened: Opened, plan: Plan, drawn: Drawn, opening: Opening, asked: Sequence[Report]
     ) -> AuctionResult:
         """Return what the auction comes to once it is charged; without agents where that fails."""
         result = self._close(opened, plan, drawn, opening, asked)
@@ -427,7 +406,7 @@ class Auction:
         return self._close(alone, plan, drawn, self._bind(alone, plan, drawn), [asked[k] for k in stay])
 
     def _close(
-        self, opened: "_Opened", plan: Plan, drawn: Drawn, opening: Opening, asked: Sequence[Report]
+        self, opened: Opened, plan: Plan, drawn: Drawn, opening: Opening, asked: Sequence[Report]
     ) -> AuctionResult:
         reports = _over_all(asked, drawn)
         settlement = settle(
@@ -481,7 +460,7 @@ class Auction:
         }
         return drawn.model_copy(update=told)
 
-    def _warn(self, opened: "_Opened", plan: Plan, drawn: Drawn) -> tuple[str, ...]:
+    def _warn(self, opened: Opened, plan: Plan, drawn: Drawn) -> tuple[str, ...]:
         noticed = [
             f"The context of {agent.name!r} {'; it '.join(findings)}."
             for agent in opened.agents
@@ -511,35 +490,8 @@ def _check_choice(name: str, value: object, choices: Any) -> None:
         raise ConfigurationError(f"{name} is {value!r}; choose {listed}.")
 
 
-def check_seed(seed: object) -> int:
-    """Return the seed, or raise `ConfigurationError`."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _SEEDS:
-        told = "larger" if isinstance(seed, int) and seed > 0 else repr(seed)  # Python spells no number of 5,000 digits
-        raise ConfigurationError(f"seed is {told}; it must be a whole number of at least 0 and below 2**128.")
-    return seed
-
-
 _ONE = Size(n=1, most=1, min_ess=0.0, fewest=1)
 _lint = lru_cache(maxsize=4096)(lint_context)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
-    """An auction before any candidate: who takes part, and the seeds of its two streams."""
-
-    auction_id: str
-    time: str
-    model: str
-    prompt: tuple[BaseMessage, ...]
-    agents: tuple[Agent, ...]
-    left_out: tuple[LeftOut, ...]
-    failure: LedgerError | None
-    currency: str
-    bypassed: bool
-    seed: int
-    salt: str
-    seed_of_candidates: int
-    seed_of_draw: int
 
 
 def _settled(result: AuctionResult) -> AuctionEvent:
@@ -550,18 +502,6 @@ def _settled(result: AuctionResult) -> AuctionEvent:
 @cache
 def _version() -> str:
     return version("llm-auction-chain")
-
-
-def _one_currency(currency: str, agents: Iterable[Agent]) -> str:
-    """Return the unit of all amounts, or raise `ConfigurationError` where agents count in different ones."""
-    known = {currency: "the auction"} if currency else {}
-    for agent in agents:
-        if agent.currency:
-            known.setdefault(agent.currency, repr(agent.name))
-    if len(known) > 1:
-        units = ", ".join(f"{whose} in {unit}" for unit, whose in known.items())
-        raise ConfigurationError(f"An auction has one unit of money, and here count {units}. Convert them before.")
-    return next(iter(known), "")
 
 
 def _over_all(asked: Sequence[Report], drawn: Drawn) -> tuple[Report, ...]:
@@ -594,14 +534,6 @@ def _disclosed(content: Any, disclosure: str, place: DisclosurePlace) -> Any:
         return f"{disclosure}\n\n{content}" if place == "start" else f"{content}\n\n{disclosure}"
     block = {"type": "text", "text": disclosure}
     return [block, *content] if place == "start" else [*content, block]
-
-
-def _is_blank(message: BaseMessage) -> bool:
-    """Whether a message says nothing: no word, no picture, no call."""
-    parts = [message.content] if isinstance(message.content, str) else message.content
-    spoken = [part if isinstance(part, str) else part.get("text", part) for part in parts]
-    says = any(part.strip() if isinstance(part, str) else part for part in spoken)
-    return not says and not getattr(message, "tool_calls", None) and message.type != "tool"
 
 
 def _replies(drawn: Drawn) -> list[AIMessage]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import rfc8785
 
-__all__ = ["canonical", "digest", "digest_of_texts", "printable"]
+__all__ = ["canonical", "digest", "digest_without_floats", "printable"]
 
 _DEEPEST = 64
 
@@ -36,10 +36,10 @@ def digest(value: Any) -> str:
     return f"sha256:{hashlib.sha256(canonical(value)).hexdigest()}"
 
 
-def digest_of_texts(value: Any) -> str:
-    """Return the same as `digest`, ten times as fast, for texts in lists and dicts whose keys are ASCII.
+def digest_without_floats(value: Any) -> str:
+    """Return the same as `digest`, ten times as fast, for values without floats whose keys are ASCII.
 
-    >>> digest_of_texts({"b": ["é", None], "a": "1"}) == digest({"a": "1", "b": ["é", None]})
+    >>> digest_without_floats({"b": ["é", None], "a": "1"}) == digest({"a": "1", "b": ["é", None]})
     True
     """
     spelled = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

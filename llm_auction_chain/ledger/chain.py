@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import NamedTuple
 
-from llm_auction_chain.canonical import digest_of_texts
+from llm_auction_chain.canonical import digest_without_floats
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.money import FINEST, in_units
 
@@ -46,7 +46,7 @@ def hash_of(row: BookingRow, lines: Sequence[Line]) -> str:
     Whole numbers are text there, for canonical JSON has none beyond 2**53.
     """
     columns = {name: value if value is None else str(value) for name, value in row._asdict().items() if name != "hash"}
-    return digest_of_texts({**columns, "entries": [[str(value) for value in line] for line in lines]})
+    return digest_without_floats({**columns, "entries": [[str(value) for value in line] for line in lines]})
 
 
 def evidence_of(text: str) -> str:
@@ -76,7 +76,9 @@ def request_of(kind: str, subject: str, currency: str, amounts: Mapping[str, Dec
     except (ValueError, ArithmeticError) as error:
         raise ConfigurationError(f"{error}; give amounts of at most {FINEST} decimals.") from error
     said = sorted([owner, str(amount)] for owner, amount in asked.items() if amount or kind != "charge")
-    return digest_of_texts({"kind": kind, "subject": subject, "currency": currency, "amounts": said, "reply": reply})
+    return digest_without_floats(
+        {"kind": kind, "subject": subject, "currency": currency, "amounts": said, "reply": reply}
+    )
 
 
 def spell_time(moment: datetime, name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 
-from llm_auction_chain.canonical import digest, printable
+from llm_auction_chain.canonical import digest, digest_without_floats, printable
 
 __all__ = ["commitment", "message_digest", "salt_of"]
 
@@ -21,18 +21,23 @@ def salt_of(salt: str, part: str) -> str:
     return hmac.new(bytes.fromhex(salt), part.encode(), hashlib.sha256).hexdigest()
 
 
-def commitment(salt: str, value: Any) -> str:
+def commitment(salt: str, value: Any, *, floats: bool = True) -> str:
     """Return the commitment to plain JSON, the SHA-256 of `{"salt": ..., "value": ...}` in its canonical spelling.
 
-    >>> commitment("00" * 32, [1.0]) == commitment("00" * 32, [1])
+    Without floats in it, it is found faster.
+
+    >>> commitment("00" * 32, [1.0]) == commitment("00" * 32, [1], floats=False)
     True
     """
-    return digest({"salt": salt, "value": value})
+    salted = {"salt": salt, "value": value}
+    return digest(salted) if floats else digest_without_floats(salted)
 
 
 def message_digest(salt: str, *messages: BaseMessage) -> str:
     """Return a commitment to what messages say: role, content and tool calls, not their ids and metadata."""
-    return commitment(salt, [_said(message) for message in messages])
+    said = [_said(message) for message in messages]
+    plain = all(type(one["content"]) is str and "calls" not in one for one in said)
+    return commitment(salt, said, floats=not plain)
 
 
 def _said(message: BaseMessage) -> dict[str, Any]:

@@ -94,5 +94,8 @@ def open_auction(
             "bypassed": bypassed,
         },
     }
-    commitments = {part: commitment(salt_of(salt, part), parts[part]) for part in PARTS}
+    commitments = {
+        part: commitment(salt_of(salt, part), parts[part], floats=part in ("terms", "weights", "agents"))
+        for part in PARTS
+    }
     return Opening(commitment=commit(printable(auction_id), commitments), salt=salt, parts=parts)

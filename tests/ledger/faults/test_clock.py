@@ -62,7 +62,9 @@ def hold(key, life):
     """Return the delivery of one auction; some have no sponsors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AuctionWarning)
-        reply = auction_of(key, life.ledger, on_event=life.go_on).invoke("Say something", config_of(key))
+        reply = auction_of(key, life.ledger, on_event=life.go_on, reward_timeout=30.0).invoke(
+            "Say something", config_of(key)
+        )
     told = reply.response_metadata["auction"]
     return key, told["auction_id"], Decimal(told["revenue_decimal"]) if told["charge"] else None
 

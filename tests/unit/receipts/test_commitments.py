@@ -4,10 +4,12 @@ import hashlib
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, HumanMessageChunk
 
 from llm_auction_chain import Agent, AuctionRunnable
-from llm_auction_chain.canonical import canonical, digest, printable
+from llm_auction_chain.canonical import canonical, digest, digest_without_floats, printable
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.receipts import verify
 from llm_auction_chain.receipts.commitments import commitment, message_digest, salt_of
@@ -164,3 +166,15 @@ def test_names_that_no_ledger_holds_are_refused(name):
     for names in ({"name": name}, {"name": "A", "owner": name}):
         with pytest.raises(ConfigurationError, match="at most 255"):
             Agent(reward=len, **names)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(1 - 2**53, 2**53 - 1) | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abz_:09", max_size=3), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(value=VALUES)
+def test_the_fast_digest_is_the_digest(value):
+    assert digest_without_floats(value) == digest(value)
