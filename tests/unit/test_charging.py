@@ -7,11 +7,12 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
+from langchain.agents import create_agent
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
 
-from llm_auction_chain import Agent, AuctionRunnable, ChatAuction, Ledger
+from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction, Ledger
 from llm_auction_chain.errors import (
     AuctionWarning,
     CandidatesError,
@@ -509,4 +510,23 @@ def test_a_charge_whose_answer_was_lost_is_taken_back_before_the_next_hold(ledge
     lost.close()
     assert {entry.kind for entry in ledger.entries() if entry.auction_id == told["auction_id"]} >= {"reversal"}
     assert [account.balance for account in ledger.accounts()] == [100, 100]
+    assert sound(ledger)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_an_agents_turns_are_each_charged_once_under_one_key(ledger, asynchronous):
+    middleware = AuctionMiddleware(AGENTS, ledger=ledger, n_candidates=8, report_cap=5.0)
+    agent = create_agent(MarkovChatModel(), middleware=[middleware])
+    config = {"configurable": {"idempotency_key": "1"}}
+
+    async def state_after(*messages):
+        given = {"messages": list(messages)}
+        return await agent.ainvoke(given, config) if asynchronous else agent.invoke(given, config)
+
+    states = [await state_after(("human", "x")) for _ in range(2)]
+    first, again = (state["auctions"][-1]["charge"] for state in states)
+    assert first == again is not None
+    later = await state_after(*states[0]["messages"], ("human", "and then?"))
+    assert later["auctions"][-1]["charge"]["seq"] > first["seq"]
+    assert kinds_of(ledger).count("charge") == 4
     assert sound(ledger)
