@@ -27,7 +27,8 @@ test-models: $(STAMP)
 
 # The ledger on SQLite and on a real PostgreSQL server, which it starts; and what becomes of money when things break.
 test-ledger: $(STAMP)
-	$(BIN)/pytest tests/ledger
+	$(BIN)/pytest $(COVERAGE) tests/ledger --ignore=tests/ledger/faults
+	$(BIN)/pytest tests/ledger/faults
 
 # A real server: 3.4 GB of disk, once, and about 5 GB of memory while it runs.
 test-vllm: $(STAMP) $(VLLM_STAMP)
