@@ -530,3 +530,39 @@ async def test_an_agents_turns_are_each_charged_once_under_one_key(ledger, async
     assert later["auctions"][-1]["charge"]["seq"] > first["seq"]
     assert kinds_of(ledger).count("charge") == 4
     assert sound(ledger)
+
+
+def test_what_cannot_be_taken_back_is_told_and_taken_back_before_the_next_hold(ledger, tmp_path, caplog):
+    down = Down(f"sqlite:///{tmp_path}/ledger.db")
+    write, failing = down._write, []
+
+    def fails(move):
+        if failing:
+            raise LedgerUnavailableError("Nobody answers.")
+        return write(move)
+
+    down._write = fails
+    config = {"callbacks": [BrokenTracer(failing)]}
+    with pytest.raises(OSError, match="a tracer"):
+        auction(AuctionRunnable, down).invoke("x", config)
+    assert "was not taken back: Nobody answers." in caplog.text
+    assert ledger.totals()[0].revenue > 0
+    failing.clear()
+    down.hold("another", {"C": 1})
+    down.void("another")
+    down.close()
+    assert ledger.totals()[0].revenue == 0
+    assert sound(ledger)
+
+
+class BrokenTracer(BaseCallbackHandler):
+    """Takes the ledger down, and fails, when it hears of the reply."""
+
+    raise_error = True
+
+    def __init__(self, failing):
+        self._failing = failing
+
+    def on_chain_end(self, *args, **kwargs):
+        self._failing.append(True)
+        raise OSError("a tracer")

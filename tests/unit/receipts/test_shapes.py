@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.receipts import AgentView, Receipt, verify
 from llm_auction_chain.receipts.schemas import schemas, write_schemas
 from tests.unit.receipts.made import everything, resealed, rich
@@ -211,3 +212,11 @@ def test_receipts_and_views_satisfy_their_schemas_and_no_other():
         assert satisfies(made, view, view) is of_view
     assert not satisfies({**RECEIPT, "tau": "1"}, full, full)
     assert rich().schema_ == RECEIPT["schema"]
+
+
+@pytest.mark.parametrize("told", [{}, {"schema": "llm_auction_chain.receipt/1"}, {"digest": object()}])
+def test_what_is_no_receipt_is_read_as_none(told):
+    with pytest.raises(ConfigurationError, match="verify tells"):
+        Receipt.from_dict(told)
+    honest = rich(seed=1)
+    assert Receipt.from_dict(honest.as_dict()) == honest
