@@ -259,11 +259,11 @@ async def test_what_fails_between_the_charge_and_the_caller_takes_it_back(kind, 
 async def test_what_is_lost_with_another_input_is_taken_back(kind, call, ledger):
     if kind is AuctionRunnable and "generate" in call:
         return
-    chain, inputs = auction(kind, ledger), ["x", "y", ""]
+    chain, inputs, before = auction(kind, ledger), ["x", "y", ""], set(threading.enumerate())
     given = [[HumanMessage(text)] for text in inputs] if "generate" in call else inputs
     with pytest.raises(PromptError):
         _ = getattr(chain, call)(given) if call in ("batch", "generate") else await getattr(chain, call)(given)
-    while any(thread.name == "auction-agent" for thread in threading.enumerate()):  # noqa: ASYNC110 - they tell nobody
+    while set(threading.enumerate()) - before:  # noqa: ASYNC110 - they tell nobody
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.2)
     assert kinds_of(ledger).count("reversal") == kinds_of(ledger).count("charge")
