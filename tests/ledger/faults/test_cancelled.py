@@ -67,7 +67,7 @@ async def test_cancelled_at_random_what_is_not_delivered_is_not_charged(url, led
 
     await asyncio.gather(*map(client, range(AT_ONCE)))
     await end_of_threads()
-    assert TASKS // 8 < len(cancelled) < TASKS * 7 // 8
+    assert 0 < len(cancelled) < TASKS
     settle("asyncio task cancelled at random", url, len(cancelled), delivered)
     delivered += [await delivered_of(key, ledger) for key in cancelled]
     settle("... and all of them asked for again", url, len(cancelled), delivered)
