@@ -379,7 +379,7 @@ def test_two_calls_at_once_under_one_key_charge_once_though_one_of_them_fails(ki
             with pytest.raises(ZeroDivisionError):
                 other.invoke("x", config)
 
-    told = auction(kind, ledger, on_event=meanwhile).invoke("x", config).response_metadata["auction"]
+    told = auction(kind, ledger, on_event=meanwhile, seed=5).invoke("x", config).response_metadata["auction"]
     assert ledger.charge_of(told["auction_id"]).total == Decimal(told["revenue_decimal"]) > 0
     assert kinds_of(ledger) == ["hold"] * 2 + ["void"] * 2 + ["hold"] * 2 + ["charge"] * 2
     assert sound(ledger)
@@ -458,7 +458,7 @@ def test_a_repr_tells_no_password(kind):
 
 def test_an_agent_that_pays_per_click_owes_nothing_before_the_click(ledger):
     clicks = Agent("C", ClickReward(10.0, lambda prompt, reply: 0.1 + 0.1 * ("c" in reply.text)))
-    result = auction(AuctionRunnable, ledger, [clicks, AGENTS[0]], currency="").run("x")
+    result = auction(AuctionRunnable, ledger, [clicks, AGENTS[0]], currency="", seed=5).run("x")
     assert [(line.owner, line.amount > 0) for line in result.charge.lines] == [("b-group", True), ("C", False)]
     price = {"C": as_decimal(result.prices_per_click[0])}
     click = f"{result.auction_id}:click:C"
@@ -498,7 +498,7 @@ class Lost(Ledger):
 
 def test_a_charge_whose_answer_was_lost_is_taken_back_before_the_next_hold(ledger, tmp_path):
     lost = Lost(f"sqlite:///{tmp_path}/ledger.db")
-    chain = auction(AuctionRunnable, lost)
+    chain = auction(AuctionRunnable, lost, seed=5)
     with pytest.warns(AuctionWarning, match="LedgerUnavailableError"):
         told = chain.invoke("x").response_metadata["auction"]
     assert told["charge"] is None
