@@ -1,10 +1,9 @@
 """`Auction`: wires model, agents and mechanism. The only place that knows all parts."""
 
 import asyncio
-import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal, get_args
 
@@ -32,10 +31,10 @@ from llm_auction_chain.candidates import (
     offers_tools,
 )
 from llm_auction_chain.charging import OnLedgerError, Tab, check_ledger, most_owed
-from llm_auction_chain.contexts import lint_context
+from llm_auction_chain.closing import DisclosurePlace, close
 from llm_auction_chain.entry import Opened, check_prompt, one_currency, open_up
-from llm_auction_chain.errors import AuctionWarning, ConfigurationError
-from llm_auction_chain.mechanism import PaymentRule, settle
+from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.mechanism import PaymentRule
 from llm_auction_chain.mechanism.settle import check_payment_rule, check_tau
 from llm_auction_chain.progress import (
     AuctionEvent,
@@ -50,18 +49,16 @@ from llm_auction_chain.progress import (
     tell,
 )
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, Opening, open_auction
-from llm_auction_chain.result import AuctionResult, LeftOut, matrix_of, metadata_of
+from llm_auction_chain.result import AuctionResult, LeftOut
 from llm_auction_chain.rewards import AskedBy, OnAgentError, Report, Terms, acollect, collect, log_ratios_of
 
-__all__ = ["Auction", "DisclosurePlace", "OnToolCalls"]
+__all__ = ["Auction", "OnToolCalls"]
 
-DisclosurePlace = Literal["metadata", "start", "end"]
 OnToolCalls = Literal["auction", "bypass"]
 _LONGEST_WAIT = 1e6  # seconds
 _LARGE = 1 << 15  # rewards; settling more takes longer than an event loop should be held up
 _PER_AGENT = 64  # what an agent costs beside its rewards, counted in them
 _MANY = 512  # candidates; digests of more take longer than an event loop should be held up
-_SUSPICIOUS = 4  # so many draws that are all one reply are rather one draw, repeated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,80 +405,18 @@ class Auction:
     def _close(
         self, opened: Opened, plan: Plan, drawn: Drawn, opening: Opening, asked: Sequence[Report]
     ) -> AuctionResult:
-        reports = _over_all(asked, drawn)
-        settlement = settle(
-            matrix_of(reports, drawn.candidates),
-            [candidate.merged_log_weight for candidate in drawn.candidates],
+        return close(
+            opened,
+            plan,
+            drawn,
+            opening,
+            asked,
             tau=self.tau,
             payment_rule=self.payment_rule,
-            owners=[agent.payer for agent in opened.agents],
-            pays=[agent.pays for agent in opened.agents],
-            draws=[candidate.draws for candidate in drawn.candidates],
-            seed=opened.seed_of_draw,
+            disclosure=self.disclosure,
+            disclosure_place=self.disclosure_place,
+            proposal_chosen=self.proposal is not None,
         )
-        result = AuctionResult(
-            auction_id=opened.auction_id,
-            prompt=opened.prompt,
-            candidates=drawn.candidates,
-            components=drawn.components,
-            contexts=plan.contexts,
-            agents=opened.agents,
-            left_out=opened.left_out,
-            reports=reports,
-            settlement=settlement,
-            reply=drawn.candidates[settlement.winner].message,
-            usage=drawn.usage,
-            failures=drawn.causes,
-            warnings=self._warn(opened, plan, drawn),
-            currency=opened.currency,
-            disclosure="",
-            bypassed=opened.bypassed,
-            seed=opened.seed,
-            opening=opening,
-            charge=None,
-        )
-        if self.disclosure and result.sponsors:
-            names = ", ".join(agent.name for agent in result.sponsors)
-            result = replace(result, disclosure=self.disclosure.replace("{sponsors}", names))
-        return replace(result, reply=self._reply(result, plan))
-
-    def _reply(self, result: AuctionResult, plan: Plan) -> AIMessage:
-        """Return the drawn message with the outcome in its metadata, and the disclosure where it belongs."""
-        drawn = result.reply
-        shown = {
-            name: value
-            for name, value in drawn.response_metadata.items()
-            if name != "logprobs" or plan.source.asked_for_tokens or not plan.tokens
-        }
-        told = {
-            "response_metadata": {**shown, "auction": metadata_of(result)},
-            "usage_metadata": result.usage,
-            "content": _disclosed(drawn.content, result.disclosure, self.disclosure_place),
-        }
-        return drawn.model_copy(update=told)
-
-    def _warn(self, opened: Opened, plan: Plan, drawn: Drawn) -> tuple[str, ...]:
-        noticed = [
-            f"The context of {agent.name!r} {'; it '.join(findings)}."
-            for agent in opened.agents
-            if (findings := _lint(agent.context))
-        ]
-        if plan.contexts == "unused" and self.proposal is None:
-            noticed.append(
-                "The agents' contexts are not used: the model cannot say how likely its replies are. Use "
-                "ChatTransformers or ChatVLLM, give a scorer, or proposal=Reference() to say that this is meant."
-            )
-        if opened.failure is not None:
-            noticed.append(f"The ledger failed, so the reply has no sponsors: {type(opened.failure).__name__}.")
-        draws = sum(candidate.draws for candidate in drawn.candidates)
-        if len(drawn.candidates) == 1 and draws >= _SUSPICIOUS:
-            noticed.append(
-                f"All {draws} draws are the same reply, so no agent can move it. Raise the temperature above 0, take "
-                "away the provider's seed, or any cache in front of the model."
-            )
-        for text in noticed:
-            warnings.warn(text, AuctionWarning, stacklevel=2)
-        return tuple(noticed)
 
 
 def _check_choice(name: str, value: object, choices: Any) -> None:
@@ -491,7 +426,6 @@ def _check_choice(name: str, value: object, choices: Any) -> None:
 
 
 _ONE = Size(n=1, most=1, min_ess=0.0, fewest=1)
-_lint = lru_cache(maxsize=4096)(lint_context)
 
 
 def _settled(result: AuctionResult) -> AuctionEvent:
@@ -502,38 +436,6 @@ def _settled(result: AuctionResult) -> AuctionEvent:
 @cache
 def _version() -> str:
     return version("llm-auction-chain")
-
-
-def _over_all(asked: Sequence[Report], drawn: Drawn) -> tuple[Report, ...]:
-    """Return the reports over all candidates: agents were asked only of those that may be drawn."""
-    possible = [j for j, candidate in enumerate(drawn.candidates) if candidate.possible]
-    if len(possible) == len(drawn.candidates):
-        return tuple(asked)
-
-    def spread(amounts: Sequence[float]) -> tuple[float, ...]:
-        row = [0.0] * len(drawn.candidates)
-        for j, amount in zip(possible, amounts, strict=True):
-            row[j] = amount
-        return tuple(row)
-
-    return tuple(
-        replace(
-            report,
-            rewards=spread(report.rewards),
-            click_through=None if report.click_through is None else spread(report.click_through),
-        )
-        for report in asked
-    )
-
-
-def _disclosed(content: Any, disclosure: str, place: DisclosurePlace) -> Any:
-    """Return a message's content with the disclosure before or after it; a reply that says nothing stays so."""
-    if not disclosure or place == "metadata" or not content:
-        return content
-    if isinstance(content, str):
-        return f"{disclosure}\n\n{content}" if place == "start" else f"{content}\n\n{disclosure}"
-    block = {"type": "text", "text": disclosure}
-    return [block, *content] if place == "start" else [*content, block]
 
 
 def _replies(drawn: Drawn) -> list[AIMessage]:

@@ -15,9 +15,10 @@ from langchain_core.runnables.config import set_config_context
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
 from llm_auction_chain.agents import check_agents
-from llm_auction_chain.auction import Auction, DisclosurePlace, OnToolCalls
+from llm_auction_chain.auction import Auction, OnToolCalls
 from llm_auction_chain.candidates import chat_models_in, hidden, innermost
 from llm_auction_chain.charging import Delivery, OnLedgerError, most_owed
+from llm_auction_chain.closing import DisclosurePlace
 from llm_auction_chain.entry import check_seed
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.interfaces.binding import with_schema, with_tools
