@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from llm_auction_chain.agents import Agent, cap_of
 from llm_auction_chain.errors import ChargeConflictError, ConfigurationError, LedgerError
-from llm_auction_chain.money import FINEST, as_decimal, total
+from llm_auction_chain.money import FINEST, as_decimal, from_units, plus
 from llm_auction_chain.workers import in_thread
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def most_owed(agents: Sequence[Agent], report_cap: float | None, *, negative: bo
             )
         ranges.setdefault(agent.payer, []).append(as_decimal(2.0 * cap if negative else cap))
     # each agent's share of its owner's payment is rounded by itself
-    return {owner: total(each) + Decimal(len(each) - 1).scaleb(-FINEST) for owner, each in ranges.items()}
+    return {owner: plus(*each, from_units(len(each) - 1, FINEST)) for owner, each in ranges.items()}
 
 
 class Tab:
@@ -113,7 +113,7 @@ class Tab:
         amounts: dict[str, Decimal] = {}
         for agent, amount, report in zip(result.agents, result.charges, result.reports, strict=True):
             if agent.pays and report.click_through is None:
-                amounts[agent.payer] = amounts.get(agent.payer, Decimal(0)) + amount
+                amounts[agent.payer] = plus(amounts.get(agent.payer, Decimal(0)), amount)
         with self._lock:
             if self._ledger is None or self._step == "over":
                 return None
@@ -220,8 +220,7 @@ class Delivery:
     def _take_back(self) -> None:
         results, self._results = self._results, []
         for result in results:
-            # a charge with another receipt is that of an earlier call under the same id, which stands
-            if self._ledger is not None and result.charge and result.charge.receipt == result.receipt.digest:
+            if self._ledger is not None and result.charge:
                 reason = f"not delivered: {self._failed}"
                 try:
                     self._ledger.cancel(result.auction_id, reason=reason, receipt=result.receipt.digest)

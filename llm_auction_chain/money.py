@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Iterable
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal, Inexact
 
-__all__ = ["FINEST", "as_decimal", "as_text", "from_units", "in_units", "total"]
+__all__ = ["FINEST", "as_decimal", "as_text", "from_units", "in_units", "negated", "plus", "total", "whole_units"]
 
 FINEST = 6  # decimals of a charge, and the most a currency has
 _SMALLEST = Decimal("0.000001")
+# Sums in the thread's own context would be rounded as some caller likes.
 _DIGITS = Context(prec=200, rounding=ROUND_HALF_EVEN)  # rewards of up to 1e100 keep all of theirs
+_EXACT = Context(prec=200, traps=[Inexact])
 
 
 def as_decimal(amount: float) -> Decimal:
@@ -45,11 +47,12 @@ def in_units(amount: Decimal, scale: int) -> tuple[int, int]:
 
     Raises:
         ValueError: the amount is not finite, or has more decimals.
+        ArithmeticError: it has so many digits that it cannot be known exactly.
 
     >>> in_units(Decimal("0.125"), 2), in_units(Decimal("-1.000001"), 6)
     ((12, 5000), (-1000001, 0))
     """
-    scaled = amount.scaleb(FINEST, context=_DIGITS) if amount.is_finite() else amount
+    scaled = amount.scaleb(FINEST, context=_EXACT) if amount.is_finite() else amount
     if not amount.is_finite() or scaled != (millionths := int(scaled)):
         raise ValueError(f"{amount} is not an amount of at most {FINEST} decimals")
     unit = 10 ** (FINEST - scale)
@@ -68,13 +71,40 @@ def from_units(units: int, scale: int) -> Decimal:
     return Decimal(units).scaleb(-scale, context=_DIGITS)
 
 
+def whole_units(amount: Decimal, scale: int) -> int:
+    """Return how many whole units of `10**-scale` an amount of at least 0 covers, rounded down.
+
+    >>> whole_units(Decimal("0.129"), 2), whole_units(Decimal(3), 0)
+    (12, 3)
+    """
+    return int(amount.scaleb(scale, context=_DIGITS))
+
+
+def negated(amount: Decimal) -> Decimal:
+    """Return an amount with the other sign, exact; never -0.
+
+    >>> negated(Decimal("1.50")), negated(Decimal("0.00"))
+    (Decimal('-1.50'), Decimal('0.00'))
+    """
+    return _DIGITS.minus(amount)
+
+
+def plus(*amounts: Decimal) -> Decimal:
+    """Return a sum, exact, with the decimals of the finest.
+
+    >>> plus(Decimal("9.88"), Decimal(1), Decimal("-0.005"))
+    Decimal('10.875')
+    """
+    summed = amounts[0]
+    for amount in amounts[1:]:
+        summed = _DIGITS.add(summed, amount)
+    return summed
+
+
 def total(amounts: Iterable[Decimal]) -> Decimal:
     """Return the sum of charges, exact.
 
     >>> total([as_decimal(0.1)] * 3)
     Decimal('0.300000')
     """
-    summed = as_decimal(0.0)
-    for amount in amounts:
-        summed = _DIGITS.add(summed, amount)
-    return summed
+    return plus(as_decimal(0.0), *amounts)

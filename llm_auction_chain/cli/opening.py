@@ -68,7 +68,7 @@ def _check_there(url: "URL") -> None:
     from pathlib import Path
 
     from sqlalchemy import NullPool, create_engine, inspect
-    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.exc import ArgumentError, DBAPIError
 
     from llm_auction_chain.ledger.tables import VERSIONS
 
@@ -78,11 +78,10 @@ def _check_there(url: "URL") -> None:
         path = path.removeprefix("file:").partition("?")[0] if "uri" in url.query else path
         if not Path(path).exists():
             raise ConfigurationError(f"There is no ledger at {path}. See that the path is right; {start}.")
-    engine = create_engine(url, poolclass=NullPool)
     try:
-        with engine.connect() as connection:
+        with create_engine(url, poolclass=NullPool).connect() as connection:
             found = inspect(connection).has_table(VERSIONS)
-    except DBAPIError:
+    except (DBAPIError, ArgumentError, ImportError, TypeError, ValueError):
         return  # the ledger itself says what is wrong, and what to do
     if not found:
         raise ConfigurationError(f"There is no ledger in {url!r}. See that the URL is right; {start}.")

@@ -4,7 +4,8 @@ import re
 
 __all__ = ["without_passwords"]
 
-_IN_ADDRESS = re.compile(r"(//[^:/@\s]*:)\S*@")
+# up to the last @ of the line: a mistyped password may have one, or spaces
+_IN_ADDRESS = re.compile(r"(//[^:/@\s]*:).*@")
 _IN_QUERY = re.compile(r"(password=)[^&\s'\"]*", re.IGNORECASE)
 
 

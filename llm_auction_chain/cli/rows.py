@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+from unicodedata import category, normalize
 
 from llm_auction_chain.cli.terminal import Column, open_console, write_line, write_table
 
@@ -16,7 +17,8 @@ __all__ = ["FORMATS", "add_format", "guarded", "plain", "spelled", "write_object
 FORMATS = ("table", "csv", "json")
 _PAGE = 1000  # rows of a table: the widths of its columns follow from all of them
 _FIGURES = frozenset({"seq", "amount", "balance", "held", "available"})
-_FORMULA = ("=", "+", "-", "@", "'")
+_FORMULA = ("=", "+", "-", "@", "'")  # and what looks like them, such as a full-width =
+_UNSEEN = ("Cc", "Cf")  # of Unicode: control and format characters
 
 
 def add_format(parser: "argparse.ArgumentParser") -> None:
@@ -79,7 +81,8 @@ def guarded(text: str) -> str:
     >>> guarded("=1+1"), guarded("'quoted"), guarded("plain")
     ("'=1+1", "''quoted", 'plain')
     """
-    return f"'{text}" if text.lstrip()[:1] in _FORMULA and text.strip() else text
+    seen = (letter for letter in text if not letter.isspace() and category(letter) not in _UNSEEN)
+    return f"'{text}" if normalize("NFKC", next(seen, " ")).startswith(_FORMULA) else text
 
 
 def _text(value: Any) -> str:

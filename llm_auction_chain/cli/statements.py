@@ -7,6 +7,7 @@ from llm_auction_chain.cli.opening import open_ledger
 from llm_auction_chain.cli.periods import period_of
 from llm_auction_chain.cli.rows import plain, spelled, write_object, write_rows
 from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.money import negated, plus
 
 if TYPE_CHECKING:
     import argparse
@@ -68,9 +69,7 @@ def statement(options: "argparse.Namespace") -> int:
         if len(accounts) > 1:
             currencies = ", ".join(repr(account.currency) for account in accounts)
             raise ConfigurationError(f"{options.owner!r} has accounts in {currencies}; say which by --currency.")
-        told = _to_the_cent(
-            ledger.statement(options.owner, currency=accounts[0].currency, since=since, until=until), accounts[0]
-        )
+        told = ledger.statement(options.owner, currency=accounts[0].currency, since=since, until=until)
     if options.format == "json":
         entries = [{name: plain(row[name]) for name in _OF_STATEMENTS} for row in _moves(told)]
         amounts = {name: plain(getattr(told, name)) for name in ("opening", "deposited", "charged", "closing")}
@@ -87,20 +86,6 @@ def statement(options: "argparse.Namespace") -> int:
     return 0
 
 
-def _to_the_cent(told: "Statement", account: "Account") -> "Statement":
-    """Return the statement with all of the currency's decimals, also where an amount is zero."""
-    from dataclasses import replace
-
-    zero = account.balance - account.balance
-    return replace(
-        told,
-        opening=told.opening + zero,
-        charged=told.charged + zero,
-        deposited=told.deposited + zero,
-        closing=told.closing + zero,
-    )
-
-
 def _title(told: "Statement") -> str:
     bounds = [("since", told.since), ("until", told.until)]
     period = "".join(f", {word} {moment:%Y-%m-%d %H:%M} UTC" for word, moment in bounds if moment)
@@ -111,7 +96,7 @@ def _moves(told: "Statement") -> Iterator[dict[str, Any]]:
     """Yield the entries that may move money, each with the balance after it."""
     balance = told.opening
     for entry in told.entries:
-        balance += entry.amount
+        balance = plus(balance, entry.amount)
         if entry.kind in _CASH + _REVENUE:
             yield {
                 **{name: getattr(entry, name) for name in _OF_STATEMENTS if name != "balance"},
@@ -150,6 +135,6 @@ def _exported(entry: "Entry") -> dict[str, Any]:
         accounts = ("cash" if entry.kind in _CASH else "revenue", f"owner:{entry.owner}")
         debit, credit = accounts[::sign]
     same = {name: getattr(entry, name) for name in ("seq", "line", "at", "kind", "auction_id", "owner", "currency")}
-    moved = (entry.amount, entry.residual) if sign > 0 else (-entry.amount, -entry.residual)
+    moved = (entry.amount, entry.residual) if sign > 0 else (negated(entry.amount), negated(entry.residual))
     amounts = {"amount": moved[0], "residual": moved[1], "held": entry.held}
     return {**same, "debit": debit, "credit": credit, **amounts, "note": entry.note}

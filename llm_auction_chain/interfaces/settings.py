@@ -299,7 +299,10 @@ def _auction_id(config: RunnableConfig, prompt: Sequence[BaseMessage]) -> str | 
         return None if run_id is None else str(run_id)
     if not isinstance(key, str) or not key.strip():
         raise ConfigurationError(f"idempotency_key is {key!r}; give a text that is the same for the same call only.")
-    return str(uuid5(NAMESPACE_URL, f"llm_auction_chain:{key}\n{message_digest('', *prompt)}"))
+    try:
+        return str(uuid5(NAMESPACE_URL, f"llm_auction_chain:{key}\n{message_digest('', *prompt)}"))
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(f"idempotency_key is {key!r}; take out the half surrogates.") from error
 
 
 def _as_runnable(auction: AuctionSettings) -> Runnable[LanguageModelInput, AIMessage]:

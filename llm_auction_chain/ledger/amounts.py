@@ -20,6 +20,8 @@ __all__ = [
 ]
 
 LARGEST = 2**63 - 1  # of a BIGINT
+_LONGEST_HOLD = timedelta(days=366)
+_SHOWN = 80  # characters of a value that a message repeats
 _LONGEST = 255  # characters of a name: PostgreSQL's indexes hold no more than some 2,700 bytes
 
 
@@ -53,12 +55,24 @@ def checked_amount(value: Any, name: str, *, negative: bool = False) -> Decimal:
     try:
         amount = Decimal(value)
     except ArithmeticError as error:
-        raise ConfigurationError(f"{name} is {value!r}; give a number, such as '12.50'.") from error
-    if not amount.is_finite() or abs(amount) > LARGEST:
-        raise ConfigurationError(f"{name} is {value!r}; give a finite amount below {LARGEST}.")
+        raise ConfigurationError(f"{name} is {_shown(value)}; give a number, such as '12.50'.") from error
+    if not amount.is_finite() or amount.copy_abs() > LARGEST:  # abs() would round it
+        raise ConfigurationError(f"{name} is {_shown(value)}; give a finite amount below {LARGEST}.")
     if amount < 0 and not negative:
-        raise ConfigurationError(f"{name} is {value!r}; give an amount of at least 0.")
+        raise ConfigurationError(f"{name} is {_shown(value)}; give an amount of at least 0.")
+    try:
+        in_units(amount, FINEST)
+    except (ValueError, ArithmeticError) as error:
+        raise ConfigurationError(f"{name} is {_shown(value)}; give at most {FINEST} decimals.") from error
     return amount
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python spells no whole number of 5,000 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def checked_amounts(amounts: Any, name: str, *, negative: bool = False) -> dict[str, Decimal]:
@@ -84,8 +98,8 @@ def checked_scales(scales: Any) -> dict[str, int]:
 
 def checked_hold_for(hold_for: Any) -> timedelta:
     """Return how long holds stand, or raise `ConfigurationError`."""
-    if not isinstance(hold_for, timedelta) or hold_for <= timedelta(0):
-        raise ConfigurationError(f"hold_for is {hold_for!r}; give a positive timedelta.")
+    if not isinstance(hold_for, timedelta) or not timedelta(0) < hold_for <= _LONGEST_HOLD:
+        raise ConfigurationError(f"hold_for is {hold_for!r}; give a positive timedelta of a year at most.")
     return hold_for
 
 
@@ -99,12 +113,9 @@ def units(amount: Decimal, scale: int, name: str, *, exact: bool = False) -> tup
         exact: whether a residual is refused.
 
     Raises:
-        ConfigurationError: it has too many decimals, or does not fit into 64 bits.
+        ConfigurationError: it has a residual that is refused, or does not fit into 64 bits.
     """
-    try:
-        whole, residual = in_units(amount, scale)
-    except (ValueError, ArithmeticError) as error:
-        raise ConfigurationError(f"{name}: {error}.") from error
+    whole, residual = in_units(amount, scale)
     if exact and residual:
         raise ConfigurationError(f"{name} is {amount}; the currency has {scale} decimals.")
     if abs(whole) > LARGEST:

@@ -67,14 +67,8 @@ def request_of(kind: str, subject: str, currency: str, amounts: Mapping[str, Dec
     """Return a digest of what was asked: the same for amounts that are equal, in any order.
 
     Amounts of nothing do not count in a charge, which may or may not name those that pay nothing.
-
-    Raises:
-        ConfigurationError: an amount has too many decimals.
     """
-    try:
-        asked = {owner: in_units(amount, FINEST)[0] for owner, amount in amounts.items()}
-    except (ValueError, ArithmeticError) as error:
-        raise ConfigurationError(f"{error}; give amounts of at most {FINEST} decimals.") from error
+    asked = {owner: in_units(amount, FINEST)[0] for owner, amount in amounts.items()}
     said = sorted([owner, str(amount)] for owner, amount in asked.items() if amount or kind != "charge")
     return digest_without_floats(
         {"kind": kind, "subject": subject, "currency": currency, "amounts": said, "reply": reply}
@@ -92,7 +86,11 @@ def spell_time(moment: datetime, name: str) -> str:
     """
     if not isinstance(moment, datetime) or moment.tzinfo is None:
         raise ConfigurationError(f"{name} is {moment!r}; give a datetime with a time zone.")
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0")
+    try:
+        in_utc = moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ConfigurationError(f"{name} is {moment!r}; give a time within the years 1 to 9999 in UTC.") from error
+    return in_utc.strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0")
 
 
 def as_time(spelled: str) -> datetime:

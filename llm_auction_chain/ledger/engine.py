@@ -30,6 +30,7 @@ _REACH = 10  # seconds to reach a PostgreSQL server
 _TRIES = 3
 _PAUSE = 0.05  # seconds
 _PASSING = ("08", "40", "53300", "55P03", "57P")  # of PostgreSQL: connection, rollback, too many, lock, shutdown
+_OTHER_TABLES = ("42P01", "42P07", "42703")  # of PostgreSQL: no such table, already there, no such column
 _IN_SQLITE = {
     "SQLITE_BUSY": "is locked by another process for long. End it, or wait, and ask again.",
     "SQLITE_CANTOPEN": "cannot be opened. Make its folder, and let this process write there.",
@@ -38,6 +39,7 @@ _IN_SQLITE = {
     "SQLITE_IOERR": "cannot be read or written: its disk is full, over a limit or gone. Mend that and ask again.",
     "SQLITE_NOTADB": "is not a SQLite database. Give another path, or restore the file.",
     "SQLITE_CORRUPT": "is damaged. Restore it from a backup.",
+    "SQLITE_ERROR": "holds another application's tables, or has lost its own. Give a database of its own, or a backup.",
 }
 
 
@@ -58,8 +60,7 @@ class Database:
         """Begin anew, without closing: in a forked process the connections are still the parent's."""
         self._lock = threading.RLock()
         self._engine: Engine | None = None
-        self._readers: Engine | None = None
-        self._writers: Engine | None = None
+        self._opened: tuple[Engine, Engine] | None = None
         self.scales: dict[str, int] = {}
 
     def __str__(self) -> str:
@@ -89,7 +90,7 @@ class Database:
         with self._lock:
             if self._engine is not None:
                 self._engine.dispose()
-            self._engine = self._readers = self._writers = None
+            self._engine = self._opened = None
             self.scales = {}
 
     def _tried(self, work: Callable[[], T]) -> T:
@@ -109,14 +110,13 @@ class Database:
             raise LedgerUnavailableError(f"The ledger {self} {_advice(error)} It said: {_said(error)}") from error
 
     def _once(self, work: Callable[[Connection], T], *, writes: bool) -> T:
-        if self._writers is None or self._readers is None:
-            self._open()
-        engine = self._writers if writes else self._readers
-        assert engine is not None  # noqa: S101 - made by _open
-        with engine.begin() as connection:
+        opened = self._opened
+        readers, writers = self._open() if opened is None else opened
+        with (writers if writes else readers).begin() as connection:
             return work(connection)
 
-    def _open(self) -> None:
+    def _open(self) -> tuple[Engine, Engine]:
+        """Return the engines of readers and of writers."""
         with self._lock:
             engine = self._made()
             reads: dict[str, Any] = {}
@@ -132,13 +132,22 @@ class Database:
                 with writers.begin() as connection:
                     upgrade(connection, only_empty=True)
                     is_ready(connection)
-            self._readers, self._writers = readers, writers
+            self._opened = readers, writers
+            return self._opened
 
     def _made(self) -> Engine:
         with self._lock:
             if self._engine is None:
-                self._engine = _engine(self.url)
-                weakref.finalize(self, _dispose, self._engine, os.getpid())
+                try:
+                    engine = _engine(self.url)
+                    engine.connect().close()
+                except (ArgumentError, TypeError, ValueError) as error:  # of drivers, whose words may tell a password
+                    raise ConfigurationError(
+                        f"The URL {self} has a part that its database cannot take ({type(error).__name__}). See its "
+                        "port, its path and what follows the question mark."
+                    ) from None
+                weakref.finalize(self, _dispose, engine, os.getpid())
+                self._engine = engine
             return self._engine
 
 
@@ -164,24 +173,32 @@ def _dispose(engine: Engine, process: int) -> None:
 def _checked(url: str | URL) -> URL:
     try:
         made = make_url(url)
+        made.render_as_string()  # not all that can be read can be spelled
     except (ArgumentError, ValueError):  # its message would tell the password
         raise ConfigurationError(
             "url is none of a database; give 'sqlite:///file.db' or 'postgresql+psycopg://user@host/database'."
         ) from None
+    if "@" in (made.host or ""):
+        raise ConfigurationError("url has a second @; in a password, write @ as %40, : as %3A and / as %2F.")
     if made.drivername == "postgresql":
         return made.set(drivername="postgresql+psycopg")
     if made.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
         raise ConfigurationError(
             f"url begins with {made.drivername!r}; the ledger knows 'sqlite' and 'postgresql+psycopg'."
         )
+    if made.get_backend_name() == "sqlite" and not _in_memory(made) and "uri" not in made.query:
+        return made.set(database=os.path.abspath(str(made.database)))  # noqa: PTH100 - wherever the process goes
     return made
+
+
+def _in_memory(url: URL) -> bool:
+    return not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
 
 
 def _engine(url: URL) -> Engine:
     if url.get_backend_name() == "postgresql":
         return _postgresql(url)
-    in_memory = not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
-    pool: dict[str, Any] = {"pool_size": 1, "max_overflow": 0} if in_memory else {}
+    pool: dict[str, Any] = {"pool_size": 1, "max_overflow": 0} if _in_memory(url) else {}
     engine = create_engine(
         url, poolclass=QueuePool, connect_args={"isolation_level": None, "check_same_thread": False}, **pool
     )
@@ -229,11 +246,17 @@ def _passes(error: BaseException) -> bool:
 
 
 def _advice(error: Exception) -> str:
-    name = str(getattr(getattr(error, "orig", None), "sqlite_errorname", ""))
+    said = getattr(error, "orig", None)
+    name = str(getattr(said, "sqlite_errorname", ""))
     for code, advice in _IN_SQLITE.items():
         if name.startswith(code):
             return advice
-    return "cannot be used. See that the server runs, that the URL is right and lets you write; asking again is safe."
+    if getattr(said, "sqlstate", None) in _OTHER_TABLES:
+        return _IN_SQLITE["SQLITE_ERROR"]
+    return (
+        "cannot be used. See that the server runs, that the URL is right and lets you write; asking again with the "
+        "same id or key is safe."
+    )
 
 
 def _said(error: Exception) -> str:

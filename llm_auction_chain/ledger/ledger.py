@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from llm_auction_chain.ledger.records import Account, Audit, Booking, Charge, Entry, Head, Hold, Statement, Totals
 from llm_auction_chain.ledger.sync import SyncLedger
@@ -19,7 +19,7 @@ class Ledger(SyncLedger):
     Bookings are only ever appended, each with a hash of itself and of all before it; a correction is a reversal. Every
     operation is one transaction, writers come one after another, and what may help is tried again. Amounts are whole
     units of the currency; what rounding leaves out of a charge is kept beside it. The ids of auctions and the keys of
-    deposits are the caller's, so that asking again is always safe. Every method has an async twin: `acharge`, `ahold`.
+    deposits are the caller's, so that asking again with the same is safe. Every method has an async twin: `ahold`.
 
     A ledger copies and pickles by its settings; a copy, a thread and a forked process may use it at the same time.
 
@@ -47,6 +47,14 @@ class Ledger(SyncLedger):
     (Decimal('9.88'), True)
     >>> ledger.close()
     """
+
+    async def __aenter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close it."""
+        await self.aclose()
 
     async def ahold(self, auction_id: str, most: Mapping[str, Decimal], *, currency: str = "") -> Hold:
         """Do as `hold`, awaiting."""

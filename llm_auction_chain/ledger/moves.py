@@ -6,7 +6,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 from llm_auction_chain.errors import ChargeConflictError, CoverError
-from llm_auction_chain.ledger.chain import Line, as_time, evidence_of, key_of, request_of, spell_time
+from llm_auction_chain.ledger.chain import Line, evidence_of, key_of, request_of, spell_time
 from llm_auction_chain.ledger.writing import AuctionRow, Booked, Writer, units_of
 
 __all__ = ["cancel", "charge", "expire", "hold", "move_cash", "reverse", "void"]
@@ -17,7 +17,6 @@ _CLOSED = {
     "cancelled": "was cancelled",
     "reversed": "was charged and reversed",
     "charged": "was charged with something else",
-    "shared": "was charged with something else",
     "held": "has a hold of something else",
 }
 
@@ -36,7 +35,7 @@ def hold(
         if auction.state != "voided" or earlier is not None:  # else it was voided before it was held
             if earlier is None or earlier.row.request != request:
                 raise _conflict(auction)
-            if auction.state in ("held", "charged", "shared"):
+            if auction.state in ("held", "charged"):
                 return earlier, auction.nonce
     scale = writer.scale(currency)
     asked = units_of(most, scale)
@@ -46,7 +45,7 @@ def hold(
         for owner, (amount, _) in asked.items()
         if writer.covers(owner, currency, scale, amount)
     ]
-    until = spell_time(as_time(writer.at) + hold_for, "The end of the hold")
+    until = spell_time(writer.now + hold_for, "The end of the hold")
     key = key_of("hold", auction_id, *([str(auction.holds + 1)] if auction.holds else []))
     nonce = auction.nonce or secrets.token_hex(32)
     made = writer.append(
@@ -62,7 +61,14 @@ def hold(
     )
     holds = auction.holds + 1
     writer.set_auction(
-        auction, state="held", expires_at=until, hold_seq=made.row.seq, close_seq=None, holds=holds, nonce=nonce
+        auction,
+        currency=currency,  # one that was voided before it was held has none yet
+        state="held",
+        expires_at=until,
+        hold_seq=made.row.seq,
+        close_seq=None,
+        holds=holds,
+        nonce=nonce,
     )
     return made, nonce
 
@@ -90,12 +96,13 @@ def charge(
     auction = writer.auction(auction_id, amounts, currency) or AuctionRow(
         auction_id=auction_id, currency=currency, state=""
     )
-    if auction.state in ("charged", "shared") and auction.close_seq is not None:
+    if auction.state == "charged" and auction.close_seq is not None:
         _check_open(writer, auction)
         earlier = writer.of_seq(auction.close_seq)
         if earlier.row.request == request:
-            if auction.state == "charged" and digest != earlier.row.receipt:
-                _share(writer, auction)
+            shares = writer.shares(auction_id)
+            if digest not in _delivering(shares):
+                _share(writer, auction, shares, "repeat", digest)
             return earlier
     if auction.state not in ("", "held", "expired") or auction.currency != currency:
         raise _conflict(auction)
@@ -154,39 +161,54 @@ def _check_open(writer: Writer, auction: AuctionRow) -> None:
     """Raise unless an auction may be held and charged again, for the same."""
     if auction.state in ("cancelled", "reversed"):
         raise _conflict(auction)
-    if auction.state in ("charged", "shared") and writer.reversals(auction.auction_id):
+    if auction.state == "charged" and writer.reversals(auction.auction_id):
         raise ChargeConflictError(f"Auction {auction.auction_id!r} was charged, and a part of it reversed.")
 
 
-def _share(writer: Writer, auction: AuctionRow) -> None:
-    """Book that another call, too, delivers on a charge: the first one's failure does not reverse it any more."""
+def _delivering(shares: list[tuple[str, str]]) -> set[str]:
+    """Return the receipts of the calls that deliver on a charge."""
+    found: set[str] = set()
+    for kind, receipt in shares:
+        (found.discard if kind == "failure" else found.add)(receipt)
+    return found
+
+
+def _share(
+    writer: Writer, auction: AuctionRow, shares: list[tuple[str, str]], kind: str, receipt: str, reason: str = ""
+) -> None:
+    """Book that another call delivers on a charge, too (`repeat`), or that one of several failed (`failure`)."""
+    before = sum(one == kind for one, _ in shares)
     writer.append(
-        "repeat",
-        key_of("repeat", auction.auction_id),
+        kind,
+        key_of(kind, auction.auction_id, *([str(before + 1)] if before else [])),
         [],
         auction_id=auction.auction_id,
         currency=auction.currency,
         scale=writer.scale(auction.currency),
+        receipt=receipt,
+        note=reason,
     )
-    writer.set_auction(auction, state="shared")
 
 
 def void(writer: Writer, auction_id: str, reason: str) -> None:
     """Close an auction without a charge; hold nothing more for it."""
     auction = writer.auction(auction_id)
-    if auction is not None and auction.state in ("charged", "shared", "reversed"):
+    if auction is not None and auction.state in ("charged", "reversed"):
         raise ChargeConflictError(f"Auction {auction_id!r} was charged and cannot be voided. Reverse it.")
     if auction is None or auction.state in ("held", "expired"):
         _close(writer, auction or AuctionRow(auction_id=auction_id, currency="", state=""), "void", "voided", reason)
 
 
 def cancel(writer: Writer, auction_id: str, reason: str, receipt: str | None) -> None:
-    """Close an auction for good, whatever became of it; a charge with another receipt stands."""
+    """Close an auction for good, whatever became of it; a charge stands as long as a call delivers on it."""
     auction = writer.auction(auction_id) or AuctionRow(auction_id=auction_id, currency="", state="")
-    if auction.state in ("charged", "shared") and auction.close_seq is not None:
-        mine = auction.state == "charged" and receipt == writer.of_seq(auction.close_seq).row.receipt
-        if receipt is None or mine:
+    if auction.state == "charged":
+        shares = writer.shares(auction_id)
+        delivering = _delivering(shares)
+        if receipt is None or delivering == {receipt}:
             reverse(writer, auction_id, None, reason)
+        elif receipt in delivering:
+            _share(writer, auction, shares, "failure", receipt, reason)
     elif auction.state not in ("cancelled", "reversed"):
         _close(writer, auction, "cancellation", "cancelled", reason)
 
@@ -222,9 +244,9 @@ def _close(
 
 
 def reverse(writer: Writer, auction_id: str, owner: str | None, reason: str) -> Booked:
-    """Give back a charge, or one owner's line of it; each line once."""
+    """Give back a charge, or what is left of it, or one owner's line of it; each line once."""
     auction = writer.auction(auction_id)
-    if auction is None or auction.close_seq is None or auction.state not in ("charged", "shared", "reversed"):
+    if auction is None or auction.close_seq is None or auction.state not in ("charged", "reversed"):
         raise ChargeConflictError(f"Auction {auction_id!r} has not been charged: there is nothing to reverse.")
     charged = writer.of_seq(auction.close_seq)
     earlier = writer.reversals(auction_id)
@@ -233,7 +255,7 @@ def reverse(writer: Writer, auction_id: str, owner: str | None, reason: str) -> 
     if owner is not None and owner in done:
         return done[owner]
     if owner is None and earlier and not left:
-        return earlier[0]
+        return next((one for one in earlier if one.row.key.endswith(":*")), earlier[-1])
     lines = [line for line in left if owner in (None, line.owner)]
     if owner is not None and not lines:
         raise ChargeConflictError(f"Auction {auction_id!r} charged nothing to {owner!r}: there is nothing to reverse.")

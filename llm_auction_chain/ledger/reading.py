@@ -24,7 +24,7 @@ from llm_auction_chain.ledger import tables
 from llm_auction_chain.ledger.chain import as_time, key_of
 from llm_auction_chain.ledger.records import Account, Booking, Charge, ChargeLine, Entry, Head, Hold, Totals
 from llm_auction_chain.ledger.writing import AuctionRow, Booked, booked
-from llm_auction_chain.money import FINEST, from_units
+from llm_auction_chain.money import FINEST, from_units, plus
 
 __all__ = [
     "accounts",
@@ -36,7 +36,7 @@ __all__ = [
     "erase_receipts",
     "head",
     "hold_record",
-    "moved",
+    "opening",
     "receipt_of",
     "totals",
 ]
@@ -133,6 +133,8 @@ def receipt_of(connection: Connection, auction_id: str) -> dict[str, Any] | None
 
 def erase_receipts(connection: Connection, before: str) -> int:
     """Delete the bodies of receipts of charges that were booked before, and the nonces their salts were made of."""
+    # a writer who has read an auction's nonce would write it again
+    connection.execute(select(tables.head.c.id).with_for_update())
     held = select(_b.seq).where(_b.kind == "hold", _b.at < before)
     columns = tables.auctions.c
     connection.execute(
@@ -174,7 +176,7 @@ def accounts(connection: Connection, credit: Decimal, owner: str | None = None, 
             currency=row.currency,
             balance=from_units(row.balance, row.scale),
             held=from_units(row.held, row.scale),
-            available=from_units(row.balance - row.held, row.scale) + credit,
+            available=plus(from_units(row.balance - row.held, row.scale), credit),
         )
         for row in connection.execute(statement)
     ]
@@ -210,11 +212,14 @@ def _filled(chosen: dict[str, str | None]) -> dict[str, str | None]:
     return {name: chosen.get(name) for name in ("owner", "currency", "since", "until")}
 
 
-def moved(connection: Connection, owner: str, currency: str, until: str | None) -> Decimal:
-    """Return an account's balance before a time."""
-    chosen = _chosen([*_sum(_e.amount), func.max(_b.scale)], owner, currency, None, until)
-    high, low, scale = connection.execute(chosen).one()
-    return from_units(_joined(high, low), scale or 0)
+def opening(connection: Connection, owner: str, currency: str, since: str | None) -> tuple[Decimal, Decimal]:
+    """Return nothing, in the currency's decimals, and an account's balance before a time."""
+    chosen = select(tables.currencies.c.scale).where(tables.currencies.c.code == currency)
+    scale = connection.execute(chosen).scalar() or 0
+    if since is None:
+        return from_units(0, scale), from_units(0, scale)
+    moved = _joined(*connection.execute(_chosen(_sum(_e.amount), owner, currency, None, since)).one())
+    return from_units(0, scale), from_units(moved, scale)
 
 
 def totals(connection: Connection) -> list[Totals]:

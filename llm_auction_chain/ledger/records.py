@@ -26,8 +26,8 @@ class Entry:
     Attributes:
         seq: number of the booking.
         line: number of the entry within it, from 0.
-        kind: of the booking: `deposit`, `withdrawal`, `hold`, `charge`, `void`, `expiry`, `cancellation`, `reversal`,
-            `repeat`.
+        kind: of the booking: `deposit`, `withdrawal`, `hold`, `charge`, `void`, `expiry`, `cancellation`, `reversal`;
+            `repeat`, another call delivers on a charge, too; `failure`, one of those did not.
         auction_id: the auction it is about; None for money that came or went.
         owner: whose account.
         currency: of the account.

@@ -61,6 +61,7 @@ class Replay:
         if row.kind == "hold":
             auction = replace(
                 auction,
+                currency=row.currency,
                 state="held",
                 expires_at=row.note,
                 hold_seq=row.seq,
@@ -68,8 +69,6 @@ class Replay:
                 holds=auction.holds + 1,
                 nonce=row.evidence,
             )
-        elif row.kind == "repeat":
-            auction = replace(auction, state="shared")
         elif row.kind in _CLOSES:
             auction = replace(auction, state=_CLOSES[row.kind], close_seq=row.seq)
         if row.kind == "charge":

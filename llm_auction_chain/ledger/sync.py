@@ -28,7 +28,7 @@ from llm_auction_chain.ledger.records import (
     Totals,
 )
 from llm_auction_chain.ledger.writing import Writer
-from llm_auction_chain.money import from_units
+from llm_auction_chain.money import from_units, negated, plus
 
 __all__ = ["SyncLedger"]
 
@@ -158,14 +158,16 @@ class SyncLedger:
         Args:
             auction_id: which.
             reason: kept with it.
-            receipt: digest of the receipt that the charge would have; what another call under the same id charged, or
-                delivers on as well, stands. None: any.
+            receipt: digest of the receipt of the call that failed; the charge stands as long as another call under the
+                same id delivers on it. None: whoever does.
 
         Raises:
             LedgerUnavailableError: the database cannot be used; this ledger cancels it before its next hold.
         """
         auction_id, _ = _named(auction_id, "")
         reason = check.checked_text(reason, "reason")
+        if receipt is not None:
+            receipt = check.checked_text(receipt, "receipt")
         self._undelivered[auction_id, receipt] = reason
         try:
             self._write(lambda writer: moves.cancel(writer, auction_id, reason, receipt))
@@ -230,9 +232,13 @@ class SyncLedger:
         owner, currency = check.checked_name(owner, "owner"), check.checked_name(currency, "currency", empty=True)
         moved, note = check.checked_amount(amount, "amount"), check.checked_text(note, "note")
         once = str(uuid4()) if key is None else check.checked_name(key, "key")
-        return reading.booking_of(
-            self._write(lambda writer: moves.move_cash(writer, kind, owner, moved, currency, once, note))
-        )
+        try:
+            made = self._write(lambda writer: moves.move_cash(writer, kind, owner, moved, currency, once, note))
+        except LedgerUnavailableError as error:
+            raise LedgerUnavailableError(
+                f"{error} Whether the {kind} was booked is not known: with the key {once!r} it is booked once."
+            ) from error
+        return reading.booking_of(made)
 
     def expire_holds(self, *, now: datetime | None = None) -> list[str]:
         """Release the holds whose time is over and return their auctions; run it from time to time."""
@@ -278,9 +284,14 @@ class SyncLedger:
             since: inclusive.
             until: exclusive.
         """
-        chosen = {"owner": owner, "currency": currency, "since": _spelled(since, "since")}
-        chosen["until"] = _spelled(until, "until")
-        return self._paged(chosen)
+        return self._paged(
+            {
+                "owner": None if owner is None else check.checked_name(owner, "owner"),
+                "currency": None if currency is None else check.checked_name(currency, "currency", empty=True),
+                "since": _spelled(since, "since"),
+                "until": _spelled(until, "until"),
+            }
+        )
 
     def _paged(self, chosen: dict[str, str | None]) -> Iterator[Entry]:
         last, place = self.head().seq, (0, -1)
@@ -311,12 +322,9 @@ class SyncLedger:
         if start is not None and end is not None and start > end:
             raise ConfigurationError(f"since, {since}, is after until, {until}; give an earlier time.")
         found = tuple(self.entries(owner=owner, currency=currency, since=since, until=until))
-        zero = from_units(0, 0)
-        opening = zero
-        if start is not None:
-            opening = self._database.read(lambda connection: reading.moved(connection, owner, currency, start))
-        charged = -sum((entry.amount for entry in found if entry.kind in ("charge", "reversal")), zero)
-        deposited = sum((entry.amount for entry in found if entry.kind in ("deposit", "withdrawal")), zero)
+        zero, opening = self._database.read(lambda connection: reading.opening(connection, owner, currency, start))
+        charged = plus(zero, *(negated(entry.amount) for entry in found if entry.kind in ("charge", "reversal")))
+        deposited = plus(zero, *(entry.amount for entry in found if entry.kind in ("deposit", "withdrawal")))
         return Statement(
             owner=owner,
             currency=currency,
@@ -324,7 +332,7 @@ class SyncLedger:
             until=until,
             opening=opening,
             entries=found,
-            closing=opening + deposited - charged,
+            closing=plus(opening, deposited, negated(charged)),
             charged=charged,
             deposited=deposited,
         )
@@ -395,6 +403,6 @@ def _receipt(receipt: Any, *, keep: bool) -> tuple[str, str]:
         raise ConfigurationError("receipt needs a text `digest` of what it says; give a mapping that has one.")
     try:
         text = json.dumps(dict(receipt), allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"receipt is not JSON: {error}. Give texts, flags and finite numbers.") from error
     return check.checked_text(receipt["digest"], "receipt['digest']"), text if keep else ""

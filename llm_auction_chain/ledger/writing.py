@@ -15,7 +15,7 @@ from llm_auction_chain.ledger import tables
 from llm_auction_chain.ledger.amounts import LARGEST, units
 from llm_auction_chain.ledger.batches import in_one_go
 from llm_auction_chain.ledger.chain import BookingRow, Line, hash_of, spell_time
-from llm_auction_chain.money import FINEST, from_units
+from llm_auction_chain.money import FINEST, whole_units
 
 __all__ = ["AuctionRow", "Booked", "Writer"]
 
@@ -110,8 +110,12 @@ _LINES = (
 )
 _BY_SEQ = _BOOKINGS.where(tables.bookings.c.seq == bindparam("seq"))
 _BY_KEY = _BOOKINGS.where(tables.bookings.c.key == bindparam("key"))
-_REVERSALS = _BOOKINGS.where(
-    tables.bookings.c.auction_id == bindparam("auction_id"), tables.bookings.c.kind == "reversal"
+_OF_AUCTION = tables.bookings.c.auction_id == bindparam("auction_id")
+_REVERSALS = _BOOKINGS.where(_OF_AUCTION, tables.bookings.c.kind == "reversal")
+_SHARES = (
+    select(*tables.bookings.c["kind", "receipt"])
+    .where(_OF_AUCTION, tables.bookings.c.kind.in_(("charge", "repeat", "failure")))
+    .order_by(tables.bookings.c.seq)
 )
 
 
@@ -147,6 +151,7 @@ class Writer:
 
     Attributes:
         connection: of the transaction.
+        now: the caller's time.
         at: when its bookings are: now, or the time of the last one where that is later.
     """
 
@@ -160,6 +165,7 @@ class Writer:
         known: dict[str, int],
     ) -> None:
         self.connection = connection
+        self.now = now
         self._scales = scales
         self._credit = credit
         self._known = known
@@ -203,6 +209,10 @@ class Writer:
     def reversals(self, auction_id: str) -> list[Booked]:
         """Return what was reversed of an auction, in order."""
         return booked(self.connection, _REVERSALS, {"auction_id": auction_id})
+
+    def shares(self, auction_id: str) -> list[tuple[str, str]]:
+        """Return kind and receipt of an auction's charge, and of what was booked of other calls on it, in order."""
+        return [(kind, receipt) for kind, receipt in self.connection.execute(_SHARES, {"auction_id": auction_id})]
 
     def lines_of(self, seqs: Sequence[int]) -> dict[int, list[Line]]:
         """Return the entries of several bookings."""
@@ -249,8 +259,7 @@ class Writer:
 
     def covers(self, owner: str, currency: str, scale: int, amount: int) -> bool:
         """Return whether a loaded account covers so many units."""
-        credit = from_units(self.free(owner, currency), scale) + self._credit
-        return credit >= from_units(amount, scale)
+        return self.free(owner, currency) + whole_units(self._credit, scale) >= amount
 
     def append(
         self,

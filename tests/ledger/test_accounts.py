@@ -1,11 +1,19 @@
 """Money that comes and goes, and what accounts, statements and totals say of it."""
 
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+import re
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Context, Decimal, Inexact, localcontext
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from llm_auction_chain.errors import ChargeConflictError, ConfigurationError, CoverError, LedgerError
+from llm_auction_chain.errors import (
+    ChargeConflictError,
+    ConfigurationError,
+    CoverError,
+    LedgerError,
+    LedgerUnavailableError,
+)
 from llm_auction_chain.ledger import Account, Ledger, Totals
 
 
@@ -113,7 +121,7 @@ def test_a_clock_that_goes_back_books_nothing_into_a_time_that_is_closed(funded,
     late = funded.deposit("A", 1).at
     clock.move(days=-2)
     assert funded.deposit("A", 1).at == late
-    assert funded.hold("x", {"A": 1}).expires_at == late + timedelta(minutes=15)
+    assert funded.hold("x", {"A": 1}).expires_at == clock.now + timedelta(minutes=15)  # it can expire
     assert funded.statement("A", until=late).closing == 100
     assert funded.verify().ok
 
@@ -141,6 +149,67 @@ def test_times_without_a_zone_are_refused(ledger):
         other.deposit("A", 1)
 
 
+def test_money_is_exact_whatever_the_callers_decimal_context(ledger, clock):
+    with localcontext(Context(prec=3, traps=[Inexact])):
+        ledger.deposit("A", "100.16", key="bank")
+        assert ledger.hold("more", {"A": "100.17"}).without_cover == ("A",)
+        assert ledger.hold("all", {"A": "100.16"}).without_cover == ()
+        ledger.charge("all", {"A": "12.345678"})
+        clock.move(days=1)
+        ledger.withdraw("A", "50.000001")
+        for since in (None, clock.now):
+            statement = ledger.statement("A", since=since)
+            assert statement.closing == ledger.balance("A").available == Decimal("37.814321")
+        assert ledger.totals()[0].revenue == Decimal("12.345678")
+        assert ledger.verify().ok
+
+
+def test_a_deposit_whose_answer_is_lost_tells_the_key_under_which_it_is_booked_once(ledger, monkeypatch):
+    once = ledger._database._once
+
+    def lost(work, *, writes):
+        once(work, writes=writes)
+        raise OperationalError("COMMIT", None, Exception("the answer was lost"))
+
+    monkeypatch.setattr(ledger._database, "_once", lost)
+    with pytest.raises(LedgerUnavailableError, match="booked once") as told:
+        ledger.deposit("A", 5)
+    monkeypatch.undo()
+    ledger.deposit("A", 5, key=re.search("key '(.*)'", str(told.value))[1])
+    assert ledger.balance("A").balance == 5
+
+
+def test_a_clock_that_jumps_ahead_leaves_no_hold_that_cannot_expire(funded, clock):
+    clock.move(days=3650)
+    funded.deposit("A", 1)
+    clock.move(days=-3650)
+    funded.hold("x", {"A": 1})
+    clock.move(minutes=15)
+    assert funded.expire_holds() == ["x"]
+    assert funded.balance("A").held == 0
+
+
+@pytest.mark.parametrize("owner", ["\ud800", "a\0b", 5, ["A"], ""])
+def test_entries_of_what_is_no_owner_are_refused(ledger, owner):
+    with pytest.raises(ConfigurationError, match="owner"):
+        ledger.entries(owner=owner)
+    if owner != "":
+        with pytest.raises(ConfigurationError, match="currency"):
+            ledger.entries(currency=owner)
+
+
+@pytest.mark.parametrize("year", [1, 9999])
+def test_times_at_the_end_of_time_are_refused(ledger, year):
+    zone = timezone(timedelta(hours=-14 if year == 9999 else 14))
+    moment = datetime(year, 12 if year == 9999 else 1, 31 if year == 9999 else 1, 12, tzinfo=zone)
+    with pytest.raises(ConfigurationError, match="years"):
+        ledger.erase_receipts(moment)
+    with pytest.raises(ConfigurationError, match="years"):
+        ledger.entries(since=moment)
+    with pytest.raises(ConfigurationError, match="years"):
+        ledger.expire_holds(now=moment)
+
+
 def test_an_account_that_was_never_booked_is_empty(ledger):
     assert ledger.balance("A", currency="EUR").balance == 0
     assert (ledger.accounts(), ledger.totals(), list(ledger.entries())) == ([], [], [])
@@ -159,6 +228,8 @@ def test_an_account_that_was_never_booked_is_empty(ledger):
         {"credit": -1},
         {"credit": 0.5},
         {"hold_for": timedelta(0)},
+        {"hold_for": timedelta.max},
+        {"url": "postgresql://me:se@cret@localhost/x"},
         {"hold_for": 900},
         {"clock": None},
     ],

@@ -86,6 +86,39 @@ def test_a_void_closes_an_auction_never_seen_and_twice_is_once(funded):
     assert funded.verify().ok
 
 
+def test_a_charge_stands_as_long_as_one_call_delivers_on_it(funded):
+    def charge(call):
+        return funded.charge("x", {"A": 3}, receipt={"digest": call})
+
+    first = charge("call 1")
+    assert charge("call 2") == charge("call 1") == first
+    funded.cancel("x", receipt="call 1")
+    funded.cancel("x", receipt="call 1")  # its answer was lost
+    funded.cancel("x", receipt="a call that never was")
+    assert charge("call 3") == first
+    funded.cancel("x", receipt="call 2")
+    assert funded.balance("A").balance == 97
+    assert charge("call 2") == first  # asked once more, and delivered
+    funded.cancel("x", receipt="call 3")
+    assert funded.balance("A").balance == 97
+    funded.cancel("x", receipt="call 2")
+    assert funded.balance("A").balance == 100
+    with pytest.raises(ChargeConflictError):
+        charge("call 4")
+    assert funded.verify().ok
+
+
+def test_what_was_voided_before_it_was_held_takes_the_currency_of_its_hold(ledger):
+    ledger.deposit("A", 10, currency="EUR")
+    ledger.void("x")
+    ledger.hold("x", {"A": 4}, currency="EUR")
+    ledger.void("x")
+    assert ledger.hold("x", {"A": 4}, currency="EUR").amounts == {"A": 4}
+    assert ledger.charge("x", {"A": 1}, currency="EUR").total == 1
+    assert [(account.currency, account.balance, account.held) for account in ledger.accounts()] == [("EUR", 9, 0)]
+    assert ledger.verify().ok
+
+
 def test_a_charge_is_reversed_once_as_a_whole(funded):
     funded.charge("x", {"A": 3, "B": -1})
     first = funded.reverse("x", reason="a mistake")
@@ -109,7 +142,7 @@ def test_lines_are_reversed_one_by_one_and_never_doubled(funded):
     one = funded.reverse("x", owner="A")
     rest = funded.reverse("x")
     assert [entry.owner for entry in rest.entries] == ["B"]
-    assert (funded.reverse("x", owner="A"), funded.reverse("x", owner="B"), funded.reverse("x")) == (one, rest, star)
+    assert (funded.reverse("x", owner="A"), funded.reverse("x", owner="B"), funded.reverse("x")) == (one, rest, rest)
     assert all(account.balance in (0, 100) for account in funded.accounts())
     with pytest.raises(ChargeConflictError, match="'C'"):
         funded.reverse("x", owner="C")
@@ -168,13 +201,42 @@ def test_a_bad_id_is_refused(ledger, auction):
 
 
 @pytest.mark.parametrize(
-    "amount", [0.5, "0.0000001", "NaN", "Infinity", "1e300", 2**63, Decimal(9223372036855), "x", None, True]
+    "amount",
+    [
+        0.5,
+        "0.0000001",
+        "NaN",
+        "Infinity",
+        "1e300",
+        "1E+1000000",
+        "1E-2000000",
+        "1." + 250 * "0" + "1",
+        pytest.param(10**5000, id="5,001 digits"),
+        2**63,
+        Decimal(9223372036855),
+        "x",
+        None,
+        True,
+    ],
 )
 def test_a_bad_amount_is_refused(ledger, amount):
     with pytest.raises(ConfigurationError):
         ledger.charge("x", {"A": amount})
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError) as told:
         ledger.deposit("A", amount)
+    assert len(str(told.value)) < 200
+    assert ledger.head().seq == 0
+
+
+def test_a_receipt_that_is_none_is_refused(ledger):
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for receipt in ({"digest": "d", "deep": deep}, {"digest": 5}, ["digest"], {"digest": "d", "nan": float("nan")}):
+        with pytest.raises(ConfigurationError, match="receipt"):
+            ledger.charge("x", {"A": 0}, receipt=receipt)
+    with pytest.raises(ConfigurationError, match="receipt"):
+        ledger.cancel("x", receipt=["A"])
     assert ledger.head().seq == 0
 
 

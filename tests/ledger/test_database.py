@@ -14,9 +14,14 @@ from decimal import Decimal
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, inspect, text
 
-from llm_auction_chain.errors import LedgerError, LedgerUnavailableError, MissingDependencyError
+from llm_auction_chain.errors import (
+    ConfigurationError,
+    LedgerError,
+    LedgerUnavailableError,
+    MissingDependencyError,
+)
 from llm_auction_chain.ledger import Ledger, opening, tables
 
 
@@ -89,7 +94,9 @@ async def test_every_operation_has_an_async_twin(ledger, clock):
     await ledger.amigrate()
     await asyncio.gather(*(ledger.adeposit("A", 1) for _ in range(4)))
     assert ledger.balance("A").balance == 13
-    await ledger.aclose()
+    async with ledger as same:
+        assert same is ledger
+    assert ledger._database._engine is None
 
 
 def test_a_copy_and_a_pickle_keep_the_settings_and_have_connections_of_their_own(url):
@@ -191,6 +198,45 @@ def test_a_file_that_is_no_database_is_said(tmp_path):
     (tmp_path / "x.db").write_text("no database " * 100)
     with pytest.raises(LedgerUnavailableError, match="not a SQLite database"):
         Ledger(f"sqlite:///{tmp_path / 'x.db'}").head()
+
+
+def test_a_database_of_another_application_is_said_and_left_alone(new_url):
+    engine = create_engine(new_url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE bookings (hotel TEXT)"))
+    with Ledger(new_url) as ledger, pytest.raises(LedgerUnavailableError, match="another application's tables"):
+        ledger.deposit("A", 1)
+    with engine.begin() as connection:
+        assert inspect(connection).get_table_names() == ["bookings"]
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///{}/x.db?timeout=abc",
+        "sqlite:///{}/x.db?uri=maybe",
+        "sqlite:///{}/%00",
+        "sqlite:///{}/\ud800.db",
+        "sqlite://host/x.db",
+        "postgresql://me:secret@127.0.0.1/x?port=x",
+    ],
+)
+def test_a_url_that_the_driver_cannot_take_is_said_without_its_password(url, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"URL|url") as told:
+        Ledger(url.format(tmp_path)).head()
+    assert "secret" not in str(told.value) + repr(told.value.__cause__)
+
+
+def test_a_relative_path_stays_where_it_was_given(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Ledger("sqlite:///x.db") as ledger:
+        ledger.deposit("A", 5)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        ledger.close()
+        assert ledger.balance("A").balance == pickle.loads(pickle.dumps(ledger)).balance("A").balance == 5  # noqa: S301
+    assert list(tmp_path.glob("elsewhere/*")) == []
 
 
 def test_a_read_only_file_is_said(empty_file, tmp_path):

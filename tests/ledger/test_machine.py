@@ -16,6 +16,8 @@ OWNERS = st.sampled_from("AB")
 AUCTIONS = st.sampled_from("xyz")
 MOST = st.dictionaries(OWNERS, st.integers(0, 9), max_size=2)
 AMOUNTS = st.dictionaries(OWNERS, st.integers(-3, 9), max_size=2)
+CALLS = st.sampled_from(["call 1", "call 2", "call 3"])  # under one id; each has a receipt of its own
+EUR = {"currency": "EUR"}
 
 
 class Model:
@@ -50,10 +52,11 @@ class Model:
         self.move(self.held, held)
         return held
 
-    def charge(self, name, amounts):
+    def charge(self, name, amounts, call):
         auction = self.auctions.get(name, {"state": ""})
         asked = {owner: amount for owner, amount in amounts.items() if amount}
         if auction["state"] == "charged" and auction["asked"] == asked and not auction.get("done"):
+            auction["calls"].add(call)
             return
         if auction["state"] not in ("", "held", "expired"):
             raise ChargeConflictError
@@ -65,7 +68,7 @@ class Model:
         lines = {**dict.fromkeys(auction["held"] if auction["state"] == "held" else (), 0), **amounts}
         self.release(auction)
         self.move(self.balance, amounts, -1)
-        self.auctions[name] = {**auction, "state": "charged", "asked": asked, "left": lines}
+        self.auctions[name] = {**auction, "state": "charged", "asked": asked, "left": lines, "calls": {call}}
 
     def void(self, name, state="voided"):
         auction = self.auctions.setdefault(name, {"state": ""})
@@ -88,11 +91,14 @@ class Model:
         if not auction["left"]:
             auction["state"] = "reversed"
 
-    def cancel(self, name):
-        state = self.auctions.get(name, {"state": ""})["state"]
-        if state == "charged":
-            self.reverse(name, None)
-        elif state != "reversed":
+    def cancel(self, name, call):
+        auction = self.auctions.get(name, {"state": ""})
+        if auction["state"] == "charged":
+            if call is None or auction["calls"] == {call}:
+                self.reverse(name, None)
+            else:
+                auction["calls"].discard(call)
+        elif auction["state"] != "reversed":
             self.void(name, "cancelled")
 
     def expire(self, now):
@@ -108,7 +114,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.clock, self.model = Clock(), Model()
-        self.ledger = Ledger(self.url, clock=self.clock)
+        self.ledger = Ledger(self.url, scales={"EUR": 2}, clock=self.clock)
 
     def teardown(self):
         assert self.ledger.verify().differences == []
@@ -133,24 +139,28 @@ class Machine(RuleBasedStateMachine):
             return
         self.model.keys[key] = (owner, amount)
         for _ in range(2):
-            self.ledger.deposit(owner, amount, key=str(key))
+            self.ledger.deposit(owner, amount, key=str(key), **EUR)
 
     @rule(name=AUCTIONS, most=MOST)
     def hold(self, name, most):
         ends = self.clock.now + timedelta(minutes=15)
-        self.both(lambda: self.model.hold(name, most, ends), lambda: self.ledger.hold(name, most))
+        self.both(lambda: self.model.hold(name, most, ends), lambda: self.ledger.hold(name, most, **EUR))
 
-    @rule(name=AUCTIONS, amounts=AMOUNTS)
-    def charge(self, name, amounts):
-        self.both(lambda: self.model.charge(name, amounts), lambda: self.ledger.charge(name, amounts))
+    @rule(name=AUCTIONS, amounts=AMOUNTS, call=CALLS)
+    def charge(self, name, amounts, call):
+        receipt = {"digest": call}
+        self.both(
+            lambda: self.model.charge(name, amounts, call),
+            lambda: self.ledger.charge(name, amounts, receipt=receipt, **EUR),
+        )
 
     @rule(name=AUCTIONS)
     def void(self, name):
         self.both(lambda: self.model.void(name), lambda: self.ledger.void(name))
 
-    @rule(name=AUCTIONS)
-    def cancel(self, name):
-        self.both(lambda: self.model.cancel(name), lambda: self.ledger.cancel(name))
+    @rule(name=AUCTIONS, call=st.none() | CALLS)
+    def cancel(self, name, call):
+        self.both(lambda: self.model.cancel(name, call), lambda: self.ledger.cancel(name, receipt=call))
 
     @rule(name=AUCTIONS, owner=st.none() | OWNERS)
     def reverse(self, name, owner):
@@ -166,6 +176,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def agree(self):
         found = {account.owner: (account.balance, account.held) for account in self.ledger.accounts()}
+        assert {account.currency for account in self.ledger.accounts()} <= {"EUR"}
         for owner in "AB":
             expected = self.model.balance.get(owner, 0), self.model.held.get(owner, 0)
             assert found.get(owner, (0, 0)) == expected

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
 
@@ -118,8 +119,9 @@ async def test_the_run_id_is_a_key(kind, ledger):
 
 
 async def test_a_key_that_is_no_text_is_refused(ledger):
-    with pytest.raises(ConfigurationError, match="idempotency_key"):
-        auction(AuctionRunnable, ledger).invoke("x", {"configurable": {"idempotency_key": 7}})
+    for key in (7, " ", "\ud800"):
+        with pytest.raises(ConfigurationError, match="idempotency_key"):
+            auction(AuctionRunnable, ledger).invoke("x", {"configurable": {"idempotency_key": key}})
 
 
 def test_the_most_an_owner_may_owe_is_held_before_anybody_is_asked(ledger):
@@ -317,16 +319,39 @@ def test_another_reply_under_the_same_key_is_not_delivered_on_the_charge(kind, l
     assert sound(ledger)
 
 
+@pytest.mark.parametrize("currency", ["", "EUR"])
 @KINDS
-def test_a_key_under_which_nothing_could_be_held_may_be_asked_for_again(kind, ledger, tmp_path):
+def test_a_key_under_which_nothing_could_be_held_may_be_asked_for_again(kind, currency, ledger, tmp_path):
     config = {"configurable": {"idempotency_key": "1"}}
-    down = Down(f"sqlite:///{tmp_path}/ledger.db")
+    down = Down(f"sqlite:///{tmp_path}/ledger.db", scales={"EUR": 2})
+    down.deposit("C", 100, currency="EUR")
     down.down = ("hold",)
     with pytest.warns(AuctionWarning, match="LedgerUnavailableError"):
-        auction(kind, down).invoke("x", config)
+        auction(kind, down, currency=currency).invoke("x", config)
     down.down = ()
-    assert auction(kind, down).invoke("x", config).response_metadata["auction"]["charge"]
+    assert auction(kind, down, currency=currency).invoke("x", config).response_metadata["auction"]["charge"]
     down.close()
+    assert sound(ledger)
+
+
+@KINDS
+def test_two_calls_that_deliver_on_one_charge_and_both_fail_are_charged_nothing(kind, ledger):
+    both = threading.Barrier(2)
+
+    def fails(event):
+        if event.name == "auction.settled":
+            both.wait(60)
+            raise ZeroDivisionError
+
+    def call(_):
+        with pytest.raises(ZeroDivisionError):
+            auction(kind, ledger, on_event=fails, seed=5).invoke("x", {"configurable": {"idempotency_key": "1"}})
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(call, range(2)))
+    booked = kinds_of(ledger)
+    assert booked.count("charge") == booked.count("reversal") == 2  # a line for each owner
+    assert [ledger.balance(owner).balance for owner in ("b-group", "C")] == [100, 100]
     assert sound(ledger)
 
 

@@ -131,9 +131,29 @@ def test_the_address_is_the_options_else_the_environments_else_a_file_here(say, 
     assert not (tmp_path / "none.db").exists()
 
 
-@pytest.mark.parametrize("url", ["", "sqlite://", "sqlite:///:memory:", "ledger.db", "mysql://u:p@h/db", "x:y://z"])
-def test_an_address_of_no_ledger_is_exit_code_2(say, url):
-    said = say("ledger", "--url", url, "deposit", "A", "1")
+@pytest.mark.parametrize("command", [("deposit", "A", "1"), ("head",)])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "ledger.db",
+        "mysql://u:p@h/db",
+        "x:y://z",
+        "sqlite:///x.db?timeout=abc",
+        "sqlite://host/x.db",
+        "postgresql://h/db?port=x",
+    ],
+)
+def test_an_address_of_no_ledger_is_exit_code_2(say, url, command):
+    said = say("ledger", "--url", url, *command)
+    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+
+
+def test_an_owner_that_is_no_text_is_exit_code_2(say, path):
+    say("ledger", "deposit", "A", "1")
+    said = say("ledger", "export", "--owner", "\udcff")
     assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
 
 

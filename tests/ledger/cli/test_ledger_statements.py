@@ -176,7 +176,7 @@ def test_an_export_is_written_while_it_is_read(say, booked, monkeypatch):
 
 
 def test_no_text_is_a_formula_to_a_spreadsheet(say, path):
-    for name in ("=1+1", "+1", "-1", "@A1", "\t=1", "'quoted", "plain=1"):
+    for name in ("=1+1", "+1", "-1", "@A1", "\t=1", "'quoted", "plain=1", "\uff1dcmd", "\ufeff=1"):
         assert say("ledger", "deposit", f"--note={name}!", "--", name, "1").code == 0
     assert {row["owner"] for row in rows_of(say("ledger", "export", "--format", "json"))} >= {"=1+1", "-1"}
     say("ledger", "withdraw", "plain=1", "0.5")
@@ -187,7 +187,8 @@ def test_no_text_is_a_formula_to_a_spreadsheet(say, path):
         for cell in cells:
             assert not cell.startswith("-") or Decimal(cell) < 0
     assert "'=1+1" in [row["owner"] for row in rows_of(say("ledger", "balance", "--format", "csv"))]
-    assert "' =" in guarded(" =1")
+    for name in (" =1", "\uff1dcmd", "\ufeff=1", "\u200b\uff0b1"):
+        assert guarded(name) == f"'{name}"
 
 
 @given(st.text(), st.text())

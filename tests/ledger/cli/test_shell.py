@@ -102,6 +102,8 @@ SPELLED = "s3cr%3At%2Fx"
         f"postgresql://me:first@{SPELLED}@127.0.0.1/bank",
         f"mysql://me:{SPELLED}@127.0.0.1/bank",
         f"sqlite://me:{SPELLED}@127.0.0.1/bank.db",
+        f"postgresql://me:first {SECRET}@127.0.0.1:1/bank",
+        f"postgresql://me:{SPELLED}@127.0.0.1/bank?port=x",
     ],
 )
 @pytest.mark.parametrize("place", ["option", "environment", "wrong"])
