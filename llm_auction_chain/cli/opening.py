@@ -52,8 +52,6 @@ def _read_url(options: "argparse.Namespace") -> "URL":
         raise ConfigurationError(
             f"{where} is no URL of a database; give sqlite:///file.db or postgresql+psycopg://user@host/database."
         ) from None
-    if "@" in (url.host or ""):
-        raise ConfigurationError(f"{where} has a second @; in a password, write @ as %40, : as %3A and / as %2F.")
     if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
         raise ConfigurationError(f"{where} is a database in memory, which ends with the command; name a file.")
     if url.drivername == "postgresql":
