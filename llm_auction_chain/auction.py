@@ -1,11 +1,11 @@
 """`Auction`: wires model, agents and mechanism. The only place that knows all parts."""
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -55,7 +55,9 @@ from llm_auction_chain.rewards import AskedBy, OnAgentError, Report, Terms, acol
 __all__ = ["Auction", "OnToolCalls"]
 
 OnToolCalls = Literal["auction", "bypass"]
+_T = TypeVar("_T")
 _LONGEST_WAIT = 1e6  # seconds
+_BYPASSED = "tools are called, so nobody bids"
 _LARGE = 1 << 15  # rewards; settling more takes longer than an event loop should be held up
 _PER_AGENT = 64  # what an agent costs beside its rewards, counted in them
 _MANY = 512  # candidates; digests of more take longer than an event loop should be held up
@@ -203,15 +205,15 @@ class Auction:
             opened = self._open(prompt, asked, seed, tab, child, kwargs)
             tell(on_event, self._started(opened))
             plan = self._plan(opened, child, kwargs, traced=traced)
-            drawn = draw(plan, config=child, progress=Progress.of_candidates(progress))
+            drawn = _under(child, draw, plan, config=child, progress=Progress.of_candidates(progress))
+            if (opened := self._unless_called(opened, drawn)).bypassed:
+                tab.give_up(_BYPASSED)
             opening = self._bind(opened, plan, drawn)
             tell(on_event, candidates(opened.auction_id, drawn, opening.commitment))
-            # whatever a callback calls finds the parent run, and the tag, in its context
-            with set_config_context(child) as context:
-                reports = context.run(
-                    collect, opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan, opening),
-                    config=child, progress=Progress.of_rewards(progress, len(opened.agents)),
-                )  # fmt: skip
+            reports = _under(
+                child, collect, opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan, opening),
+                config=child, progress=Progress.of_rewards(progress, len(opened.agents)),
+            )  # fmt: skip
             tell(on_event, scored(opened.auction_id, reports))
             result = self._charged(tab, opened, plan, drawn, opening, reports)
             tell(on_event, _settled(result))
@@ -242,18 +244,19 @@ class Auction:
             opened = self._open(prompt, asked, seed, tab, child, kwargs)
             await atell(on_event, self._started(opened))
             plan = self._plan(opened, child, kwargs, traced=traced)
-            drawn = await adraw(plan, config=child, progress=Progress.of_candidates(progress))
+            drawn = await _aunder(child, adraw(plan, config=child, progress=Progress.of_candidates(progress)))
+            if (opened := self._unless_called(opened, drawn)).bypassed:
+                await tab.apart(tab.give_up, _BYPASSED)
             if len(drawn.candidates) < _MANY:
                 opening = self._bind(opened, plan, drawn)
             else:
                 opening = await asyncio.to_thread(self._bind, opened, plan, drawn)
             await atell(on_event, candidates(opened.auction_id, drawn, opening.commitment))
-            with set_config_context(child) as context:
-                asking = acollect(
-                    opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan, opening),
-                    config=child, progress=Progress.of_rewards(progress, len(opened.agents)),
-                )  # fmt: skip
-                reports = await asyncio.create_task(asking, context=context)
+            asking = acollect(
+                opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan, opening),
+                config=child, progress=Progress.of_rewards(progress, len(opened.agents)),
+            )  # fmt: skip
+            reports = await _aunder(child, asking)
             await atell(on_event, scored(opened.auction_id, reports))
             if len(opened.agents) * max(_PER_AGENT, len(drawn.candidates)) < _LARGE:
                 result: AuctionResult = await tab.apart(self._charged, tab, opened, plan, drawn, opening, reports)
@@ -306,6 +309,16 @@ class Auction:
             currency=one_currency(self.currency, agents),
             bypassed=self.bypasses(config, kwargs),
         )
+
+    def _unless_called(self, opened: Opened, drawn: Drawn) -> Opened:
+        """Return the auction, without agents where a reply calls tools that nobody was seen to offer.
+
+        Decided from the draws alone, before anybody is asked: the reply then follows the reference by their weights.
+        """
+        calls = any(one.message.tool_calls or one.message.invalid_tool_calls for one in drawn.candidates)
+        if self.on_tool_calls != "bypass" or not calls:
+            return opened
+        return replace(opened, agents=(), left_out=(), bypassed=True)
 
     def _bind(self, opened: Opened, plan: Plan, drawn: Drawn) -> Opening:
         """Bind the auction to all that its reply depends on but the reports."""
@@ -426,6 +439,17 @@ def _check_choice(name: str, value: object, choices: Any) -> None:
 
 
 _ONE = Size(n=1, most=1, min_ess=0.0, fewest=1)
+
+
+def _under(child: RunnableConfig, do: Callable[..., _T], *given: Any, **named: Any) -> _T:
+    """Do it where whatever a model, scorer or agent calls finds the parent run, and the tag, in its context."""
+    with set_config_context(child) as context:
+        return context.run(do, *given, **named)
+
+
+async def _aunder(child: RunnableConfig, doing: Coroutine[Any, Any, _T]) -> _T:
+    with set_config_context(child) as context:
+        return await asyncio.create_task(doing, context=context)
 
 
 def _settled(result: AuctionResult) -> AuctionEvent:

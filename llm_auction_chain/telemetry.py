@@ -243,9 +243,9 @@ def _response(response: LLMResult) -> dict[str, Any]:
     names = [name for message in messages if (name := message.response_metadata.get("model_name"))]
     told: dict[str, Any] = {"gen_ai.response.model": names[0]} if names else {}
     used = [usage for message in messages if (usage := getattr(message, "usage_metadata", None))]
-    if used:
-        told["gen_ai.usage.input_tokens"] = sum(usage["input_tokens"] for usage in used)
-        told["gen_ai.usage.output_tokens"] = sum(usage["output_tokens"] for usage in used)
+    for name in ("input_tokens", "output_tokens"):
+        if counts := [usage[name] for usage in used if name in usage]:
+            told[f"gen_ai.usage.{name}"] = sum(counts)
     return told
 
 

@@ -15,13 +15,14 @@ from llm_auction_chain.candidates.proposals import (
 )
 from llm_auction_chain.candidates.sampling import Source
 from llm_auction_chain.candidates.wrappers import (
+    all_in,
     chat_model_of,
-    chat_models_in,
     hidden,
     innermost,
     inside,
     name_of,
     offers_tools,
+    quiet,
     settings_of,
 )
 
@@ -41,9 +42,9 @@ __all__ = [
     "Size",
     "Source",
     "adraw",
+    "all_in",
     "as_message",
     "chat_model_of",
-    "chat_models_in",
     "check_proposal",
     "draw",
     "hidden",
@@ -52,6 +53,7 @@ __all__ = [
     "make_plan",
     "name_of",
     "offers_tools",
+    "quiet",
     "read_log_probs",
     "settings_of",
 ]

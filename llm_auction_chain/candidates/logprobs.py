@@ -119,7 +119,7 @@ def _spelled(entry: Mapping[str, Any]) -> bytes | None:
 def _is_whole(tokens: list[_Token], message: AIMessage) -> bool:
     """Whether the tokens are all that were drawn: none billed beside them, and the reply's own end among them."""
     usage, spellings = message.usage_metadata, [token.spelling for token in tokens if token.spelling is not None]
-    if usage is None or not usage["output_tokens"] == len(tokens) == len(spellings) or _hides_tokens(message):
+    if usage is None or not usage.get("output_tokens") == len(tokens) == len(spellings) or _hides_tokens(message):
         return False
     if min(token.log_prob for token in tokens) <= _FLOOR:
         return False

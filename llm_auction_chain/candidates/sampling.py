@@ -5,7 +5,7 @@ Truncated and empty replies are kept: dropping them would change the proposal.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from langchain_core.runnables.retry import RunnableRetry
 
 from llm_auction_chain.candidates.base import Condition, LogitModel, SequenceScorer
 from llm_auction_chain.candidates.native import ManyReplies, native
-from llm_auction_chain.candidates.wrappers import Untraced, inside
+from llm_auction_chain.candidates.wrappers import Untraced, inside, unheard
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
 from llm_auction_chain.workers import finished
 
@@ -36,6 +36,8 @@ _T = TypeVar("_T")
 _Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
 # What a scorer must know of how replies were drawn.
 _LAW = ("temperature", "top_p", "top_k")
+_NO_TOKENS = UsageMetadata(input_tokens=0, output_tokens=0, total_tokens=0)  # a cache counts the costs alone
+_HELD = "llm_auction_chain.auction/"  # how the schema of an auction's metadata begins
 _OURS = frozenset({"conditions", "n", "progress", "seed"})
 
 
@@ -125,8 +127,23 @@ class Source:
             AuctionError: a model of ours was set up wrongly; no call could have succeeded.
             ConfigurationError: the model returns something else than messages.
         """
-        total = sum(count for _, count in wanted)
         child = ensure_config(config)
+        settings: dict[str, Any] = {"seed": seed, "tokens": tokens, "progress": progress}
+        if self._traced:
+            return self._sample(wanted, child, **settings)
+        with unheard(child) as (silent, context):
+            return context.run(self._sample, wanted, silent, **settings)
+
+    def _sample(
+        self,
+        wanted: Sequence[tuple[Condition, int]],
+        child: RunnableConfig,
+        *,
+        seed: int,
+        tokens: bool,
+        progress: Progress | None,
+    ) -> Sampled:
+        total = sum(count for _, count in wanted)
         extra = {"logprobs": True} if tokens else {}
         if self._native is not None:
             calls = self._calls(wanted, seed, extra, progress)
@@ -157,8 +174,24 @@ class Source:
         progress: Progress | None = None,
     ) -> Sampled:
         """Do as `sample`, awaiting."""
-        total = sum(count for _, count in wanted)
         child = ensure_config(config)
+        settings: dict[str, Any] = {"seed": seed, "tokens": tokens, "progress": progress}
+        if self._traced:
+            return await self._asample(wanted, child, **settings)
+        with unheard(child) as (silent, context):
+            drawing = self._asample(wanted, silent, **settings)
+            return await asyncio.create_task(drawing, context=context)
+
+    async def _asample(
+        self,
+        wanted: Sequence[tuple[Condition, int]],
+        child: RunnableConfig,
+        *,
+        seed: int,
+        tokens: bool,
+        progress: Progress | None,
+    ) -> Sampled:
+        total = sum(count for _, count in wanted)
         extra = {"logprobs": True} if tokens else {}
         if self._native is not None:
             calls = self._calls(wanted, seed, extra, progress)
@@ -328,9 +361,15 @@ def _sorted_out(replies: Sequence[tuple[int, Any]]) -> Sampled:
                 f"The model returned {type(reply).__name__}; an auction needs a chat model, which returns AIMessage. "
                 "Put output parsers after the auction: auction | parser."
             )
+        held = reply.response_metadata.get("auction")
+        if isinstance(held, Mapping) and str(held.get("schema")).startswith(_HELD):
+            raise ConfigurationError(
+                "The model's reply was drawn in an auction: something in the model is an auction already, and what "
+                "loses in this one would have been paid for in that one. Auction the model itself."
+            )
         messages.append((place, reply))
         if reply.usage_metadata is not None:
-            usage = add_usage(usage, reply.usage_metadata)
+            usage = add_usage(_NO_TOKENS if usage is None else usage, reply.usage_metadata)
     return Sampled(replies=tuple(messages), causes=tuple(causes), usage=usage)
 
 

@@ -1,21 +1,31 @@
 """A chat model inside what users wrap around it: bindings, retries, fallbacks, sequences, alternatives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import Context
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackManager
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import BaseMessage
-from langchain_core.outputs import ChatGeneration
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import (
+    RouterRunnable,
+    Runnable,
+    RunnableBranch,
+    RunnableConfig,
+    RunnableLambda,
+    RunnableSequence,
+)
 from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.config import ensure_config, patch_config
+from langchain_core.runnables.config import ensure_config, patch_config, set_config_context
 from langchain_core.runnables.configurable import (
     DynamicRunnable,
     RunnableConfigurableAlternatives,
     RunnableConfigurableFields,
 )
 from langchain_core.runnables.fallbacks import RunnableWithFallbacks
+from langchain_core.tools import BaseTool
 from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError
@@ -23,6 +33,7 @@ from llm_auction_chain.turns import messages_of
 
 __all__ = [
     "Untraced",
+    "all_in",
     "chat_model_of",
     "chat_models_in",
     "hidden",
@@ -30,10 +41,16 @@ __all__ = [
     "inside",
     "name_of",
     "offers_tools",
+    "quiet",
     "settings_of",
+    "unheard",
 ]
 
 _HIDDEN = "nostream"  # LangGraph's own tag
+# By name, as langgraph is optional: how a graph hands its calls to the graphs within, and where in them it stands.
+_GRAPHS = "__pregel_"
+_SAVER, _RUNTIME = "__pregel_checkpointer", "__pregel_runtime"
+_PLACE = frozenset({"checkpoint_ns", "checkpoint_id", "checkpoint_map"})
 _TOLD_TRACERS = frozenset({"ls_structured_output_format", "structured_output_format"})
 _MADE_BY_CALL = ("langchain.chat_models.base", "_ConfigurableModel")  # by name: langchain is optional
 _SHOWS_STREAMS = "tap_output_iter"  # what every handler has that feeds astream_events, astream_log or LangGraph
@@ -55,13 +72,25 @@ def inside(
         return _choosing(model, change) if config is None else inside(_choice(model, config), change, config)
     if isinstance(model, BaseChatModel):
         return change(model)
+    return _each_part(model, lambda part: inside(part, change, config))
+
+
+def _each_part(
+    model: Runnable[Any, Any], change: Callable[[Runnable[Any, Any]], Runnable[Any, Any]]
+) -> Runnable[Any, Any]:
+    """Return the model with every part changed that may make its reply."""
     if isinstance(model, RunnableWithFallbacks):
-        first, *rest = [inside(one, change, config) for one in (model.runnable, *model.fallbacks)]
+        first, *rest = map(change, (model.runnable, *model.fallbacks))
         return model.model_copy(update={"runnable": first, "fallbacks": rest})
+    if isinstance(model, RunnableBranch):
+        branches = [(condition, change(one)) for condition, one in model.branches]
+        return model.model_copy(update={"branches": branches, "default": change(model.default)})
+    if isinstance(model, RouterRunnable):
+        return RouterRunnable({name: change(one) for name, one in model.runnables.items()})
     if isinstance(model, RunnableSequence):
-        return RunnableSequence(*(inside(step, change, config) for step in model.steps), name=model.name)
+        return RunnableSequence(*map(change, model.steps), name=model.name)
     if isinstance(model, RunnableBindingBase):
-        copied: Runnable[Any, Any] = model.model_copy(update={"bound": inside(model.bound, change, config)})
+        copied: Runnable[Any, Any] = model.model_copy(update={"bound": change(model.bound)})
         return copied
     return model
 
@@ -72,10 +101,41 @@ def _is_chosen_by_call(model: Runnable[Any, Any]) -> bool:
 
 
 def _choice(model: Any, config: RunnableConfig | None) -> Runnable[Any, Any]:
-    chosen: Runnable[Any, Any] = (
-        model.prepare(config)[0] if isinstance(model, DynamicRunnable) else model._model(config)  # noqa: SLF001
-    )
+    try:
+        chosen: Runnable[Any, Any] = (
+            model.prepare(config)[0] if isinstance(model, DynamicRunnable) else model._model(config)  # noqa: SLF001
+        )
+    except Exception:
+        if config is not None:
+            raise
+        return ChosenByCall(chooser=model)
     return chosen
+
+
+class ChosenByCall(BaseChatModel):
+    """Stands for the chat model that a call's config has to choose: before, nothing of it is known.
+
+    Attributes:
+        chooser: the model that the calls are made to.
+    """
+
+    chooser: Any
+
+    @property
+    def _llm_type(self) -> str:
+        return "chosen-by-the-call"
+
+    @override
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return LangSmithParams(ls_model_type="chat")
+
+    @override
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        return self.chooser.bind_tools(tools, **kwargs)
+
+    @override
+    def _generate(self, *_: Any, **__: Any) -> ChatResult:
+        raise ConfigurationError("The config of a call chooses the model, and this one is no call's.")
 
 
 def _choosing(model: Runnable[Any, Any], change: Callable[[BaseChatModel], Runnable[Any, Any]]) -> Runnable[Any, Any]:
@@ -118,6 +178,24 @@ def chat_models_in(model: Runnable[Any, Any], config: RunnableConfig | None = No
     return found
 
 
+def all_in(model: Runnable[Any, Any]) -> Iterator[Runnable[Any, Any]]:
+    """Yield the model and all that it is made of, as its attributes and its functions' variables show it; no tools."""
+    left: list[Any] = [model]
+    seen: set[int] = set()
+    while left:
+        one = left.pop()
+        if not isinstance(one, Runnable | Mapping | list | tuple) or isinstance(one, BaseTool) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, list | tuple):
+            left += one
+        elif isinstance(one, Mapping):
+            left += one.values()
+        else:
+            yield one
+            left += one.deps if isinstance(one, RunnableLambda) else vars(one).values()
+
+
 def name_of(model: Runnable[Any, Any], config: RunnableConfig | None = None) -> str:
     """Return what a receipt calls a model: provider and name of each chat model inside, the first asked in front."""
     names: dict[str, None] = {}
@@ -155,14 +233,25 @@ def offers_tools(model: Runnable[Any, Any], config: RunnableConfig | None, kwarg
     """Whether a call with these keywords lets the model call tools, bound anywhere in it; the outer keyword wins."""
     if _is_chosen_by_call(model):
         return offers_tools(_choice(model, config), config, kwargs)
-    if isinstance(model, RunnableBindingBase):
-        return offers_tools(model.bound, config, {**model.kwargs, **kwargs})
+    handed = _handed(model, kwargs)
+    if not handed:
+        return bool(kwargs.get("tools") or kwargs.get("functions"))
+    return any(offers_tools(part, config, keywords) for part, keywords in handed)
+
+
+def _handed(model: Runnable[Any, Any], kwargs: Mapping[str, Any]) -> list[tuple[Runnable[Any, Any], Mapping[str, Any]]]:
+    """Return the parts that may make a model's reply, each with the keywords that a call with these hands it."""
     if isinstance(model, RunnableWithFallbacks):
-        return any(offers_tools(one, config, kwargs) for one in (model.runnable, *model.fallbacks))
+        return [(part, kwargs) for part in (model.runnable, *model.fallbacks)]
+    if isinstance(model, RunnableBranch):
+        return [(part, kwargs) for part in (*(part for _, part in model.branches), model.default)]
+    if isinstance(model, RouterRunnable):
+        return [(part, {}) for part in model.runnables.values()]
     if isinstance(model, RunnableSequence):
-        first, *rest = model.steps
-        return offers_tools(first, config, kwargs) or any(offers_tools(step, config, {}) for step in rest)
-    return bool(kwargs.get("tools") or kwargs.get("functions"))
+        return [(part, {} if place else kwargs) for place, part in enumerate(model.steps)]
+    if isinstance(model, RunnableBindingBase):
+        return [(model.bound, {**model.kwargs, **kwargs})]
+    return []
 
 
 class Untraced(Runnable[LanguageModelInput, BaseMessage]):
@@ -200,8 +289,46 @@ def _for_the_model(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name not in _TOLD_TRACERS}
 
 
+@contextmanager
+def unheard(config: RunnableConfig) -> Iterator[tuple[RunnableConfig, Context]]:
+    """Yield the config without callbacks, and a context in which nobody hears of what a model calls without a config.
+
+    LangChain would take callbacks from the ambient config, from its hooks and from LangSmith's settings.
+    """
+    from langchain_core.tracers.context import _configure_hooks  # these two take their time to import
+    from langsmith import tracing_context
+
+    silent = patch_config(config)
+    silent["callbacks"] = []
+    with tracing_context(enabled=False), set_config_context(silent) as context:
+        for hook, *_ in _configure_hooks:
+            context.run(hook.set, None)
+        yield silent, context
+
+
 def hidden(config: RunnableConfig | None) -> RunnableConfig:
-    """Return the config for child calls, whose replies may lose: no stream shows them; tracers hear of them still.
+    """Return the config for child calls, whose replies may lose: no stream shows them, no graph around saves them.
+
+    A graph that is called with it is nobody's subgraph: it takes no part in the streams, checkpoints and resuming of
+    the graph around. What it keeps of that one is context and store, and a stream writer that writes nowhere.
+    """
+    child = quiet(config)
+    given = child.get("configurable", {})
+    kept = {name: value for name, value in given.items() if not name.startswith(_GRAPHS) and name not in _PLACE}
+    if _SAVER in given:
+        kept[_SAVER] = None  # where it is missing, a graph saves with its own, all candidates in one thread
+    if (runtime := given.get(_RUNTIME)) is not None:
+        kept[_RUNTIME] = runtime.override(stream_writer=_nowhere)
+    child["configurable"] = kept
+    return child
+
+
+def _nowhere(_: Any) -> None:
+    """Write to no stream."""
+
+
+def quiet(config: RunnableConfig | None) -> RunnableConfig:
+    """Return the config for child calls that no message stream shows; tracers hear of them still.
 
     LangGraph and `astream_events` listen by handlers; those are left out. LangGraph's own tag stands beside.
     """

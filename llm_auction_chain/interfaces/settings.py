@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Validatio
 
 from llm_auction_chain.agents import check_agents
 from llm_auction_chain.auction import Auction, OnToolCalls
-from llm_auction_chain.candidates import chat_models_in, hidden, innermost
+from llm_auction_chain.candidates import all_in, quiet
 from llm_auction_chain.charging import Delivery, OnLedgerError, most_owed
 from llm_auction_chain.closing import DisclosurePlace
 from llm_auction_chain.entry import check_seed
@@ -68,7 +68,7 @@ class AuctionSettings(BaseModel):
     @field_validator("model")
     @classmethod
     def _refuse_auctions(cls, model: Runnable[Any, Any]) -> Runnable[Any, Any]:
-        if any(isinstance(one, AuctionSettings) for one in (innermost(model), *chat_models_in(model))):
+        if any(isinstance(one, AuctionSettings) for one in all_in(model)):
             raise ConfigurationError(
                 "model is an auction already, and what loses in this one would have been paid for."
             )
@@ -194,7 +194,7 @@ class AuctionSettings(BaseModel):
         **kwargs: Any,
     ) -> AIMessage:
         """Hold an auction under a run, whose children's callbacks the config has, and return the drawn reply."""
-        child = hidden(config)
+        child = quiet(config)
         auction, keywords = self._called(kwargs)
         agents = () if auction.bypasses(child, keywords) else self._agents(given, child)
         tell, prompt = self._teller(config), messages_of(given)
@@ -212,7 +212,7 @@ class AuctionSettings(BaseModel):
         results: list[AuctionResult] | Delivery | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        child = hidden(config)
+        child = quiet(config)
         auction, keywords = self._called(kwargs)
         agents = () if auction.bypasses(child, keywords) else await self._aagents(given, child)
         tell, prompt = self._ateller(config), messages_of(given)

@@ -4,6 +4,7 @@ Usage is compared to what the models say they spent, counted where they spent it
 to a server on the loopback; what LangSmith sums up is the usage of its model runs.
 """
 
+import inspect
 import itertools
 import json
 import threading
@@ -13,14 +14,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 from langchain.agents import create_agent
-from langchain_core.callbacks import UsageMetadataCallbackHandler
+from langchain_core.callbacks import UsageMetadataCallbackHandler, get_usage_metadata_callback
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import RunnablePassthrough
 from langchain_core.tracers import LangChainTracer
 from langchain_openai import ChatOpenAI
-from langsmith import Client
-from pydantic import PrivateAttr
+from langsmith import Client, tracing_context
+from pydantic import Field, PrivateAttr
 
 from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction
 from llm_auction_chain.testing import MarkovChatModel
@@ -101,6 +103,22 @@ class Spends(BaseChatModel):
     @property
     def _llm_type(self):
         return "spends"
+
+
+class Asks(BaseChatModel):
+    """Asks another model, without a config."""
+
+    asked: Spends = Field(default_factory=Spends)
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        return ChatResult(generations=[ChatGeneration(message=self.asked.invoke(messages))])
+
+    async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
+        return ChatResult(generations=[ChatGeneration(message=await self.asked.ainvoke(messages))])
+
+    @property
+    def _llm_type(self):
+        return "asks"
 
 
 class Native(MarkovChatModel):
@@ -252,6 +270,24 @@ async def test_what_was_spent_is_what_every_tracer_counts(smith, tracer, models,
             assert not usage.usage_metadata, called
             assert check_runs(smith.runs, place, len(replies), calls) == drawn + asked, called
             smith.runs.clear()
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: RunnablePassthrough() | model.with_retry()])
+@pytest.mark.parametrize("place", ["ChatAuction", "AuctionMiddleware"])
+async def test_what_a_model_asks_of_another_is_counted_once_by_every_tracer(smith, tracer, place, wrap):
+    model, judge = Asks(), Judge()
+    runnable, given = placed(place, wrap(model), judge)
+    handed = UsageMetadataCallbackHandler()
+    with tracing_context(enabled=True, client=tracer.client), get_usage_metadata_callback() as around:
+        for invoke in (runnable.invoke, runnable.ainvoke):
+            replied = invoke(given, {"callbacks": [handed]})
+            reply = replies_of(await replied if inspect.isawaitable(replied) else replied)
+            assert counted([reply.usage_metadata]) == model.asked._spent
+            assert counted([handed.usage_metadata.pop("reply")]) == model.asked._spent
+            assert counted([around.usage_metadata.pop("reply")]) == model.asked._spent
+            assert check_runs(smith.runs, place, 1, M) == model.asked._spent + judge.model._spent
+            for counts in (model.asked._spent, judge.model._spent, smith.runs):
+                counts.clear()
 
 
 async def test_a_failed_auction_is_one_failed_run(smith, tracer):

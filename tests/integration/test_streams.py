@@ -15,7 +15,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import START, MessagesState, StateGraph
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction
 from llm_auction_chain.testing import MarkovChatModel
@@ -49,12 +49,29 @@ class Tokens(BaseChatModel):
         return "tokens"
 
 
+class Asks(BaseChatModel):
+    """Asks another model, without a config: that one finds the run, and who listens, in its context."""
+
+    asked: Tokens = Field(default_factory=Tokens)
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        return ChatResult(generations=[ChatGeneration(message=self.asked.invoke(messages))])
+
+    async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
+        return ChatResult(generations=[ChatGeneration(message=await self.asked.ainvoke(messages))])
+
+    @property
+    def _llm_type(self):
+        return "asks"
+
+
 MODELS = {
     "native": lambda: MarkovChatModel(length=24, vocabulary="XYZ"),
     "repeats": lambda: GenericFakeChatModel(
         messages=map(AIMessage, map("{0}<said>{0}<told>".format, itertools.count()))
     ),
     "streams": Tokens,
+    "asks another": Asks,
 }
 
 
@@ -187,6 +204,34 @@ async def test_a_losing_reply_reaches_no_event_of_a_graph_in_version_3(model, pl
         said = [part["params"]["data"][0] for part in parts if part["method"] == "messages"]
         whole = [message.text for message in said if isinstance(message, AIMessage)]
         assert [*whole, *texts_of(event for event in said if isinstance(event, dict))] == [winner]
+
+
+class Scores:
+    """A scorer that asks a model."""
+
+    def __init__(self):
+        self.judge = Tokens(word="verdict")
+
+    def score(self, prompt, replies):
+        return [-1.0 for reply in replies if self.judge.invoke([reply]).text]
+
+    async def ascore(self, prompt, replies):
+        return [-1.0 for reply in replies if (await self.judge.ainvoke([reply])).text]
+
+
+@pytest.mark.parametrize("kind", [AuctionRunnable, ChatAuction])
+async def test_what_a_scorer_or_a_filter_asks_of_a_model_reaches_no_stream(kind):
+    drawn, judge = Drawn(), Tokens(word="verdict")
+    agents = [*drawn.agents, Agent("C", lambda prompt, reply: 1.0, context="We sell.")]
+    auction = kind(
+        model=Tokens(), agents=agents, n_candidates=4, seed=2, scorer=Scores(),
+        candidate_filter=lambda prompt, reply: bool(judge.invoke(prompt).text),
+    )  # fmt: skip
+    shown = list(node(auction).stream(GIVEN, stream_mode=MODES))
+    drawn.check(shown, shown[-1][1]["messages"][-1].text)
+    drawn.texts.clear()
+    shown = [part async for part in node(auction).astream(GIVEN, stream_mode=MODES)]
+    drawn.check(shown, shown[-1][1]["messages"][-1].text)
 
 
 def texts_of(events):

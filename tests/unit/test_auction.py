@@ -14,7 +14,7 @@ from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import ConfigurableField, RunnableLambda
+from langchain_core.runnables import ConfigurableField, RouterRunnable, RunnableBranch, RunnableLambda
 
 from llm_auction_chain import (
     Agent,
@@ -22,6 +22,7 @@ from llm_auction_chain import (
     AuctionRunnable,
     AuctionWarning,
     CandidatesError,
+    ChatAuction,
     ConfigurationError,
     PromptError,
     RewardError,
@@ -177,8 +178,44 @@ async def test_model_calls_are_children_of_the_auction_and_hidden_from_streams(m
 def test_a_global_cache_does_not_make_the_candidates_one():
     set_llm_cache(InMemoryCache())
     try:
-        for model in (Scripted(), Scripted().bind(stop=["x"]), Scripted().with_fallbacks([Scripted()])):
+        for model in (
+            Scripted(),
+            Scripted().bind(stop=["x"]),
+            Scripted().with_fallbacks([Scripted()]),
+            RunnableBranch((lambda given: True, Scripted()), Scripted()),
+            RunnableLambda(lambda given: {"key": "one", "input": given}) | RouterRunnable({"one": Scripted()}),
+        ):
             assert auction(model, TWO).run("x").distinct_replies == 4
+    finally:
+        set_llm_cache(None)
+
+
+class Uncounted(BaseChatModel):
+    """Says the same always, and counts no tokens."""
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("So"))])
+
+    @property
+    def _llm_type(self):
+        return "uncounted"
+
+
+class AsksUncounted(Uncounted):
+    """Asks a model, for which LangChain's global cache may answer."""
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        return ChatResult(generations=[ChatGeneration(message=Uncounted().invoke(messages))])
+
+
+@pytest.mark.parametrize("kind", [AuctionRunnable, ChatAuction])
+async def test_a_usage_that_counts_costs_alone_is_one_of_no_tokens(kind):
+    """Of a model without usage, LangChain's cache says nothing but that a hit cost nothing."""
+    set_llm_cache(InMemoryCache())
+    try:
+        chain = kind(model=AsksUncounted(), agents=TWO, n_candidates=3)
+        for reply in (chain.invoke("x"), await chain.ainvoke("x"), *chain.stream("x")):
+            assert [reply.usage_metadata[kind] for kind in ("input_tokens", "output_tokens", "total_tokens")] == [0] * 3
     finally:
         set_llm_cache(None)
 

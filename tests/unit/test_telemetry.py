@@ -124,6 +124,20 @@ def test_a_model_call_is_a_span_of_the_genai_conventions(telemetry, wrap):
         }  # fmt: skip
 
 
+def test_a_usage_that_counts_some_tokens_tells_of_those(telemetry):
+    class Partly(Named):
+        def _generate(self, *args, **kwargs):
+            result = super()._generate(*args, **kwargs)
+            result.generations[0].message.usage_metadata = {"output_tokens": 2, "total_cost": 0}
+            return result
+
+    AuctionRunnable(model=Partly(), **TERMS).invoke("secret", telemetry.config)
+    (span,), calls = telemetry.take()
+    told = [{name for name in call.attributes if name.startswith("gen_ai.usage.")} for call in calls]
+    assert told == [{"gen_ai.usage.output_tokens"}] * 4
+    assert span.attributes["auction.output_tokens"] == 8
+
+
 def test_many_replies_of_one_call_are_its_choice_count(telemetry):
     AuctionRunnable(model=MarkovChatModel(length=9), **TERMS).invoke("secret", telemetry.config)
     _, (call,) = telemetry.take()

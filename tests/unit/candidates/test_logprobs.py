@@ -88,6 +88,11 @@ def test_an_end_token_that_is_listed_and_billed_makes_it_complete():
     assert (known.tokens, known.complete) == ((-0.5, -0.25), True)
 
 
+def test_where_no_tokens_are_billed_the_list_is_not_known_to_be_whole():
+    uncounted = openai("Hi", "<end>").model_copy(update={"usage_metadata": {"total_cost": 0}})
+    assert not read_log_probs(uncounted).complete
+
+
 def test_a_refusal_has_its_own_list():
     listed = {"content": None, "refusal": [entry("I"), entry(" can't")]}
     cut = answering({"content": None, "refusal": "I can't"}, listed, billed=2, reason="length")

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from langchain.chat_models import init_chat_model
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import ConfigurableField, RunnableLambda
+from langchain_core.runnables import ConfigurableField, RouterRunnable, RunnableBranch, RunnableLambda
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
@@ -183,6 +183,26 @@ def test_a_model_that_each_call_makes_is_seen_through_and_still_made_by_the_call
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
+def test_a_model_that_only_the_call_names_is_auctioned(server, interface):
+    with httpx.Client() as client:
+        client_of = {"api_key": "sk", "base_url": server.url, "http_client": client, "max_retries": 0}
+        model = init_chat_model(configurable_fields=("model", "model_provider"), **client_of)
+        told = {"configurable": {"model": "m", "model_provider": "openai", "agents": [Spy().agent()]}}
+        for auction, offered in (
+            (interface(model=model, n_candidates=M), False),
+            (interface(model=model.with_retry(), n_candidates=M), False),
+            (interface(model=model, n_candidates=M).bind_tools([note]), True),
+        ):
+            server.asked.clear()
+            for reply in (auction.invoke("Hi", told), *auction.stream("Hi", told)):
+                held = reply.response_metadata["auction"]
+                assert held["bypassed"] is offered
+                assert held["diagnostics"]["candidates"] == (1 if offered else M)
+                assert reply.usage_metadata["input_tokens"] > 0
+            assert {(body["model"], "tools" in body) for body in server.asked} == {("m", offered)}
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
 def test_a_model_without_tools_says_so(interface):
     auction = interface(model=MarkovChatModel(), n_candidates=M)
     with pytest.raises(NotImplementedError, match="MarkovChatModel"):
@@ -202,10 +222,19 @@ def test_a_pipeline_that_does_not_begin_with_the_model_is_refused():
         ChatAuction(model=Odd(), n_candidates=M).with_structured_output(Person)
 
 
+_to_one = RunnableLambda(lambda messages: {"key": "one", "input": messages})
 OFFERS = {
     "in the model": (lambda model: model.bind(tools=[NOTE]), lambda auction: auction, {}),
     "deep in it": (lambda model: model.bind(tools=[NOTE]).with_retry().bind(stop=["x"]), lambda auction: auction, {}),
     "in a fallback": (lambda model: model.with_fallbacks([model.bind(tools=[NOTE])]), lambda auction: auction, {}),
+    "in a branch": (
+        lambda model: RunnableBranch((lambda given: False, model.bind(tools=[NOTE])), model),
+        lambda auction: auction, {},
+    ),
+    "in a router": (
+        lambda model: _to_one | RouterRunnable({"one": model, "two": model.bind(tools=[NOTE])}),
+        lambda auction: auction, {},
+    ),
     "with the call": (lambda model: model, lambda auction: auction, {"tools": [NOTE]}),
     "as functions": (lambda model: model, lambda auction: auction, {"functions": [NOTE["function"]]}),
     "by bind_tools": (lambda model: model, lambda auction: auction.bind_tools([note]), {}),

@@ -2,7 +2,18 @@
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.runnables import RunnableLambda
+from langchain_core.language_models import BaseChatModel
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import (
+    ConfigurableField,
+    RouterRunnable,
+    Runnable,
+    RunnableBranch,
+    RunnableLambda,
+    RunnableParallel,
+    RunnablePassthrough,
+)
+from langchain_core.tools import BaseTool
 
 from llm_auction_chain import Agent, AuctionRunnable, ChatAuction, ConfigurationError
 from llm_auction_chain.testing import MarkovChatModel
@@ -10,6 +21,19 @@ from llm_auction_chain.testing import MarkovChatModel
 AGENT = Agent("B", lambda prompt, reply: 2.0 * reply.text.count("b"))
 BOTH = pytest.mark.parametrize("interface", [AuctionRunnable, ChatAuction])
 SEED = 7_310_934_551
+
+
+class Holds(BaseChatModel):
+    """A chat model of one's own around another."""
+
+    held: Runnable
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        return ChatResult(generations=[ChatGeneration(message=self.held.invoke(messages))])
+
+    @property
+    def _llm_type(self):
+        return "holds"
 
 
 class Starts(BaseCallbackHandler):
@@ -65,8 +89,52 @@ async def test_neither_a_tracer_nor_an_agents_runnable_is_told_the_seed_before_t
 
 @BOTH
 def test_an_auction_over_an_auction_is_refused_however_it_is_wrapped(interface):
+    plain, choice = MarkovChatModel(), ConfigurableField(id="which")
     for inner in (AuctionRunnable, ChatAuction):
-        held = inner(model=MarkovChatModel(), agents=[AGENT])
-        for wrapped in (held, held.bind(stop=["x"]), held.with_retry()):
+        held = inner(model=plain, agents=[AGENT])
+        for wrapped in (
+            held,
+            held.bind(stop=["x"]),
+            held.with_retry(),
+            RunnableLambda(lambda given: given) | held,
+            (RunnablePassthrough() | held).with_retry(),
+            plain.with_fallbacks([held]),
+            RunnableBranch((lambda given: True, held), plain),
+            RunnableBranch((lambda given: True, plain), held),
+            RunnablePassthrough() | RouterRunnable({"one": plain, "other": held}),
+            RunnableParallel(one=held) | (lambda replies: replies["one"]),
+            plain.configurable_alternatives(choice, default_key="plain", other=held),
+            RunnableLambda(lambda given: held.invoke(given)),  # noqa: B023, PLW0108 - called by none
+            Holds(held=held),
+        ):
             with pytest.raises(ConfigurationError, match="auction already"):
                 interface(model=wrapped)
+
+
+@BOTH
+async def test_an_auction_that_only_a_call_shows_ends_the_auction_around_it(interface):
+    def refers():
+        return held
+
+    held, choice = AuctionRunnable(model=MarkovChatModel(), agents=[AGENT], n_candidates=2), ConfigurableField(id="m")
+    model = MarkovChatModel().configurable_alternatives(choice, default_key="plain", other=refers)
+    auction, config = interface(model=model, agents=[AGENT], n_candidates=2), {"configurable": {"m": "other"}}
+    assert auction.invoke("x").response_metadata["auction"]
+    with pytest.raises(ConfigurationError, match="an auction already"):
+        auction.invoke("x", config)
+    with pytest.raises(ConfigurationError, match="an auction already"):
+        await auction.ainvoke("x", config)
+
+
+def test_a_tool_may_be_an_auction():
+    within = ChatAuction(model=MarkovChatModel(), agents=[AGENT])
+
+    class Writes(BaseTool):
+        name: str = "writes"
+        description: str = "Write a text."
+        writer: BaseChatModel = within
+
+        def _run(self, given):
+            return self.writer.invoke(given).text
+
+    assert AuctionRunnable(model=MarkovChatModel().bind(tools=[Writes()]))
