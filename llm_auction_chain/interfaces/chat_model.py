@@ -1,6 +1,5 @@
 """`ChatAuction`: an auction wherever a slot is typed BaseChatModel."""
 
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
@@ -14,7 +13,6 @@ from langchain_core.callbacks import (
 )
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
@@ -23,6 +21,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from llm_auction_chain.candidates import chat_model_of, settings_of
+from llm_auction_chain.interfaces.chunk import chunk_of
 from llm_auction_chain.interfaces.settings import STRICT, AuctionSettings
 
 __all__ = ["ChatAuction"]
@@ -220,7 +219,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):
         config = _of_run(call_config, run_manager)
         reply = _named(self._hold(messages, config, traced=False, **_with_stop(kwargs, stop)), run_manager)
         if run_manager is not None:
-            chunk = _chunk_of(reply)
+            chunk = chunk_of(reply)
             run_manager.on_llm_new_token(str(chunk.text), chunk=ChatGenerationChunk(message=chunk))
         return ChatResult(generations=[ChatGeneration(message=reply)])
 
@@ -238,7 +237,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):
         config = _of_run(call_config, run_manager)
         reply = _named(await self._ahold(messages, config, traced=False, **_with_stop(kwargs, stop)), run_manager)
         if run_manager is not None:
-            chunk = _chunk_of(reply)
+            chunk = chunk_of(reply)
             await run_manager.on_llm_new_token(str(chunk.text), chunk=ChatGenerationChunk(message=chunk))
         return ChatResult(generations=[ChatGeneration(message=reply)])
 
@@ -252,7 +251,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         """Yield the drawn reply as one chunk: what content-block events (v3) are made of."""
         drawn = self._generate(messages, stop, run_manager, **kwargs).generations[0].message
-        yield ChatGenerationChunk(message=_chunk_of(drawn))
+        yield ChatGenerationChunk(message=chunk_of(drawn))
 
     @override
     async def _astream(
@@ -263,7 +262,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         drawn = (await self._agenerate(messages, stop, run_manager, **kwargs)).generations[0].message
-        yield ChatGenerationChunk(message=_chunk_of(drawn))
+        yield ChatGenerationChunk(message=chunk_of(drawn))
 
 
 def _with_config(kwargs: dict[str, Any], config: RunnableConfig | None) -> dict[str, Any]:
@@ -335,28 +334,3 @@ def _named(message: AIMessage, run_manager: Any) -> AIMessage:
     if message.id is not None or run_manager is None:
         return message
     return message.model_copy(update={"id": f"lc_run--{run_manager.run_id}"})
-
-
-def _spelled(args: Any) -> str | None:
-    """Return a call's arguments as they are streamed; those of a call that could not be read are text already."""
-    return json.dumps(args) if isinstance(args, dict) else args
-
-
-def _chunk_of(message: BaseMessage) -> AIMessageChunk:
-    """Return a whole message as the last chunk of a stream."""
-    if not isinstance(message, AIMessage):
-        raise TypeError(f"{type(message).__name__} is no reply.")
-    calls = [*message.tool_calls, *message.invalid_tool_calls]
-    return AIMessageChunk(
-        content=message.content,
-        additional_kwargs=message.additional_kwargs,
-        response_metadata=message.response_metadata,
-        id=message.id,
-        name=message.name,
-        usage_metadata=message.usage_metadata,
-        tool_call_chunks=[
-            tool_call_chunk(name=call["name"], args=_spelled(call["args"]), id=call["id"], index=index)
-            for index, call in enumerate(calls)
-        ],
-        chunk_position="last",
-    )
