@@ -3,16 +3,50 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from langchain_core.language_models import BaseChatModel
-from langchain_core.runnables import Runnable, RunnableParallel, RunnableSequence
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableParallel, RunnableSequence
 from langchain_core.runnables.base import RunnableBindingBase
+from typing_extensions import override
 
 from llm_auction_chain.candidates import chat_model_of, innermost, inside
 from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.result import AuctionResult
 
-__all__ = ["with_schema", "with_tools"]
+__all__ = ["AuctionBinding", "with_schema", "with_tools"]
 
 AnyRunnable = Runnable[Any, Any]
+
+
+class AuctionBinding(RunnableBinding[LanguageModelInput, AIMessage]):  # type: ignore[no-redef]  # LangChain's own
+    """An auction with keywords and a config bound to it, which `run` and `arun` are given as all calls are."""
+
+    @classmethod
+    @override
+    def get_lc_namespace(cls) -> list[str]:
+        return cls.__module__.split(".")
+
+    def run(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AuctionResult:
+        """Hold an auction and return all of it."""
+        auction: Any = self.bound
+        result: AuctionResult = auction.run(input, self._merge_configs(config), **{**self.kwargs, **kwargs})
+        return result
+
+    async def arun(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AuctionResult:
+        """Do as `run`, awaiting."""
+        auction: Any = self.bound
+        result: AuctionResult = await auction.arun(input, self._merge_configs(config), **{**self.kwargs, **kwargs})
+        return result
 
 
 def with_tools(auction: Any, tools: Sequence[Any], **kwargs: Any) -> AnyRunnable:

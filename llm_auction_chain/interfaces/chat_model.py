@@ -31,7 +31,7 @@ _TOLD = ("n_candidates", "tau", "payment_rule", "on_tool_calls")  # not the seed
 _OURS = frozenset({_CALL, "on_tool_calls", "seed", "progress", "results"})
 
 
-class ChatAuction(AuctionSettings, BaseChatModel):
+class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what `bind` returns
     """Reply with a draw from `pi_ref * exp(sum_i r_i / tau)`, charging payments that make truth every agent's best.
 
     It is a chat model, for slots that take nothing else: deepagents, langgraph's prebuilt agents, `create_agent`. One

@@ -151,6 +151,9 @@ def test_an_auction_of_serialisable_parts_comes_back_equal(interface):
     assert dumpd(back) == dumpd(over)
     assert back.invoke("Hi").response_metadata["auction"]["seed"] == 7
     assert back.invoke("Hi").text == "y"
+    bound = own.bind(seed=8)
+    allowed["allowed_objects"].append(type(bound))
+    assert loads(dumps(bound), **allowed).run("Hi").seed == 8
 
 
 def test_an_auction_with_agents_can_be_written_down():
