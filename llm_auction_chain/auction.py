@@ -84,7 +84,8 @@ class Auction:
         exclusive_categories: of each, one owner at most takes part: the first in the agents' order.
         currency: the unit of rewards, payments and tau; empty where it has no name.
         disclosure: what the user is told where the reply is sponsored; `{sponsors}` stands for the agents' names.
-        disclosure_place: `metadata` leaves the text as it was drawn; `start` and `end` put the disclosure into it.
+        disclosure_place: `metadata` leaves the text as it was drawn; `start` and `end` put the disclosure into it, but
+            never into a reply in a format that was asked for.
         on_tool_calls: where the model may call tools, `bypass` takes the reference's own reply, without agents and
             payments; `auction` lets agents bid for calls as for any reply.
         ledger: where owners are charged, in the same moment as the reply is returned; None charges nobody.

@@ -1,6 +1,6 @@
 """A chat model inside what users wrap around it: bindings, retries, fallbacks, sequences, alternatives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.callbacks import BaseCallbackManager
@@ -23,6 +23,7 @@ from llm_auction_chain.turns import messages_of
 
 __all__ = [
     "Untraced",
+    "asks_for_a_shape",
     "chat_model_of",
     "chat_models_in",
     "hidden",
@@ -153,16 +154,28 @@ def settings_of(model: Runnable[Any, Any]) -> dict[str, Any]:
 
 def offers_tools(model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
     """Whether a call with these keywords lets the model call tools, bound anywhere in it; the outer keyword wins."""
+    return _is_given(("tools", "functions"), model, config, kwargs)
+
+
+def asks_for_a_shape(model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call with these keywords asks for a reply that is parsed, in a format bound anywhere in the model."""
+    return _is_given(("response_format", *_TOLD_TRACERS), model, config, kwargs)
+
+
+def _is_given(
+    names: Sequence[str], model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]
+) -> bool:
+    """Whether a call with these keywords hands the model one of these names; the outer keyword wins."""
     if _is_chosen_by_call(model):
-        return offers_tools(_choice(model, config), config, kwargs)
+        return _is_given(names, _choice(model, config), config, kwargs)
     if isinstance(model, RunnableBindingBase):
-        return offers_tools(model.bound, config, {**model.kwargs, **kwargs})
+        return _is_given(names, model.bound, config, {**model.kwargs, **kwargs})
     if isinstance(model, RunnableWithFallbacks):
-        return any(offers_tools(one, config, kwargs) for one in (model.runnable, *model.fallbacks))
+        return any(_is_given(names, one, config, kwargs) for one in (model.runnable, *model.fallbacks))
     if isinstance(model, RunnableSequence):
         first, *rest = model.steps
-        return offers_tools(first, config, kwargs) or any(offers_tools(step, config, {}) for step in rest)
-    return bool(kwargs.get("tools") or kwargs.get("functions"))
+        return _is_given(names, first, config, kwargs) or any(_is_given(names, step, config, {}) for step in rest)
+    return any(kwargs.get(name) for name in names)
 
 
 class Untraced(Runnable[LanguageModelInput, BaseMessage]):

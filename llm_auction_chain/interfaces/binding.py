@@ -66,13 +66,15 @@ def with_tools(auction: Any, tools: Sequence[Any], **kwargs: Any) -> AnyRunnable
 def with_schema(auction: Any, schema: Any, **kwargs: Any) -> AnyRunnable:
     """Return the model's own pipeline from prompt to parsed value, with the auction in the model's place.
 
-    A reply of a schema's shape runs nothing, so it is auctioned though it may come as a call.
+    A reply of a schema's shape runs nothing, so it is auctioned though it may come as a call. It is parsed, so nothing
+    is put into its text.
     """
+    auction = auction.model_copy(update={"on_tool_calls": "auction", "disclosure_place": "metadata"})
     _, put = _split(chat_model_of(auction.model), schema, kwargs)
-    return put(_over(auction, lambda chat: _split(chat, schema, kwargs)[0], on_tool_calls="auction"))
+    return put(_over(auction, lambda chat: _split(chat, schema, kwargs)[0]))
 
 
-def _over(auction: Any, bind: Callable[[BaseChatModel], AnyRunnable], **settings: Any) -> AnyRunnable:
+def _over(auction: Any, bind: Callable[[BaseChatModel], AnyRunnable]) -> AnyRunnable:
     """Return the auction over a model that was bound further.
 
     Where there is one chat model, what it would be bound to is bound to the auction: tracers then see it in its run.
@@ -80,9 +82,9 @@ def _over(auction: Any, bind: Callable[[BaseChatModel], AnyRunnable], **settings
     chat = innermost(auction.model)
     bound = bind(chat) if isinstance(chat, BaseChatModel) else None
     if isinstance(bound, RunnableBindingBase) and bound.bound is chat:
-        over: AnyRunnable = auction.bind(**bound.kwargs, **settings)
+        over: AnyRunnable = auction.bind(**bound.kwargs)
     else:
-        over = auction.model_copy(update={"model": inside(auction.model, bind), **settings})
+        over = auction.model_copy(update={"model": inside(auction.model, bind)})
     return over
 
 
