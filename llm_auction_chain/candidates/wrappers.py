@@ -216,7 +216,8 @@ def _for_the_model(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def hidden(config: RunnableConfig | None) -> RunnableConfig:
     """Return the config for child calls, whose replies may lose: no stream shows them; tracers hear of them still.
 
-    LangGraph and `astream_events` listen by handlers; those are left out. LangGraph's own tag stands beside.
+    LangGraph and `astream_events` listen by handlers; those are left out, as are those that no child inherits.
+    LangGraph's own tag stands beside.
     """
     config = ensure_config(config)
     child = patch_config(config)
@@ -224,9 +225,8 @@ def hidden(config: RunnableConfig | None) -> RunnableConfig:
     heard = config.get("callbacks")
     if isinstance(heard, BaseCallbackManager):
         quiet = heard.copy()
-        for handler in {*heard.handlers, *heard.inheritable_handlers}:
-            if hasattr(handler, _SHOWS_STREAMS):
-                quiet.remove_handler(handler)
+        inherited = [handler for handler in heard.inheritable_handlers if not hasattr(handler, _SHOWS_STREAMS)]
+        quiet.set_handlers(inherited, inherit=True)
         child["callbacks"] = quiet
     elif heard is not None:
         child["callbacks"] = [handler for handler in heard if not hasattr(handler, _SHOWS_STREAMS)]

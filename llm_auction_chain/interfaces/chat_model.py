@@ -10,6 +10,7 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManager,
     CallbackManagerForLLMRun,
+    Callbacks,
 )
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -147,7 +148,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what
         **kwargs: Any,
     ) -> Iterator[AIMessageChunk]:
         """Yield the drawn reply as one chunk."""
-        config, told = _with_run(config, CallbackManager)
+        config, told = _with_run(config, self.callbacks, CallbackManager)
         with self._delivery(kwargs) as delivery:
             for chunk in super().stream(input, config, stop=stop, **{**kwargs, _CALL: told}):
                 delivery.made()
@@ -163,7 +164,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:
         """Yield the drawn reply as one chunk."""
-        config, told = _with_run(config, AsyncCallbackManager)
+        config, told = _with_run(config, self.callbacks, AsyncCallbackManager)
         async with self._delivery(kwargs) as delivery:
             async for chunk in super().astream(input, config, stop=stop, **{**kwargs, _CALL: told}):
                 delivery.made()
@@ -280,7 +281,7 @@ def _told(config: RunnableConfig) -> RunnableConfig:
 
 
 def _with_run(
-    config: RunnableConfig | None, kind: type[CallbackManager | AsyncCallbackManager]
+    config: RunnableConfig | None, own: Callbacks, kind: type[CallbackManager | AsyncCallbackManager]
 ) -> tuple[RunnableConfig, RunnableConfig]:
     """Return the config of a stream whose run is known before it begins, and what it tells the auction.
 
@@ -289,7 +290,7 @@ def _with_run(
     config = ensure_config(config)
     run_id = config.get("run_id") or uuid7()
     manager = kind.configure(
-        config.get("callbacks"), inheritable_tags=config.get("tags"), inheritable_metadata=config.get("metadata")
+        config.get("callbacks"), own, inheritable_tags=config.get("tags"), inheritable_metadata=config.get("metadata")
     )
     opened, told = config.copy(), _told(config)
     opened["callbacks"], opened["run_id"] = manager, run_id
@@ -307,11 +308,15 @@ def _of_run(call_config: RunnableConfig | None, run_manager: Any) -> RunnableCon
 
 
 def _child(manager: Any, kind: Any, run_id: UUID) -> Any:
-    """Return a manager of a run's children; LangChain has none for those of a chat model."""
-    heard, tags, metadata = manager.inheritable_handlers, manager.inheritable_tags, manager.inheritable_metadata
+    """Return a manager of a run's children; LangChain has none for those of a chat model.
+
+    The auction's events are the run's own, so all of its handlers hear them; `hidden` leaves those that are not
+    inherited out of the children.
+    """
+    tags, metadata = manager.inheritable_tags, manager.inheritable_metadata
     return kind(
-        handlers=list(heard),
-        inheritable_handlers=list(heard),
+        handlers=list(manager.handlers),
+        inheritable_handlers=list(manager.inheritable_handlers),
         parent_run_id=run_id,
         tags=list(tags),
         inheritable_tags=list(tags),
