@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal, TypeVar, get_args
 
@@ -56,6 +55,7 @@ __all__ = ["Auction", "OnToolCalls"]
 
 OnToolCalls = Literal["auction", "bypass"]
 _T = TypeVar("_T")
+_LIBRARY = version("llm-auction-chain")  # reads a file, which no event loop should wait for
 _LONGEST_WAIT = 1e6  # seconds
 _BYPASSED = "tools are called, so nobody bids"
 _LARGE = 1 << 15  # rewards; settling more takes longer than an event loop should be held up
@@ -86,7 +86,8 @@ class Auction:
         exclusive_categories: of each, one owner at most takes part: the first in the agents' order.
         currency: the unit of rewards, payments and tau; empty where it has no name.
         disclosure: what the user is told where the reply is sponsored; `{sponsors}` stands for the agents' names.
-        disclosure_place: `metadata` leaves the text as it was drawn; `start` and `end` put the disclosure into it.
+        disclosure_place: `metadata` leaves the text as it was drawn; `start` and `end` put the disclosure into it, but
+            never into a reply in a format that was asked for.
         on_tool_calls: where the model may call tools, `bypass` takes the reference's own reply, without agents and
             payments; `auction` lets agents bid for calls as for any reply.
         ledger: where owners are charged, in the same moment as the reply is returned; None charges nobody.
@@ -327,7 +328,7 @@ class Auction:
             salt=opened.salt,
             prompt=opened.prompt,
             terms={
-                "library": _version(),
+                "library": _LIBRARY,
                 "mechanism": MECHANISM,
                 "time": opened.time,
                 "model": opened.model,
@@ -455,11 +456,6 @@ async def _aunder(child: RunnableConfig, doing: Coroutine[Any, Any, _T]) -> _T:
 def _settled(result: AuctionResult) -> AuctionEvent:
     charged = result.charge is not None
     return settled(result.auction_id, result.settlement, sponsored=bool(result.sponsors), charged=charged)
-
-
-@cache
-def _version() -> str:
-    return version("llm-auction-chain")
 
 
 def _replies(drawn: Drawn) -> list[AIMessage]:

@@ -111,7 +111,10 @@ def _over_all(asked: Sequence[Report], drawn: Drawn) -> tuple[Report, ...]:
 
 
 def _reply(result: AuctionResult, plan: Plan, place: DisclosurePlace) -> AIMessage:
-    """Return the drawn message with the outcome in its metadata, and the disclosure where it belongs."""
+    """Return the drawn message with the outcome in its metadata, and the disclosure where it belongs.
+
+    A reply that is parsed stays as it was drawn, for with a text before or after it nothing could be parsed.
+    """
     drawn = result.reply
     shown = {
         name: value
@@ -121,7 +124,7 @@ def _reply(result: AuctionResult, plan: Plan, place: DisclosurePlace) -> AIMessa
     told = {
         "response_metadata": {**shown, "auction": metadata_of(result)},
         "usage_metadata": result.usage,
-        "content": _disclosed(drawn.content, result.disclosure, place),
+        "content": _disclosed(drawn.content, result.disclosure, "metadata" if plan.source.asked_for_a_shape else place),
     }
     return drawn.model_copy(update=told)
 

@@ -24,8 +24,9 @@ from langchain_core.runnables.config import ensure_config, get_config_list
 from langchain_core.runnables.retry import RunnableRetry
 
 from llm_auction_chain.candidates.base import Condition, LogitModel, SequenceScorer
+from llm_auction_chain.candidates.hiding import unheard
 from llm_auction_chain.candidates.native import ManyReplies, native
-from llm_auction_chain.candidates.wrappers import Untraced, inside, unheard
+from llm_auction_chain.candidates.wrappers import Untraced, asks_for_a_shape, inside
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
 from llm_auction_chain.workers import finished
 
@@ -70,6 +71,8 @@ class Source:
         scorer: the model inside, where it can say how likely its replies are.
         law: temperature and truncation that were bound to it.
         logits: whether it draws from conditions of several prompts.
+        asked_for_tokens: whether the call itself asks for log-probabilities.
+        asked_for_a_shape: whether the reply is in a format that is parsed.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Source:
         self.law: dict[str, Any] = {name: settings[name] for name in _LAW if name in settings}
         self.logits: bool = self._native is not None and isinstance(self._native, LogitModel)
         self.asked_for_tokens: bool = bool(settings.get("logprobs"))
+        self.asked_for_a_shape: bool = asks_for_a_shape(model, config, kwargs)
 
     def sample(
         self,

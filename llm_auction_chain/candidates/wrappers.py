@@ -1,11 +1,8 @@
 """A chat model inside what users wrap around it: bindings, retries, fallbacks, sequences, alternatives."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import Context
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
@@ -18,7 +15,6 @@ from langchain_core.runnables import (
     RunnableSequence,
 )
 from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.config import ensure_config, patch_config, set_config_context
 from langchain_core.runnables.configurable import (
     DynamicRunnable,
     RunnableConfigurableAlternatives,
@@ -34,26 +30,18 @@ from llm_auction_chain.turns import messages_of
 __all__ = [
     "Untraced",
     "all_in",
+    "asks_for_a_shape",
     "chat_model_of",
     "chat_models_in",
-    "hidden",
     "innermost",
     "inside",
     "name_of",
     "offers_tools",
-    "quiet",
     "settings_of",
-    "unheard",
 ]
 
-_HIDDEN = "nostream"  # LangGraph's own tag
-# By name, as langgraph is optional: how a graph hands its calls to the graphs within, and where in them it stands.
-_GRAPHS = "__pregel_"
-_SAVER, _RUNTIME = "__pregel_checkpointer", "__pregel_runtime"
-_PLACE = frozenset({"checkpoint_ns", "checkpoint_id", "checkpoint_map"})
 _TOLD_TRACERS = frozenset({"ls_structured_output_format", "structured_output_format"})
 _MADE_BY_CALL = ("langchain.chat_models.base", "_ConfigurableModel")  # by name: langchain is optional
-_SHOWS_STREAMS = "tap_output_iter"  # what every handler has that feeds astream_events, astream_log or LangGraph
 
 
 def inside(
@@ -231,12 +219,24 @@ def settings_of(model: Runnable[Any, Any]) -> dict[str, Any]:
 
 def offers_tools(model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
     """Whether a call with these keywords lets the model call tools, bound anywhere in it; the outer keyword wins."""
+    return _is_given(("tools", "functions"), model, config, kwargs)
+
+
+def asks_for_a_shape(model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call with these keywords asks for a reply that is parsed, in a format bound anywhere in the model."""
+    return _is_given(("response_format", *_TOLD_TRACERS), model, config, kwargs)
+
+
+def _is_given(
+    names: Sequence[str], model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]
+) -> bool:
+    """Whether a call with these keywords hands the model one of these names; the outer keyword wins."""
     if _is_chosen_by_call(model):
-        return offers_tools(_choice(model, config), config, kwargs)
+        return _is_given(names, _choice(model, config), config, kwargs)
     handed = _handed(model, kwargs)
     if not handed:
-        return bool(kwargs.get("tools") or kwargs.get("functions"))
-    return any(offers_tools(part, config, keywords) for part, keywords in handed)
+        return any(kwargs.get(name) for name in names)
+    return any(_is_given(names, part, config, keywords) for part, keywords in handed)
 
 
 def _handed(model: Runnable[Any, Any], kwargs: Mapping[str, Any]) -> list[tuple[Runnable[Any, Any], Mapping[str, Any]]]:
@@ -287,61 +287,3 @@ class Untraced(Runnable[LanguageModelInput, BaseMessage]):
 def _for_the_model(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keywords of a call without those that LangChain keeps for tracers, and from the model."""
     return {name: value for name, value in kwargs.items() if name not in _TOLD_TRACERS}
-
-
-@contextmanager
-def unheard(config: RunnableConfig) -> Iterator[tuple[RunnableConfig, Context]]:
-    """Yield the config without callbacks, and a context in which nobody hears of what a model calls without a config.
-
-    LangChain would take callbacks from the ambient config, from its hooks and from LangSmith's settings.
-    """
-    from langchain_core.tracers.context import _configure_hooks  # these two take their time to import
-    from langsmith import tracing_context
-
-    silent = patch_config(config)
-    silent["callbacks"] = []
-    with tracing_context(enabled=False), set_config_context(silent) as context:
-        for hook, *_ in _configure_hooks:
-            context.run(hook.set, None)
-        yield silent, context
-
-
-def hidden(config: RunnableConfig | None) -> RunnableConfig:
-    """Return the config for child calls, whose replies may lose: no stream shows them, no graph around saves them.
-
-    A graph that is called with it is nobody's subgraph: it takes no part in the streams, checkpoints and resuming of
-    the graph around. What it keeps of that one is context and store, and a stream writer that writes nowhere.
-    """
-    child = quiet(config)
-    given = child.get("configurable", {})
-    kept = {name: value for name, value in given.items() if not name.startswith(_GRAPHS) and name not in _PLACE}
-    if _SAVER in given:
-        kept[_SAVER] = None  # where it is missing, a graph saves with its own, all candidates in one thread
-    if (runtime := given.get(_RUNTIME)) is not None:
-        kept[_RUNTIME] = runtime.override(stream_writer=_nowhere)
-    child["configurable"] = kept
-    return child
-
-
-def _nowhere(_: Any) -> None:
-    """Write to no stream."""
-
-
-def quiet(config: RunnableConfig | None) -> RunnableConfig:
-    """Return the config for child calls that no message stream shows; tracers hear of them still.
-
-    LangGraph and `astream_events` listen by handlers; those are left out. LangGraph's own tag stands beside.
-    """
-    config = ensure_config(config)
-    child = patch_config(config)
-    child["tags"] = [*(tag for tag in config.get("tags", []) if tag != _HIDDEN), _HIDDEN]
-    heard = config.get("callbacks")
-    if isinstance(heard, BaseCallbackManager):
-        quiet = heard.copy()
-        for handler in {*heard.handlers, *heard.inheritable_handlers}:
-            if hasattr(handler, _SHOWS_STREAMS):
-                quiet.remove_handler(handler)
-        child["callbacks"] = quiet
-    elif heard is not None:
-        child["callbacks"] = [handler for handler in heard if not hasattr(handler, _SHOWS_STREAMS)]
-    return child

@@ -3,16 +3,50 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from langchain_core.language_models import BaseChatModel
-from langchain_core.runnables import Runnable, RunnableParallel, RunnableSequence
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableParallel, RunnableSequence
 from langchain_core.runnables.base import RunnableBindingBase
+from typing_extensions import override
 
 from llm_auction_chain.candidates import chat_model_of, innermost, inside
 from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.result import AuctionResult
 
-__all__ = ["with_schema", "with_tools"]
+__all__ = ["AuctionBinding", "with_schema", "with_tools"]
 
 AnyRunnable = Runnable[Any, Any]
+
+
+class AuctionBinding(RunnableBinding[LanguageModelInput, AIMessage]):  # type: ignore[no-redef]  # LangChain's own
+    """An auction with keywords and a config bound to it, which `run` and `arun` are given as all calls are."""
+
+    @classmethod
+    @override
+    def get_lc_namespace(cls) -> list[str]:
+        return cls.__module__.split(".")
+
+    def run(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AuctionResult:
+        """Hold an auction and return all of it."""
+        auction: Any = self.bound
+        result: AuctionResult = auction.run(input, self._merge_configs(config), **{**self.kwargs, **kwargs})
+        return result
+
+    async def arun(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> AuctionResult:
+        """Do as `run`, awaiting."""
+        auction: Any = self.bound
+        result: AuctionResult = await auction.arun(input, self._merge_configs(config), **{**self.kwargs, **kwargs})
+        return result
 
 
 def with_tools(auction: Any, tools: Sequence[Any], **kwargs: Any) -> AnyRunnable:
@@ -32,13 +66,15 @@ def with_tools(auction: Any, tools: Sequence[Any], **kwargs: Any) -> AnyRunnable
 def with_schema(auction: Any, schema: Any, **kwargs: Any) -> AnyRunnable:
     """Return the model's own pipeline from prompt to parsed value, with the auction in the model's place.
 
-    A reply of a schema's shape runs nothing, so it is auctioned though it may come as a call.
+    A reply of a schema's shape runs nothing, so it is auctioned though it may come as a call. It is parsed, so nothing
+    is put into its text.
     """
+    auction = auction.model_copy(update={"on_tool_calls": "auction", "disclosure_place": "metadata"})
     _, put = _split(chat_model_of(auction.model), schema, kwargs)
-    return put(_over(auction, lambda chat: _split(chat, schema, kwargs)[0], on_tool_calls="auction"))
+    return put(_over(auction, lambda chat: _split(chat, schema, kwargs)[0]))
 
 
-def _over(auction: Any, bind: Callable[[BaseChatModel], AnyRunnable], **settings: Any) -> AnyRunnable:
+def _over(auction: Any, bind: Callable[[BaseChatModel], AnyRunnable]) -> AnyRunnable:
     """Return the auction over a model that was bound further.
 
     Where there is one chat model, what it would be bound to is bound to the auction: tracers then see it in its run.
@@ -46,9 +82,9 @@ def _over(auction: Any, bind: Callable[[BaseChatModel], AnyRunnable], **settings
     chat = innermost(auction.model)
     bound = bind(chat) if isinstance(chat, BaseChatModel) else None
     if isinstance(bound, RunnableBindingBase) and bound.bound is chat:
-        over: AnyRunnable = auction.bind(**bound.kwargs, **settings)
+        over: AnyRunnable = auction.bind(**bound.kwargs)
     else:
-        over = auction.model_copy(update={"model": inside(auction.model, bind), **settings})
+        over = auction.model_copy(update={"model": inside(auction.model, bind)})
     return over
 
 

@@ -1,6 +1,5 @@
 """`ChatAuction`: an auction wherever a slot is typed BaseChatModel."""
 
-import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
@@ -11,10 +10,10 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManager,
     CallbackManagerForLLMRun,
+    Callbacks,
 )
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
@@ -23,6 +22,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from llm_auction_chain.candidates import chat_model_of, settings_of
+from llm_auction_chain.interfaces.chunk import chunk_of
 from llm_auction_chain.interfaces.settings import STRICT, AuctionSettings
 
 __all__ = ["ChatAuction"]
@@ -32,7 +32,7 @@ _TOLD = ("n_candidates", "tau", "payment_rule", "on_tool_calls")  # not the seed
 _OURS = frozenset({_CALL, "on_tool_calls", "seed", "progress", "results"})
 
 
-class ChatAuction(AuctionSettings, BaseChatModel):
+class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what `bind` returns
     """Reply with a draw from `pi_ref * exp(sum_i r_i / tau)`, charging payments that make truth every agent's best.
 
     It is a chat model, for slots that take nothing else: deepagents, langgraph's prebuilt agents, `create_agent`. One
@@ -148,7 +148,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[AIMessageChunk]:
         """Yield the drawn reply as one chunk."""
-        config, told = _with_run(config, CallbackManager)
+        config, told = _with_run(config, self.callbacks, CallbackManager)
         with self._delivery(kwargs) as delivery:
             for chunk in super().stream(input, config, stop=stop, **{**kwargs, _CALL: told}):
                 delivery.made()
@@ -164,7 +164,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:
         """Yield the drawn reply as one chunk."""
-        config, told = _with_run(config, AsyncCallbackManager)
+        config, told = _with_run(config, self.callbacks, AsyncCallbackManager)
         async with self._delivery(kwargs) as delivery:
             async for chunk in super().astream(input, config, stop=stop, **{**kwargs, _CALL: told}):
                 delivery.made()
@@ -220,7 +220,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):
         config = _of_run(call_config, run_manager)
         reply = _named(self._hold(messages, config, traced=False, **_with_stop(kwargs, stop)), run_manager)
         if run_manager is not None:
-            chunk = _chunk_of(reply)
+            chunk = chunk_of(reply)
             run_manager.on_llm_new_token(str(chunk.text), chunk=ChatGenerationChunk(message=chunk))
         return ChatResult(generations=[ChatGeneration(message=reply)])
 
@@ -238,7 +238,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):
         config = _of_run(call_config, run_manager)
         reply = _named(await self._ahold(messages, config, traced=False, **_with_stop(kwargs, stop)), run_manager)
         if run_manager is not None:
-            chunk = _chunk_of(reply)
+            chunk = chunk_of(reply)
             await run_manager.on_llm_new_token(str(chunk.text), chunk=ChatGenerationChunk(message=chunk))
         return ChatResult(generations=[ChatGeneration(message=reply)])
 
@@ -252,7 +252,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         """Yield the drawn reply as one chunk: what content-block events (v3) are made of."""
         drawn = self._generate(messages, stop, run_manager, **kwargs).generations[0].message
-        yield ChatGenerationChunk(message=_chunk_of(drawn))
+        yield ChatGenerationChunk(message=chunk_of(drawn))
 
     @override
     async def _astream(
@@ -263,7 +263,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         drawn = (await self._agenerate(messages, stop, run_manager, **kwargs)).generations[0].message
-        yield ChatGenerationChunk(message=_chunk_of(drawn))
+        yield ChatGenerationChunk(message=chunk_of(drawn))
 
 
 def _with_config(kwargs: dict[str, Any], config: RunnableConfig | None) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def _told(config: RunnableConfig) -> RunnableConfig:
 
 
 def _with_run(
-    config: RunnableConfig | None, kind: type[CallbackManager | AsyncCallbackManager]
+    config: RunnableConfig | None, own: Callbacks, kind: type[CallbackManager | AsyncCallbackManager]
 ) -> tuple[RunnableConfig, RunnableConfig]:
     """Return the config of a stream whose run is known before it begins, and what it tells the auction.
 
@@ -290,7 +290,7 @@ def _with_run(
     config = ensure_config(config)
     run_id = config.get("run_id") or uuid7()
     manager = kind.configure(
-        config.get("callbacks"), inheritable_tags=config.get("tags"), inheritable_metadata=config.get("metadata")
+        config.get("callbacks"), own, inheritable_tags=config.get("tags"), inheritable_metadata=config.get("metadata")
     )
     opened, told = config.copy(), _told(config)
     opened["callbacks"], opened["run_id"] = manager, run_id
@@ -308,11 +308,15 @@ def _of_run(call_config: RunnableConfig | None, run_manager: Any) -> RunnableCon
 
 
 def _child(manager: Any, kind: Any, run_id: UUID) -> Any:
-    """Return a manager of a run's children; LangChain has none for those of a chat model."""
-    heard, tags, metadata = manager.inheritable_handlers, manager.inheritable_tags, manager.inheritable_metadata
+    """Return a manager of a run's children; LangChain has none for those of a chat model.
+
+    The auction's events are the run's own, so all of its handlers hear them; `hidden` leaves those that are not
+    inherited out of the children.
+    """
+    tags, metadata = manager.inheritable_tags, manager.inheritable_metadata
     return kind(
-        handlers=list(heard),
-        inheritable_handlers=list(heard),
+        handlers=list(manager.handlers),
+        inheritable_handlers=list(manager.inheritable_handlers),
         parent_run_id=run_id,
         tags=list(tags),
         inheritable_tags=list(tags),
@@ -335,28 +339,3 @@ def _named(message: AIMessage, run_manager: Any) -> AIMessage:
     if message.id is not None or run_manager is None:
         return message
     return message.model_copy(update={"id": f"lc_run--{run_manager.run_id}"})
-
-
-def _spelled(args: Any) -> str | None:
-    """Return a call's arguments as they are streamed; those of a call that could not be read are text already."""
-    return json.dumps(args) if isinstance(args, dict) else args
-
-
-def _chunk_of(message: BaseMessage) -> AIMessageChunk:
-    """Return a whole message as the last chunk of a stream."""
-    if not isinstance(message, AIMessage):
-        raise TypeError(f"{type(message).__name__} is no reply.")
-    calls = [*message.tool_calls, *message.invalid_tool_calls]
-    return AIMessageChunk(
-        content=message.content,
-        additional_kwargs=message.additional_kwargs,
-        response_metadata=message.response_metadata,
-        id=message.id,
-        name=message.name,
-        usage_metadata=message.usage_metadata,
-        tool_call_chunks=[
-            tool_call_chunk(name=call["name"], args=_spelled(call["args"]), id=call["id"], index=index)
-            for index, call in enumerate(calls)
-        ],
-        chunk_position="last",
-    )

@@ -1,15 +1,16 @@
 """`AuctionRunnable`: an auction wherever a chat model goes in a chain."""
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
+from llm_auction_chain.interfaces.chunk import chunk_of
 from llm_auction_chain.interfaces.settings import STRICT, AuctionSettings
 
 __all__ = ["AuctionRunnable"]
@@ -20,7 +21,7 @@ class AuctionRunnable(AuctionSettings, RunnableSerializable[LanguageModelInput, 
 
     `invoke`, `ainvoke`, `batch`, `abatch`, `stream` and `astream` return the drawn AIMessage, with the outcome as plain
     JSON in `response_metadata["auction"]` and the usage of all hidden calls. `run` and `arun` return the whole
-    `AuctionResult`. A stream holds one message: the reply is known only after the draw.
+    `AuctionResult`. A stream holds one chunk: the reply is known only after the draw.
 
     Attributes:
         model: any Runnable chat model; never tells a stream about replies that were not drawn.
@@ -44,7 +45,8 @@ class AuctionRunnable(AuctionSettings, RunnableSerializable[LanguageModelInput, 
         exclusive_categories: of each, one owner at most takes part: the first in the agents' order.
         currency: the unit of rewards, payments and tau; empty where it has no name.
         disclosure: what the user is told where the reply is sponsored; `{sponsors}` stands for the agents' names.
-        disclosure_place: `metadata` leaves the text as it was drawn; `start` and `end` put the disclosure into it.
+        disclosure_place: `metadata` leaves the text as it was drawn; `start` and `end` put the disclosure into it, but
+            never into a reply in a format that was asked for.
         on_tool_calls: where the model may call tools, `bypass` takes the reference's own reply, without agents and
             payments; `auction` lets agents bid for calls as for any reply.
         ledger: a `Ledger`, on which owners are charged in the moment the reply is returned; None charges nobody.
@@ -94,28 +96,28 @@ class AuctionRunnable(AuctionSettings, RunnableSerializable[LanguageModelInput, 
         input: LanguageModelInput,  # noqa: A002
         config: RunnableConfig | None = None,
         **kwargs: Any,
-    ) -> Iterator[AIMessage]:
-        """Hold an auction and yield the drawn reply, whole."""
+    ) -> Iterator[AIMessageChunk]:
+        """Hold an auction and yield the drawn reply as one chunk."""
         with self._delivery(kwargs) as delivery:
-            for reply in self._transform_stream_with_config(iter([input]), self._replies, config, **kwargs):
+            for chunk in self._transform_stream_with_config(iter([input]), self._replies, config, **kwargs):
                 delivery.made()
-                yield reply
+                yield cast("AIMessageChunk", chunk)
 
     async def astream(
         self,
         input: LanguageModelInput,  # noqa: A002
         config: RunnableConfig | None = None,
         **kwargs: Any,
-    ) -> AsyncIterator[AIMessage]:
-        """Hold an auction and yield the drawn reply, whole."""
+    ) -> AsyncIterator[AIMessageChunk]:
+        """Hold an auction and yield the drawn reply as one chunk."""
 
         async def given() -> AsyncIterator[LanguageModelInput]:
             yield input
 
         async with self._delivery(kwargs) as delivery:
-            async for reply in self._atransform_stream_with_config(given(), self._areplies, config, **kwargs):
+            async for chunk in self._atransform_stream_with_config(given(), self._areplies, config, **kwargs):
                 delivery.made()
-                yield reply
+                yield cast("AIMessageChunk", chunk)
 
     def _reply(
         self,
@@ -141,9 +143,9 @@ class AuctionRunnable(AuctionSettings, RunnableSerializable[LanguageModelInput, 
         run_manager: CallbackManagerForChainRun,
         config: RunnableConfig,
         **kwargs: Any,
-    ) -> Iterator[AIMessage]:
+    ) -> Iterator[AIMessageChunk]:
         for given in inputs:
-            yield self._reply(given, run_manager, config, **kwargs)
+            yield chunk_of(self._reply(given, run_manager, config, **kwargs))
 
     async def _areplies(
         self,
@@ -151,6 +153,6 @@ class AuctionRunnable(AuctionSettings, RunnableSerializable[LanguageModelInput, 
         run_manager: AsyncCallbackManagerForChainRun,
         config: RunnableConfig,
         **kwargs: Any,
-    ) -> AsyncIterator[AIMessage]:
+    ) -> AsyncIterator[AIMessageChunk]:
         async for given in inputs:
-            yield await self._areply(given, run_manager, config, **kwargs)
+            yield chunk_of(await self._areply(given, run_manager, config, **kwargs))

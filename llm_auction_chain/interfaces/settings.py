@@ -21,7 +21,7 @@ from llm_auction_chain.charging import Delivery, OnLedgerError, most_owed
 from llm_auction_chain.closing import DisclosurePlace
 from llm_auction_chain.entry import check_seed
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.interfaces.binding import with_schema, with_tools
+from llm_auction_chain.interfaces.binding import AuctionBinding, with_schema, with_tools
 from llm_auction_chain.mechanism import PaymentRule
 from llm_auction_chain.progress import AuctionEvent, EventHook, ProgressHook, atell
 from llm_auction_chain.receipts.commitments import message_digest
@@ -91,6 +91,14 @@ class AuctionSettings(BaseModel):
             if auction.ledger is not None:
                 most_owed(auction.agents, auction.report_cap, negative=True)
         return auction
+
+    def bind(self, **kwargs: Any) -> AuctionBinding:
+        """Return this auction with keywords that every call is made with, `run` and `arun` too."""
+        return AuctionBinding(bound=_as_runnable(self), kwargs=kwargs)
+
+    def with_config(self, config: RunnableConfig | None = None, **kwargs: Any) -> AuctionBinding:
+        """Return this auction with a config that every call is made with, `run` and `arun` too."""
+        return AuctionBinding(bound=_as_runnable(self), config=cast("RunnableConfig", {**(config or {}), **kwargs}))
 
     def bind_tools(
         self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any

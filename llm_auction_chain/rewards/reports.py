@@ -202,15 +202,18 @@ _STATUS: Mapping[type[BaseException], Status] = {
 }
 
 
+_UNTOLD = ("agents", "idempotency_key")  # of what a call's config chooses
+
+
 def _own(config: RunnableConfig | None) -> RunnableConfig | None:
-    """Return an agent's own copy of the config: it is told of no other agent, and what it adds reaches none."""
+    """Return an agent's own copy of the config: it is told no other agent and no key, and what it adds reaches none."""
     if config is None:
         return None
     own = ensure_config(config)
     callbacks = own.get("callbacks")
     own["callbacks"] = callbacks.copy() if isinstance(callbacks, BaseCallbackManager) else list(callbacks or [])
     own["tags"], own["metadata"] = list(own.get("tags") or []), dict(own.get("metadata") or {})
-    own["configurable"] = {name: value for name, value in own.get("configurable", {}).items() if name != "agents"}
+    own["configurable"] = {name: value for name, value in own.get("configurable", {}).items() if name not in _UNTOLD}
     return own
 
 

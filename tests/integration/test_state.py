@@ -15,6 +15,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.types import Command, interrupt
 
 from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction, ConfigurationError
 from llm_auction_chain.rewards import ClickReward, MentionReward, Reward
@@ -124,6 +125,38 @@ def test_a_saver_in_memory_gives_equal_messages_and_auctions_back(part):
     graph_of(part, saver).invoke(GIVEN, THREAD)
     written = graph_of(part, saver).invoke(GIVEN, THREAD)
     check_read_again(written, graph_of(part, saver).get_state(THREAD).values, part)
+
+
+def asking(interface, question, **settings):
+    """Return a graph whose auction asks somebody outside of it, and a thread to begin it in."""
+    return graph_of(auction(interface, **settings), InMemorySaver()), {"configurable": {"thread_id": question}}
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_an_interrupt_in_a_reward_is_that_agents_error_and_pauses_nothing(interface):
+    asks = Agent("A", lambda prompt, reply: float(interrupt("What is it worth?")))
+    graph, thread = asking(interface, "reward", agents=[asks, TWO[1]])
+    state = graph.invoke(GIVEN, thread)
+    assert "__interrupt__" not in state
+    told = state["messages"][-1].response_metadata["auction"]["agents"]
+    assert [(agent["agent"], agent["status"]) for agent in told] == [("A", "error"), ("C", "reported")]
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_an_interrupt_where_agents_are_chosen_pauses_and_is_resumed(interface):
+    graph, thread = asking(interface, "agents", agents=lambda given: TWO[: interrupt("How many?")])
+    (asked,) = graph.invoke(GIVEN, thread)["__interrupt__"]
+    assert asked.value == "How many?"
+    state = graph.invoke(Command(resume=1), thread)
+    assert [agent["agent"] for agent in state["messages"][-1].response_metadata["auction"]["agents"]] == ["B"]
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_a_checkpoint_keeps_the_key_of_a_call(interface):
+    saver = InMemorySaver()
+    graph = graph_of(auction(interface), saver)
+    graph.invoke(GIVEN, {"configurable": {"thread_id": "1", "idempotency_key": "request 1"}})
+    assert all(kept.metadata["idempotency_key"] == "request 1" for kept in saver.list(THREAD))
 
 
 # Plain JSON

@@ -4,6 +4,7 @@ Every reply has tokens that no other has; all that a stream ever showed is searc
 """
 
 import itertools
+from typing import TypedDict
 from uuid import UUID
 
 import pytest
@@ -175,6 +176,29 @@ async def test_a_message_stream_alone_shows_the_winner_once(model, place):
     for noted, parts in ((drawn, shown), (adrawn, ashown)):
         (winner,) = [message.text for _, (message, _) in parts if message.text]
         noted.check(parts, winner)
+
+
+class Noted(TypedDict):
+    text: str
+
+
+@for_every_model
+@pytest.mark.parametrize("kind", [AuctionRunnable, ChatAuction])
+async def test_a_message_stream_shows_a_reply_that_is_put_into_no_messages_of_a_chat_auction_alone(model, kind):
+    for stream in (False, True):
+        drawn = Drawn()
+        auction = kind(model=MODELS[model](), **terms(drawn))
+
+        def note(state, auction=auction, stream=stream):
+            given = state["text"]
+            return {"text": "".join(c.text for c in auction.stream(given)) if stream else auction.invoke(given).text}
+
+        graph = StateGraph(Noted).add_node("note", note).add_edge(START, "note").compile()
+        parts = list(graph.stream({"text": "Speak"}, stream_mode=["messages", "values"]))
+        winner = parts[-1][1]["text"]
+        drawn.check(parts, winner)
+        shown = [message.text for message, _ in (part for mode, part in parts if mode == "messages")]
+        assert shown == ([] if kind is AuctionRunnable else [winner])
 
 
 @everywhere

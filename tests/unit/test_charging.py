@@ -12,6 +12,7 @@ from langchain.agents import create_agent
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables.config import ensure_config
 
 from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction, Ledger
 from llm_auction_chain.errors import (
@@ -116,6 +117,27 @@ async def test_the_run_id_is_a_key(kind, ledger):
     charges = [auction(kind, ledger).invoke("x", config).response_metadata["auction"] for _ in range(2)]
     assert charges[0]["auction_id"] == config["run_id"]
     assert charges[0]["charge"] == charges[1]["charge"]
+
+
+@KINDS
+@STYLES
+async def test_no_agent_is_told_the_key_under_which_it_is_charged(kind, style, ledger):
+    told = []
+
+    def spies(prompt, reply):
+        told.append(ensure_config())
+        return 1.0
+
+    def asked(pair, config):
+        told.append({**config, "callbacks": vars(config["callbacks"])})
+        return 1.0
+
+    agents = [Agent("C", spies), Agent("R", RunnableLambda(asked), owner="b-group")]
+    config = {"configurable": {"idempotency_key": "order 7", "user": "u"}}
+    reply = await reply_of(auction(kind, ledger, agents), style, config)
+    assert reply.response_metadata["auction"]["charge"]
+    assert {one["configurable"]["user"] for one in told} == {"u"}
+    assert "order 7" not in repr(told)
 
 
 async def test_a_key_that_is_no_text_is_refused(ledger):

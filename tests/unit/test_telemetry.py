@@ -155,6 +155,16 @@ async def test_the_span_that_is_current_is_the_parent(telemetry, kind):
     assert [span.parent.span_id for span in auctions] == [mine.get_span_context().span_id] * 4
 
 
+async def test_a_chat_auctions_own_handler_makes_a_span_of_each_auction(telemetry):
+    auction = ChatAuction(model=Named(), callbacks=[telemetry.handler], **TERMS)
+    replies = [auction.invoke("x"), await auction.ainvoke("x"), next(auction.stream("x"))]
+    replies += [chunk async for chunk in auction.astream("x")]
+    auctions, calls = telemetry.take()
+    held = [reply.response_metadata["auction"]["auction_id"] for reply in replies]
+    assert [span.attributes["auction.id"] for span in auctions] == held
+    assert calls == []
+
+
 @KINDS
 async def test_a_judges_question_is_a_span_under_its_auction(telemetry, kind):
     judge = GenericFakeChatModel(messages=map(AIMessage, itertools.repeat("secret")))

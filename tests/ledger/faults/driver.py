@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm_auction_chain.ledger import Ledger
-from tests.ledger.faults.worker import OWNERS
+from tests.ledger.faults.worker import CURRENCY, OWNERS
 
 FAR = datetime(2100, 1, 1, tzinfo=UTC)
 DEPOSIT = Decimal(100_000)
@@ -52,7 +52,7 @@ class Client:
         )
         with Ledger(url) as ledger:
             for owner in OWNERS[:-1]:
-                ledger.deposit(owner, DEPOSIT, key=f"first {owner}")
+                ledger.deposit(owner, DEPOSIT, currency=CURRENCY, key=f"first {owner}")
         assert self._worker.stdout.readline() == "{}\n"
 
     def begin(self, keys, *, steps=False, **task):

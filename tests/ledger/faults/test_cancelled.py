@@ -14,7 +14,7 @@ from llm_auction_chain import AuctionWarning
 from llm_auction_chain.charging import Tab
 from llm_auction_chain.ledger import Ledger
 from tests.ledger.faults.driver import DEPOSIT
-from tests.ledger.faults.worker import OWNERS, auction_of, config_of
+from tests.ledger.faults.worker import CURRENCY, OWNERS, auction_of, config_of
 
 TASKS, AT_ONCE, TURNS = 160, 4, 12
 
@@ -23,7 +23,7 @@ TASKS, AT_ONCE, TURNS = 160, 4, 12
 def ledger(url):
     with Ledger(url) as made:
         for owner in OWNERS[:-1]:
-            made.deposit(owner, DEPOSIT, key=f"first {owner}")
+            made.deposit(owner, DEPOSIT, currency=CURRENCY, key=f"first {owner}")
         yield made
 
 

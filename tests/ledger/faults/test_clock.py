@@ -7,7 +7,7 @@ from random import Random
 
 from llm_auction_chain import AuctionWarning
 from llm_auction_chain.ledger import Ledger
-from tests.ledger.faults.worker import OWNERS, auction_of, config_of
+from tests.ledger.faults.worker import CURRENCY, OWNERS, auction_of, config_of
 
 AUCTIONS, HOLD_FOR = 80, timedelta(minutes=1)
 FUNDS = Decimal(20)
@@ -42,20 +42,20 @@ class Life:
 
     def refill(self):
         for owner in OWNERS[:-1]:
-            lacks = FUNDS - self.ledger.balance(owner).balance
+            lacks = FUNDS - self.ledger.balance(owner, currency=CURRENCY).balance
             if lacks > 0:
-                self.ledger.deposit(owner, lacks)
+                self.ledger.deposit(owner, lacks, currency=CURRENCY)
                 self.deposited += lacks
 
     def _drain(self, owner):
-        free = self.ledger.balance(owner).available
-        self.ledger.withdraw(owner, free)
+        free = self.ledger.balance(owner, currency=CURRENCY).available
+        self.ledger.withdraw(owner, free, currency=CURRENCY)
         self.deposited -= free
 
     def _close_a_period(self, owner):
-        until = self.ledger.deposit(owner, 1).at
+        until = self.ledger.deposit(owner, 1, currency=CURRENCY).at
         self.deposited += 1
-        self.closed.append((until, self.ledger.statement(owner, until=until)))
+        self.closed.append((until, self.ledger.statement(owner, currency=CURRENCY, until=until)))
 
 
 def hold(key, life):
@@ -77,7 +77,7 @@ def test_a_hold_that_expires_under_an_auction_is_charged_once_or_not_at_all(url,
             delivered.append(hold(f"clock-{n}", life))
         assert life.closed
         for until, statement in life.closed:
-            assert ledger.statement(statement.owner, until=until) == statement
+            assert ledger.statement(statement.owner, currency=CURRENCY, until=until) == statement
     outcomes = {revenue is not None for _, auction, revenue in delivered if auction in life.expired}
     assert outcomes == {True, False}
     found = settle("clock jumps, holds expire", url, len(life.expired), delivered, deposited=life.deposited)

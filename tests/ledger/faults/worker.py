@@ -28,6 +28,7 @@ from llm_auction_chain.ledger import Ledger
 from llm_auction_chain.testing import MarkovChatModel
 
 OWNERS = "ABCDEFGH"  # H has no account
+CURRENCY = "EUR"
 BACKENDS = """
 SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
@@ -46,6 +47,7 @@ def likes(letter, n):
 
 def auction_of(key, ledger, **settings):
     made = {"model": MarkovChatModel(), "agents": agents_of(key), "n_candidates": 4, "report_cap": 3.0}
+    made["currency"] = CURRENCY
     return AuctionRunnable(**made, ledger=ledger, **settings)
 
 
@@ -236,7 +238,7 @@ def run(task):
 def warm_up():
     """Import and compile what an auction needs, before the first fork."""
     with Ledger("sqlite://") as ledger:
-        ledger.deposit("A", 100)
+        ledger.deposit("A", 100, currency=CURRENCY)
         for key in ("x", str(uuid4())):
             auction_of(key, ledger).invoke("Say something", config_of(key))
     import psycopg  # noqa: F401

@@ -109,6 +109,55 @@ async def test_the_async_pipeline_is_auctioned_too(server, interface):
     assert (len(held["payments"]), held["diagnostics"]["candidates"]) == (1, M)
 
 
+TOLD = {"disclosure": "Ad: {sponsors}", "disclosure_place": "end"}
+
+
+def check_parsed_as_drawn(reply):
+    """Check that the disclosure is in the metadata of a reply and not in its text."""
+    assert reply.response_metadata["auction"]["disclosure"] == "Ad: spy"
+    assert "Ad" not in str(reply.content)
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+def test_no_disclosure_is_put_into_what_a_schema_parses(model, interface, method):
+    agents = [Spy(lambda reply: 100.0 * int(shaped(reply)["name"].replace("-", ""))).agent()]
+    auction = interface(model=model, agents=agents, n_candidates=M, **TOLD)
+    said = auction.with_structured_output(Person, method=method, include_raw=True).invoke("Reply in JSON")
+    assert isinstance(said["parsed"], Person)
+    check_parsed_as_drawn(said["raw"])
+
+
+SHAPE = {"type": "json_schema", "json_schema": {"name": "Person", "schema": Person.model_json_schema()}}
+SHAPED = {"response_format": SHAPE}
+FORMATS = {
+    "in the model": (lambda model: model.bind(**SHAPED), lambda auction: auction, {}),
+    "deep in it": (lambda model: model.bind(**SHAPED).with_retry(), lambda auction: auction, {}),
+    "in a fallback": (lambda model: model.with_fallbacks([model.bind(**SHAPED)]), lambda auction: auction, {}),
+    "with the call": (lambda model: model, lambda auction: auction, SHAPED),
+    "by bind": (lambda model: model, lambda auction: auction.bind(**SHAPED), {}),
+    "by bind_tools": (lambda model: model, lambda auction: auction.bind_tools([], **SHAPED), {}),
+    "by bind_tools around fallbacks": (
+        lambda model: model.with_fallbacks([Caller()]), lambda auction: auction.bind_tools([], **SHAPED), {}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+@pytest.mark.parametrize("asked", FORMATS)
+async def test_no_disclosure_is_put_into_a_reply_in_a_format_that_was_asked_for(interface, asked):
+    wrap, bind, given = FORMATS[asked]
+    caller = Caller(say=lambda messages, number: AIMessage(json.dumps({"name": "x", "age": number})))
+    spy = Spy(lambda reply: 100.0 * json.loads(reply.text)["age"])
+    auction = interface(model=caller, agents=[spy.agent()], n_candidates=M, **TOLD)
+    for reply in await both(auction):
+        assert reply.text.endswith("Ad: spy")
+    auction = interface(model=wrap(caller), agents=[spy.agent()], n_candidates=M, **TOLD)
+    for reply in await both(bind(auction), **given):
+        check_parsed_as_drawn(reply)
+        assert Person.model_validate_json(reply.text)
+
+
 WRAPS = {
     "bind": lambda model: model.bind(stop=["END"]),
     "retry": lambda model: model.bind(stop=["END"]).with_retry(),

@@ -151,6 +151,9 @@ def test_an_auction_of_serialisable_parts_comes_back_equal(interface):
     assert dumpd(back) == dumpd(over)
     assert back.invoke("Hi").response_metadata["auction"]["seed"] == 7
     assert back.invoke("Hi").text == "y"
+    bound = own.bind(seed=8)
+    allowed["allowed_objects"].append(type(bound))
+    assert loads(dumps(bound), **allowed).run("Hi").seed == 8
 
 
 def test_an_auction_with_agents_can_be_written_down():
@@ -269,6 +272,31 @@ async def test_the_calls_own_agents_reach_every_async_call(style):
     for chat in (auction(), auction().bind(stop=["x"])):
         assert bidders(await ACALLS[style](chat, told)) == ["call"]
         assert bidders(await ACALLS[style](chat, None)) == ["own"]
+
+
+class Runs(Hears):
+    """Keeps the names of events, and which runs they belong to, beside what runs are begun with."""
+
+    def on_custom_event(self, name, data, *, run_id, **kwargs):
+        self.told.append((name, run_id))
+
+
+@pytest.mark.filterwarnings("ignore:The method `BaseChatModel._a?chat_model_stream_v3` is in beta")  # LangChain's own
+@pytest.mark.parametrize("style", [*CALLS, *ACALLS])
+async def test_the_models_own_handlers_hear_its_run_and_its_events_and_nothing_below(style):
+    own, passed = Runs(), Runs()
+    judge = Agent("J", RunnableLambda(lambda pair: 1.0) | RunnableLambda(float))
+    chat = auction(Caller(), agents=[judge], callbacks=[own])
+    config = {"callbacks": [passed]}
+    _ = CALLS[style](chat, config) if style in CALLS else await ACALLS[style](chat, config)
+    (begun, *_), *heard = own.told
+    assert begun == "model"
+    names, runs = zip(*heard, strict=True)
+    assert names == ("auction.started", "auction.candidates", "auction.scored", "auction.settled")
+    assert len(set(runs)) == 1
+    below = [told for told in passed.told if told[0] == "chain"]
+    assert len(below) == 3 * M
+    assert [told for told in passed.told if told[0] != "chain"][1:] == heard
 
 
 async def test_each_input_of_a_batch_has_its_own_config():

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelFallbackMiddleware, ModelRetryMiddleware
+from langchain.agents.structured_output import ProviderStrategy
 from langchain_core.messages import AIMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
@@ -214,6 +215,16 @@ async def test_an_agents_structured_response_is_the_winners():
         assert state["structured_response"].text == drawn.tool_calls[0]["args"]["text"]
         assert len(state["auctions"]) == 1
     assert [len(shown) for shown in spy.shown] == [M, M]
+
+
+async def test_what_an_agent_asks_the_provider_for_is_parsed_whatever_is_disclosed():
+    model = Caller(say=lambda messages, number: AIMessage(json.dumps({"text": f"shape {number}"})))
+    eager = Agent("eager", lambda prompt, reply: 100.0 * int(reply.text.split()[-1].strip('"}')))
+    own = AuctionMiddleware([eager], n_candidates=M, disclosure="Ad", disclosure_place="start")
+    for state in await both(agent(own, model, response_format=ProviderStrategy(Shape)), GIVEN):
+        (held,) = state["auctions"]
+        assert (held["sponsored"], held["disclosure"]) == (True, "Ad")
+        assert state["structured_response"] == Shape.model_validate_json(state["messages"][-1].text)
 
 
 @pytest.mark.parametrize("settings", [

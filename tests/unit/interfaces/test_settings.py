@@ -17,9 +17,11 @@ from langchain_core.tools import BaseTool
 
 from llm_auction_chain import Agent, AuctionRunnable, ChatAuction, ConfigurationError
 from llm_auction_chain.testing import MarkovChatModel
+from tests.unit.interfaces.caller import Caller
 
 AGENT = Agent("B", lambda prompt, reply: 2.0 * reply.text.count("b"))
 BOTH = pytest.mark.parametrize("interface", [AuctionRunnable, ChatAuction])
+NOTE = {"type": "function", "function": {"name": "note", "description": "Note it.", "parameters": {}}}
 SEED = 7_310_934_551
 
 
@@ -68,6 +70,28 @@ def test_run_is_one_run_of_the_same_kind_as_invoke(interface):
     auction.run("x", {"callbacks": [run]})
     assert (len(run.models), len(run.chains)) == (len(invoked.models), len(invoked.chains)) == (1, len(run.chains))
     assert "results" not in repr(run.models)
+
+
+@BOTH
+async def test_run_is_given_what_is_bound_to_an_auction_as_invoke_is(interface):
+    caller, hears = Caller(), Starts()
+    own = interface(model=caller, agents=[AGENT], n_candidates=4, seed=7)
+    told = {"callbacks": [hears], "configurable": {"agents": [Agent("C", lambda prompt, reply: 1.0)]}}
+    for bound in (
+        own.bind(seed=8, stop=["END"], tools=[NOTE]).with_config(told),
+        own.with_config(told).bind(seed=8, stop=["END"], tools=[NOTE]),
+        own.bind(seed=1).with_config(told).bind(seed=8, stop=["END"], tools=[NOTE]),
+        own.bind_tools([NOTE]).with_config(told).bind(seed=8, stop=["END"]),
+    ):
+        for result in (bound.run("x"), await bound.arun("x")):
+            assert (result.bypassed, result.agents, result.seed) == (True, (), 8)
+        for result in (bound.run("x", seed=9, tools=[]), await bound.arun("x", seed=9, tools=[])):
+            assert (result.bypassed, [agent.name for agent in result.agents], result.seed) == (False, ["C"], 9)
+        assert [bool(call["tools"]) for call in caller.asked] == [True] * 2 + [False] * 8
+        assert {tuple(call["stop"]) for call in caller.asked} == {("END",)}
+        assert len(hears.models if interface is ChatAuction else hears.chains) == 4
+        for heard in (caller.asked, hears.models, hears.chains):
+            heard.clear()
 
 
 @BOTH

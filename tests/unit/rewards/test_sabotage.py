@@ -160,22 +160,24 @@ def test_an_agent_learns_nothing_from_the_config_and_spoils_it_for_nobody(ask):
 
     class Spies(Runnable):
         def invoke(self, input, config=None, **kwargs):  # noqa: A002
+            found.append(config["configurable"])
             told = spies(**input)
             config["callbacks"] = 5
             return told
 
     from langchain_core.callbacks import CallbackManager
 
-    config = {"callbacks": CallbackManager([]), "configurable": {"agents": ["rivals"], "user": "u"}}
+    chosen = {"agents": ["rivals"], "idempotency_key": "request 1", "user": "u"}
+    config = {"callbacks": CallbackManager([]), "configurable": dict(chosen)}
     agents = [Agent("function", spies), Agent("runnable", Spies()), Agent("rival", RunnableLambda(lambda pair: 3.25))]
     reports = ask(*agents, config=config)
     assert [report.status for report in reports] == ["reported"] * 3
-    assert all("agents" not in settings for settings in found)
-    assert found[0]["user"] == "u"
+    assert len(found) == 4
+    assert all(settings["user"] == "u" and not {"agents", "idempotency_key"} & set(settings) for settings in found)
     assert 3.25 not in spy.heard
     assert isinstance(config["callbacks"], CallbackManager)
     assert not config["callbacks"].handlers
-    assert config["configurable"] == {"agents": ["rivals"], "user": "u"}
+    assert config["configurable"] == chosen
 
 
 def test_a_function_beside_a_reward_that_awaits_holds_up_nobody(ask, gate):
