@@ -318,7 +318,8 @@ def test_a_reply_that_only_calls_tools_gets_no_text():
             return drawn
 
     wants = Agent("B", lambda prompt, reply: 2.0 * reply.tool_calls[0]["args"]["what"].count("b"))
-    held = auction([wants], model=Calls(length=3), disclosure="Ad: {sponsors}.", disclosure_place="end").run("x")
+    disclosed = {"disclosure": "Ad: {sponsors}.", "disclosure_place": "end"}
+    held = auction([wants], model=Calls(length=3), on_tool_calls="auction", **disclosed).run("x")
     assert held.reply.content == ""
     assert held.sponsors == (wants,)
     assert held.disclosure == "Ad: B."
