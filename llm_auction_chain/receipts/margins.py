@@ -13,7 +13,7 @@ __all__ = ["RELATIVE", "Margin", "margins_of"]
 
 RELATIVE = 1e-9
 _EPS = 2.0**-52
-_WIDE = 2048.0  # a report of more tau than this is charged by sums over others, whose digits theirs take with them
+_WIDE = 512.0  # exponentials of more tau may overflow: the payment is then from sums over others, with their digits
 
 
 @dataclass(frozen=True, kw_only=True)
