@@ -133,19 +133,19 @@ def _as_json(one: Any, found: "Verification") -> dict[str, Any]:
             }
             for each in found.differences
         ],
+        "more": found.more,
         "signed_by": found.signed_by,
     }
 
 
 def _sum_up(console: "Console", all_found: Iterator[Any]) -> int:
-    """Print a line for each that holds, every difference of the others, and how many are which."""
+    """Print a line for each that holds, what differs in the others, and how many are which."""
     counts = {True: 0, False: 0}
     for one, found in all_found:
         counts[found.ok] += 1
         name = str(one.get("auction_id", "without an id")) if isinstance(one, dict) else "no receipt"
         write_line(console, f"{'OK' if found.ok else 'DIFFERS'}  {name}", "" if found.ok else "bold red")
-        for difference in found.differences:
-            write_line(console, f"  {difference}")
+        _write_differences(console, found)
     read = f"{counts[True] + counts[False]} receipts"
     write_line(
         console, f"{read}: all OK" if not counts[False] else f"{read}: {counts[True]} OK, {counts[False]} differ"
@@ -157,17 +157,26 @@ def _show(console: "Console", one: Any, found: "Verification", *, key_given: boo
     receipt = _shaped(one)
     if receipt is not None:
         _show_facts(console, receipt)
-        write_line(console, f"signed     {_signer(found, key_given=key_given)}")
+        signer = _signer(found, signed=receipt.signature is not None, key_given=key_given)
+        write_line(console, f"signed     {signer}")
     if found.ok:
         write_line(console, "OK", "bold green")
         return
-    write_line(console, f"DIFFERS: {len(found.differences)} of what it states does not follow", "bold red")
+    count = len(found.differences) + found.more
+    write_line(console, f"DIFFERS: {count} of what it states does not follow", "bold red")
+    _write_differences(console, found)
+
+
+def _write_differences(console: "Console", found: "Verification") -> None:
     for difference in found.differences:
         write_line(console, f"  {difference}")
+    if found.more:
+        write_line(console, f"  and {found.more} more")
 
 
-def _signer(found: "Verification", *, key_given: bool) -> str:
-    if any(difference.field.startswith("signature") for difference in found.differences):
+def _signer(found: "Verification", *, signed: bool, key_given: bool) -> str:
+    wrong = any(difference.field.startswith("signature") for difference in found.differences)
+    if wrong or (signed and found.signed_by is None):
         return "not as it should be, see below"
     if found.signed_by is None:
         return "by nobody: whoever made it may have made all of it up"

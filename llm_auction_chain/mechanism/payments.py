@@ -17,7 +17,7 @@ import numpy.typing as npt
 from llm_auction_chain.errors import RewardError
 from llm_auction_chain.mechanism.allocation import FloatArray
 
-__all__ = ["PAYMENT_RULES", "LeaveOneOut", "PaymentRule", "charge", "leave_one_out", "price_per_click"]
+__all__ = ["PAYMENT_RULES", "LeaveOneOut", "PaymentRule", "charge", "leave_one_out", "owner_shares", "price_per_click"]
 
 PaymentRule = Literal["expected", "proportional", "influence", "pivot"]
 PAYMENT_RULES: tuple[PaymentRule, ...] = get_args(PaymentRule)
@@ -29,6 +29,7 @@ _FAINT = 1e-4  # a KL below this share of the sums it is the difference of is su
 _WIDE = 2048.0  # a report of more tau than this, divided out of p, would cost the law without it too many digits
 _DEEP = -707.0  # exponentials of less leave the normal numbers, are slow, and count as 0
 _GENTLE = 1 / 16  # where no report spans more (in tau), expm1 keeps more digits than exp
+_ROUNDING = 1e-14  # share of the spread, and of its square over tau, below which a payment has no digits
 _NEAR = 1 / 32  # up to here exp(-y) - 1 + y is computed by its series, beyond from expm1
 _SERIES = [(-1.0) ** k / factorial(k + 2) for k in range(8)]
 
@@ -290,6 +291,24 @@ def charge(
         lost += gap
         paid[rows] = lost.max(axis=1)
     return np.clip(paid, 0.0, drawn - rewards.min(axis=1))
+
+
+def owner_shares(groups: npt.NDArray[np.int64], alone: FloatArray, spreads: FloatArray, tau: float) -> FloatArray:
+    """Return each agent's share of its owner's payment: in proportion to `alone`, equal where that is rounding.
+
+    Args:
+        groups: (N,), the owner of each agent, numbered from 0.
+        alone: (N,), what each would pay as its own owner, money.
+        spreads: (N,), `max_j r_ij - min_j r_ij`, money.
+        tau: above 0.
+
+    >>> owner_shares(np.array([0, 0, 1, 1]), np.array([1.0, 3.0, 0.0, 1e-17]), np.ones(4), 1.0).tolist()
+    [0.25, 0.75, 0.5, 0.5]
+    """
+    rounding = _ROUNDING * spreads * np.minimum(1.0, spreads / tau)
+    totals, noise = (np.bincount(groups, weights=each)[groups] for each in (alone, rounding))
+    equal = 1.0 / np.bincount(groups)[groups]
+    return np.asarray(np.divide(alone, totals, out=equal, where=totals > noise))
 
 
 def price_per_click(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from llm_auction_chain.errors import ConfigurationError, RewardError
 from llm_auction_chain.mechanism.allocation import FloatArray, draw, log_softmax
 from llm_auction_chain.mechanism.diagnostics import Diagnostics, diagnose
-from llm_auction_chain.mechanism.payments import PAYMENT_RULES, PaymentRule, charge, leave_one_out
+from llm_auction_chain.mechanism.payments import PAYMENT_RULES, PaymentRule, charge, leave_one_out, owner_shares
 
 __all__ = ["LARGEST_REWARD", "Settlement", "check_payment_rule", "check_tau", "settle"]
 
@@ -94,7 +94,8 @@ def settle(
         tau: weight of the reference model, money per nat, above 0.
         payment_rule: `expected`, `proportional`, `influence` or `pivot`.
         owners: (N,), who pays for each agent; agents of one owner are summed into one report, and the owner's payment
-            is shared in proportion to what each would pay alone. None: every agent pays for itself.
+            is shared in proportion to what each would pay alone, equally where that is no more than rounding. None:
+            every agent pays for itself.
         pays: (N,), False for a player whose welfare counts and who is never charged: the user, the platform. What the
             others pay stays the Clarke payment against that welfare. Agents of one owner all pay, or none does.
         draws: (M,), how many equal draws each candidate stands for, its log-weight being theirs by log-add-exp. None:
@@ -137,7 +138,8 @@ def settle(
     paid = charge(rule, charged, scores=scores, noise=noise, winner=winner, tau=tau, mode=mode, without=without)
     laws, expected, contributions = without.laws, without.expected, without.contributions
     if groups is not None:
-        shares = _shares(groups, leave_one_out(reports, weights, tau, log_p).expected)
+        alone = leave_one_out(reports, weights, tau, log_p).expected
+        shares = owner_shares(groups, alone, np.ptp(reports, axis=1), tau)
         laws = laws[groups]
         expected, paid = expected[groups] * shares, paid[groups] * shares
         contributions = np.einsum("ij,j->i", reports, p) - expected
@@ -322,9 +324,3 @@ def _total(reports: FloatArray, weights: FloatArray, tau: float) -> tuple[FloatA
         total, constant = (reports - reports[:, :1]).sum(axis=0), float(reports[:, 0].sum())
     best = total[np.argmax(weights + total / tau)]
     return np.asarray(total - best), float(constant + best)
-
-
-def _shares(groups: npt.NDArray[np.int64], alone: FloatArray) -> FloatArray:
-    totals = np.bincount(groups, weights=alone)[groups]
-    equal = 1.0 / np.bincount(groups)[groups]
-    return np.asarray(np.divide(alone, totals, out=equal, where=totals > 0))

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from llm_auction_chain.errors import AuctionError
-from llm_auction_chain.mechanism.allocation import FloatArray
+from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.mechanism.payments import PaymentRule, price_per_click
 from llm_auction_chain.money import as_decimal, as_text, total
 from llm_auction_chain.receipts.commitments import commitment, salt_of
+from llm_auction_chain.receipts.margins import RELATIVE, Margin, margins_of
 from llm_auction_chain.receipts.opening import commit
 from llm_auction_chain.receipts.parts import Bid
 from llm_auction_chain.receipts.recomputation import Figures, figures_of
@@ -22,7 +23,9 @@ from llm_auction_chain.receipts.signing import is_signed_by
 
 __all__ = ["Difference", "bound", "consistent", "sealed", "settled", "spelled"]
 
-_RELATIVE, _ABSOLUTE = 1e-9, 1e-11  # processors differ in the last digits of exponentials
+_NATS = 1e-11  # processors differ in the last digits of logarithms
+_DIGITS = 1e-12  # and of quotients
+_LEAST = 1e-300  # smaller numbers have fewer digits
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 32
 _SHORT.maxlist = _SHORT.maxdict = 3
@@ -104,15 +107,19 @@ def consistent(read: Receipt | AgentView) -> Iterator[Difference]:
     names = [bid.agent for bid in read.agents]
     if len(set(names)) < len(names):
         yield Difference(field="agents", stated=names, rule="an agent stands there twice")
+    never = [j for j, nats in enumerate(read.log_probabilities) if nats is None]
     for k, bid in enumerate(read.agents):
-        yield from _misreported(f"agents[{k}]", bid, m)
+        yield from _misreported(f"agents[{k}]", bid, m, never)
     yield from _misowned(read) if isinstance(read, AgentView) else _miscounted(read)
 
 
-def _misreported(where: str, bid: Bid, m: int) -> Iterator[Difference]:
+def _misreported(where: str, bid: Bid, m: int, never: Sequence[int]) -> Iterator[Difference]:
     yield from _differ(f"len({where}.report)", len(bid.report), m)
-    if bid.click_through is not None:
-        yield from _differ(f"len({where}.click_through)", len(bid.click_through), m)
+    for j in never:
+        for amount in bid.report[j : j + 1]:
+            if amount:
+                yield Difference(field=f"{where}.report[{j}]", stated=amount, rule="it should be 0: it is never drawn")
+    yield from _misclicked(where, bid, m)
     largest = max(map(abs, bid.report), default=0.0)
     if bid.status not in ("reported", "capped") and largest:
         yield Difference(field=f"{where}.report", stated=largest, rule=f"it should be 0, as the status is {bid.status}")
@@ -120,6 +127,19 @@ def _misreported(where: str, bid: Bid, m: int) -> Iterator[Difference]:
         yield Difference(field=f"{where}.report", stated=largest, rule=f"it is beyond the cap, {bid.report_cap!r}")
     if bid.status == "capped" and bid.report_cap is None:
         yield Difference(field=f"{where}.status", stated=bid.status, rule="there is no cap")
+
+
+def _misclicked(where: str, bid: Bid, m: int) -> Iterator[Difference]:
+    """Tell where a report is not the value of a click times its probability, cut to the cap."""
+    value, clicks = bid.value_per_click, bid.click_through
+    if value is None or clicks is None:
+        if value is not None or clicks is not None:
+            yield Difference(field=f"{where}.value_per_click", stated=value, rule="it goes with click_through")
+        return
+    yield from _differ(f"len({where}.click_through)", len(clicks), m)
+    cap = math.inf if bid.report_cap is None else bid.report_cap
+    worth = [min(value * chance, cap) for chance in clicks]
+    yield from _far(f"{where}.report", bid.report, worth, _LEAST)
 
 
 def _misowned(read: AgentView) -> Iterator[Difference]:
@@ -131,6 +151,7 @@ def _misowned(read: AgentView) -> Iterator[Difference]:
 
 
 def _miscounted(read: Receipt) -> Iterator[Difference]:
+    yield from _differ("draw_seed", read.draw_seed, str(streams_of(int(read.seed))[1]))
     m = len(read.candidates)
     for name in ("log_weights", "probabilities"):
         yield from _differ(f"len({name})", len(getattr(read, name)), m)
@@ -159,28 +180,47 @@ def settled(read: Receipt | AgentView) -> Iterator[Difference]:
     """Settle again, and tell which figures come out otherwise."""
     try:
         figures = figures_of(read)
+        margins = margins_of(read, figures)
     except (AuctionError, ValueError, IndexError, ArithmeticError) as error:
         yield Difference(field="agents", stated=len(read.agents), rule=f"they cannot be settled: {error}")
         return
-    largest = max((abs(amount) for bid in read.agents for amount in bid.report), default=0.0)
-    money = _ABSOLUTE * max(read.tau, largest)
     yield from _differ("winner", read.winner, figures.winner)
     log_p = [-math.inf if value is None else value for value in read.log_probabilities]
-    nats = _ABSOLUTE * max(1.0, largest / read.tau)
-    yield from _far("log_probabilities[{}]", log_p, figures.log_probabilities, nats)
+    yield from _far("log_probabilities", log_p, figures.log_probabilities.tolist(), _NATS)
     if isinstance(read, Receipt):
-        p = np.exp(figures.log_probabilities)
-        yield from _far("probabilities[{}]", read.probabilities, p, _ABSOLUTE)
+        yield from _far("probabilities", read.probabilities, [_exp(value) for value in log_p], _LEAST)
         yield from _differ("revenue", read.revenue, as_text(total(Decimal(bid.charge) for bid in read.agents)))
-    for name, computed in (
-        ("contribution", figures.contributions),
-        ("expected", figures.expected),
-        ("payment", figures.payments),
-    ):
-        yield from _far(f"agents[{{}}].{name}", [getattr(bid, name) for bid in read.agents], computed, money)
+    for margin in margins:
+        yield from _owed(read, margin, figures)
     for k, bid in enumerate(read.agents):
         yield from _differ(f"agents[{k}].charge", bid.charge, as_text(as_decimal(bid.payment)))
         yield from _priced(f"agents[{k}].price_per_click", bid, read.payment_rule, figures)
+
+
+def _owed(read: Receipt | AgentView, margin: Margin, figures: Figures) -> Iterator[Difference]:
+    """Tell which amounts of an owner come out otherwise: the owner's strictly, each agent's as its share is known."""
+    bids = [read.agents[k] for k in margin.agents]
+    for name, computed, tolerance in (
+        ("expected", figures.expected, margin.expected),
+        ("payment", figures.payments, margin.payment),
+    ):
+        said, of_owner = sum(getattr(bid, name) for bid in bids), float(computed[margin.agents].sum())
+        where = f"sum(agents.{name}) of {_SHORT.repr(bids[0].owner)}"
+        if len(bids) > 1:
+            yield from _off(where, said, of_owner, tolerance)
+        least = -margin.spread if (name, read.payment_rule) == ("payment", "influence") else 0.0
+        if not least - RELATIVE * margin.spread <= said <= margin.spread * (1.0 + RELATIVE):
+            yield Difference(field=where, stated=said, rule=f"it is beyond what its reports span, {margin.spread!r}")
+        share = tolerance + margin.split * abs(of_owner)
+        for k, bid in zip(margin.agents, bids, strict=True):
+            yield from _off(f"agents[{k}].{name}", getattr(bid, name), float(computed[k]), share)
+    for k, bid in zip(margin.agents, bids, strict=True):
+        figure = float(figures.contributions[k])
+        yield from _off(f"agents[{k}].contribution", bid.contribution, figure, margin.contribution)
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(nats, 1.0))
 
 
 def _priced(where: str, bid: Bid, rule: PaymentRule, figures: Figures) -> Iterator[Difference]:
@@ -195,7 +235,7 @@ def _priced(where: str, bid: Bid, rule: PaymentRule, figures: Figures) -> Iterat
     if price is None or bid.price_per_click is None:
         yield from _differ(where, bid.price_per_click, price)
     else:
-        yield from _far(where, [bid.price_per_click], np.array([price]), 0.0)
+        yield from _off(where, bid.price_per_click, price, 0.0)
 
 
 def _differ(field: str, stated: Any, computed: Any) -> Iterator[Difference]:
@@ -203,8 +243,15 @@ def _differ(field: str, stated: Any, computed: Any) -> Iterator[Difference]:
         yield Difference(field=field, stated=stated, computed=computed)
 
 
-def _far(field: str, stated: Sequence[float], computed: FloatArray, tolerance: float) -> Iterator[Difference]:
-    """Tell where figures differ by more than processors do."""
-    for k, (said, figure) in enumerate(zip(stated, computed.tolist(), strict=False)):
-        if not math.isclose(said, figure, rel_tol=_RELATIVE, abs_tol=tolerance):
-            yield Difference(field=field.format(k), stated=said, computed=figure)
+def _far(field: str, stated: Sequence[float], computed: Sequence[float], tolerance: float) -> Iterator[Difference]:
+    """Tell which of a row of figures differ in more than their twelve digits."""
+    for k, (said, figure) in enumerate(zip(stated, computed, strict=False)):
+        yield from _off(f"{field}[{k}]", said, figure, tolerance, _DIGITS)
+
+
+def _off(
+    field: str, stated: float, computed: float, tolerance: float, relative: float = RELATIVE
+) -> Iterator[Difference]:
+    """Tell where a figure differs by more than processors do."""
+    if not math.isclose(stated, computed, rel_tol=relative, abs_tol=tolerance):
+        yield Difference(field=field, stated=stated, computed=computed)

@@ -38,6 +38,7 @@ def issue(
             **parts["terms"],
             "auction_id": named,
             "seed": parts["seed"],
+            "draw_seed": parts["draw_seed"],
             "components": parts["draws"]["components"],
             "candidates": [
                 {"reply": reply, **drawn}
@@ -72,6 +73,7 @@ def _bid(opening: Opening, k: int, report: Report, settlement: Settlement, price
         reason=printable(report.reason),
         report=report.rewards,
         click_through=report.click_through,
+        value_per_click=report.value_per_click,
         contribution=float(settlement.contributions[k]),
         expected=float(settlement.expected_payments[k]),
         payment=payment,

@@ -9,16 +9,17 @@ from langchain_core.messages import BaseMessage
 from llm_auction_chain.agents import Agent
 from llm_auction_chain.candidates import Candidate
 from llm_auction_chain.canonical import digest, printable
+from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.receipts.commitments import commitment, message_digest, salt_of
 
 __all__ = ["PARTS", "Opening", "commit", "open_auction"]
 
-PARTS = ("terms", "seed", "replies", "draws", "weights", "agents")
+PARTS = ("terms", "seed", "draw_seed", "replies", "draws", "weights", "agents")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """What an auction is bound to before any report: terms, seed, candidates, their weights, who takes part.
+    """What an auction is bound to before any report: terms, seeds, candidates, their weights, who takes part.
 
     Attributes:
         commitment: digest of a salted commitment to each part; agents are told it with the question.
@@ -71,6 +72,7 @@ def open_auction(
     parts = {
         "terms": {**printable(terms), "prompt": message_digest(salt_of(salt, "prompt"), *prompt)},
         "seed": str(seed),
+        "draw_seed": str(streams_of(seed)[1]),
         "replies": [message_digest(of_shown if one.possible else of_unshown, one.message) for one in candidates],
         "draws": {
             "components": [{"component": printable(name), "draws": count} for name, count in components],

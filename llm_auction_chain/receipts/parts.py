@@ -1,8 +1,8 @@
 """What receipts consist of: bids, candidates, salts, and the bounds of every figure."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 __all__ = [
     "Bid",
@@ -15,6 +15,7 @@ __all__ = [
     "Nats",
     "Record",
     "Reply",
+    "Row",
     "Salt",
     "Salts",
     "Seed",
@@ -24,24 +25,35 @@ __all__ = [
     "Time",
 ]
 
+_T = TypeVar("_T")
+Row = Annotated[tuple[_T, ...], Field(fail_fast=True)]  # of a million wrong entries the first is told
+
+
+def _whole(value: Any) -> Any:
+    """Return 5 for 5.0, which is how other writers of JSON may spell it."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
 # Bounds keep every sum and quotient of them within float64, and whole numbers within those that JSON has.
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Salt = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Charge = Annotated[str, Field(pattern=r"^-?[0-9]{1,160}\.[0-9]{6}$")]
-Seed = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]*)$")]
+Seed = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,4299})$")]
 Time = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\+00:00$")]
 Nats = Annotated[float, Field(allow_inf_nan=False)]
 Money = Annotated[float, Field(ge=-1e150, le=1e150, allow_inf_nan=False)]
 Reward = Annotated[float, Field(ge=-1e100, le=1e100, allow_inf_nan=False)]
+Worth = Annotated[float, Field(ge=0, le=1e100, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Tau = Annotated[float, Field(ge=1e-100, le=1e100, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole)]
+Draws = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_whole)]
 
 
 class Record(BaseModel):
     """Frozen, and strict: nothing is taken for a number that is none, and nothing unknown is let pass."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Component(Record):
@@ -68,7 +80,7 @@ class Reply(Record):
 
     reply: Digest
     component: str
-    draws: Annotated[Count, Field(ge=1)]
+    draws: Draws
     excluded: bool
 
 
@@ -98,6 +110,7 @@ class Bid(Record):
         reason: why, where it did not report or was cut.
         report: (M,), money, as it counted.
         click_through: (M,), the predicted probability of a click, of an agent that pays per click.
+        value_per_click: money, its bid: the report is that times `click_through`, cut to the cap.
         contribution: U_i, money.
         expected: T_i, money.
         payment: for this draw, money, as computed.
@@ -111,8 +124,9 @@ class Bid(Record):
     report_cap: Nats | None
     status: Literal["reported", "capped", "timeout", "error", "invalid"]
     reason: str
-    report: tuple[Reward, ...]
-    click_through: tuple[Share, ...] | None
+    report: Row[Reward]
+    click_through: Row[Share] | None
+    value_per_click: Worth | None
     contribution: Money
     expected: Money
     payment: Money
@@ -145,28 +159,30 @@ class Salts(Record):
 
     Attributes:
         terms: of the terms.
-        seed: of the seed.
+        draw_seed: of the seed of the draw.
         replies: of the list of replies.
         reply: of the digest of each reply that agents were shown.
         reports: of the owner's reports.
     """
 
     terms: Salt
-    seed: Salt
+    draw_seed: Salt
     replies: Salt
     reply: Salt
-    reports: tuple[Salt, ...]
+    reports: Row[Salt]
 
 
 class Hidden(Record):
     """Commitments to what a view does not show.
 
     Attributes:
+        seed: from which the candidates can be drawn again.
         draws: components and their draws; what drew each candidate, how often, and whether it is excluded.
         weights: log-weights.
         agents: who takes part, on whose account, with which cap; who does not, and why.
     """
 
+    seed: Digest
     draws: Digest
     weights: Digest
     agents: Digest

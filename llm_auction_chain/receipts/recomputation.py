@@ -8,12 +8,12 @@ import numpy as np
 
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.mechanism import settle
-from llm_auction_chain.mechanism.allocation import FloatArray, draw, log_softmax, streams_of
-from llm_auction_chain.mechanism.payments import charge, leave_one_out
+from llm_auction_chain.mechanism.allocation import FloatArray, draw, log_softmax
+from llm_auction_chain.mechanism.payments import charge, leave_one_out, owner_shares
 from llm_auction_chain.receipts.parts import Bid
 from llm_auction_chain.receipts.records import AgentView, Receipt
 
-__all__ = ["Figures", "figures_of"]
+__all__ = ["Figures", "alone_of", "figures_of", "matrix_of", "nats_of"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,6 +22,7 @@ class Figures:
 
     Attributes:
         log_probabilities: (M,), log p, nats.
+        noise: (M,), the Gumbel noise of the draw.
         winner: index of the drawn candidate.
         contributions: of each of the receipt's agents, money.
         expected: of each, money.
@@ -29,6 +30,7 @@ class Figures:
     """
 
     log_probabilities: FloatArray
+    noise: FloatArray
     winner: int
     contributions: FloatArray
     expected: FloatArray
@@ -49,19 +51,20 @@ def figures_of(read: Receipt | AgentView) -> Figures:
 
 def _of_receipt(read: Receipt) -> Figures:
     draws = [candidate.draws for candidate in read.candidates]
-    merged = [weight + math.log(n) for weight, n in zip(_or_never(read.log_weights), draws, strict=True)]
+    merged = [weight + math.log(n) for weight, n in zip(nats_of(read.log_weights), draws, strict=True)]
     settled = settle(
-        _matrix(read.agents, len(draws)),
+        matrix_of(read.agents, len(draws)),
         merged,
         tau=read.tau,
         payment_rule=read.payment_rule,
         owners=[bid.owner for bid in read.agents],
         pays=[bid.pays for bid in read.agents],
         draws=draws,
-        seed=streams_of(int(read.seed))[1],
+        seed=int(read.draw_seed),
     )
     return Figures(
         log_probabilities=settled.log_probabilities,
+        noise=settled.noise,
         winner=settled.winner,
         contributions=settled.contributions,
         expected=settled.expected_payments,
@@ -74,33 +77,31 @@ def _of_view(read: AgentView) -> Figures:
 
     The draw is taken from log p itself: where reports are many tau, the weights lose the digits that decide it.
     """
-    stated = np.array(_or_never(read.log_probabilities))
+    stated = np.array(nats_of(read.log_probabilities))
     alive = np.flatnonzero(stated > -np.inf)
     if not alive.size:
         raise ConfigurationError("no candidate can be drawn")
     log_p = stated.copy()
     log_p[alive] = log_softmax(stated[alive])
-    winner, noise = draw(log_p, np.random.default_rng(streams_of(int(read.seed))[1]))
-    own = _matrix(read.agents, len(stated))[:, alive]
-    together, law, n = own.sum(axis=0, keepdims=True), log_p[alive], len(own)
-    weights = law - together[0] / read.tau
-    weights -= weights.max()
-    without = leave_one_out(together, weights, read.tau, law)
-    alone = leave_one_out(own, weights, read.tau, law).expected
-    shares = alone / alone.sum() if alone.sum() > 0 else np.full(n, 1 / n)
-    expected, payments = without.expected * shares, np.zeros(n)
+    winner, noise = draw(log_p, np.random.default_rng(int(read.draw_seed)))
+    own = matrix_of(read.agents, len(stated))[:, alive]
+    together, law, tau = own.sum(axis=0, keepdims=True), log_p[alive], read.tau
+    without = leave_one_out(together, _others(own, law, tau), tau, law)
+    groups = np.zeros(len(own), dtype=np.int64)
+    shares = owner_shares(groups, alone_of(own, law, tau), np.ptp(own, axis=1), tau)
+    expected, payments = without.expected * shares, np.zeros(len(own))
     contributions = np.einsum("ij,j->i", own, np.exp(law)) - expected
     if not read.agents[0].pays:
         expected = payments
     else:
         at = int(np.searchsorted(alive, winner))
         mode = int(np.argmax(law))
-        rule, tau = read.payment_rule, read.tau
         payments = shares * charge(
-            rule, together, scores=law, noise=noise[alive], winner=at, tau=tau, mode=mode, without=without
+            read.payment_rule, together, scores=law, noise=noise[alive], winner=at, tau=tau, mode=mode, without=without
         )
     return Figures(
         log_probabilities=log_p,
+        noise=noise,
         winner=winner,
         contributions=contributions,
         expected=expected,
@@ -108,9 +109,27 @@ def _of_view(read: AgentView) -> Figures:
     )
 
 
-def _or_never(values: Sequence[float | None]) -> list[float]:
+def alone_of(own: FloatArray, law: FloatArray, tau: float) -> FloatArray:
+    """Return what each of one owner's agents would pay as its own owner, money, from the law with everybody.
+
+    Args:
+        own: (N, M), their reports of what can be drawn.
+        law: (M,), log p, finite.
+        tau: above 0.
+    """
+    return leave_one_out(own, _others(own, law, tau), tau, law).expected
+
+
+def _others(own: FloatArray, law: FloatArray, tau: float) -> FloatArray:
+    weights = law - own.sum(axis=0) / tau
+    return np.asarray(weights - weights.max())
+
+
+def nats_of(values: Sequence[float | None]) -> list[float]:
+    """Return log-probabilities or log-weights, `-inf` for null."""
     return [-math.inf if value is None else value for value in values]
 
 
-def _matrix(bids: Sequence[Bid], m: int) -> FloatArray:
+def matrix_of(bids: Sequence[Bid], m: int) -> FloatArray:
+    """Return the reports, (N, M)."""
     return np.array([bid.report for bid in bids], dtype=np.float64).reshape(len(bids), m)

@@ -22,6 +22,7 @@ from llm_auction_chain.receipts.parts import (
     Nats,
     Record,
     Reply,
+    Row,
     Salt,
     Salts,
     Seed,
@@ -35,7 +36,7 @@ from llm_auction_chain.receipts.signing import signature_of
 __all__ = ["GENERATOR", "MECHANISM", "AgentView", "Receipt", "report_part"]
 
 MECHANISM = "mosaic/1"
-GENERATOR = "numpy PCG64, Gumbel noise -log(standard_exponential), stream 2 of SeedSequence(seed)"
+GENERATOR = "numpy PCG64 of draw_seed, stream 2 of SeedSequence(seed); Gumbel noise -log(standard_exponential)"
 
 
 class _Shared(Record):
@@ -51,8 +52,8 @@ class _Shared(Record):
         currency: unit of all amounts; may have no name.
         tau: weight of the reference model, money per nat.
         payment_rule: what payments follow.
-        seed: of the auction, decimal digits.
-        generator: what noise is made of the seed.
+        draw_seed: of the draw among the candidates, decimal digits.
+        generator: what noise is made of it.
         prompt: salted digest of the user's messages.
         log_probabilities: (M,), log p, nats; null for what is never drawn.
         winner: index of the drawn candidate.
@@ -72,13 +73,13 @@ class _Shared(Record):
     currency: str
     tau: Tau
     payment_rule: Literal["expected", "proportional", "influence", "pivot"]
-    seed: Seed
+    draw_seed: Seed
     generator: str
     prompt: Digest
-    log_probabilities: Annotated[tuple[Nats | None, ...], Field(min_length=1)]
+    log_probabilities: Annotated[Row[Nats | None], Field(min_length=1)]
     winner: Count
-    agents: tuple[Bid, ...]
-    reports: tuple[Digest, ...]
+    agents: Row[Bid]
+    reports: Row[Digest]
     opening: Digest
     digest: Digest
     signature: Signature | None
@@ -111,8 +112,10 @@ class _Shared(Record):
 
         Raises:
             MissingDependencyError: `cryptography` is not installed.
-            ConfigurationError: it is another kind of key.
+            ConfigurationError: it is another kind of key, or the digest stated is not that of the content.
         """
+        if self.digest != self.computed_digest():
+            raise ConfigurationError(f"The digest of {self.auction_id} is not that of its content; verify tells more.")
         public_key, value = signature_of(self.digest, key)
         signature = Signature(algorithm="Ed25519", public_key=public_key, value=value)
         return self.model_copy(update={"signature": signature})
@@ -128,6 +131,7 @@ class Receipt(_Shared):
 
     Attributes:
         schema_: `llm_auction_chain.receipt/1`.
+        seed: of the auction, decimal digits; gives the candidates again, and `draw_seed`.
         candidates: (M,).
         components: of the proposal, with their draws.
         log_weights: (M,), `log pi_ref - log pi_gen` of a draw, nats; null where it is never drawn.
@@ -146,11 +150,12 @@ class Receipt(_Shared):
     """
 
     schema_: Literal["llm_auction_chain.receipt/1"] = Field(alias="schema")
-    candidates: Annotated[tuple[Reply, ...], Field(min_length=1)]
-    components: tuple[Component, ...]
-    log_weights: tuple[Nats | None, ...]
-    probabilities: tuple[Share, ...]
-    left_out: tuple[LeftOut, ...]
+    seed: Seed
+    candidates: Annotated[Row[Reply], Field(min_length=1)]
+    components: Row[Component]
+    log_weights: Row[Nats | None]
+    probabilities: Row[Share]
+    left_out: Row[LeftOut]
     revenue: Charge
     bypassed: bool
     salt: Salt
@@ -160,6 +165,7 @@ class Receipt(_Shared):
         parts = {
             "terms": self.terms(),
             "seed": self.seed,
+            "draw_seed": self.draw_seed,
             "replies": [candidate.reply for candidate in self.candidates],
             "draws": {
                 "components": [component.model_dump() for component in self.components],
@@ -206,7 +212,7 @@ class Receipt(_Shared):
                 "reports": tuple(self.reports[k] for k in own),
                 "replies": tuple(candidate.reply for candidate in self.candidates),
                 "salts": Salts(
-                    **{part: salt_of(self.salt, part) for part in ("terms", "seed", "replies", "reply")},
+                    **{part: salt_of(self.salt, part) for part in ("terms", "draw_seed", "replies", "reply")},
                     reports=tuple(salt_of(self.salt, report_part(k)) for k in own),
                 ),
                 "hidden": Hidden(**{part: sealed[part] for part in Hidden.model_fields}),
@@ -221,9 +227,9 @@ class AgentView(_Shared):
     """What one owner's agents are entitled to know of an auction: enough to recompute what they pay.
 
     p is proportional to `p_-i * exp(r_i / tau)`, so that p, the own reports and tau give the law without them, the
-    contribution and the payment under every rule. Weights, draws, all other reports and the number of agents stay
-    hidden. What p itself tells stays visible: to who knows the weights and draws from elsewhere, the others' reports
-    summed, up to a constant.
+    contribution and the payment under every rule. Seed, weights, draws, all other reports and the number of agents
+    stay hidden. What p itself tells stays visible: to who knows the weights and draws from elsewhere, the others'
+    reports summed, up to a constant.
 
     Attributes:
         schema_: `llm_auction_chain.agent_view/1`.
@@ -234,7 +240,7 @@ class AgentView(_Shared):
     """
 
     schema_: Literal["llm_auction_chain.agent_view/1"] = Field(alias="schema")
-    replies: Annotated[tuple[Digest, ...], Field(min_length=1)]
+    replies: Annotated[Row[Digest], Field(min_length=1)]
     salts: Salts
     hidden: Hidden
     receipt: Digest
@@ -243,7 +249,7 @@ class AgentView(_Shared):
         """Return the commitment to each part of the opening: to those that are shown, from what is shown."""
         opened = {
             "terms": commitment(self.salts.terms, self.terms()),
-            "seed": commitment(self.salts.seed, self.seed),
+            "draw_seed": commitment(self.salts.draw_seed, self.draw_seed),
             "replies": commitment(self.salts.replies, list(self.replies)),
         }
         return {**opened, **self.hidden.model_dump()}

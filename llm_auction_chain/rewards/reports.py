@@ -51,12 +51,14 @@ class Report:
             agent's own code raised, or which rule its report broke; never a reported number, nor anything of another
             agent.
         click_through: (M,), the predicted probability of a click, of an agent with a `ClickReward`; else None.
+        value_per_click: its bid, money; None where `click_through` is.
     """
 
     rewards: tuple[float, ...]
     status: Status = "reported"
     reason: str = ""
     click_through: tuple[float, ...] | None = None
+    value_per_click: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,15 +150,16 @@ class Round:
         """Return the report that a returned value is. It may be the agent's own code, so this runs behind the guard."""
         agent = self._agents[k]
         rewards = amounts_of(value, self._n, refuse_negative=self._terms.refuse_negative and agent.pays)
-        clicks = _click_through(agent.reward, rewards)
+        clicks, value = _per_click(agent.reward, rewards)
         cap = cap_of(agent, self._terms.report_cap)
         if cap is None or all(-cap <= reward <= cap for reward in rewards):
-            return Report(rewards=rewards, click_through=clicks)
+            return Report(rewards=rewards, click_through=clicks, value_per_click=value)
         return Report(
             rewards=tuple(min(max(reward, -cap), cap) for reward in rewards),
             status="capped",
             reason="reported rewards beyond its cap; they count as the cap",
             click_through=clicks,
+            value_per_click=value,
         )
 
     def _ask(self, k: int, *, awaiting: bool) -> Any:
@@ -217,8 +220,9 @@ def _own(config: RunnableConfig | None) -> RunnableConfig | None:
     return own
 
 
-def _click_through(reward: Any, rewards: tuple[float, ...]) -> tuple[float, ...] | None:
-    """Return what a `ClickReward` predicted, from what it made of it."""
+def _per_click(reward: Any, rewards: tuple[float, ...]) -> tuple[tuple[float, ...] | None, float | None]:
+    """Return what a `ClickReward` predicted, from what it made of it, and its value of a click."""
     if type(reward) is not ClickReward or not reward.value_per_click:
-        return None
-    return tuple(min(amount / reward.value_per_click, 1.0) for amount in rewards)
+        return None, None
+    value = float(reward.value_per_click)
+    return tuple(min(amount / value, 1.0) for amount in rewards), value

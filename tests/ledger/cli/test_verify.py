@@ -122,6 +122,7 @@ def test_json_tells_the_same(say, saved, receipts):
         "schema": told["schema"],
         "ok": True,
         "differences": [],
+        "more": 0,
         "signed_by": None,
     }
     said = say("verify", saved([told, {**told, "tau": float("nan")}]), "--json")
@@ -144,6 +145,27 @@ def test_a_key_says_who_must_have_signed(say, saved, receipts, public):
     said = say("verify", saved(receipts[0].as_dict()), "--key", file)
     assert (said.code, "signature" in said.out) == (1, True)
     assert say("verify", signed, "--key", "none.pem").code == 2
+
+
+def test_who_signed_another_content_did_not_sign_this_one(say, saved, receipts, public):
+    key, file = public("platform.pem")
+    forged = saved({**receipts[0].signed(key).as_dict(), "revenue": "9.000000"})
+    for more in ([], ["--key", file]):
+        said = say("verify", forged, *more)
+        assert said.code == 1
+        assert "signed     not as it should be" in said.out
+        assert key.public_key().public_bytes_raw().hex() not in said.out
+    assert json.loads(say("verify", forged, "--json").out)["signed_by"] is None
+
+
+def test_a_hundred_differences_are_printed_and_the_others_counted(say, saved, receipts):
+    told = {**receipts[0].as_dict(), **{f"more {k}": k for k in range(150)}}
+    said = say("verify", saved(told))
+    assert said.out.startswith("DIFFERS: 150 of what")
+    assert said.out.endswith("  and 50 more\n")
+    assert len(said.out.splitlines()) == 102
+    found = json.loads(say("verify", saved(told), "--json").out)
+    assert (len(found["differences"]), found["more"]) == (100, 50)
 
 
 def test_names_move_no_cursor_and_are_no_markup(say, saved, receipts):

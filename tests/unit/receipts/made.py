@@ -3,8 +3,11 @@
 import copy
 import json
 import warnings
+from decimal import Decimal
 
+import numpy as np
 from hypothesis import strategies as st
+from langchain_core.messages import AIMessage
 
 from llm_auction_chain import (
     Agent,
@@ -15,9 +18,16 @@ from llm_auction_chain import (
     DefensiveMixture,
     Reference,
 )
+from llm_auction_chain.candidates import Candidate
 from llm_auction_chain.canonical import digest
-from llm_auction_chain.mechanism import PAYMENT_RULES
-from llm_auction_chain.rewards import ClickReward
+from llm_auction_chain.mechanism import PAYMENT_RULES, settle
+from llm_auction_chain.mechanism.allocation import streams_of
+from llm_auction_chain.money import as_decimal, as_text, total
+from llm_auction_chain.receipts import GENERATOR, MECHANISM, AgentView, Receipt, issue, open_auction
+from llm_auction_chain.receipts.commitments import commitment, salt_of
+from llm_auction_chain.receipts.opening import commit
+from llm_auction_chain.receipts.records import report_part
+from llm_auction_chain.rewards import ClickReward, Report
 from llm_auction_chain.testing import MarkovChatModel
 
 WORDS = MarkovChatModel(tilts={"TuneTown": (0.0, 1.5, 0.0), "StringSchool": (-1.0, 0.0, 1.0)})
@@ -30,6 +40,56 @@ def no_b_first(prompt, reply):
 
 def fails(prompt, reply):
     raise LookupError("no stock")
+
+
+def issued(reports, log_weights, *, tau, rule="expected", owners=None, pays=None, seed=7):
+    """Return the receipt of an auction with these reports, (N, M), and log-weights, (M,); `-inf` is never drawn."""
+    n, m = np.shape(reports)
+    owners, pays = owners or [f"owner-{k}" for k in range(n)], pays or [True] * n
+    terms = {
+        "library": "0", "mechanism": MECHANISM, "time": "2026-01-01T00:00:00.000000+00:00", "model": "m",
+        "contexts": "none", "currency": "EUR", "tau": tau, "payment_rule": rule, "generator": GENERATOR,
+    }  # fmt: skip
+    opening = open_auction(
+        auction_id="x", salt="5a" * 32, prompt=[], terms=terms, seed=seed, left_out=[], bypassed=False,
+        candidates=[Candidate(message=AIMessage(str(j)), log_weight=nats) for j, nats in enumerate(log_weights)],
+        components=[("reference", m)], caps=[None] * n,
+        agents=[Agent(f"agent-{k}", len, owner=owners[k], pays=pays[k]) for k in range(n)],
+    )  # fmt: skip
+    reports = np.where(np.isneginf(log_weights), 0.0, reports)
+    settled = settle(
+        reports, log_weights, tau=tau, payment_rule=rule, owners=owners, pays=pays, seed=streams_of(seed)[1]
+    )
+    return issue(
+        opening, auction_id="x", reports=[Report(rewards=tuple(row)) for row in reports.tolist()], settlement=settled,
+        prices_per_click=[None] * n, revenue=total(as_decimal(float(paid)) for paid in settled.payments),
+    )  # fmt: skip
+
+
+def recommitted(receipt):
+    """Return it with the commitments, and the digest, that a platform which has the salts would put."""
+    kind = AgentView if "salts" in receipt else Receipt
+    made = kind.from_dict(receipt)
+    salts = [salt_of(made.salt, report_part(k)) for k in range(len(made.agents))] if kind is Receipt else None
+    reports = [
+        commitment(salt, bid.committed(made.auction_id))
+        for salt, bid in zip(salts or made.salts.reports, made.agents, strict=True)
+    ]
+    made = kind.from_dict({**receipt, "reports": reports})
+    return resealed({**made.as_dict(), "opening": commit(made.auction_id, made.commitments())})
+
+
+def charged(receipt, agent, extra):
+    """Return it with so much more owed by an agent, and all sums and digests as they would then be."""
+    forged = copy.deepcopy(receipt.as_dict())
+    (bid,) = (bid for bid in forged["agents"] if bid["agent"] == agent)
+    bid["expected"] += extra
+    bid["payment"] += extra
+    bid["contribution"] -= extra
+    bid["charge"] = as_text(as_decimal(bid["payment"]))
+    if "revenue" in forged:
+        forged["revenue"] = as_text(total(Decimal(bid["charge"]) for bid in forged["agents"]))
+    return resealed(forged)
 
 
 def crowd():

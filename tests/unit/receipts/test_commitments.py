@@ -50,17 +50,18 @@ async def test_what_agents_are_told_while_they_are_asked_is_the_opening():
     assert mine.told == told == result.receipt.opening == result.reply.response_metadata["auction"]["commitment"]
 
 
-@pytest.mark.parametrize("part", ["seed", "tau", "replies", "weights", "draws", "agents"])
+@pytest.mark.parametrize("part", ["draw_seed", "tau", "replies", "seed", "weights", "draws", "agents"])
 def test_a_platform_that_changes_what_it_was_bound_to_is_found_by_the_agent_alone(part):
     mine, receipt = attended()
     view = receipt.view("Mine").as_dict()
     if part in view["hidden"]:
         view["hidden"][part] = commitment(SALT, "another")
     else:
-        view[part] = {"seed": "8", "tau": 2.0, "replies": view["replies"][::-1]}[part]
+        view[part] = {"draw_seed": "8", "tau": 2.0, "replies": view["replies"][::-1]}[part]
     assert "opening" in {difference.field for difference in verify(resealed(view)).differences}
     # and one that makes a new opening, too, says something else than it said before
-    parts = {"terms": {name: view[name] for name in receipt.terms()}, "seed": view["seed"], "replies": view["replies"]}
+    parts = {"terms": {name: view[name] for name in receipt.terms()}}
+    parts |= {name: view[name] for name in ("draw_seed", "replies")}
     opened = {name: commitment(view["salts"][name], value) for name, value in parts.items()}
     view["opening"] = commit(view["auction_id"], {**opened, **view["hidden"]})
     assert "opening" not in {difference.field for difference in verify(resealed(view)).differences}

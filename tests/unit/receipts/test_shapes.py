@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import re
+import tracemalloc
 import types
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.receipts import AgentView, Receipt, verify
 from llm_auction_chain.receipts.schemas import schemas, write_schemas
-from tests.unit.receipts.made import everything, resealed, rich
+from tests.unit.receipts.made import everything, issued, resealed, rich
 
 ROOT = Path(__file__).parents[3]
 MADE = everything()
@@ -53,6 +54,34 @@ def test_garbage_of_any_shape_is_a_difference(garbage):
     assert found.signed_by is None
     for difference in found.differences:
         assert str(difference).isprintable()
+
+
+@pytest.mark.parametrize("names", [["agents"], ["agents", "candidates", "components", "left_out"], ["unknown"]])
+def test_of_hostile_lists_few_differences_are_told_and_nothing_is_copied_for_each(names):
+    text = json.dumps({"schema": RECEIPT["schema"], **{name: [{}] * 40_000 for name in names}})
+    tracemalloc.start()
+    found = verify(text)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.differences) <= 100
+    assert most < 150 * len(text)
+    values = verify({**RECEIPT, "probabilities": ["x"] * 40_000, "log_weights": [{}] * 40_000})
+    assert [difference.field for difference in values.differences] == ["log_weights[0]", "probabilities[0]"]
+
+
+def test_of_many_differences_the_first_hundred_are_told_and_the_others_counted():
+    found = verify({**RECEIPT, **{f"more {k}": k for k in range(150)}})
+    assert (len(found.differences), found.more, found.ok) == (100, 50, False)
+    wide = issued(np.zeros((1, 500)), np.zeros(500), tau=1.0).as_dict()
+    found = verify(resealed({**wide, "log_probabilities": [-1.0] * 500}))
+    assert (len(found.differences), found.more) == (100, 900)  # of each log-probability, and each probability
+
+
+def test_the_name_of_a_field_in_python_is_none_in_a_receipt():
+    told = {"schema_" if name == "schema" else name: value for name, value in RECEIPT.items()}
+    assert {difference.field for difference in verify(told).differences} == {"schema", "schema_"}
+    with pytest.raises(ConfigurationError):
+        Receipt.from_dict(told)
 
 
 HOSTILE = [

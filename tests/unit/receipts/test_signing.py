@@ -48,6 +48,16 @@ def test_a_signature_under_a_borrowed_name_is_told():
         assert found.signed_by is None
 
 
+def test_what_does_not_have_the_digest_it_states_is_neither_signed_nor_said_to_be():
+    for made in (RECEIPT, RECEIPT.view("Capped")):
+        bait = made.model_copy(update={"digest": rich(seed=1).digest})
+        with pytest.raises(ConfigurationError, match="not that of its content"):
+            bait.signed(KEY)
+        altered = {**made.signed(KEY).as_dict(), "model": "another"}
+        found = verify(altered, public_key=KEY.public_key())
+        assert (found.ok, found.signed_by) == (False, None)
+
+
 def test_what_is_unsigned_is_told_where_a_key_is_required():
     found = verify(RECEIPT, public_key=KEY.public_key())
     assert [str(difference) for difference in found.differences] == [

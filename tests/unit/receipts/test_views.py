@@ -8,16 +8,18 @@ from mpmath import mp, mpf
 
 from llm_auction_chain import Agent, ConfigurationError
 from llm_auction_chain.mechanism import PAYMENT_RULES
+from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.receipts import verify
-from tests.unit.receipts.made import MIXTURE, crowd, fails, held, no_b_first, rich
+from llm_auction_chain.receipts.commitments import salt_of
+from tests.unit.receipts.made import MIXTURE, crowd, fails, held, no_b_first, recommitted, rich
 
 FRESH = {"auction_id", "time", "salts", "hidden", "replies", "prompt", "reports", "opening", "digest", "receipt"}
 
 
 def noise_of(view):
     """Return the Gumbel noise, as the view's `generator` describes it."""
-    stream = int(np.random.SeedSequence(int(view["seed"])).generate_state(2, np.uint64)[1]) >> 11
-    return [-mp.log(mpf(float(e))) for e in np.random.default_rng(stream).standard_exponential(len(view["replies"]))]
+    stream = np.random.default_rng(int(view["draw_seed"]))
+    return [-mp.log(mpf(float(e))) for e in stream.standard_exponential(len(view["replies"]))]
 
 
 def by_hand(view):
@@ -127,6 +129,23 @@ def test_neither_the_number_of_agents_nor_a_salt_of_theirs_can_be_told_from_a_vi
     shape = {name: len(value) if isinstance(value, list | dict) else None for name, value in few.items()}
     assert {name: len(value) if isinstance(value, list | dict) else None for name, value in many.items()} == shape
     assert len(few["salts"]["reports"]) == len(many["salts"]["reports"]) == 1
+
+
+def test_a_view_replays_the_draw_and_not_the_candidates():
+    receipt = rich(seed=2**60 + 3)
+    view = receipt.view("Capped")
+    assert verify(view).ok
+    assert receipt.seed == str(2**60 + 3)
+    text = json.dumps(view.as_dict())
+    assert receipt.seed not in text
+    assert str(streams_of(int(receipt.seed))[0]) not in text
+    assert view.draw_seed == str(streams_of(int(receipt.seed))[1])
+    assert salt_of(receipt.salt, "seed") not in text
+
+
+def test_the_seed_of_the_draw_is_that_of_the_auction():
+    forged = {**rich().as_dict(), "seed": "8"}
+    assert "draw_seed" in {found.field for found in verify(recommitted(forged)).differences}
 
 
 def test_an_owner_sees_all_of_its_agents_in_one_view():
