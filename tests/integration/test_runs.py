@@ -22,10 +22,11 @@ from langchain_core.runnables import RunnablePassthrough
 from langchain_core.tracers import LangChainTracer
 from langchain_openai import ChatOpenAI
 from langsmith import Client, tracing_context
-from pydantic import Field, PrivateAttr
+from pydantic import PrivateAttr
 
 from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction
 from llm_auction_chain.testing import MarkovChatModel
+from tests.integration.asks import Asks
 from tests.integration.provider import MODEL, READ, WRITTEN, provider
 
 M = 3
@@ -103,22 +104,6 @@ class Spends(BaseChatModel):
     @property
     def _llm_type(self):
         return "spends"
-
-
-class Asks(BaseChatModel):
-    """Asks another model, without a config."""
-
-    asked: Spends = Field(default_factory=Spends)
-
-    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
-        return ChatResult(generations=[ChatGeneration(message=self.asked.invoke(messages))])
-
-    async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
-        return ChatResult(generations=[ChatGeneration(message=await self.asked.ainvoke(messages))])
-
-    @property
-    def _llm_type(self):
-        return "asks"
 
 
 class Native(MarkovChatModel):
@@ -275,7 +260,7 @@ async def test_what_was_spent_is_what_every_tracer_counts(smith, tracer, models,
 @pytest.mark.parametrize("wrap", [lambda model: model, lambda model: RunnablePassthrough() | model.with_retry()])
 @pytest.mark.parametrize("place", ["ChatAuction", "AuctionMiddleware"])
 async def test_what_a_model_asks_of_another_is_counted_once_by_every_tracer(smith, tracer, place, wrap):
-    model, judge = Asks(), Judge()
+    model, judge = Asks(asked=Spends()), Judge()
     runnable, given = placed(place, wrap(model), judge)
     handed = UsageMetadataCallbackHandler()
     with tracing_context(enabled=True, client=tracer.client), get_usage_metadata_callback() as around:

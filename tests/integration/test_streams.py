@@ -16,10 +16,11 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableLambda
 from langgraph.graph import START, MessagesState, StateGraph
-from pydantic import Field, PrivateAttr
+from pydantic import PrivateAttr
 
 from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction
 from llm_auction_chain.testing import MarkovChatModel
+from tests.integration.asks import Asks
 
 GIVEN = {"messages": [("human", "Speak")]}
 STAGES = ["auction.started", "auction.candidates", "auction.scored", "auction.settled"]
@@ -50,29 +51,13 @@ class Tokens(BaseChatModel):
         return "tokens"
 
 
-class Asks(BaseChatModel):
-    """Asks another model, without a config: that one finds the run, and who listens, in its context."""
-
-    asked: Tokens = Field(default_factory=Tokens)
-
-    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
-        return ChatResult(generations=[ChatGeneration(message=self.asked.invoke(messages))])
-
-    async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
-        return ChatResult(generations=[ChatGeneration(message=await self.asked.ainvoke(messages))])
-
-    @property
-    def _llm_type(self):
-        return "asks"
-
-
 MODELS = {
     "native": lambda: MarkovChatModel(length=24, vocabulary="XYZ"),
     "repeats": lambda: GenericFakeChatModel(
         messages=map(AIMessage, map("{0}<said>{0}<told>".format, itertools.count()))
     ),
     "streams": Tokens,
-    "asks another": Asks,
+    "asks another": lambda: Asks(asked=Tokens()),
 }
 
 
