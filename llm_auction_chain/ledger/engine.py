@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, make_url
@@ -187,7 +188,7 @@ def _checked(url: str | URL) -> URL:
             f"url begins with {made.drivername!r}; the ledger knows 'sqlite' and 'postgresql+psycopg'."
         )
     if made.get_backend_name() == "sqlite" and not _in_memory(made) and "uri" not in made.query:
-        return made.set(database=os.path.abspath(str(made.database)))  # noqa: PTH100 - wherever the process goes
+        return made.set(database=str(Path(str(made.database)).absolute()))  # wherever the process goes
     return made
 
 
