@@ -41,7 +41,7 @@ test-oldest: $(STAMP)
 	rm -rf .oldest
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .oldest $(OLDEST)
 	PYTHONPATH=$(CURDIR)/.oldest $(BIN)/python -c "from importlib.metadata import version as v; assert v('langchain-core') == '1.7.2'"
-	PYTHONPATH=$(CURDIR)/.oldest $(BIN)/pytest tests tests/ledger/test_charging.py --ignore=tests/laws --ignore=tests/unit/local \
+	PYTHONPATH=$(CURDIR)/.oldest $(BIN)/pytest tests tests/ledger/test_charging.py --ignore=tests/laws --ignore=tests/unit/models/local \
 		--ignore=tests/unit/rewards/test_decision_judge.py --ignore-glob='*/test_engine_*' \
 		--ignore-glob='*/test_*_local.py' --ignore-glob='*/test_local_*.py'
 

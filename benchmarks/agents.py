@@ -17,7 +17,8 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from llm_auction_chain import Agent
-from llm_auction_chain.rewards import Terms, WebhookReward, acollect, collect
+from llm_auction_chain.reports import Terms, acollect, collect
+from llm_auction_chain.rewards import WebhookReward
 
 AGENTS, CANDIDATES = 1000, 32
 BIDDERS, LATENCY = 200, 0.05

@@ -31,9 +31,9 @@ from llm_auction_chain.candidates.proposals import (
     log_weights,
     stratify,
 )
-from llm_auction_chain.contexts import descriptions_of
-from llm_auction_chain.local.chat_model import ChatTransformers
+from llm_auction_chain.descriptions import descriptions_of
 from llm_auction_chain.mechanism import settle
+from llm_auction_chain.models.local.chat_model import ChatTransformers
 from llm_auction_chain.rewards import MentionReward
 from llm_auction_chain.testing.markov import MarkovChatModel
 

@@ -18,7 +18,7 @@ from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
 from llm_auction_chain import Agent
 from llm_auction_chain.directory import AgentDirectory
-from llm_auction_chain.local.embeddings import StaticEmbeddings
+from llm_auction_chain.models.local.embeddings import StaticEmbeddings
 
 FloatArray = npt.NDArray[np.float64]
 Select = Callable[[str], list[str]]

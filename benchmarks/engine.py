@@ -26,7 +26,7 @@ from engine_contenders import THREADS, VLLM, Ours, Plain, exact, load, memory
 from engine_floor import Floor, linear, packed
 from engine_workload import Encode, Floats, Turn, Workload, build
 
-from llm_auction_chain.local.weights import embedded_model_path
+from llm_auction_chain.models.local.weights import embedded_model_path
 
 Contender = Callable[[int, Sequence[int]], Turn]  # from a seed, and the lengths of the replies we drew in this round
 

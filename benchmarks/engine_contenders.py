@@ -25,7 +25,7 @@ import torch
 from engine_workload import Floats, Turn, Workload
 from transformers import AutoModelForCausalLM
 
-from llm_auction_chain.local.weights import quiet_transformers
+from llm_auction_chain.models.local.weights import quiet_transformers
 
 THREADS = 2
 
@@ -34,8 +34,8 @@ class Ours:
     """This package's engine: `sample`, then one `score` for all that sampling did not tell."""
 
     def __init__(self, path: Path) -> None:
-        from llm_auction_chain.local.engine import Engine
-        from llm_auction_chain.local.sampler import Sampler
+        from llm_auction_chain.models.local.engine import Engine
+        from llm_auction_chain.models.local.sampler import Sampler
 
         self.engine = Engine.load(path, dtype="bfloat16", device="cpu")
         self.sampler = Sampler()
@@ -96,8 +96,8 @@ class Ours:
 @contextmanager
 def stopwatch() -> Iterator[dict[str, float]]:
     """Yield the seconds that our engine's kinds of work take from now on."""
-    from llm_auction_chain.local.passes import Passes, SharedPasses
-    from llm_auction_chain.local.sampler import Sampler
+    from llm_auction_chain.models.local.passes import Passes, SharedPasses
+    from llm_auction_chain.models.local.sampler import Sampler
 
     spent: dict[str, float] = defaultdict(float)
     watched = {

@@ -142,8 +142,8 @@ def build(
         default_proposal,
         stratify,
     )
-    from llm_auction_chain.contexts import descriptions_of
-    from llm_auction_chain.turns import as_turns
+    from llm_auction_chain.descriptions import descriptions_of
+    from llm_auction_chain.messages import as_turns
 
     told = [{"brand": brand, "product": product, "claim": claim} for brand, product, claim in BRANDS[:agents]]
     descriptions = descriptions_of([CONTEXT.format(**each) for each in told])

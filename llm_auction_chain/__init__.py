@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llm_auction_chain.agents import Agent
-    from llm_auction_chain.auction import Auction
+    from llm_auction_chain.auction.events import AuctionEvent, Progress
+    from llm_auction_chain.auction.pipeline import Auction
+    from llm_auction_chain.auction.result import AuctionResult
+    from llm_auction_chain.auction.tau_sweep import TauPoint, tau_sweep
     from llm_auction_chain.candidates import ContextProduct, ContextPrompt, DefensiveMixture, Reference
-    from llm_auction_chain.candidates.vllm import ChatVLLM
-    from llm_auction_chain.contexts import lint_context
+    from llm_auction_chain.descriptions import lint_context
     from llm_auction_chain.directory import AgentDirectory
     from llm_auction_chain.errors import (
         AuctionError,
@@ -29,12 +31,10 @@ if TYPE_CHECKING:
     from llm_auction_chain.interfaces.chat_model import ChatAuction
     from llm_auction_chain.interfaces.middleware import AuctionMiddleware
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
+    from llm_auction_chain.interfaces.telemetry import OpenTelemetryHandler
     from llm_auction_chain.ledger import Ledger
-    from llm_auction_chain.local.chat_model import ChatTransformers
-    from llm_auction_chain.progress import AuctionEvent, Progress
-    from llm_auction_chain.result import AuctionResult
-    from llm_auction_chain.tau import TauPoint, tau_sweep
-    from llm_auction_chain.telemetry import OpenTelemetryHandler
+    from llm_auction_chain.models.local.chat_model import ChatTransformers
+    from llm_auction_chain.models.vllm.chat_model import ChatVLLM
 
 __all__ = [
     "Agent",
@@ -76,24 +76,24 @@ __all__ = [
 _HOMES = {
     "Agent": "agents",
     "AgentDirectory": "directory",
-    "Auction": "auction",
-    "AuctionEvent": "progress",
+    "Auction": "auction.pipeline",
+    "AuctionEvent": "auction.events",
     "AuctionMiddleware": "interfaces.middleware",
-    "AuctionResult": "result",
+    "AuctionResult": "auction.result",
     "AuctionRunnable": "interfaces.runnable",
     "ChatAuction": "interfaces.chat_model",
-    "ChatTransformers": "local.chat_model",
-    "ChatVLLM": "candidates.vllm",
+    "ChatTransformers": "models.local.chat_model",
+    "ChatVLLM": "models.vllm.chat_model",
     "ContextProduct": "candidates",
     "ContextPrompt": "candidates",
     "DefensiveMixture": "candidates",
     "Ledger": "ledger",
-    "OpenTelemetryHandler": "telemetry",
-    "Progress": "progress",
+    "OpenTelemetryHandler": "interfaces.telemetry",
+    "Progress": "auction.events",
     "Reference": "candidates",
-    "TauPoint": "tau",
-    "lint_context": "contexts",
-    "tau_sweep": "tau",
+    "TauPoint": "auction.tau_sweep",
+    "lint_context": "descriptions",
+    "tau_sweep": "auction.tau_sweep",
 }
 
 

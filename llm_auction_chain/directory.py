@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from llm_auction_chain.agents import Agent, check_agents
 from llm_auction_chain.errors import AuctionWarning, ConfigurationError
-from llm_auction_chain.turns import messages_of
+from llm_auction_chain.messages import messages_of
 
 __all__ = ["AgentDirectory"]
 
@@ -60,7 +60,7 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
             cannot meet in one auction.
 
     >>> from langchain_core.vectorstores import InMemoryVectorStore
-    >>> from llm_auction_chain.local.embeddings import StaticEmbeddings
+    >>> from llm_auction_chain.models.local.embeddings import StaticEmbeddings
     >>> from llm_auction_chain.rewards import MentionReward
     >>> directory = AgentDirectory(InMemoryVectorStore(StaticEmbeddings()), k=1)
     >>> directory.add([

@@ -3,7 +3,7 @@
 from llm_auction_chain.candidates.base import Candidate, LogProbs, SequenceScorer
 from llm_auction_chain.candidates.drawing import Drawn, adraw, draw
 from llm_auction_chain.candidates.filtering import CandidateFilter, as_message
-from llm_auction_chain.candidates.hiding import hidden, quiet
+from llm_auction_chain.candidates.isolation import hidden, quiet
 from llm_auction_chain.candidates.logprobs import read_log_probs
 from llm_auction_chain.candidates.plan import Contexts, Plan, Size, make_plan
 from llm_auction_chain.candidates.proposals import (
@@ -14,8 +14,8 @@ from llm_auction_chain.candidates.proposals import (
     Reference,
     check_proposal,
 )
-from llm_auction_chain.candidates.sampling import Source
-from llm_auction_chain.candidates.wrappers import (
+from llm_auction_chain.candidates.source import Source
+from llm_auction_chain.candidates.unwrapping import (
     all_in,
     chat_model_of,
     innermost,

@@ -21,7 +21,7 @@ from llm_auction_chain.candidates.base import Candidate, Condition, LogitModel, 
 from llm_auction_chain.candidates.logprobs import read_log_probs
 from llm_auction_chain.candidates.plan import Plan
 from llm_auction_chain.candidates.proposals import log_weights, stratify
-from llm_auction_chain.candidates.sampling import Sampled, together
+from llm_auction_chain.candidates.source import Sampled, together
 from llm_auction_chain.errors import CandidatesError, LogProbError, ScoringError
 from llm_auction_chain.mechanism.diagnostics import effective_sample_size
 

@@ -14,8 +14,8 @@ from llm_auction_chain.candidates.proposals import (
     conditions_of,
     default_proposal,
 )
-from llm_auction_chain.candidates.sampling import Source
-from llm_auction_chain.contexts import descriptions_of
+from llm_auction_chain.candidates.source import Source
+from llm_auction_chain.descriptions import descriptions_of
 from llm_auction_chain.errors import ConfigurationError
 
 __all__ = ["Contexts", "Plan", "Size", "make_plan"]

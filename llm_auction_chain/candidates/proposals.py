@@ -20,7 +20,7 @@ from langchain_core.messages import BaseMessage, convert_to_messages
 from langchain_core.prompts import BasePromptTemplate
 
 from llm_auction_chain.candidates.base import Condition
-from llm_auction_chain.contexts import with_instructions
+from llm_auction_chain.descriptions import with_instructions
 from llm_auction_chain.errors import ConfigurationError
 
 __all__ = [

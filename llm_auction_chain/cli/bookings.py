@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
-from llm_auction_chain.cli.opening import open_ledger
+from llm_auction_chain.cli.ledger_url import open_ledger
 from llm_auction_chain.cli.terminal import shown
 
 if TYPE_CHECKING:

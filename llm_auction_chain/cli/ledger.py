@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from llm_auction_chain.cli import bookings, statements, upkeep
-from llm_auction_chain.cli.opening import DEFAULT_URL, VARIABLE
+from llm_auction_chain.cli.ledger_url import DEFAULT_URL, VARIABLE
 from llm_auction_chain.cli.rows import add_format
 
 if TYPE_CHECKING:

@@ -118,7 +118,7 @@ def _write_json(first: Any, second: Any, rest: Iterator[Any]) -> int:
 
 
 def _as_json(one: Any, found: "Verification") -> dict[str, Any]:
-    from llm_auction_chain.canonical import printable
+    from llm_auction_chain.canonical_json import printable
 
     return {
         "auction_id": printable(one.get("auction_id")) if isinstance(one, dict) else None,

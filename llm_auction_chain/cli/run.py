@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from llm_auction_chain.agents import Agent
-    from llm_auction_chain.progress import Progress
-    from llm_auction_chain.result import AuctionResult
+    from llm_auction_chain.auction.events import Progress
+    from llm_auction_chain.auction.result import AuctionResult
 
 __all__ = ["add_run", "load_agents"]
 
@@ -56,7 +56,7 @@ def _run(options: "argparse.Namespace") -> int:
 
         sys.stdout.write(json.dumps(_as_json(result), indent=2, allow_nan=False) + "\n")
     else:
-        from llm_auction_chain.tables import show
+        from llm_auction_chain.cli.auction_tables import show
 
         show(result, open_console(sys.stdout))
     return 0
@@ -120,8 +120,8 @@ def _load_model(name: str | None, max_tokens: int, bars: "Bars", loading: Any) -
             raise MissingDependencyError(str(error)) from error
         except Exception as error:
             raise ConfigurationError(f"The model {name!r} could not be set up: {error}") from error
-    from llm_auction_chain.local.chat_model import ChatTransformers
-    from llm_auction_chain.local.weights import embedded_model_is_converted, embedded_model_path
+    from llm_auction_chain.models.local.chat_model import ChatTransformers
+    from llm_auction_chain.models.local.weights import embedded_model_is_converted, embedded_model_path
 
     if name is None and not embedded_model_is_converted():
         bars.update(loading, description="converting the embedded model (once)")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from llm_auction_chain.cli.opening import open_ledger
+from llm_auction_chain.cli.ledger_url import open_ledger
 from llm_auction_chain.cli.periods import period_of
 from llm_auction_chain.cli.rows import plain, spelled, write_object, write_rows
 from llm_auction_chain.errors import ConfigurationError

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from llm_auction_chain.cli.auction_tables import lines_of
 from llm_auction_chain.errors import MissingDependencyError
-from llm_auction_chain.tables import lines_of
 
 if TYPE_CHECKING:
     from rich.console import Console

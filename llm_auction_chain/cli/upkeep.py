@@ -4,7 +4,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from llm_auction_chain.cli.opening import open_ledger
+from llm_auction_chain.cli.ledger_url import open_ledger
 from llm_auction_chain.cli.periods import read_time
 from llm_auction_chain.cli.rows import write_object
 from llm_auction_chain.cli.terminal import shown

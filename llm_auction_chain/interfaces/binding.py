@@ -9,9 +9,9 @@ from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, 
 from langchain_core.runnables.base import RunnableBindingBase
 from typing_extensions import override
 
+from llm_auction_chain.auction.result import AuctionResult
 from llm_auction_chain.candidates import chat_model_of, innermost, inside
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.result import AuctionResult
 
 __all__ = ["AuctionBinding", "with_schema", "with_tools"]
 

@@ -22,8 +22,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from llm_auction_chain.candidates import chat_model_of, settings_of
+from llm_auction_chain.interfaces.base import STRICT, AuctionSettings
 from llm_auction_chain.interfaces.chunk import chunk_of
-from llm_auction_chain.interfaces.settings import STRICT, AuctionSettings
 
 __all__ = ["ChatAuction"]
 

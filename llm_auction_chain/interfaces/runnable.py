@@ -10,8 +10,8 @@ from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
+from llm_auction_chain.interfaces.base import STRICT, AuctionSettings
 from llm_auction_chain.interfaces.chunk import chunk_of
-from llm_auction_chain.interfaces.settings import STRICT, AuctionSettings
 
 __all__ = ["AuctionRunnable"]
 

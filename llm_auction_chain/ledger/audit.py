@@ -12,7 +12,7 @@ from llm_auction_chain.ledger import tables
 from llm_auction_chain.ledger.chain import BookingRow, Line, evidence_of, hash_of
 from llm_auction_chain.ledger.records import Audit
 from llm_auction_chain.ledger.replay import Replay
-from llm_auction_chain.ledger.writing import AuctionRow
+from llm_auction_chain.ledger.transaction import AuctionRow
 
 __all__ = ["verify"]
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import NamedTuple
 
-from llm_auction_chain.canonical import digest_without_floats
+from llm_auction_chain.canonical_json import digest_without_floats
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.money import FINEST, in_units
 

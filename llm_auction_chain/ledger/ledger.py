@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from llm_auction_chain.ledger.records import Account, Audit, Booking, Charge, Entry, Head, Hold, Statement, Totals
 from llm_auction_chain.ledger.sync import SyncLedger
-from llm_auction_chain.workers import in_thread
+from llm_auction_chain.threads import in_thread
 
 __all__ = ["Ledger"]
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from llm_auction_chain.ledger.chain import BookingRow, Line
-from llm_auction_chain.ledger.writing import AuctionRow
+from llm_auction_chain.ledger.transaction import AuctionRow
 
 __all__ = ["Replay"]
 

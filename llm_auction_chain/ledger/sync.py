@@ -12,10 +12,10 @@ from uuid import uuid4
 from sqlalchemy import URL, Connection
 
 from llm_auction_chain.errors import ConfigurationError, LedgerError, LedgerUnavailableError
-from llm_auction_chain.ledger import amounts as check
-from llm_auction_chain.ledger import audit, moves, reading
+from llm_auction_chain.ledger import audit, operations, queries
+from llm_auction_chain.ledger import checks as check
 from llm_auction_chain.ledger.chain import spell_time
-from llm_auction_chain.ledger.engine import Database
+from llm_auction_chain.ledger.database import Database
 from llm_auction_chain.ledger.records import (
     Account,
     Audit,
@@ -27,7 +27,7 @@ from llm_auction_chain.ledger.records import (
     Statement,
     Totals,
 )
-from llm_auction_chain.ledger.writing import Writer
+from llm_auction_chain.ledger.transaction import Writer
 from llm_auction_chain.money import from_units, negated, plus
 
 __all__ = ["SyncLedger"]
@@ -104,8 +104,8 @@ class SyncLedger:
         auction_id, currency = _named(auction_id, currency)
         checked = check.checked_amounts(most, "most")
         self._cancel_undelivered()
-        made, nonce = self._write(lambda writer: moves.hold(writer, auction_id, checked, currency, self._hold_for))
-        return reading.hold_record(made, nonce, checked)
+        made, nonce = self._write(lambda writer: operations.hold(writer, auction_id, checked, currency, self._hold_for))
+        return queries.hold_record(made, nonce, checked)
 
     def charge(
         self,
@@ -139,8 +139,8 @@ class SyncLedger:
         checked = check.checked_amounts(amounts, "amounts", negative=True)
         body = ("", "") if receipt is None else _receipt(receipt, keep=self._keep_receipts)
         reply = check.checked_text(reply, "reply")
-        made = self._write(lambda writer: moves.charge(writer, auction_id, checked, currency, reply, body))
-        return reading.charge_record(made)
+        made = self._write(lambda writer: operations.charge(writer, auction_id, checked, currency, reply, body))
+        return queries.charge_record(made)
 
     def void(self, auction_id: str, *, reason: str = "") -> None:
         """Close an auction without a charge: its hold is released, and a late charge refused. Twice is once.
@@ -150,7 +150,7 @@ class SyncLedger:
         """
         auction_id, _ = _named(auction_id, "")
         reason = check.checked_text(reason, "reason")
-        self._write(lambda writer: moves.void(writer, auction_id, reason))
+        self._write(lambda writer: operations.void(writer, auction_id, reason))
 
     def cancel(self, auction_id: str, *, reason: str = "", receipt: str | None = None) -> None:
         """Close an auction for good, whatever became of it: a hold is released, a charge reversed. Twice is once.
@@ -170,7 +170,7 @@ class SyncLedger:
             receipt = check.checked_text(receipt, "receipt")
         self._undelivered[auction_id, receipt] = reason
         try:
-            self._write(lambda writer: moves.cancel(writer, auction_id, reason, receipt))
+            self._write(lambda writer: operations.cancel(writer, auction_id, reason, receipt))
         except LedgerUnavailableError:
             raise
         except LedgerError:
@@ -198,7 +198,7 @@ class SyncLedger:
         reason = check.checked_text(reason, "reason")
         if owner is not None:
             owner = check.checked_name(owner, "owner")
-        return reading.booking_of(self._write(lambda writer: moves.reverse(writer, auction_id, owner, reason)))
+        return queries.booking_of(self._write(lambda writer: operations.reverse(writer, auction_id, owner, reason)))
 
     def deposit(
         self, owner: str, amount: Decimal | int | str, *, currency: str = "", key: str | None = None, note: str = ""
@@ -233,18 +233,18 @@ class SyncLedger:
         moved, note = check.checked_amount(amount, "amount"), check.checked_text(note, "note")
         once = str(uuid4()) if key is None else check.checked_name(key, "key")
         try:
-            made = self._write(lambda writer: moves.move_cash(writer, kind, owner, moved, currency, once, note))
+            made = self._write(lambda writer: operations.move_cash(writer, kind, owner, moved, currency, once, note))
         except LedgerUnavailableError as error:
             raise LedgerUnavailableError(
                 f"{error} Whether the {kind} was booked is not known: with the key {once!r} it is booked once."
             ) from error
-        return reading.booking_of(made)
+        return queries.booking_of(made)
 
     def expire_holds(self, *, now: datetime | None = None) -> list[str]:
         """Release the holds whose time is over and return their auctions; run it from time to time."""
         until = spell_time(self._clock() if now is None else now, "now")
         expired: list[str] = []
-        while page := self._write(lambda writer: moves.expire(writer, reading.due(writer.connection, until))):
+        while page := self._write(lambda writer: operations.expire(writer, queries.due(writer.connection, until))):
             expired += page
         return expired
 
@@ -254,19 +254,19 @@ class SyncLedger:
         The chain keeps the digests, which then say nothing about anybody.
         """
         spelled = spell_time(before, "before")
-        return self._database.write(lambda connection: reading.erase_receipts(connection, spelled))
+        return self._database.write(lambda connection: queries.erase_receipts(connection, spelled))
 
     def balance(self, owner: str, *, currency: str = "") -> Account:
         """Return how an account stands; nothing was booked on it: all zero but the credit."""
         owner, currency = check.checked_name(owner, "owner"), check.checked_name(currency, "currency", empty=True)
-        found = self._database.read(lambda connection: reading.accounts(connection, self._credit, owner, currency))
+        found = self._database.read(lambda connection: queries.accounts(connection, self._credit, owner, currency))
         zero = from_units(0, 0)
         empty = Account(owner=owner, currency=currency, balance=zero, held=zero, available=self._credit)
         return found[0] if found else empty
 
     def accounts(self) -> list[Account]:
         """Return how every account stands, by owner and currency."""
-        return self._database.read(lambda connection: reading.accounts(connection, self._credit))
+        return self._database.read(lambda connection: queries.accounts(connection, self._credit))
 
     def entries(
         self,
@@ -297,7 +297,7 @@ class SyncLedger:
         last, place = self.head().seq, (0, -1)
 
         def page(connection: Connection) -> list[Entry]:
-            return reading.entries_after(connection, place, last, **chosen)
+            return queries.entries_after(connection, place, last, **chosen)
 
         while found := self._database.read(page):
             yield from found
@@ -322,7 +322,7 @@ class SyncLedger:
         if start is not None and end is not None and start > end:
             raise ConfigurationError(f"since, {since}, is after until, {until}; give an earlier time.")
         found = tuple(self.entries(owner=owner, currency=currency, since=since, until=until))
-        zero, opening = self._database.read(lambda connection: reading.opening(connection, owner, currency, start))
+        zero, opening = self._database.read(lambda connection: queries.opening(connection, owner, currency, start))
         charged = plus(zero, *(negated(entry.amount) for entry in found if entry.kind in ("charge", "reversal")))
         deposited = plus(zero, *(entry.amount for entry in found if entry.kind in ("deposit", "withdrawal")))
         return Statement(
@@ -340,20 +340,20 @@ class SyncLedger:
     def charge_of(self, auction_id: str) -> Charge | None:
         """Return what an auction was charged, reversed or not; None where it was not."""
         auction_id, _ = _named(auction_id, "")
-        return self._database.read(lambda connection: reading.charge_of(connection, auction_id))
+        return self._database.read(lambda connection: queries.charge_of(connection, auction_id))
 
     def receipt_of(self, auction_id: str) -> dict[str, Any] | None:
         """Return the stored receipt of an auction; None where there is none, or it was erased."""
         auction_id, _ = _named(auction_id, "")
-        return self._database.read(lambda connection: reading.receipt_of(connection, auction_id))
+        return self._database.read(lambda connection: queries.receipt_of(connection, auction_id))
 
     def totals(self) -> list[Totals]:
         """Return cash, revenue and balances of each currency: `cash == revenue + balances`, exact."""
-        return self._database.read(reading.totals)
+        return self._database.read(queries.totals)
 
     def head(self) -> Head:
         """Return the end of the chain; noted elsewhere, it proves later that nothing before it was changed."""
-        return self._database.read(reading.head)
+        return self._database.read(queries.head)
 
     def verify(self, *, head: str | None = None) -> Audit:
         """Recompute the whole chain and all that follows from it, and say in words what differs.

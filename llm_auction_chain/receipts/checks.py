@@ -14,12 +14,12 @@ from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.mechanism.payments import PaymentRule, price_per_click
 from llm_auction_chain.money import as_decimal, as_text, total
 from llm_auction_chain.receipts.commitments import commitment, salt_of
-from llm_auction_chain.receipts.margins import RELATIVE, Margin, margins_of
+from llm_auction_chain.receipts.fields import Bid
 from llm_auction_chain.receipts.opening import commit
-from llm_auction_chain.receipts.parts import Bid
-from llm_auction_chain.receipts.recomputation import Figures, figures_of
+from llm_auction_chain.receipts.recompute import Figures, figures_of
 from llm_auction_chain.receipts.records import GENERATOR, AgentView, Receipt, report_part
 from llm_auction_chain.receipts.signing import is_signed_by
+from llm_auction_chain.receipts.tolerances import RELATIVE, Margin, margins_of
 
 __all__ = ["Difference", "bound", "consistent", "sealed", "settled", "spelled"]
 

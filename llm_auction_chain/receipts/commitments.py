@@ -6,7 +6,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 
-from llm_auction_chain.canonical import digest, digest_without_floats, printable
+from llm_auction_chain.canonical_json import digest, digest_without_floats, printable
 
 __all__ = ["commitment", "message_digest", "salt_of"]
 

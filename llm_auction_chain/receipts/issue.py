@@ -6,14 +6,14 @@ from decimal import Decimal
 import numpy as np
 import numpy.typing as npt
 
-from llm_auction_chain.canonical import printable
+from llm_auction_chain.canonical_json import printable
 from llm_auction_chain.mechanism import Settlement
 from llm_auction_chain.money import as_decimal, as_text
 from llm_auction_chain.receipts.commitments import commitment, salt_of
+from llm_auction_chain.receipts.fields import Bid
 from llm_auction_chain.receipts.opening import Opening
-from llm_auction_chain.receipts.parts import Bid
 from llm_auction_chain.receipts.records import Receipt, report_part
-from llm_auction_chain.rewards import Report
+from llm_auction_chain.reports import Report
 
 __all__ = ["issue"]
 

@@ -8,7 +8,7 @@ from langchain_core.messages import BaseMessage
 
 from llm_auction_chain.agents import Agent
 from llm_auction_chain.candidates import Candidate
-from llm_auction_chain.canonical import digest, printable
+from llm_auction_chain.canonical_json import digest, printable
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.receipts.commitments import commitment, message_digest, salt_of
 

@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal, Self
 from langchain_core.messages import BaseMessage
 from pydantic import Field
 
-from llm_auction_chain.canonical import digest, printable
+from llm_auction_chain.canonical_json import digest, printable
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.receipts.commitments import commitment, message_digest, salt_of
-from llm_auction_chain.receipts.opening import PARTS
-from llm_auction_chain.receipts.parts import (
+from llm_auction_chain.receipts.fields import (
     Bid,
     Charge,
     Component,
@@ -31,6 +30,7 @@ from llm_auction_chain.receipts.parts import (
     Tau,
     Time,
 )
+from llm_auction_chain.receipts.opening import PARTS
 from llm_auction_chain.receipts.signing import signature_of
 
 __all__ = ["GENERATOR", "MECHANISM", "AgentView", "Receipt", "report_part"]

@@ -8,8 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llm_auction_chain.receipts import parts
-from llm_auction_chain.receipts.parts import Record
+from llm_auction_chain.receipts.fields import Record
 from llm_auction_chain.receipts.records import AgentView, Receipt
 
 __all__ = ["schemas", "write_schemas"]

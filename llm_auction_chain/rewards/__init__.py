@@ -5,9 +5,7 @@ from llm_auction_chain.rewards.click import ClickReward
 from llm_auction_chain.rewards.embedding import EmbeddingReward
 from llm_auction_chain.rewards.judge import JudgeReward
 from llm_auction_chain.rewards.log_ratio import LogRatioReward, log_ratios_of
-from llm_auction_chain.rewards.reports import OnAgentError, Report, Terms
 from llm_auction_chain.rewards.reward_model import RewardModelReward
-from llm_auction_chain.rewards.rounds import acollect, collect
 from llm_auction_chain.rewards.text import LengthReward, MentionReward, RegexReward
 from llm_auction_chain.rewards.webhook import WebhookReward
 
@@ -19,15 +17,10 @@ __all__ = [
     "LengthReward",
     "LogRatioReward",
     "MentionReward",
-    "OnAgentError",
     "RegexReward",
-    "Report",
     "Reward",
     "RewardModelReward",
-    "Terms",
     "WebhookReward",
-    "acollect",
     "asked_by",
-    "collect",
     "log_ratios_of",
 ]

@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.workers import in_thread
+from llm_auction_chain.threads import in_thread
 
 __all__ = ["AskedBy", "Combined", "Prompt", "Replies", "Reward", "ascored", "asked_by", "check_number", "scored"]
 

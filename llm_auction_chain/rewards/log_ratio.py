@@ -15,12 +15,12 @@ import numpy.typing as npt
 from langchain_core.messages import BaseMessage
 from typing_extensions import override
 
-from llm_auction_chain.contexts import with_instructions
+from llm_auction_chain.descriptions import with_instructions
 from llm_auction_chain.errors import ConfigurationError, RewardError, ScoringError
 from llm_auction_chain.rewards.base import Combined, Prompt, Replies, Reward, check_number
 from llm_auction_chain.rewards.click import ClickReward
 from llm_auction_chain.rewards.copies import Copies
-from llm_auction_chain.workers import finished, in_thread
+from llm_auction_chain.threads import finished, in_thread
 
 __all__ = ["LogRatioReward", "grouped", "groups_of_agent", "log_ratios_of"]
 

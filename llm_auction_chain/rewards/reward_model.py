@@ -11,9 +11,9 @@ from typing import Literal
 from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError, RewardError
+from llm_auction_chain.messages import as_turns
 from llm_auction_chain.rewards.base import Prompt, Replies, Reward, check_number
-from llm_auction_chain.turns import as_turns
-from llm_auction_chain.workers import in_thread
+from llm_auction_chain.threads import in_thread
 
 __all__ = ["RewardModelReward"]
 
@@ -84,7 +84,7 @@ class RewardModelReward(Reward):
     def _score(self, prompt: Prompt, replies: Replies, abandoned: threading.Event) -> list[float]:
         if not replies:
             return []
-        from llm_auction_chain.local.reward_model import RewardModel
+        from llm_auction_chain.models.local.classifier import RewardModel
 
         scorer = RewardModel.load(self.model, self.dtype, self.device)
         texts = [as_turns([reply], "RewardModelReward")[0]["content"] for reply in replies]

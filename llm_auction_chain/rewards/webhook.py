@@ -142,7 +142,7 @@ class WebhookReward(Reward):
 
     def submit(self, prompt: Prompt, replies: Replies) -> "Future[list[float]]":
         """Send the request, and return the amounts in future; cancelling that ends the request."""
-        from llm_auction_chain.rewards.webhook_guard import Endpoint, Post, desk
+        from llm_auction_chain.rewards.webhook_client import Endpoint, Post, desk
 
         url = self._address
         tls = None if url.scheme == "http" else self.tls or _tls()

@@ -11,8 +11,8 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from llm_auction_chain import Agent, AuctionRunnable, ChatTransformers
-from llm_auction_chain.local.attention import Group
-from llm_auction_chain.local.sampler import Sampler
+from llm_auction_chain.models.local.attention import Group
+from llm_auction_chain.models.local.sampler import Sampler
 
 HI = [HumanMessage("Hi")]
 PROMPTS = [[1, 2, 4, 3], [5, 2, 6, 1, 2, 4, 3]]

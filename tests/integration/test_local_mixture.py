@@ -17,8 +17,8 @@ from llm_auction_chain import (
     Reference,
 )
 from llm_auction_chain.candidates.proposals import conditions_of
-from llm_auction_chain.contexts import descriptions_of
-from llm_auction_chain.local.engine import Engine
+from llm_auction_chain.descriptions import descriptions_of
+from llm_auction_chain.models.local.engine import Engine
 
 AGENTS = [
     Agent("A", lambda prompt, reply: reply.text.count("Hi") * 1.0, context="Hi Hi system"),

@@ -10,8 +10,9 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from llm_auction_chain import Agent, AuctionRunnable, ChatTransformers, Reference
-from llm_auction_chain.contexts import with_instructions
-from llm_auction_chain.rewards import LogRatioReward, Terms, acollect, collect
+from llm_auction_chain.descriptions import with_instructions
+from llm_auction_chain.reports import Terms, acollect, collect
+from llm_auction_chain.rewards import LogRatioReward
 from llm_auction_chain.rewards.log_ratio import grouped
 
 PROMPT = (HumanMessage("Hi"),)

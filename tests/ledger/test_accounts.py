@@ -127,7 +127,7 @@ def test_a_clock_that_goes_back_books_nothing_into_a_time_that_is_closed(funded,
 
 
 def test_entries_come_in_order_page_by_page(funded, monkeypatch):
-    monkeypatch.setattr("llm_auction_chain.ledger.reading.PAGE", 2)
+    monkeypatch.setattr("llm_auction_chain.ledger.queries.PAGE", 2)
     funded.charge("x", {"A": 1, "B": 1, "C": 1})
     stream = funded.entries()
     places = [(next(stream).seq, 0)]

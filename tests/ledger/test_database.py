@@ -22,7 +22,7 @@ from llm_auction_chain.errors import (
     LedgerUnavailableError,
     MissingDependencyError,
 )
-from llm_auction_chain.ledger import Ledger, opening, tables
+from llm_auction_chain.ledger import Ledger, migrate, tables
 
 
 def test_the_migrations_make_exactly_the_tables(new_url):
@@ -262,7 +262,7 @@ def test_a_full_disk_is_said_and_nothing_is_booked(empty_file, tmp_path):
 
 
 def test_a_locked_file_is_waited_for_and_then_said(empty_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("llm_auction_chain.ledger.engine._BUSY", 0)
+    monkeypatch.setattr("llm_auction_chain.ledger.database._BUSY", 0)
     shutil.copy(empty_file, tmp_path / "x.db")
     with Ledger(f"sqlite:///{tmp_path / 'x.db'}") as ledger:
         ledger.head()
@@ -289,9 +289,9 @@ def test_an_older_schema_waits_for_migrate_and_a_newer_one_for_the_library(new_u
     with Ledger(new_url) as ledger:
         ledger.deposit("A", 1)
     with monkeypatch.context() as later:
-        folder = shutil.copytree(opening.MIGRATIONS, tmp_path / "migrations")
+        folder = shutil.copytree(migrate.MIGRATIONS, tmp_path / "migrations")
         (folder / "versions" / "0002_later.py").write_text(NEXT)
-        later.setattr(opening, "MIGRATIONS", folder)
+        later.setattr(migrate, "MIGRATIONS", folder)
         later.setattr(tables, "REVISION", "0002")
         with Ledger(new_url) as ledger:
             with pytest.raises(LedgerError, match="llm-auction ledger migrate"):
@@ -308,7 +308,7 @@ def test_an_older_schema_waits_for_migrate_and_a_newer_one_for_the_library(new_u
 def test_the_revision_is_that_of_the_newest_migration():
     from alembic.script import ScriptDirectory
 
-    assert ScriptDirectory(str(opening.MIGRATIONS)).get_current_head() == tables.REVISION
+    assert ScriptDirectory(str(migrate.MIGRATIONS)).get_current_head() == tables.REVISION
 
 
 def test_a_ledger_without_its_head_is_not_written(ledger, edit):

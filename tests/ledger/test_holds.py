@@ -98,7 +98,7 @@ def test_holds_expire_at_their_time_and_no_sooner(funded, clock):
 
 
 def test_many_holds_expire_at_once(funded, clock, monkeypatch):
-    monkeypatch.setattr("llm_auction_chain.ledger.reading.PAGE", 3)
+    monkeypatch.setattr("llm_auction_chain.ledger.queries.PAGE", 3)
     auctions = [f"{number:02}" for number in range(8)]
     for auction in auctions:
         funded.hold(auction, {"A": Decimal(1), "B": Decimal(1)})

@@ -17,7 +17,7 @@ from llm_auction_chain import (
     Reference,
 )
 from llm_auction_chain.candidates.proposals import conditions_of, log_weights
-from llm_auction_chain.contexts import descriptions_of
+from llm_auction_chain.descriptions import descriptions_of
 from llm_auction_chain.testing import MarkovChatModel
 
 pytestmark = [

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from llm_auction_chain.errors import ContextWindowError
-from llm_auction_chain.local.engine import Engine
-from llm_auction_chain.local.passes import FullPasses, SharedPasses
-from llm_auction_chain.local.sampler import Sampler
+from llm_auction_chain.models.local.engine import Engine
+from llm_auction_chain.models.local.passes import FullPasses, SharedPasses
+from llm_auction_chain.models.local.sampler import Sampler
 from tests.families import FAMILIES, VOCABULARY, WINDOW, build, combined_log_probs, full_log_probs, round_to, words
 
 SEVEN = [11, 5, 42, 3, 29, 17, 8]

@@ -18,7 +18,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from llm_auction_chain import Agent, AuctionRunnable, AuctionWarning, ConfigurationError, PromptError
 from llm_auction_chain.directory import AgentDirectory
-from llm_auction_chain.local.embeddings import StaticEmbeddings
+from llm_auction_chain.models.local.embeddings import StaticEmbeddings
 from llm_auction_chain.testing import MarkovChatModel
 
 with warnings.catch_warnings():

@@ -16,8 +16,8 @@ from urllib.request import urlopen
 import pytest
 import torch
 
-from llm_auction_chain.local.device import dtype_named
-from llm_auction_chain.local.weights import embedded_model_path
+from llm_auction_chain.models.local.device import dtype_named
+from llm_auction_chain.models.local.weights import embedded_model_path
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm/bin/python"))

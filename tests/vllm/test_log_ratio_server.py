@@ -7,8 +7,8 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from llm_auction_chain import Agent, AuctionRunnable
-from llm_auction_chain.candidates.vllm import ChatVLLM
-from llm_auction_chain.contexts import with_instructions
+from llm_auction_chain.descriptions import with_instructions
+from llm_auction_chain.models.vllm.chat_model import ChatVLLM
 from llm_auction_chain.rewards import LogRatioReward, MentionReward
 
 PROMPT = (HumanMessage("Name a colour."),)

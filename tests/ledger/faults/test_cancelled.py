@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from llm_auction_chain import AuctionWarning
-from llm_auction_chain.charging import Tab
+from llm_auction_chain.auction.billing import Tab
 from llm_auction_chain.ledger import Ledger
 from tests.ledger.faults.driver import DEPOSIT
 from tests.ledger.faults.worker import CURRENCY, OWNERS, auction_of, config_of

@@ -11,7 +11,7 @@ from llm_auction_chain.mechanism import PAYMENT_RULES, settle
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.money import as_decimal, as_text
 from llm_auction_chain.receipts import Receipt, verify
-from llm_auction_chain.receipts.recomputation import figures_of
+from llm_auction_chain.receipts.recompute import figures_of
 from llm_auction_chain.rewards import ClickReward
 from tests.unit.receipts.made import charged, held, issued, no_b_first, recommitted, resealed, rich
 

@@ -25,7 +25,7 @@ from llm_auction_chain import (
     tau_sweep,
 )
 from llm_auction_chain.candidates.proposals import conditions_of
-from llm_auction_chain.contexts import descriptions_of
+from llm_auction_chain.descriptions import descriptions_of
 from llm_auction_chain.testing import MarkovChatModel
 
 TILTS = {"TuneTown": (0.0, 1.5, 0.0), "StringSchool": (-1.0, 0.0, 1.0)}

@@ -17,7 +17,7 @@ from llm_auction_chain.candidates.proposals import (
     log_weights,
     stratify,
 )
-from llm_auction_chain.contexts import descriptions_of
+from llm_auction_chain.descriptions import descriptions_of
 
 PROMPT = [HumanMessage("How do I learn the guitar?")]
 TOLD = ["StringSchool gives lessons.", "TuneTown sells guitars."]

@@ -19,7 +19,7 @@ from llm_auction_chain import (
     Reference,
 )
 from llm_auction_chain.candidates import Candidate
-from llm_auction_chain.canonical import digest
+from llm_auction_chain.canonical_json import digest
 from llm_auction_chain.mechanism import PAYMENT_RULES, settle
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.money import as_decimal, as_text, total
@@ -27,7 +27,8 @@ from llm_auction_chain.receipts import GENERATOR, MECHANISM, AgentView, Receipt,
 from llm_auction_chain.receipts.commitments import commitment, salt_of
 from llm_auction_chain.receipts.opening import commit
 from llm_auction_chain.receipts.records import report_part
-from llm_auction_chain.rewards import ClickReward, Report
+from llm_auction_chain.reports import Report
+from llm_auction_chain.rewards import ClickReward
 from llm_auction_chain.testing import MarkovChatModel
 
 WORDS = MarkovChatModel(tilts={"TuneTown": (0.0, 1.5, 0.0), "StringSchool": (-1.0, 0.0, 1.0)})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, HumanMessageChunk
 
 from llm_auction_chain import Agent, AuctionRunnable
-from llm_auction_chain.canonical import canonical, digest, digest_without_floats, printable
+from llm_auction_chain.canonical_json import canonical, digest, digest_without_floats, printable
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.receipts import verify
 from llm_auction_chain.receipts.commitments import commitment, message_digest, salt_of

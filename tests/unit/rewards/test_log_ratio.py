@@ -13,7 +13,8 @@ from pydantic import PrivateAttr
 from llm_auction_chain import Agent, AuctionRunnable, ConfigurationError
 from llm_auction_chain.errors import ContextWindowError
 from llm_auction_chain.mechanism import settle
-from llm_auction_chain.rewards import ClickReward, LogRatioReward, MentionReward, Terms, acollect, collect
+from llm_auction_chain.reports import Terms, acollect, collect
+from llm_auction_chain.rewards import ClickReward, LogRatioReward, MentionReward
 from llm_auction_chain.rewards.base import Reward
 from llm_auction_chain.rewards.log_ratio import grouped
 from llm_auction_chain.testing import MarkovChatModel

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from llm_auction_chain import ConfigurationError, ContextWindowError, PromptError, RewardError
-from llm_auction_chain.local.reward_model import RewardModel
+from llm_auction_chain.models.local.classifier import RewardModel
 from llm_auction_chain.rewards.reward_model import RewardModelReward
 
 WORDS = [

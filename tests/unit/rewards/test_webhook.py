@@ -18,7 +18,7 @@ import trustme
 from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 
 from llm_auction_chain.errors import ConfigurationError, RewardError
-from llm_auction_chain.rewards import webhook_guard
+from llm_auction_chain.rewards import webhook_client as webhook_guard
 from llm_auction_chain.rewards.base import AskedBy, asked_by
 from llm_auction_chain.rewards.webhook import WebhookReward
 from tests.unit.rewards.bidder import SECRET, Bidder, honest, http, is_signed, says, sends

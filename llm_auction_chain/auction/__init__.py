@@ -1,0 +1,1 @@
+"""Holding one auction: from a prompt and agents to a settled, charged reply."""

@@ -1,0 +1,285 @@
+"""What an auction came to: all of it for the platform, and the part that travels with the reply."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+
+from llm_auction_chain.agents import Agent
+from llm_auction_chain.auction.explanation import AgentExplanation, Explanation
+from llm_auction_chain.candidates import Candidate, Contexts
+from llm_auction_chain.mechanism import Settlement
+from llm_auction_chain.mechanism.payments import price_per_click
+from llm_auction_chain.money import as_decimal, as_text, total
+from llm_auction_chain.receipts import Opening, Receipt, issue
+from llm_auction_chain.reports import Report
+
+if TYPE_CHECKING:
+    from llm_auction_chain.ledger import Charge
+
+__all__ = ["AuctionResult", "LeftOut", "matrix_of", "metadata_of"]
+
+FloatArray = npt.NDArray[np.float64]
+_SCHEMA = "llm_auction_chain.auction/1"
+_ROUNDING = 1e-9  # by which p may differ from p_-i though the agent did nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """An agent that took no part.
+
+    Attributes:
+        agent: who.
+        category: the exclusive category that another owner holds; empty for other reasons.
+        reason: `category`; `cover`, its owner's account does not cover the most it could owe; `ledger`, the ledger
+            could not say.
+    """
+
+    agent: Agent
+    category: str
+    reason: Literal["category", "cover", "ledger"] = "category"
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it as plain JSON."""
+        return {"agent": self.agent.name, "reason": self.reason, "category": self.category}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AuctionResult:
+    """Everything about one auction.
+
+    Attributes:
+        auction_id: unique: the run's id, or made of the call's idempotency key and prompt.
+        prompt: the user's messages.
+        candidates: the distinct replies, how often each was drawn, and their log-weights.
+        components: name and number of draws of every component of the proposal.
+        contexts: whether the agents' descriptions reached the proposal: `used`, `unused`; `none` where there is none.
+        agents: the N agents that took part, in the order of the matrices.
+        left_out: those that did not, because of an exclusive category or for want of cover.
+        reports: (N,), each agent's rewards, status and reason. Private values: not in the metadata.
+        settlement: law, draw and payments.
+        reply: the drawn message, with `response_metadata["auction"]` and the usage of all hidden calls.
+        usage: tokens of all hidden calls; None where the model reports none.
+        failures: what made model calls fail, if some did.
+        warnings: what deserves a look: contexts that could not be used, draws that are all the same.
+        currency: the unit of rewards, payments and tau; empty where it has no name.
+        disclosure: what the user is told of sponsors; empty where there is nothing to tell.
+        bypassed: whether the reference replied by itself, because tools were offered.
+        seed: gives the same auction again (the same draw, where the model takes no seed).
+        opening: what the auction was bound to before anybody reported, and the salt that opens it.
+        charge: what the ledger booked; None without one, or where nobody pays.
+    """
+
+    auction_id: str
+    prompt: tuple[BaseMessage, ...]
+    candidates: tuple[Candidate, ...]
+    components: tuple[tuple[str, int], ...]
+    contexts: Contexts
+    agents: tuple[Agent, ...]
+    left_out: tuple[LeftOut, ...]
+    reports: tuple[Report, ...]
+    settlement: Settlement
+    reply: AIMessage
+    usage: UsageMetadata | None
+    failures: tuple[BaseException, ...]
+    warnings: tuple[str, ...]
+    currency: str
+    disclosure: str
+    bypassed: bool
+    seed: int
+    opening: Opening
+    charge: "Charge | None"
+
+    @property
+    def distinct_replies(self) -> int:
+        """How many different replies were drawn; each is one candidate."""
+        return len(self.candidates)
+
+    @property
+    def draws(self) -> int:
+        """How many replies were drawn, M."""
+        return sum(count for _, count in self.components)
+
+    @property
+    def rewards(self) -> FloatArray:
+        """(N, candidates), what every agent reported, money. Private values."""
+        return matrix_of(self.reports, self.candidates)
+
+    @property
+    def log_weights(self) -> FloatArray:
+        """(candidates,), `log pi_ref - log pi_gen` of all draws of each, by log-add-exp, nats."""
+        return np.array([candidate.merged_log_weight for candidate in self.candidates])
+
+    @cached_property
+    def receipt(self) -> Receipt:
+        """The record of all of it, for the platform and its auditor; `receipt.view(agent)` is an agent's part."""
+        return issue(
+            self.opening,
+            auction_id=self.auction_id,
+            reports=self.reports,
+            settlement=self.settlement,
+            prices_per_click=self.prices_per_click,
+            revenue=self.revenue,
+        )
+
+    def charged(self, charge: "Charge | None") -> Self:
+        """Return the same auction with what the ledger booked, in the reply's metadata too."""
+        if charge is None:
+            return self
+        booked = {"seq": charge.seq, "hash": charge.hash, "receipt": charge.receipt}
+        told = {**self.reply.response_metadata["auction"], "charge": booked}
+        reply = self.reply.model_copy(update={"response_metadata": {**self.reply.response_metadata, "auction": told}})
+        return replace(self, charge=charge, reply=reply)
+
+    @property
+    def charges(self) -> tuple[Decimal, ...]:
+        """(N,), what is billed: each payment rounded to a millionth of the unit, halves to even."""
+        return tuple(as_decimal(float(payment)) for payment in self.settlement.payments)
+
+    @property
+    def revenue(self) -> Decimal:
+        """The sum of `charges`, exact."""
+        return total(self.charges)
+
+    @property
+    def sponsors(self) -> tuple[Agent, ...]:
+        """The agents that pay, and made the drawn reply likelier than it would be without them."""
+        j, settlement = self.settlement.winner, self.settlement
+        likelier = settlement.probabilities[j] > settlement.counterfactuals[:, j] * (1.0 + _ROUNDING)
+        return tuple(agent for agent, more in zip(self.agents, likelier, strict=True) if more and agent.pays)
+
+    @property
+    def prices_per_click(self) -> tuple[float | None, ...]:
+        """(N,), money: what an agent with a `ClickReward` pays when the user clicks, in place of its payment.
+
+        Under `expected` and `proportional` it is `T_i / E_p[click-through]`, under `pivot` and `influence` the payment
+        over the drawn reply's click-through; for an owner's only agent never above the value per click. On average over
+        draws and clicks it comes to the expected payment (under `influence` where every reply may be clicked: what it
+        pays back for others is lost). None where no click is expected, and for every other kind of reward.
+        """
+        return tuple(self.price_per_click(i) for i in range(len(self.agents)))
+
+    def price_per_click(self, i: int) -> float | None:
+        """Return what agent i pays per click, as in `prices_per_click`."""
+        settlement, clicks = self.settlement, self.reports[i].click_through
+        if clicks is None or not self.agents[i].pays:
+            return None
+        return price_per_click(
+            settlement.payment_rule,
+            expected=float(settlement.expected_payments[i]),
+            paid=float(settlement.payments[i]),
+            probabilities=settlement.probabilities,
+            clicks=clicks,
+            winner=settlement.winner,
+        )
+
+    def explain(self) -> Explanation:
+        """Return what each agent did to this auction: `str` of it is the text, `as_dict()` the data.
+
+        >>> from llm_auction_chain import Agent, AuctionRunnable
+        >>> from llm_auction_chain.testing import MarkovChatModel
+        >>> agent = Agent("B", lambda prompt, reply: 4.0 * reply.text.count("b"))
+        >>> held = AuctionRunnable(model=MarkovChatModel(), agents=[agent], seed=7).run("Say something")
+        >>> held.explain().sponsors, held.explain().as_dict()["agents"][0]["reply_without"]
+        (('B',), 'bb')
+        """
+        sponsors = tuple(agent.name for agent in self.sponsors)
+        return Explanation(
+            auction_id=self.auction_id,
+            reply=str(self.reply.text),
+            sponsored=bool(sponsors),
+            sponsors=sponsors,
+            currency=self.currency,
+            agents=tuple(self._explained(i) for i in range(len(self.agents))),
+        )
+
+    def _explained(self, i: int) -> AgentExplanation:
+        settlement, agent = self.settlement, self.agents[i]
+        without, drawn = int(settlement.winners_without[i]), settlement.winner
+        return AgentExplanation(
+            agent=agent.name,
+            owner=agent.payer,
+            pays=agent.pays,
+            status=self.reports[i].status,
+            influence=float(settlement.influences[i]),
+            probability=float(settlement.probabilities[drawn]),
+            probability_without=float(settlement.counterfactuals[i, drawn]),
+            reply_without=str(self.candidates[without].message.text),
+            changed_the_reply=without != drawn,
+            contribution=float(settlement.contributions[i]),
+            payment=float(settlement.payments[i]),
+            charge=as_text(as_decimal(float(settlement.payments[i]))),
+            price_per_click=self.price_per_click(i),
+        )
+
+
+def matrix_of(reports: Sequence[Report], candidates: Sequence[Candidate]) -> FloatArray:
+    """Return what every agent reported for every candidate, (N, candidates), money."""
+    return np.array([report.rewards for report in reports], dtype=np.float64).reshape(len(reports), len(candidates))
+
+
+def metadata_of(result: AuctionResult) -> dict[str, Any]:
+    """Return the outcome as plain JSON: Python numbers only, finite, and nobody's rewards."""
+    settlement = result.settlement
+    diagnostics = settlement.diagnostics
+    sponsors = result.sponsors
+    return {
+        "schema": _SCHEMA,
+        "auction_id": result.auction_id,
+        "winner": settlement.winner,
+        "probabilities": settlement.probabilities.tolist(),
+        "payments": [_payment(result, i) for i in range(len(result.agents))],
+        "agents": [
+            {"agent": agent.name, "status": report.status, "reason": report.reason}
+            for agent, report in zip(result.agents, result.reports, strict=True)
+        ],
+        "left_out": [out.as_dict() for out in result.left_out],
+        "revenue": settlement.revenue,
+        "revenue_decimal": as_text(result.revenue),
+        "currency": result.currency,
+        "sponsored": bool(sponsors),
+        "sponsors": [agent.name for agent in sponsors],
+        "disclosure": result.disclosure,
+        "bypassed": result.bypassed,
+        "diagnostics": {
+            "candidates": result.draws,
+            "failed_calls": len(result.failures),
+            "distinct_replies": result.distinct_replies,
+            "excluded_replies": sum(candidate.excluded for candidate in result.candidates),
+            "ess_weights": diagnostics.ess_weights,
+            "ess_probabilities": diagnostics.ess_probabilities,
+            "largest_share": diagnostics.largest_share,
+            "log_normaliser": diagnostics.log_normaliser,
+            "k_hat": diagnostics.k_hat,
+        },
+        "proposal": {
+            "contexts": result.contexts,
+            "components": [{"component": name, "draws": count} for name, count in result.components],
+        },
+        "warnings": list(result.warnings),
+        "tau": settlement.tau,
+        "payment_rule": settlement.payment_rule,
+        "seed": result.seed,
+        "commitment": result.opening.commitment,
+        "charge": None,
+    }
+
+
+def _payment(result: AuctionResult, i: int) -> dict[str, Any]:
+    """Return what one agent pays: figures as they were computed, and beside them the decimals that are billed."""
+    agent, settlement = result.agents[i], result.settlement
+    amounts = {
+        "amount": float(settlement.payments[i]),
+        "expected": float(settlement.expected_payments[i]),
+        "contribution": float(settlement.contributions[i]),
+    }
+    decimals = {f"{name}_decimal": as_text(as_decimal(amount)) for name, amount in amounts.items()}
+    price = result.price_per_click(i)
+    per_click = {} if price is None else {"per_click": price, "per_click_decimal": as_text(as_decimal(price))}
+    return {"agent": agent.name, "owner": agent.payer, "pays": agent.pays, **amounts, **decimals, **per_click}

@@ -1,0 +1,1 @@
+"""Models that draw replies and say how likely they are."""

@@ -1,0 +1,229 @@
+"""How a transformers sequence classifier rates replies, many in a pass."""
+
+import math
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from llm_auction_chain.errors import ConfigurationError, ContextWindowError, MissingDependencyError
+from llm_auction_chain.models.local.weights import INSTALL_EXTRA, quiet_transformers
+
+try:
+    import torch
+    from jinja2 import TemplateError
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from llm_auction_chain.models.local.device import device_named, dtype_named
+except ImportError as error:
+    raise MissingDependencyError(f"{error.name} is not installed; run: {INSTALL_EXTRA}") from error
+
+__all__ = ["RewardModel"]
+
+# What a tokenizer makes of a text: equally long lists by the model's names for its inputs.
+Encoded = Mapping[str, Sequence[int]]
+
+
+class RewardModel:
+    """A sequence classifier and its tokenizer on one device, for many threads: passes take turns.
+
+    Replies share a pass, padded to the longest, where the model rates them so as it does alone; it is asked, rather
+    than looked up. Where it does not, only replies of one length share a pass.
+
+    Attributes:
+        model: a transformers model for sequence classification, on its device.
+        tokenizer: its tokenizer.
+        window: the number of tokens that prompt and reply may have together.
+    """
+
+    _loaded: ClassVar[dict[tuple[str, str, str], "RewardModel"]] = {}
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        config = model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None) or -1
+        self.window = min(positions if positions > 0 else sys.maxsize, tokenizer.model_max_length)
+        tokenizer.truncation_side = "left"
+        self._turn = threading.Lock()
+        pad = getattr(config, "pad_token_id", None)
+        if pad is None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+            pad = tokenizer.pad_token_id
+        # Without one, models take no batches; with one that no text holds they rate the last token, as they do alone.
+        config.pad_token_id = self._pad = -1 if pad is None else int(pad)
+        self._pads = self._padding_changes_nothing(config.vocab_size)
+
+    @classmethod
+    def load(cls, path_or_hub_id: str | Path, dtype: str = "auto", device: str = "auto") -> "RewardModel":
+        """Return the model named; the same arguments return the same object in this process.
+
+        Args:
+            path_or_hub_id: a folder written by `save_pretrained`, or a model's name on the Hugging Face Hub.
+            dtype: "bfloat16", "float16", "float32", or "auto": bfloat16 where the device computes in it, else float32.
+            device: a torch device, or "auto": cuda, else mps, else cpu.
+
+        Raises:
+            ConfigurationError: there is no such model, dtype or device, or it was not trained to classify.
+        """
+        torch_device = device_named(device)
+        torch_dtype = dtype_named(dtype, torch_device)
+        key = (str(path_or_hub_id), str(torch_dtype), str(torch_device))
+        with cls._lock:
+            if key not in cls._loaded:
+                model, tokenizer = _pretrained(path_or_hub_id, torch_dtype)
+                cls._loaded[key] = cls(model.to(torch_device).eval(), tokenizer)
+            return cls._loaded[key]
+
+    def logits(
+        self,
+        turns: Sequence[Mapping[str, str]],
+        replies: Sequence[str],
+        *,
+        label: int | None,
+        max_batch_tokens: int,
+        abandoned: threading.Event,
+    ) -> list[float]:
+        """Return one logit per reply.
+
+        Args:
+            turns: the conversation, mappings with "role" and "content".
+            replies: what the assistant may say to it.
+            label: which of the model's labels; None where there is only one.
+            max_batch_tokens: the most tokens of one pass, padding included; a single reply may have more.
+            abandoned: once it is set, what has no logit yet gets nan instead.
+
+        Raises:
+            ConfigurationError: there is no such label, or the chat template refuses the conversation.
+            ContextWindowError: a reply alone is longer than the model reads.
+        """
+        column = self._column(label)
+        encoded = [self._encode(turns, reply) for reply in replies]
+        logits = [math.nan] * len(replies)
+        for rows in self._batches([len(each["input_ids"]) for each in encoded], max_batch_tokens):
+            with self._turn:
+                if abandoned.is_set():
+                    break
+                found = self._pass([encoded[row] for row in rows])[:, column].tolist()
+            for row, logit in zip(rows, found, strict=True):
+                logits[row] = logit
+        return logits
+
+    def _column(self, label: int | None) -> int:
+        count = self.model.config.num_labels
+        if (label is None and count > 1) or (label or 0) >= count:
+            names = ", ".join(f"{number} {name}" for number, name in sorted(self.model.config.id2label.items()))
+            raise ConfigurationError(f"label={label!r}: the model has {count} labels; give one of {names}")
+        return label or 0
+
+    def _encode(self, turns: Sequence[Mapping[str, str]], reply: str) -> Encoded:
+        """Return the inputs for a reply; a prompt that is too long loses its beginning."""
+        with self._turn:
+            if self.tokenizer.chat_template is None:
+                return self._encode_pair(turns, reply)
+            ids = self._templated([*turns, {"role": "assistant", "content": reply}])
+            if len(ids) <= self.window:
+                return {"input_ids": ids}
+            kept = ids[:1] if ids[0] == self.tokenizer.bos_token_id else []
+            self._check_fits(len(kept) + len(ids) - len(self._templated(turns, add_generation_prompt=True)))
+            return {"input_ids": kept + ids[len(kept) - self.window :]}
+
+    def _templated(self, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> list[int]:
+        clean = [{"role": turn["role"], "content": _clean(turn["content"])} for turn in turns]
+        try:
+            return list(
+                self.tokenizer.apply_chat_template(
+                    clean, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=False
+                )
+            )
+        except TemplateError as error:
+            raise ConfigurationError(f"the model's chat template refuses these messages: {error}") from error
+
+    def _encode_pair(self, turns: Sequence[Mapping[str, str]], reply: str) -> Encoded:
+        """Return a prompt and a reply as a pair of texts; a prompt of several turns is lines of `role: text`."""
+        lines = [turn["content"] if len(turns) == 1 else f"{turn['role']}: {turn['content']}" for turn in turns]
+        alone, pair = map(self.tokenizer.num_special_tokens_to_add, (False, True))
+        # Some tokenizers put nothing between the two.
+        second = _clean(reply if pair > alone else f"\n{reply}")
+        self._check_fits(pair + len(self.tokenizer(second, add_special_tokens=False)["input_ids"]))
+        encoded = self.tokenizer(_clean("\n".join(lines)), second, truncation="only_first", max_length=self.window)
+        return {name: ids for name, ids in encoded.items() if name != "attention_mask"}
+
+    def _check_fits(self, tokens: int) -> None:
+        """Raise ContextWindowError unless there is room for at least one token of the prompt."""
+        if tokens >= self.window:
+            raise ContextWindowError(
+                f"a reply takes {tokens} tokens, and the reward model reads {self.window} with the prompt; give it "
+                "a shorter reply or use another model"
+            )
+
+    def _batches(self, lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+        """Yield rows that share a pass, short ones first."""
+        batch: list[int] = []
+        for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+            full = lengths[row] * (len(batch) + 1) > most
+            other = not self._pads and lengths[row] != lengths[batch[0] if batch else row]
+            if batch and (full or other):
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+
+    @torch.inference_mode()
+    def _pass(self, batch: Sequence[Encoded]) -> torch.Tensor:
+        """Return the logits, (batch, labels), on the CPU."""
+        longest = max(len(each["input_ids"]) for each in batch)
+        inputs = {
+            name: _padded([each[name] for each in batch], longest, self._pad if name == "input_ids" else 0)
+            for name in batch[0]
+        }
+        inputs["attention_mask"] = _padded([[1] * len(each["input_ids"]) for each in batch], longest, 0)
+        on_device = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        logits: torch.Tensor = self.model(**on_device).logits
+        return logits.float().cpu()
+
+    def _padding_changes_nothing(self, vocabulary: int) -> bool:
+        """Return whether a text's logits are the same beside a longer one as alone."""
+        if not 0 <= self._pad < vocabulary:
+            return False
+        some = [token for token in range(min(vocabulary, 10)) if token != self._pad]
+        short, long = {"input_ids": some[:3]}, {"input_ids": some}
+        try:
+            alone, beside = self._pass([short])[0], self._pass([short, long])[0]
+        except (IndexError, RuntimeError, ValueError):
+            return False
+        rounding = 1e-3 if self.model.dtype == torch.float32 else 0.1
+        return bool((alone - beside).norm() <= rounding * alone.norm())
+
+
+def _pretrained(path_or_hub_id: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return a classifier, of which every weight was read, and its tokenizer."""
+    try:
+        with quiet_transformers():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                path_or_hub_id, dtype=dtype, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigurationError(
+            f"model={str(path_or_hub_id)!r} is neither a folder with a transformers sequence classifier and its "
+            f"tokenizer nor one that can be fetched from the Hugging Face Hub: {error}"
+        ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise ConfigurationError(
+            f"model={str(path_or_hub_id)!r} was not trained to classify: it has no weights {', '.join(missing[:3])}; "
+            "give a reward model"
+        )
+    return model, tokenizer
+
+
+def _padded(rows: Sequence[Sequence[int]], longest: int, filling: int) -> torch.Tensor:
+    return torch.tensor([[*row, *[filling] * (longest - len(row))] for row in rows])
+
+
+def _clean(text: str) -> str:
+    """Return text that a tokenizer takes: half a surrogate pair is text to Python alone."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,130 @@
+"""Replies under several laws, decoded in one batch."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from llm_auction_chain.models.local.attention import Prefix
+from llm_auction_chain.models.local.passes import Passes
+from llm_auction_chain.models.local.sampler import Sampler
+
+__all__ = ["Law", "Row", "decode"]
+
+# The share of finished rows from which they leave the batch: leaving copies what the others have of themselves.
+_LEAVE = 1 / 8
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Row:
+    """A reply being drawn.
+
+    Attributes:
+        uniforms: the row's own stream of randomness, one number a token.
+        token_ids: drawn so far.
+        log_probs: one per token, under the law.
+        alone: one per token, (K,) under each of the law's prompts alone.
+        text: once it is finished.
+        finish_reason: None while it grows.
+    """
+
+    uniforms: np.random.Generator
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    log_probs: list[float] = dataclasses.field(default_factory=list)
+    alone: list[list[float]] = dataclasses.field(default_factory=list)
+    text: str = ""
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Law:
+    """Tokens proportional to `prod_k pi(token | prefixes[k]) ** powers[k]`, and the rows that follow it.
+
+    A row is K sequences, one behind each prefix, that are given the same tokens.
+
+    Attributes:
+        prefixes: (K,), the prompts as they were read.
+        powers: (K,).
+        rows: those in the batch.
+        states: (K, rows, hidden) behind the newest tokens.
+    """
+
+    prefixes: Sequence[Prefix]
+    powers: Sequence[float]
+    rows: list[Row]
+    states: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
+
+    def going(self) -> list[int]:
+        """Return the places of the rows that are not finished."""
+        return [place for place, row in enumerate(self.rows) if row.finish_reason is None]
+
+
+def decode(passes: Passes, laws: Sequence[Law], sampler: Sampler, finish: Callable[[Row], None]) -> Iterator[None]:
+    """Extend the rows of all laws token by token, in one batch, and yield after every token.
+
+    Args:
+        passes: of the model.
+        laws: what the rows follow.
+        sampler: chooses the tokens.
+        finish: sets a row's text and finish reason where its newest token ends it.
+    """
+    for law in laws:
+        behind = torch.stack([prefix.state for prefix in law.prefixes])
+        law.states = behind[:, None].expand(-1, len(law.rows), -1)
+    sequences = passes.behind(
+        [prefix for law in laws for prefix in law.prefixes], [len(law.rows) for law in laws for _ in law.prefixes]
+    )
+    while True:
+        for blocks in _blocks(laws, passes.rows):
+            _draw(passes, blocks, sampler)
+        for row in (row for law in laws for row in law.rows if row.finish_reason is None):
+            finish(row)
+        yield
+        going = [law.going() for law in laws]
+        if not any(going):
+            return
+        rows, left = sum(len(law.rows) for law in laws), sum(map(len, going))
+        if rows - left >= max(1, _LEAVE * rows):
+            sequences.select([places for places, law in zip(going, laws, strict=True) for _ in law.prefixes])
+            for places, law in zip(going, laws, strict=True):
+                law.rows = [law.rows[place] for place in places]
+        tokens = [row.token_ids[-1] for law in laws for _ in law.prefixes for row in law.rows]
+        states = passes.step(sequences, tokens)
+        sizes = [len(law.prefixes) * len(law.rows) for law in laws]
+        for law, part in zip(laws, torch.split(states, sizes), strict=True):
+            law.states = part.view(len(law.prefixes), len(law.rows), part.shape[-1])
+
+
+def _blocks(laws: Sequence[Law], size: int) -> Iterator[list[tuple[Law, slice]]]:
+    """Yield slices of the laws' rows, with at most `size` sequences together or one row."""
+    blocks: list[tuple[Law, slice]] = []
+    room = size
+    for law in laws:
+        k, start = len(law.prefixes), 0
+        while start < len(law.rows):
+            if blocks and room < k:
+                yield blocks
+                blocks, room = [], size
+            stop = min(len(law.rows), start + max(1, room // k))
+            blocks.append((law, slice(start, stop)))
+            room, start = room - (stop - start) * k, stop
+    if blocks:
+        yield blocks
+
+
+def _draw(passes: Passes, blocks: Sequence[tuple[Law, slice]], sampler: Sampler) -> None:
+    """Append a token to the unfinished rows of the blocks; all are projected onto the vocabulary together."""
+    states = [law.states[:, rows] for law, rows in blocks]
+    logits = passes.logits(torch.cat([state.flatten(0, 1) for state in states]))
+    parts = torch.split(logits, [state.shape[0] * state.shape[1] for state in states])
+    for (law, rows), state, part in zip(blocks, states, parts, strict=True):
+        drawn = law.rows[rows]
+        uniforms = [0.0 if row.finish_reason else row.uniforms.random() for row in drawn]
+        found = sampler.draw(part.view(*state.shape[:2], -1), law.powers, uniforms)
+        for row, token, log_prob, alone in zip(drawn, *found, strict=True):
+            if row.finish_reason is None:
+                row.token_ids.append(token)
+                row.log_probs.append(log_prob)
+                row.alone.append(alone)

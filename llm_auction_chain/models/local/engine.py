@@ -1,0 +1,447 @@
+"""Draw replies from a transformers model in this process, many at once, each from its own stream of randomness."""
+
+import dataclasses
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_auction_chain.errors import ConfigurationError, ContextWindowError, MissingDependencyError, PromptError
+from llm_auction_chain.models.local.fifo_lock import Queue
+from llm_auction_chain.models.local.weights import INSTALL_EXTRA, quiet_transformers
+
+try:
+    from jinja2 import TemplateError
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from llm_auction_chain.models.local.capabilities import passes_for
+    from llm_auction_chain.models.local.decoding import Law, Row, decode
+    from llm_auction_chain.models.local.device import device_named, dtype_named, free_memory
+    from llm_auction_chain.models.local.sampler import Sampler
+    from llm_auction_chain.models.local.scoring import score
+except ImportError as error:
+    raise MissingDependencyError(f"{error.name} is not installed; run: {INSTALL_EXTRA}") from error
+
+__all__ = ["Engine", "Pace", "Sampled"]
+
+# The share of the free memory that a request may fill with keys and values.
+_MEMORY = 1 / 4
+# Tokens of one pass. On a CPU more of them leave its caches, and fewer of them multiply slower.
+_PASS = {"cpu": 512}
+_PASS_ELSEWHERE = 4096
+# Prompts, powers, and how many replies.
+Drawing = tuple[Sequence[Sequence[int]], Sequence[float], int]
+# What a decoder shows for a character whose bytes have not all been drawn yet.
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """One reply.
+
+    Attributes:
+        token_ids: every token drawn, the end token and those of a stop string included.
+        text: the reply without the end token, cut before the first stop string.
+        finish_reason: "stop" after an end token or a stop string, "length" after the last token allowed, None while
+            the reply is still growing.
+        log_probs: one per token, under the condition and the sampler, with its temperature and truncation.
+        prompt_log_probs: (K,), of the whole reply under each of the condition's prompts alone, nats.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: Literal["stop", "length"] | None
+    log_probs: tuple[float, ...]
+    prompt_log_probs: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How far a request has come.
+
+    Attributes:
+        finished: replies that are finished.
+        total: replies asked for.
+        tokens: drawn so far.
+        seconds: since the first of them was asked for, waiting for others excluded.
+    """
+
+    finished: int
+    total: int
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """All replies' tokens together."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class Engine:
+    """A model and its tokenizer on one device.
+
+    Reply number `row` under `seed` is a function of the prompt, the sampler, `seed` and `row`, and of nothing else: it
+    does not depend on how many replies are drawn beside it, up to the rounding of the model's dtype.
+
+    Threads may ask at the same time: requests are answered one after another, in the order in which they came, and
+    streams take a step between two of theirs.
+
+    Attributes:
+        model: a transformers causal language model. Its attention is replaced by one that shares prefixes, where the
+            model's states allow it.
+        tokenizer: its tokenizer.
+        window: the number of tokens that prompt and reply may have together.
+        ends: the tokens that end a reply.
+        max_batch_tokens: the most tokens whose keys and values a request holds at once; what has more is done in parts.
+    """
+
+    _loaded: ClassVar[dict[tuple[Any, ...], "Engine"]] = {}
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_batch_tokens: int | None = None,
+        compiled: bool = False,
+        packed: bool = False,
+    ) -> None:
+        """Take a model over.
+
+        Args:
+            model: a transformers causal language model, on its device.
+            tokenizer: its tokenizer.
+            max_batch_tokens: None is as many as fit into a quarter of the memory that is free now.
+            compiled: whether `torch.compile` makes what surrounds the attention faster, which takes minutes once.
+            packed: whether the model's weights may be replaced by what its device multiplies faster; it then cannot be
+                saved. `load` allows it, as nobody else has the model.
+
+        Raises:
+            ConfigurationError: the logits behind the model's states are made in a way unknown here.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.window = _window(model.config.get_text_config())
+        ends = getattr(model.generation_config, "eos_token_id", None)
+        self.ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+        size = _PASS.get(model.device.type, _PASS_ELSEWHERE)
+        self._passes = passes_for(model, min(size, max_batch_tokens or size), compiled=compiled, packed=packed)
+        free = int(_MEMORY * free_memory(model.device)) // self._passes.token_bytes
+        self.max_batch_tokens = max_batch_tokens or max(size, free)
+        self._requests = Queue()
+        self._steps = Queue()
+
+    @classmethod
+    def load(
+        cls,
+        path_or_hub_id: str | Path,
+        dtype: str = "auto",
+        device: str = "auto",
+        *,
+        max_batch_tokens: int | None = None,
+        compiled: bool = False,
+    ) -> "Engine":
+        """Return the engine of a model; the same arguments return the same object in this process.
+
+        Args:
+            path_or_hub_id: a folder written by `save_pretrained`, or a model's name on the Hugging Face Hub.
+            dtype: "bfloat16", "float16", "float32", or "auto": bfloat16 where the device computes in it, else float32.
+            device: a torch device, or "auto": cuda, else mps, else cpu.
+            max_batch_tokens: as the constructor takes it.
+            compiled: as the constructor takes it.
+
+        Raises:
+            ConfigurationError: there is no such model, dtype or device.
+        """
+        torch_device = device_named(device)
+        torch_dtype = dtype_named(dtype, torch_device)
+        key = (str(path_or_hub_id), str(torch_dtype), str(torch_device), max_batch_tokens, compiled)
+        with cls._lock:
+            if key not in cls._loaded:
+                try:
+                    with quiet_transformers():
+                        model = AutoModelForCausalLM.from_pretrained(path_or_hub_id, dtype=torch_dtype)
+                        tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
+                except (OSError, ValueError, SafetensorError) as error:
+                    raise ConfigurationError(
+                        f"model={str(path_or_hub_id)!r} is neither a folder with a transformers causal language model "
+                        f"nor one that can be fetched from the Hugging Face Hub: {error}"
+                    ) from error
+                model = model.to(torch_device).eval()
+                cls._loaded[key] = cls(
+                    model, tokenizer, max_batch_tokens=max_batch_tokens, compiled=compiled, packed=True
+                )
+            return cls._loaded[key]
+
+    def encode(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
+        """Return the tokens after which the assistant's next turn begins.
+
+        The model's own chat template writes the conversation; a model without one reads lines of `role: text`.
+
+        Args:
+            turns: mappings with "role" (user, assistant, system) and "content".
+
+        Raises:
+            PromptError: there is no turn.
+            ConfigurationError: the template refuses the conversation.
+        """
+        if not turns:
+            raise PromptError("there is nothing to reply to; pass at least one message")
+        if self.tokenizer.chat_template is None:
+            lines = [f"{turn['role']}: {turn['content']}" for turn in turns]
+            return list(self.tokenizer("\n".join([*lines, "assistant:"]))["input_ids"])
+        try:
+            return list(
+                self.tokenizer.apply_chat_template(
+                    list(turns), tokenize=True, add_generation_prompt=True, return_dict=False
+                )
+            )
+        except TemplateError as error:
+            raise ConfigurationError(f"the model's chat template refuses these messages: {error}") from error
+
+    def sample(
+        self,
+        conditions: Sequence[Drawing],
+        *,
+        seed: int,
+        max_tokens: int,
+        sampler: Sampler,
+        stop: Sequence[str] = (),
+        progress: Callable[[Pace], None] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> list[Sampled]:
+        """Draw replies, each under its condition, all in one batch as far as `max_batch_tokens` allows.
+
+        Args:
+            conditions: (prompts, powers, count): `count` replies whose tokens follow
+                `prod_k pi(token | prompts[k]) ** powers[k]`; a prompt is a list of tokens.
+            seed: a non-negative integer; with the row's number it decides the reply.
+            max_tokens: the most tokens drawn, clipped to the model's window.
+            sampler: chooses the tokens.
+            stop: strings before which a reply is cut.
+            progress: called after every token.
+            cancel: once it is set, the next step is not made.
+
+        Returns:
+            The replies in the order of the conditions.
+
+        Raises:
+            PromptError: a prompt is empty.
+            ContextWindowError: a prompt leaves no room for a token.
+            concurrent.futures.CancelledError: `cancel` was set.
+        """
+        # One length for all conditions: a reply cut by it is then a prefix under each of them.
+        length = min(max_tokens, *(self._room(len(prompt)) for prompts, _, _ in conditions for prompt in prompts))
+        total = sum(count for _, _, count in conditions)
+        rows = [Row(uniforms=_stream(seed, row)) for row in range(total)]
+        started = time.perf_counter()
+        with self._requests.turn(cancel):
+            waited = time.perf_counter() - started
+            for _ in self._in_turn(self._grow(conditions, rows, length, sampler, stop), cancel):
+                if progress is not None:
+                    pace = Pace(
+                        finished=sum(row.finish_reason is not None for row in rows),
+                        total=total,
+                        tokens=sum(len(row.token_ids) for row in rows),
+                        seconds=time.perf_counter() - started - waited,
+                    )
+                    progress(pace)
+        return [_freeze(row) for row in rows]
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        *,
+        seed: int,
+        max_tokens: int,
+        sampler: Sampler,
+        stop: Sequence[str] = (),
+    ) -> Iterator[Sampled]:
+        """Yield one reply after every token; the last item is `sample([([prompt], [1.0], 1)], ...)[0]`.
+
+        Every text is a prefix of the next: a character that lacks bytes, and letters that may turn out to be a stop
+        string, wait. Between two tokens other requests may take a step.
+
+        Args:
+            prompt: its tokens.
+            seed: a non-negative integer.
+            max_tokens: the most tokens drawn, clipped to the model's window.
+            sampler: chooses the tokens.
+            stop: strings before which the reply is cut.
+
+        Raises:
+            PromptError: the prompt is empty.
+            ContextWindowError: the prompt leaves no room for a token.
+        """
+        row = Row(uniforms=_stream(seed, 0))
+        length = min(max_tokens, self._room(len(prompt)))
+        shown = ""
+        for _ in self._in_turn(self._grow([([prompt], [1.0], 1)], [row], length, sampler, stop), None):
+            if row.finish_reason is not None:
+                yield _freeze(row)
+                return
+            if row.token_ids:
+                stable = _stable(self._text(row.token_ids), stop)
+                shown = stable if stable.startswith(shown) else shown
+                yield dataclasses.replace(_freeze(row), text=shown)
+
+    def score(
+        self,
+        prompts: Sequence[Sequence[int]],
+        powers: npt.ArrayLike,
+        replies: Sequence[Sequence[int]],
+        sampler: Sampler,
+        *,
+        wanted: npt.NDArray[np.bool_] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """Return `log pi_c(reply)` (C, M) in nats; tokens follow `prod_k pi(token | prompts[k]) ** powers[c, k]`.
+
+        Every prompt is read once, every reply once behind each prompt that is asked about it, all of them packed. All
+        that is to be known about some replies is cheapest asked in one call, for many proposals and agents together.
+
+        Args:
+            prompts: K lists of tokens.
+            powers: (C, K).
+            replies: M lists of tokens, the end token included where there is one.
+            sampler: temperature and truncation of the law asked for.
+            wanted: (C, M), which ones; the others are nan. None is all.
+            cancel: once it is set, the next pass is not made.
+
+        Raises:
+            PromptError: a prompt is empty.
+            ContextWindowError: a prompt and a reply do not fit into the model's window.
+            concurrent.futures.CancelledError: `cancel` was set.
+        """
+        longest = max((len(reply) for reply in replies), default=0)
+        for prompt in prompts:
+            self._room(len(prompt), longest)
+        laws = np.asarray(powers, dtype=np.float64)
+        laws = laws.reshape(len(laws), len(prompts))
+        wanted = np.ones((len(laws), len(replies)), dtype=bool) if wanted is None else wanted
+        totals = np.where(wanted, 0.0, np.nan)
+        scoring = score(
+            self._passes, prompts, laws, replies, wanted, sampler, totals=totals, size=self.max_batch_tokens
+        )
+        with self._requests.turn(cancel):
+            for _ in self._in_turn(scoring, cancel):
+                pass
+        return totals
+
+    def _room(self, prompt: int, wanted: int | None = None) -> int:
+        """Return how many tokens fit behind a prompt of so many tokens."""
+        if prompt < 1:
+            raise PromptError("the prompt has no tokens")
+        room = self.window - prompt
+        if room < (wanted or 1):
+            reply = "the reply included" if wanted is None else f"and the reply has {wanted}"
+            raise ContextWindowError(
+                f"the prompt has {prompt} tokens and the model reads {self.window}, {reply}; shorten the prompt"
+            )
+        return room
+
+    def _in_turn(self, steps: Iterator[None], cancel: threading.Event | None) -> Iterator[None]:
+        """Make each step in this thread's turn, and yield after it."""
+        going = True
+        while going:
+            with self._steps.turn(cancel):
+                going = next(steps, self) is None
+            if going:
+                yield
+
+    def _grow(
+        self, conditions: Sequence[Drawing], rows: Sequence[Row], length: int, sampler: Sampler, stop: Sequence[str]
+    ) -> Iterator[None]:
+        """Read the prompts and extend the rows until all are finished, and yield after every pass."""
+        places: dict[tuple[int, ...], int] = {}
+        asked = [[places.setdefault(tuple(prompt), len(places)) for prompt in prompts] for prompts, _, _ in conditions]
+        prefixes = yield from self._passes.read(list(places))
+        waiting = [
+            Law(prefixes=[prefixes[place] for place in known], powers=powers, rows=[])
+            for known, (_, powers, _) in zip(asked, conditions, strict=True)
+        ]
+        counts = [count for _, _, count in conditions]
+        ends = np.cumsum(counts)
+        for law, count, end in zip(waiting, counts, ends, strict=True):
+            law.rows = list(rows[end - count : end])
+        room = self.max_batch_tokens - sum(len(prompt) for prompt in places)
+        while any(law.rows for law in waiting):
+            yield from decode(
+                self._passes, _batch(waiting, room // length), sampler, lambda row: self._finish(row, length, stop)
+            )
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        """Return the tokens' text without special tokens."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _finish(self, row: Row, length: int, stop: Sequence[str]) -> None:
+        """Set the row's text and finish reason where its newest token ends it."""
+        ended = row.token_ids[-1] in self.ends
+        full = len(row.token_ids) >= length
+        if not (ended or full or stop):
+            return
+        text = self._text(row.token_ids[:-1] if ended else row.token_ids)
+        cuts = [place for string in stop if (place := text.find(string)) >= 0]
+        if cuts or ended:
+            row.text, row.finish_reason = text[: min(cuts, default=None)], "stop"
+        elif full:
+            row.text, row.finish_reason = text, "length"
+
+
+def _window(config: Any) -> int:
+    """Return how many tokens the model reads.
+
+    Where long texts turn all their keys otherwise than short ones do, that is the length up to which keys can be kept.
+    """
+    window = getattr(config, "max_position_embeddings", None) or sys.maxsize
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return int(rope.get("original_max_position_embeddings") or window)
+    return int(window)
+
+
+def _stream(seed: int, row: int) -> np.random.Generator:
+    """Return the stream of randomness that belongs to one row."""
+    return np.random.default_rng(np.random.SeedSequence([seed, row]))
+
+
+def _freeze(row: Row) -> Sampled:
+    return Sampled(
+        token_ids=tuple(row.token_ids),
+        text=row.text,
+        finish_reason=row.finish_reason,
+        log_probs=tuple(row.log_probs),
+        prompt_log_probs=tuple(map(sum, zip(*row.alone, strict=True))),
+    )
+
+
+def _batch(waiting: Sequence[Law], sequences: int) -> list[Law]:
+    """Take as many rows as have so many sequences together, or one, from the laws that wait."""
+    batch: list[Law] = []
+    for law in waiting:
+        k = len(law.prefixes)
+        count = min(len(law.rows), sequences // k)
+        if not batch and law.rows:
+            count = max(count, 1)
+        if count:
+            batch.append(Law(prefixes=law.prefixes, powers=law.powers, rows=law.rows[:count]))
+            law.rows = law.rows[count:]
+            sequences -= count * k
+    return batch
+
+
+def _stable(text: str, stop: Sequence[str]) -> str:
+    """Return the part of an unfinished text that no later token can change."""
+    text = text.rstrip(_UNFINISHED)
+    held = max(
+        (size for string in stop for size in range(1, len(string)) if text.endswith(string[:size])),
+        default=0,
+    )
+    return text[: len(text) - held]

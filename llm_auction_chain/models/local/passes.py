@@ -1,0 +1,241 @@
+"""Passes of a model over many texts: prompts are read once, sequences grow behind them or follow them."""
+
+import abc
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from typing_extensions import override
+
+from llm_auction_chain.models.local.attention import NAME, Group, Growing, Pass, Prefix, Reading
+from llm_auction_chain.models.local.lm_head import base_of, head_of
+
+__all__ = ["FullPasses", "Passes", "SharedPasses", "finish", "packs"]
+
+_T = TypeVar("_T")
+Following = tuple[Prefix, Sequence[int]]
+# Bytes of one projection onto the vocabulary. What is larger than 32 MB is paged in anew each time (by glibc), which
+# takes longer than to compute it.
+_LOGIT_BYTES = 25_000_000
+
+
+class Passes(abc.ABC):
+    """What a model makes of tokens: states (tokens, hidden), and the logits behind a state.
+
+    Attributes:
+        model: a transformers causal language model.
+        size: the most tokens of one pass; a longer sequence is a pass of its own.
+    """
+
+    def __init__(self, model: Any, size: int) -> None:
+        self.model = model
+        self.size = size
+        self.base = base_of(model)
+        self._head = head_of(model, self.base)
+        self._weight = model.get_output_embeddings().weight
+
+    @abc.abstractmethod
+    def read(self, prompts: Sequence[Sequence[int]]) -> Generator[None, None, list[Prefix]]:
+        """Yield after every pass, and return the prompts as prefixes."""
+
+    @abc.abstractmethod
+    def behind(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> Any:
+        """Return sequences that may grow, so many behind each prefix; `select(places)` keeps some behind each."""
+
+    @abc.abstractmethod
+    def step(self, sequences: Any, tokens: Sequence[int]) -> torch.Tensor:
+        """Append a token to each of the sequences, and return the states (sequences, hidden) behind it."""
+
+    @abc.abstractmethod
+    def follow(self, pairs: Sequence[Following]) -> Iterator[list[tuple[int, torch.Tensor]]]:
+        """Yield after every pass (place of a pair, states of its tokens behind its prefix)."""
+
+    @property
+    @abc.abstractmethod
+    def token_bytes(self) -> int:
+        """How much memory a token of a growing sequence takes."""
+
+    @property
+    def rows(self) -> int:
+        """How many states are projected onto the vocabulary at once."""
+        return max(1, _LOGIT_BYTES // int(self._weight.shape[0] * self._weight.element_size()))
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the logits (rows, vocabulary) behind states (rows, hidden), in the model's dtype."""
+        with torch.inference_mode():
+            logits: torch.Tensor = self._head(inputs_embeds=states[None]).logits[0]
+            return logits
+
+
+class SharedPasses(Passes):
+    """Passes of a model whose attention is ours: prefixes are shared, sequences are packed without padding."""
+
+    def __init__(self, model: Any, size: int, *, compiled: bool = False) -> None:
+        super().__init__(model, size)
+        model.set_attn_implementation(NAME)
+        self._call = torch.compile(self.base, dynamic=True) if compiled else self.base
+        # A mask of four dimensions is taken as it is, and costs nothing; what a token may see is up to our attention.
+        self._mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=model.device)
+
+    @override
+    def read(self, prompts: Sequence[Sequence[int]]) -> Generator[None, None, list[Prefix]]:
+        prefixes = [Prefix() for _ in prompts]
+        for pieces in _pieces([len(prompt) for prompt in prompts], self.size):
+            groups = [Group(prefix=prefixes[k], count=1, length=stop - start, reads=True) for k, start, stop in pieces]
+            read = self._states(
+                Reading(groups), [token for k, start, stop in pieces for token in prompts[k][start:stop]]
+            )
+            states = torch.split(read, [group.size for group in groups])
+            for (k, start, stop), state in zip(pieces, states, strict=True):
+                prefixes[k].tokens += prompts[k][start:stop]
+                prefixes[k].state = state[-1]
+            yield
+        return prefixes
+
+    @property
+    @override
+    def token_bytes(self) -> int:
+        (prefix,) = finish(self.read([[0]]))
+        return sum(part.numel() * part.element_size() for both in prefix.layers.values() for part in both)
+
+    @override
+    def behind(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> Growing:
+        return Growing(prefixes, counts)
+
+    @override
+    def step(self, sequences: Growing, tokens: Sequence[int]) -> torch.Tensor:
+        states = self._states(sequences, tokens)
+        sequences.grown()
+        return states
+
+    @override
+    def follow(self, pairs: Sequence[Following]) -> Iterator[list[tuple[int, torch.Tensor]]]:
+        for places in packs([len(tokens) for _, tokens in pairs], self.size):
+            groups: list[Group] = []
+            for place in places:
+                prefix, tokens = pairs[place]
+                if groups and groups[-1].prefix is prefix and groups[-1].length == len(tokens):
+                    groups[-1].count += 1
+                else:
+                    groups.append(Group(prefix=prefix, count=1, length=len(tokens)))
+            states = self._states(Reading(groups), [token for place in places for token in pairs[place][1]])
+            yield list(zip(places, torch.split(states, [len(pairs[place][1]) for place in places]), strict=True))
+
+    def _states(self, tokens: Pass, ids: Sequence[int]) -> torch.Tensor:
+        """Return the states (tokens, hidden) of a pass."""
+        device = self.model.device
+        with torch.inference_mode(), tokens.current():
+            output = self._call(
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=tokens.positions(device)[None],
+                attention_mask=self._mask,
+                use_cache=False,
+            )
+        states: torch.Tensor = output.last_hidden_state[0]
+        return states
+
+
+class FullPasses(Passes):
+    """Passes of any causal model: each reads whole texts, and remembers nothing of them."""
+
+    @override
+    def read(self, prompts: Sequence[Sequence[int]]) -> Generator[None, None, list[Prefix]]:
+        prefixes = [Prefix(tokens=list(prompt)) for prompt in prompts]
+        for states in self._states(prompts):
+            for place, state in states:
+                prefixes[place].state = state[-1]
+            yield
+        return prefixes
+
+    @property
+    @override
+    def token_bytes(self) -> int:
+        # Of what a pass holds at once, the widest layer is about this much.
+        return 16 * int(self._weight.shape[1]) * int(self._weight.element_size())
+
+    @override
+    def behind(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> "_Texts":
+        return _Texts(prefixes, counts)
+
+    @override
+    def step(self, sequences: "_Texts", tokens: Sequence[int]) -> torch.Tensor:
+        texts = [text for several in sequences.texts for text in several]
+        for text, token in zip(texts, tokens, strict=True):
+            text.append(token)
+        last = {place: state[-1] for states in self._states(texts) for place, state in states}
+        return torch.stack([last[place] for place in range(len(texts))])
+
+    @override
+    def follow(self, pairs: Sequence[Following]) -> Iterator[list[tuple[int, torch.Tensor]]]:
+        for states in self._states([[*prefix.tokens, *tokens] for prefix, tokens in pairs]):
+            yield [(place, state[-len(pairs[place][1]) :]) for place, state in states]
+
+    def _states(self, texts: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, torch.Tensor]]]:
+        """Yield after every pass (place of a text, its states); padding stands behind the text, unseen."""
+        for places in packs([len(text) for text in texts], self.size, padded=True):
+            length = len(texts[places[0]])
+            ids = [[*texts[place], *[0] * (length - len(texts[place]))] for place in places]
+            with torch.inference_mode():
+                output = self.base(input_ids=torch.tensor(ids, device=self.model.device), use_cache=False)
+            states = output.last_hidden_state
+            yield [(place, state[: len(texts[place])]) for place, state in zip(places, states, strict=True)]
+
+
+class _Texts:
+    """Sequences that grow behind prefixes, as whole texts."""
+
+    def __init__(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> None:
+        self.texts = [
+            [list(prefix.tokens) for _ in range(count)] for prefix, count in zip(prefixes, counts, strict=True)
+        ]
+
+    def select(self, places: Sequence[Sequence[int]]) -> None:
+        self.texts = [[several[place] for place in kept] for several, kept in zip(self.texts, places, strict=True)]
+
+
+def finish(steps: Generator[Any, None, _T]) -> _T:
+    """Take all steps, and return what they come to."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            result: _T = done.value
+            return result
+
+
+def _pieces(lengths: Sequence[int], size: int) -> Iterator[list[tuple[int, int, int]]]:
+    """Yield (text, start, stop): all texts in order, cut so that a pass has `size` tokens."""
+    pieces: list[tuple[int, int, int]] = []
+    room = size
+    for k, length in enumerate(lengths):
+        start = 0
+        while start < length:
+            stop = min(length, start + room)
+            pieces.append((k, start, stop))
+            room, start = room - (stop - start), stop
+            if not room:
+                yield pieces
+                pieces, room = [], size
+    if pieces:
+        yield pieces
+
+
+def packs(lengths: Sequence[int], size: int, *, padded: bool = False) -> Iterator[list[int]]:
+    """Yield places of texts, the longest first: one text, or as many as have `size` tokens together.
+
+    Args:
+        lengths: of the texts.
+        size: the most tokens.
+        padded: whether all texts of a pack take as many tokens as its longest.
+    """
+    pack: list[int] = []
+    taken = 0
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        takes = lengths[pack[0]] if pack and padded else lengths[place]
+        if pack and taken + takes > size:
+            yield pack
+            pack, taken, takes = [], 0, lengths[place]
+        pack.append(place)
+        taken += takes
+    if pack:
+        yield pack

@@ -1,0 +1,118 @@
+"""How likely replies are: every prompt is read once, every reply follows once each prompt that is asked about it."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from llm_auction_chain.models.local.attention import Prefix
+from llm_auction_chain.models.local.passes import Passes, packs
+from llm_auction_chain.models.local.sampler import Sampler
+
+__all__ = ["score"]
+
+FloatArray = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+def score(
+    passes: Passes,
+    prompts: Sequence[Sequence[int]],
+    powers: FloatArray,
+    replies: Sequence[Sequence[int]],
+    wanted: Mask,
+    sampler: Sampler,
+    *,
+    totals: FloatArray,
+    size: int,
+) -> Iterator[None]:
+    """Add the log-probabilities, in nats, to the totals (C, M), and yield after every pass.
+
+    Args:
+        passes: of the model.
+        prompts: K lists of tokens.
+        powers: (C, K); tokens follow `prod_k pi(token | prompts[k]) ** powers[c, k]`.
+        replies: M lists of tokens.
+        wanted: (C, M), which ones.
+        sampler: temperature and truncation.
+        totals: (C, M), to be added to.
+        size: the most tokens whose keys and values are held at once, and the most states.
+    """
+    for laws in _affordable(powers != 0, [len(prompt) for prompt in prompts], size):
+        used: list[int] = np.flatnonzero((powers[laws] != 0).any(0)).tolist()
+        prefixes = yield from passes.read([prompts[k] for k in used])
+        for columns in _alike(wanted[laws]):
+            asked = [law for law in laws if wanted[law, columns[0]]]
+            if not asked:
+                continue
+            shown = {k: prefix for k, prefix in zip(used, prefixes, strict=True) if (powers[asked, k] != 0).any()}
+            for pack in packs([len(replies[column]) * len(shown) for column in columns], size):
+                batch = [columns[place] for place in pack if replies[columns[place]]]
+                if not batch:
+                    continue
+                found = _follow(
+                    passes,
+                    list(shown.values()),
+                    powers[asked][:, list(shown)],
+                    [replies[column] for column in batch],
+                    sampler,
+                )
+                for scores in found:
+                    totals[np.asarray(asked)[:, None], batch] += scores
+                    yield
+
+
+def _follow(
+    passes: Passes, prefixes: Sequence[Prefix], powers: FloatArray, replies: Sequence[Sequence[int]], sampler: Sampler
+) -> Iterator[FloatArray]:
+    """Yield parts (C, M) of the log-probabilities of some replies, none of them empty, under the same laws."""
+    lengths = [len(reply) for reply in replies]
+    ends = np.cumsum(lengths)
+    states = prefixes[0].state.new_empty(len(prefixes), int(sum(lengths)), len(prefixes[0].state))
+    for prefix, row in zip(prefixes, states, strict=True):
+        row[ends - lengths] = prefix.state
+    # The last token of a reply is behind its last state: it has a probability, and needs no state of its own.
+    # By prefix: replies of one length behind one prefix then are one product.
+    pairs = [(k, m) for k in range(len(prefixes)) for m, reply in enumerate(replies) if len(reply) > 1]
+    for found in passes.follow([(prefixes[k], replies[m][:-1]) for k, m in pairs]):
+        for place, state in found:
+            k, m = pairs[place]
+            states[k, ends[m] - len(state) : ends[m]] = state
+        yield np.zeros((len(powers), len(replies)))
+    tokens = torch.tensor([token for reply in replies for token in reply], device=states.device)
+    owners = np.repeat(np.arange(len(replies)), lengths)
+    step = max(1, passes.rows // len(prefixes))
+    for start in range(0, len(tokens), step):
+        rows = slice(start, start + step)
+        flat = passes.logits(states[:, rows].flatten(0, 1))
+        logits = flat.view(len(prefixes), -1, flat.shape[-1])
+        parts = np.zeros((len(powers), len(replies)))
+        for part, law in zip(parts, powers, strict=True):
+            used = np.flatnonzero(law)
+            shown = logits[used[0] : used[0] + 1] if len(used) == 1 else logits[used]
+            log_probs = sampler.log_probs(shown, law[used].tolist(), tokens[rows])
+            np.add.at(part, owners[rows], log_probs.double().cpu().numpy())
+        yield parts
+
+
+def _affordable(uses: Mask, lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield laws (C', ) whose prompts have at most `size` tokens together, or one law."""
+    laws: list[int] = []
+    read: Mask = np.zeros(uses.shape[1], dtype=bool)
+    for law, row in enumerate(uses):
+        if laws and np.dot(read | row, lengths) > size:
+            yield laws
+            laws, read = [], np.zeros_like(read)
+        laws.append(law)
+        read |= row
+    if laws:
+        yield laws
+
+
+def _alike(wanted: Mask) -> list[list[int]]:
+    """Return the columns in groups that are wanted by the same rows."""
+    groups: dict[bytes, list[int]] = {}
+    for column, pattern in enumerate(wanted.T):
+        groups.setdefault(pattern.tobytes(), []).append(column)
+    return list(groups.values())

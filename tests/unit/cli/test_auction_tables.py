@@ -1,0 +1,105 @@
+"""What the shell shows, on terminals of every width."""
+
+import re
+
+import pytest
+from rich.console import Console
+
+from llm_auction_chain import Agent, AuctionRunnable
+from llm_auction_chain.cli.auction_tables import show
+from llm_auction_chain.testing import MarkovChatModel
+
+
+def fails(prompt, reply):
+    raise ZeroDivisionError("oh")
+
+
+AGENTS = [
+    Agent("StringSchool", lambda prompt, reply: reply.text.count("b"), context="abc guitars"),
+    Agent("TuneTown", lambda prompt, reply: 2.0 * reply.text.count("c"), context="instruments", owner="tune-group"),
+]
+
+
+def shown(width, agents=AGENTS, scale=1.0, **settings):
+    scaled = [
+        Agent(agent.name, lambda p, r, reward=agent.reward: scale * reward(p, r), agent.owner, agent.context)
+        for agent in agents
+    ]
+    model = MarkovChatModel(length=3, tilts={"guitars": (0.0, 2.0, 0.0)})
+    result = AuctionRunnable(model=model, agents=scaled, n_candidates=16, seed=7, **settings).run("x")
+    console = Console(width=width, color_system=None)
+    with console.capture() as captured:
+        show(result, console)
+    return result, captured.get()
+
+
+def test_caps_rivals_currency_and_disclosure_are_said():
+    agents = [
+        Agent("First", lambda prompt, reply: 9.0 * reply.text.count("b"), report_cap=1.0, categories=["music"]),
+        Agent("Second", len, categories=["music"]),
+    ]
+    model = MarkovChatModel(length=3)
+    result = AuctionRunnable(
+        model=model, agents=agents, seed=3, exclusive_categories=["music"], currency="EUR", disclosure="Ad: {sponsors}"
+    ).run("x")
+    console = Console(width=80, color_system=None)
+    with console.capture() as captured:
+        show(result, console)
+    out = captured.get()
+    assert result.sponsors
+    for said in (
+        "First reported rewards beyond its cap",
+        "Second takes no part: a rival in music does",
+        " EUR",
+        "Ad: First",
+    ):
+        assert said in out
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+@pytest.mark.parametrize("scale", [1.0, 1e7])
+def test_nothing_vanishes_on_any_terminal(width, scale):
+    result, out = shown(width, scale=scale)
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= width
+    for agent, payment in zip(AGENTS, result.settlement.payments, strict=True):
+        assert agent.name in out
+        assert f"{payment:.4f}" in out
+    assert "(tune-group)" in out
+    for j, candidate in enumerate(result.candidates):
+        assert any(re.match(rf"{j} +{candidate.message.text} +[a-z]", line) for line in lines), (j, out)
+    assert "reported" not in out
+    for fact in ("seed 7", result.auction_id, f"revenue {result.settlement.revenue:.4f}"):
+        assert fact in out
+
+
+def test_draws_components_and_the_log_normaliser_are_shown():
+    result, out = shown(80)
+    assert len(result.components) > 1
+    assert result.draws > len(result.candidates)
+    letters = {}
+    for letter, (name, count) in zip("abcdef", result.components, strict=False):
+        assert f"{letter} {name} {count}" in out
+        letters[name] = letter
+    for j, candidate in enumerate(result.candidates):
+        times = f" x{candidate.draws}" if candidate.draws > 1 else ""
+        assert re.search(rf"^{j} +{candidate.message.text} +{letters[candidate.component]}{times} ", out, re.MULTILINE)
+    assert f"draws {result.draws} " in out
+    assert f"log-normaliser {result.settlement.diagnostics.log_normaliser:.4f}" in out
+
+
+def test_one_component_needs_no_letters():
+    result, out = shown(80, agents=[Agent("A", lambda prompt, reply: 1.0)])
+    assert f"draws {result.draws}, all from the reference" in out
+    assert " x2" in out
+
+
+def test_an_agent_that_abstains_gets_a_line_of_its_own():
+    _, out = shown(80, agents=[*AGENTS, Agent("SongBook", fails)])
+    assert "\nSongBook abstains (error): ZeroDivisionError: oh\n" in out
+
+
+def test_without_agents_there_is_no_table_of_them():
+    _, out = shown(80, agents=[])
+    assert "Agents" not in out
+    assert "draws 1, all from the reference" in out

@@ -1,0 +1,222 @@
+"""`llm-auction run`, over the embedded model, and over smaller ones where the model does not matter."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from langchain_core.language_models import FakeListChatModel
+
+from llm_auction_chain import cli
+from llm_auction_chain.cli import main, run
+from llm_auction_chain.models.local import weights
+from llm_auction_chain.models.local.chat_model import ChatTransformers
+from llm_auction_chain.testing import MarkovChatModel
+from tests.integration.provider import READ, WRITTEN, provider
+
+QUICK = ["--candidates", "3", "--max-tokens", "6", "--seed", "5"]
+
+
+def test_the_demo_shows_everything_needed_to_believe_it(capsys):
+    assert main(["run", "How do I learn the guitar?", *QUICK]) == 0
+    shown = capsys.readouterr()
+    for word in (
+        "log-weight",
+        "probability",
+        "StringSchool",
+        "tune-group",
+        "charged",
+        "revenue",
+        "ESS",
+        "seed 5",
+        "auction",
+    ):
+        assert word in shown.out, word
+    assert "drawing candidates" in shown.err
+
+
+def test_the_same_seed_is_the_same_auction(capsys):
+    outcomes = []
+    for _ in range(2):
+        assert main(["run", "Hi", *QUICK, "--json"]) == 0
+        outcome = json.loads(capsys.readouterr().out)
+        outcome.pop("auction_id")
+        outcome.pop("commitment")
+        outcomes.append(outcome)
+    assert outcomes[0] == outcomes[1]
+    candidates = outcomes[0]["candidates"]
+    assert sum(candidate["draws"] for candidate in candidates) == 3
+    components = {part["component"] for part in outcomes[0]["proposal"]["components"]}
+    assert {candidate["component"] for candidate in candidates} <= components
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--tau", "0"], "tau"),
+        (["--candidates", "0"], "n_candidates"),
+        (["--payment-rule", "free"], "payment_rule"),
+        (["--agents", "missing.yaml"], "missing.yaml"),
+        (["--max-tokens", "0"], "max-tokens"),
+        (["--model", "no/such/folder/here"], "no/such/folder/here"),
+        (["--model", "nobody:model"], "nobody"),
+        (["--seed", "-3"], "seed"),
+        (["--agents", ""], "--agents is empty"),
+        (["--model", ""], "--model is empty"),
+    ],
+)
+def test_bad_input_gets_one_clear_line_and_exit_code_2(arguments, says, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["run", "Hi", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+
+
+def test_an_empty_question_is_bad_input(capsys):
+    assert main(["run", ""]) == 2
+    assert "empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["agents: 3", "agents: [{name: A}]", "agents: [{name: A, reward: len}]", "agents: [{name: A, reward: 'no:such'}]",
+     "agents: [{name: A, reward: {mention: {words: [a]}}}]", "{", "agents: [{name: A, reward: 'math:sin', bid: 3}]"],
+)  # fmt: skip
+def test_an_agents_file_that_says_something_else_is_refused(text, tmp_path, capsys):
+    path = tmp_path / "agents.yaml"
+    path.write_text(text)
+    assert main(["run", "Hi", "--agents", str(path)]) == 2
+    assert "agents.yaml" in capsys.readouterr().err
+
+
+def test_a_reward_may_be_a_dotted_path(tmp_path, capsys):
+    path = tmp_path / "agents.yaml"
+    path.write_text("- {name: A, reward: 'math:dist'}")
+    assert main(["run", "Hi", *QUICK, "--agents", str(path)]) == 0
+    assert "error" in capsys.readouterr().out
+
+
+def test_an_agents_file_may_say_all_that_agents_and_plain_rewards_take(tmp_path, capsys):
+    path = tmp_path / "agents.yaml"
+    path.write_text("""
+- {name: A, reward: {regex: {pattern: '[a-z]+', value: 2.0}}, report_cap: 1.0, currency: EUR, categories: [music]}
+- {name: U, reward: {length: {target: 5, tolerance: 3}}, pays: false}
+- {name: L, reward: {log_ratio: {instructions: Praise drums.}}, owner: drums}
+""")
+    assert main(["run", "Hi", *QUICK, "--json", "--agents", str(path)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [agent["status"] for agent in told["agents"]] == ["capped", "reported", "reported"]
+    assert [payment["pays"] for payment in told["payments"]] == [True, False, True]
+    assert told["currency"] == "EUR"
+
+
+@pytest.mark.parametrize("code", ["def f(:", "raise SystemExit(0)", "1 / 0"])
+def test_a_reward_module_that_does_not_load_is_bad_input(code, tmp_path, capsys, monkeypatch):
+    (tmp_path / "broken_rewards.py").write_text(code)
+    (tmp_path / "agents.yaml").write_text("- {name: A, reward: 'broken_rewards:f'}")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["run", "Hi", "--agents", str(tmp_path / "agents.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert "'broken_rewards:f' cannot be imported: " in error
+    assert "Traceback" not in error
+
+
+def test_a_cache_folder_that_cannot_be_written_is_bad_input(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LLM_AUCTION_CHAIN_CACHE", str(tmp_path / "file"))
+    assert main(["run", "Hi", *QUICK]) == 2
+    assert f"cannot be written to {tmp_path / 'file'}" in capsys.readouterr().err
+
+
+# The command over a model small enough for a test, in a process of its own.
+SMALL = """
+import sys
+{first}
+from llm_auction_chain.cli import main, run
+def load(*_):
+    from llm_auction_chain.testing import MarkovChatModel
+    return MarkovChatModel()
+run._load_model = load
+sys.exit(main(["run", "Hi", "--seed", "5", *sys.argv[1:]]))
+"""
+
+
+def run_small(*arguments, first="", **streams):
+    command = [sys.executable, "-c", SMALL.format(first=first), *arguments]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **streams)  # noqa: S603  our own code
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_output_that_cannot_be_written_is_said_and_is_exit_code_1(arguments):
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = run_small(*arguments, stdout=full)
+    assert done.returncode == 1
+    assert "llm-auction: No space left on device" in done.stderr
+    assert "Exception" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# The second is looked for by NumPy's C code, which makes an ImportError of Ctrl-C.
+@pytest.mark.parametrize("module", ["numpy", "datetime", "langchain_core"])
+def test_ctrl_c_while_modules_load_is_one_line(module):
+    first = f"""
+import os, signal
+class Press:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.modules.pop({module!r}, None)  # whoever measures coverage may have brought it
+sys.meta_path.insert(0, Press())
+"""
+    done = run_small(first=first, stdout=subprocess.DEVNULL)
+    assert (done.returncode, done.stderr) == (130, "llm-auction: interrupted\n")
+
+
+def test_warnings_reach_the_shell_user_once_and_in_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(run, "_load_model", lambda *_: FakeListChatModel(responses=["one", "two"]))
+    assert main(["run", "Hi", *QUICK]) == 0
+    error = capsys.readouterr().err
+    assert error.count("llm-auction: warning: ") == error.count("contexts are not used") == 1
+    assert "AuctionWarning" not in error
+
+
+def test_other_warnings_are_left_as_they_are(monkeypatch):
+    def warns(*_):
+        cli.warnings.warn("not ours", DeprecationWarning, stacklevel=1)
+        return MarkovChatModel()
+
+    monkeypatch.setattr(run, "_load_model", warns)
+    with pytest.warns(DeprecationWarning, match="not ours"):
+        assert main(["run", "Hi", *QUICK]) == 0
+
+
+class Recorded:
+    def __init__(self):
+        self.descriptions = []
+
+    def update(self, _task, *, description):
+        self.descriptions.append(description)
+
+
+@pytest.mark.parametrize("converted", [True, False])
+def test_the_one_conversion_is_announced(converted, monkeypatch):
+    monkeypatch.setattr(weights, "embedded_model_is_converted", lambda: converted)
+    monkeypatch.setattr(ChatTransformers, "load", lambda self: None)
+    bars = Recorded()
+    run._load_model(None, 4, bars, 0)
+    assert bars.descriptions == ([] if converted else ["converting the embedded model (once)", "loading the model"])
+
+
+def test_a_provider_and_a_model_name_reach_any_chat_model(capsys, monkeypatch):
+    with provider() as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "none")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        arguments = ["--model", "openai:some-model", "--candidates", "4", "--max-tokens", "9", "--seed", "5"]
+        assert main(["run", "Hi", *arguments, "--json"]) == 0
+    said = capsys.readouterr()
+    outcome = json.loads(said.out)
+    assert [asked["model"] for asked in server.asked] == ["some-model"]
+    assert outcome["diagnostics"]["candidates"] == 4
+    assert outcome["usage"]["total_tokens"] == READ + 4 * WRITTEN
+    assert said.err.count("llm-auction: warning: The agents' contexts are not used") == 1
