@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from llm_auction_chain.receipts import fields
 from llm_auction_chain.receipts.fields import Record
 from llm_auction_chain.receipts.records import AgentView, Receipt
 
@@ -35,7 +36,7 @@ def write_schemas(folder: str | Path) -> None:
 def _schema(kind: type[BaseModel]) -> dict[str, Any]:
     made = kind.model_json_schema(by_alias=True, mode="validation")
     for name, definition in made.get("$defs", {}).items():
-        _describe(definition, getattr(parts, name))
+        _describe(definition, getattr(fields, name))
     _describe(made, kind)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
 

@@ -1,0 +1,85 @@
+"""Checks of settings, with errors in one voice: "n_candidates must be a whole number of at least 1, got '4'."."""
+
+import math
+from collections.abc import Collection
+from numbers import Real
+from typing import Any
+
+from llm_auction_chain.errors import ConfigurationError
+
+__all__ = ["choice", "number", "refuse", "text", "whole_number"]
+
+
+def refuse(name: str, expected: str, value: object, hint: str = "") -> ConfigurationError:
+    """Return the error that says what a setting must be, what it is, and what to do where that is not plain.
+
+    >>> str(refuse("tau", "a number above 0", -1))
+    'tau must be a number above 0, got -1.'
+    """
+    shown = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a larger number"
+    return ConfigurationError(f"{name} must be {expected}, got {shown[:200]}." + (f" {hint}" if hint else ""))
+
+
+def whole_number(name: str, value: object, *, least: int = 0, below: int | None = None) -> int:
+    """Return the value if it is a whole number from `least` up to, and not including, `below`.
+
+    Raises:
+        ConfigurationError: it is not.
+
+    >>> whole_number("n_candidates", 4, least=1)
+    4
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (below is not None and value >= below):
+        limit = "" if below is None else f" and below {below}"
+        raise refuse(name, f"a whole number of at least {least}{limit}", value)
+    return value
+
+
+def number(
+    name: str, value: object, *, above: float = -math.inf, least: float = -math.inf, most: float = math.inf
+) -> float:
+    """Return the value as a float if it is a finite number within the limits.
+
+    Raises:
+        ConfigurationError: it is not.
+
+    >>> number("tau", 2, above=0)
+    2.0
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    try:
+        amount = float(value) if is_number else math.nan  # type: ignore[arg-type]
+    except OverflowError:
+        amount = math.inf
+    if not (math.isfinite(amount) and amount > above and least <= amount <= most):
+        limits = [f"above {above:g}"] if above > -math.inf else []
+        limits += [f"at least {least:g}"] if least > -math.inf else []
+        limits += [f"at most {most:g}"] if most < math.inf else []
+        kind = "a number" if limits else "a finite number"
+        raise refuse(name, " ".join([kind, " and ".join(limits)]).rstrip(), value)
+    return amount
+
+
+def choice(name: str, value: Any, choices: Collection[Any]) -> Any:
+    """Return the value if it is one of the choices.
+
+    Raises:
+        ConfigurationError: it is not.
+
+    >>> choice("on_error", "raise", ("reference", "raise"))
+    'raise'
+    """
+    if not any(type(value) is type(option) and value == option for option in choices):
+        raise refuse(name, " or ".join(map(repr, choices)), value)
+    return value
+
+
+def text(name: str, value: object, *, empty: bool = False) -> str:
+    """Return the value if it is a string, and not a blank one unless `empty` allows it.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if not isinstance(value, str) or not (empty or value.strip()):
+        raise refuse(name, "a text" if empty else "a text that is not blank", value)
+    return value

@@ -1,0 +1,84 @@
+"""Code that is written once and serves sync and async callers.
+
+Such code is an `async def` that waits only through a `Waiter`. Under `BLOCKING` every wait is over when its call
+returns, so `run` finishes the coroutine with one `send(None)`, without an event loop. Under `AWAITING` the caller
+awaits the coroutine as usual.
+
+    async def _reply(model, prompt, waiter):
+        return await waiter.either(lambda: model.invoke(prompt), lambda: model.ainvoke(prompt))
+
+    def reply(model, prompt):
+        return run(_reply(model, prompt, BLOCKING))
+
+    async def areply(model, prompt):
+        return await _reply(model, prompt, AWAITING)
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from typing_extensions import override
+
+from llm_auction_chain.threads import in_thread
+
+__all__ = ["AWAITING", "BLOCKING", "Waiter", "run"]
+
+T = TypeVar("T")
+
+
+class Waiter(ABC):
+    """How the caller waits: by blocking its thread, or by awaiting in its event loop."""
+
+    @abstractmethod
+    async def either(self, blocking: Callable[[], T], awaiting: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of `blocking()` or of `await awaiting()`, whichever suits the caller."""
+
+    @abstractmethod
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        """Return the result of a call that blocks. In an event loop it runs in a thread that delays no exit."""
+
+
+class _Blocking(Waiter):
+    @override
+    async def either(self, blocking: Callable[[], T], awaiting: Callable[[], Awaitable[T]]) -> T:
+        return blocking()
+
+    @override
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        return call()
+
+
+class _Awaiting(Waiter):
+    @override
+    async def either(self, blocking: Callable[[], T], awaiting: Callable[[], Awaitable[T]]) -> T:
+        return await awaiting()
+
+    @override
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        result: T = await in_thread(call)
+        return result
+
+
+BLOCKING: Waiter = _Blocking()
+AWAITING: Waiter = _Awaiting()
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine that waits only through `BLOCKING`.
+
+    Raises:
+        RuntimeError: the coroutine awaited something else, which nobody would complete.
+
+    >>> async def double(waiter):
+    ...     return 2 * await waiter.in_thread(lambda: 21)
+    >>> run(double(BLOCKING))
+    42
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as finished:
+        result: T = finished.value
+        return result
+    coroutine.close()
+    raise RuntimeError("Code that is run without an event loop may wait only through its Waiter.")
