@@ -4,7 +4,7 @@ from llm_auction_chain.receipts.issue import issue
 from llm_auction_chain.receipts.opening import Opening, open_auction
 from llm_auction_chain.receipts.records import GENERATOR, MECHANISM, AgentView, Receipt
 from llm_auction_chain.receipts.signing import load_private_key, load_public_key
-from llm_auction_chain.receipts.verify import Difference, Verification, verify
+from llm_auction_chain.receipts.verification import Difference, Verification, verify
 
 __all__ = [
     "GENERATOR",
