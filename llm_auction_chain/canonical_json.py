@@ -1,25 +1,28 @@
-"""One spelling of plain JSON, so that its digest is the same everywhere: JSON Canonicalization Scheme, RFC 8785."""
+"""One spelling of JSON and of times, so that a digest is the same everywhere: RFC 8785, ISO 8601 in UTC."""
 
 import hashlib
 import json
+import reprlib
+from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import rfc8785
 
-__all__ = ["canonical", "digest", "digest_without_floats", "printable"]
+__all__ = ["canonical", "digest", "digest_without_floats", "loads", "printable", "time_text"]
 
 _DEEPEST = 64
 
 
 def canonical(value: Any) -> bytes:
-    """Return plain JSON as its one canonical spelling.
+    """Return the canonical spelling of plain JSON.
 
     Args:
-        value: dicts with text keys, lists, texts, finite floats, whole numbers below 2**53 in size, flags, None.
+        value: dicts with text keys, lists, texts, finite floats, whole numbers below 2**53 in size, booleans, None.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the value contains something else.
 
     >>> canonical({"b": 1.0, "a": [True, None, "é"]}).decode()
     '{"a":[true,null,"é"],"b":1}'
@@ -37,7 +40,7 @@ def digest(value: Any) -> str:
 
 
 def digest_without_floats(value: Any) -> str:
-    """Return the same as `digest`, ten times as fast, for values without floats whose keys are ASCII.
+    """Return what `digest` returns, ten times as fast, for a value without floats whose keys are ASCII.
 
     >>> digest_without_floats({"b": ["é", None], "a": "1"}) == digest({"a": "1", "b": ["é", None]})
     True
@@ -46,10 +49,56 @@ def digest_without_floats(value: Any) -> str:
     return f"sha256:{hashlib.sha256(spelled.encode()).hexdigest()}"
 
 
-def printable(value: Any) -> Any:
-    """Return a value as plain JSON with a canonical spelling: half surrogates replaced, what is unknown as its repr.
+def loads(text: str | bytes | bytearray) -> Any:
+    """Return the value of a JSON text in which no object has a key twice.
 
-    Messages hold what models and tools put into them. What lies more than 64 levels deep is cut to `...`.
+    JSON parsers differ in which of two equal keys they keep, so a digest of such a text would mean nothing.
+
+    Raises:
+        ValueError: the text is not JSON, or an object has a key twice.
+        RecursionError: it is nested too deeply.
+
+    >>> loads('{"a": [1, null]}')
+    {'a': [1, None]}
+    >>> loads('{"a": 1, "a": 2}')
+    Traceback (most recent call last):
+    ValueError: the key 'a' appears twice in one object
+    """
+    return json.loads(text, object_pairs_hook=_without_duplicates)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    read = dict(pairs)
+    if len(read) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {reprlib.repr(key)} appears twice in one object")
+    return read
+
+
+def time_text(moment: datetime, zone: str = "Z") -> str:
+    """Return a time in ISO 8601, in UTC and to the microsecond. The order of such texts is the order of the times.
+
+    Args:
+        moment: with a time zone.
+        zone: how UTC is written: `Z`, or `+00:00` as in receipts.
+
+    Raises:
+        ValueError: it has no time zone.
+        OverflowError: it lies outside the years 1 to 9999 in UTC.
+
+    >>> time_text(datetime(2026, 1, 2, tzinfo=UTC))
+    '2026-01-02T00:00:00.000000Z'
+    """
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment} has no time zone")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", zone)
+
+
+def printable(value: Any) -> Any:
+    """Return a value as plain JSON that has a canonical spelling.
+
+    Half surrogates become `?`, values that JSON does not have become their repr, and what is nested more than 64 levels
+    deep becomes `...`: messages contain whatever models and tools put into them.
 
     >>> printable({"text": "a" + chr(0xD800), 1: (2**60, float("inf"))})
     {'text': 'a?', '1': ['1152921504606846976', 'inf']}
@@ -79,5 +128,5 @@ def _printable(value: Any, levels: int) -> Any:
 def _repr(value: Any) -> str:
     try:
         return repr(value)
-    except ValueError:  # a whole number of more digits than Python writes
+    except ValueError:  # Python refuses to write a whole number of so many digits
         return hex(value) if isinstance(value, int) else f"<{type(value).__name__}>"

@@ -11,6 +11,7 @@ from langchain_core.messages import BaseMessage
 from llm_auction_chain.agents import Agent, without_rivals
 from llm_auction_chain.auction.billing import Tab
 from llm_auction_chain.auction.result import LeftOut
+from llm_auction_chain.canonical_json import time_text
 from llm_auction_chain.errors import ConfigurationError, LedgerError, PromptError
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.receipts.commitments import salt_of
@@ -91,7 +92,7 @@ def open_up(
     taking_part, rivals = without_rivals(covered, exclusive)
     return Opened(
         auction_id=tab.auction_id,
-        time=datetime.now(UTC).isoformat(timespec="microseconds"),
+        time=time_text(datetime.now(UTC), "+00:00"),
         model=model,
         prompt=tuple(prompt),
         agents=taking_part,

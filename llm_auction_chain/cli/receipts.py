@@ -89,16 +89,11 @@ def _values(stream: TextIO, where: str) -> Iterator[Any]:
 
 
 def _load(text: str, where: str) -> Any:
-    """Return JSON, each name of an object once: a second value would be read by one reader and not by another."""
-    import json
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(made := dict(pairs)) < len(pairs):
-            raise ValueError("a name occurs twice in one object")
-        return made
+    """Return the value of a JSON text that has no key twice in one object."""
+    from llm_auction_chain.canonical_json import loads
 
     try:
-        return json.loads(text, object_pairs_hook=once)
+        return loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{where} is not JSON: {error}.") from error
 

@@ -71,8 +71,10 @@ def plain(value: Any) -> Any:
 
 
 def spelled(moment: "datetime | None") -> str | None:
-    """Return a moment in UTC, to the microsecond, as the ledger keeps it."""
-    return None if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0")
+    """Return a time in UTC, to the microsecond, as the ledger keeps it."""
+    from llm_auction_chain.canonical_json import time_text
+
+    return None if moment is None else time_text(moment)
 
 
 def guarded(text: str) -> str:

@@ -2,11 +2,11 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
-from llm_auction_chain.canonical_json import digest_without_floats
+from llm_auction_chain.canonical_json import digest_without_floats, time_text
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.money import FINEST, in_units
 
@@ -81,16 +81,16 @@ def spell_time(moment: datetime, name: str) -> str:
     Raises:
         ConfigurationError: it has no time zone.
 
+    >>> from datetime import UTC
     >>> spell_time(datetime(2026, 1, 2, tzinfo=UTC), "since")
     '2026-01-02T00:00:00.000000Z'
     """
     if not isinstance(moment, datetime) or moment.tzinfo is None:
         raise ConfigurationError(f"{name} is {moment!r}; give a datetime with a time zone.")
     try:
-        in_utc = moment.astimezone(UTC)
+        return time_text(moment)
     except OverflowError as error:
         raise ConfigurationError(f"{name} is {moment!r}; give a time within the years 1 to 9999 in UTC.") from error
-    return in_utc.strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0")
 
 
 def as_time(spelled: str) -> datetime:

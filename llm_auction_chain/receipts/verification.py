@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from llm_auction_chain.canonical_json import loads
 from llm_auction_chain.receipts.checks import Difference, bound, consistent, sealed, settled, spelled
 from llm_auction_chain.receipts.fields import Bid, Component, Hidden, LeftOut, Record, Reply, Salts, Signature
 from llm_auction_chain.receipts.records import AgentView, Receipt
@@ -110,18 +111,10 @@ def _told(receipt: Any) -> tuple[type[Receipt | AgentView], dict[str, Any]]:
     if isinstance(receipt, Receipt | AgentView):
         receipt = receipt.model_dump(mode="json", by_alias=True, warnings=False)
     elif isinstance(receipt, str | bytes | bytearray):
-        receipt = json.loads(receipt, object_pairs_hook=_unambiguous)
+        receipt = loads(receipt)
     if not isinstance(receipt, Mapping):
         raise TypeError(f"give the object, its JSON as a dict, or as a text, not {type(receipt).__name__}")
     return AgentView if str(receipt.get("schema")).startswith(_OF_VIEWS) else Receipt, dict(receipt)
-
-
-def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object without a key twice, of which every reader would take another."""
-    read = dict(pairs)
-    if len(read) < len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return read
 
 
 def _misnamed(kind: type[Record], told: dict[str, Any], where: tuple[str | int, ...] = ()) -> Iterator[Difference]:

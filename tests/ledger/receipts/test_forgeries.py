@@ -77,4 +77,4 @@ def test_a_text_is_read_like_a_dict_and_a_key_that_stands_twice_is_refused():
     assert verify(text).ok
     assert verify(text.encode()).ok
     (found,) = verify(text.replace('{"library"', '{"winner": 0, "library"', 1)).differences
-    assert "a key stands twice" in str(found)
+    assert "appears twice in one object" in str(found)
