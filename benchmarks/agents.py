@@ -17,8 +17,9 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from llm_auction_chain import Agent
-from llm_auction_chain.reports import Terms, acollect, collect
+from llm_auction_chain.reports import Terms, collect
 from llm_auction_chain.rewards import WebhookReward
+from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
 AGENTS, CANDIDATES = 1000, 32
 BIDDERS, LATENCY = 200, 0.05
@@ -53,9 +54,9 @@ def constant(prompt: list[BaseMessage], reply: AIMessage) -> float:
 
 
 def callbacks(repeats: int) -> dict[str, float]:
-    """Print what a callback costs in a bare loop and in `collect` and `acollect`; return the ratios."""
+    """Print what a callback costs in a bare loop and in `collect`, from threads and from a loop; return the ratios."""
     print(f"{AGENTS:,} Python agents x {CANDIDATES} candidates, microseconds per callback")
-    print(f"{'callback':30} bare loop  collect  acollect   ratios")
+    print(f"{'callback':30} bare loop  threads      loop   ratios")
     ratios = {}
     for name, reward, tokens in (
         ("counts five words", counts_words, False),
@@ -70,9 +71,12 @@ def callbacks(repeats: int) -> dict[str, float]:
                     agent.reward(PROMPT, reply)
 
         def in_a_loop(agents: list[Agent] = agents, shown: list[AIMessage] = shown) -> None:
-            asyncio.run(acollect(agents, PROMPT, shown, TERMS))
+            asyncio.run(collect(agents, PROMPT, shown, TERMS, waiter=AWAITING))
 
-        plain, ours, awaited = alternate([bare, partial(collect, agents, PROMPT, shown, TERMS), in_a_loop], repeats)
+        def in_threads(agents: list[Agent] = agents, shown: list[AIMessage] = shown) -> None:
+            run(collect(agents, PROMPT, shown, TERMS, waiter=BLOCKING))
+
+        plain, ours, awaited = alternate([bare, in_threads, in_a_loop], repeats)
         calls = AGENTS * CANDIDATES
         print(
             f"{name:30} {plain / calls * 1e6:9.2f} {ours / calls * 1e6:8.2f} {awaited / calls * 1e6:9.2f}"
@@ -97,7 +101,8 @@ def webhooks(repeats: int) -> dict[str, float]:
         ]
 
         def ask(*, awaiting: bool) -> None:
-            reports = asyncio.run(acollect(agents, PROMPT, shown)) if awaiting else collect(agents, PROMPT, shown)
+            asking = partial(collect, agents, PROMPT, shown)
+            reports = asyncio.run(asking(waiter=AWAITING)) if awaiting else run(asking(waiter=BLOCKING))
             failed = [report.reason for report in reports if report.status != "reported"]
             if failed:
                 raise SystemExit(f"{len(failed)} bidders failed: {failed[0]}")
@@ -108,7 +113,7 @@ def webhooks(repeats: int) -> dict[str, float]:
         )
     print(f"{BIDDERS} webhook bidders of {LATENCY * 1e3:.0f} ms latency, milliseconds per round")
     print(f"bare transfer {transfer * 1e3:.1f}: the same bytes over open sockets, at bidders that answer at once")
-    for name, taken in (("collect", ours), ("acollect", awaited)):
+    for name, taken in (("threads", ours), ("loop", awaited)):
         print(f"{name:10} {taken * 1e3:6.1f}   {taken / (LATENCY + transfer):.2f} x (latency + transfer)")
     return {"webhook_round_vs_latency": max(ours, awaited) / (LATENCY + transfer)}
 

@@ -49,8 +49,9 @@ from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.mechanism import PaymentRule
 from llm_auction_chain.mechanism.settle import check_payment_rule, check_tau
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, Opening, open_auction
-from llm_auction_chain.reports import OnAgentError, Report, Terms, acollect, collect
+from llm_auction_chain.reports import OnAgentError, Report, Terms, collect
 from llm_auction_chain.rewards import AskedBy, log_ratios_of
+from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
 __all__ = ["Auction", "OnToolCalls"]
 
@@ -213,8 +214,10 @@ class Auction:
             opening = self._bind(opened, plan, drawn)
             tell(on_event, candidates(opened.auction_id, drawn, opening.commitment))
             reports = _under(
-                child, collect, opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan, opening),
-                config=child, progress=Progress.of_rewards(progress, len(opened.agents)),
+                child, run, collect(
+                    opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan, opening),
+                    config=child, progress=Progress.of_rewards(progress, len(opened.agents)), waiter=BLOCKING,
+                ),
             )  # fmt: skip
             tell(on_event, scored(opened.auction_id, reports))
             result = self._charged(tab, opened, plan, drawn, opening, reports)
@@ -254,9 +257,9 @@ class Auction:
             else:
                 opening = await asyncio.to_thread(self._bind, opened, plan, drawn)
             await atell(on_event, candidates(opened.auction_id, drawn, opening.commitment))
-            asking = acollect(
+            asking = collect(
                 opened.agents, opened.prompt, _replies(drawn), self._terms(opened, plan, opening),
-                config=child, progress=Progress.of_rewards(progress, len(opened.agents)),
+                config=child, progress=Progress.of_rewards(progress, len(opened.agents)), waiter=AWAITING,
             )  # fmt: skip
             reports = await _aunder(child, asking)
             await atell(on_event, scored(opened.auction_id, reports))

@@ -1,6 +1,6 @@
 """Asking agents what every reply is worth to them, behind a deadline."""
 
-from llm_auction_chain.reports.collect import acollect, collect
+from llm_auction_chain.reports.collect import collect
 from llm_auction_chain.reports.report import OnAgentError, Report, Terms
 
-__all__ = ["OnAgentError", "Report", "Terms", "acollect", "collect"]
+__all__ = ["OnAgentError", "Report", "Terms", "collect"]

@@ -1,4 +1,4 @@
-"""`collect` and `acollect`: one round of asking all agents, in both colours, until all have answered or time is up."""
+"""One round in which all agents are asked at once, until all have answered or time is up."""
 
 import asyncio
 import contextlib
@@ -13,13 +13,14 @@ from llm_auction_chain.agents import Agent
 from llm_auction_chain.reports.ask import Pending, is_async, raised
 from llm_auction_chain.reports.report import Report, Round, Terms
 from llm_auction_chain.threads import finished, hearing
+from llm_auction_chain.waiting import Waiter
 
-__all__ = ["acollect", "collect"]
+__all__ = ["collect"]
 
 _AT_ONCE = 1 << 10  # replies copied for agents in one turn of an event loop
 
 
-def collect(
+async def collect(
     agents: Sequence[Agent],
     prompt: Sequence[BaseMessage],
     replies: Sequence[AIMessage],
@@ -27,16 +28,21 @@ def collect(
     *,
     config: RunnableConfig | None = None,
     progress: Callable[[int], None] | None = None,
+    waiter: Waiter,
 ) -> list[Report]:
-    """Ask every agent at once, none in this thread, and return their reports when all have answered or time is up.
+    """Ask every agent at once and return their reports, in the agents' order, when all have answered or time is up.
+
+    A caller that blocks asks each agent in a thread. A caller that awaits asks async callbacks and Runnables in its
+    own loop: one that blocks instead of awaiting holds up that loop, deadline included.
 
     Args:
-        agents: who to ask.
+        agents: the agents to ask.
         prompt: the user's messages.
         replies: the candidates.
         terms: deadline, caps and the like; None is `Terms()`.
         config: traces Runnable rewards.
-        progress: called with the number of agents that have answered, or were late.
+        progress: called with the number of agents that have answered or were late.
+        waiter: how the caller waits.
 
     Raises:
         RewardError: an agent failed and `on_agent_error` is `raise`.
@@ -45,32 +51,22 @@ def collect(
     asked = Round(agents, prompt, replies, terms, config)
     heard = _Heard(len(agents), progress)
     try:
-        for place, outcome in finished([asked.call(k) for k in range(len(agents))], terms.timeout):
-            if heard.hear(place, outcome):
-                break
+        await waiter.either(
+            lambda: _in_threads(asked, heard, agents, terms),
+            lambda: _in_loop(asked, heard, agents, terms, max(1, _AT_ONCE // max(1, len(replies)))),
+        )
     finally:
         asked.stop()
     return asked.reports(heard.close())
 
 
-async def acollect(
-    agents: Sequence[Agent],
-    prompt: Sequence[BaseMessage],
-    replies: Sequence[AIMessage],
-    terms: Terms | None = None,
-    *,
-    config: RunnableConfig | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> list[Report]:
-    """Do as `collect`: async callbacks and Runnables are awaited in this loop, sync ones run in threads.
+def _in_threads(asked: Round, heard: "_Heard", agents: Sequence[Agent], terms: Terms) -> None:
+    for place, outcome in finished([asked.call(k) for k in range(len(agents))], terms.timeout):
+        if heard.hear(place, outcome):
+            break
 
-    What an async callback does to this loop is out of reach: one that blocks instead of awaiting holds it up, deadline
-    included; one that stops it, cancels the caller's task, or raises SystemExit in a task of its own ends it. `collect`
-    would give each a thread and a loop to itself.
-    """
-    terms = terms or Terms()
-    asked = Round(agents, prompt, replies, terms, config)
-    heard = _Heard(len(agents), progress)
+
+async def _in_loop(asked: Round, heard: "_Heard", agents: Sequence[Agent], terms: Terms, at_once: int) -> None:
     here = _Here(asked, heard)
     threaded = [k for k, agent in enumerate(agents) if not _in_this_loop(agent)]
     calls = [asked.call(k, awaiting=True) for k in threaded]
@@ -78,13 +74,11 @@ async def acollect(
         async with hearing(calls, lambda place, outcome: here.hear(threaded[place], outcome)):
             if agents:
                 awaited = set(range(len(agents))).difference(threaded)
-                await here.everybody(awaited, terms.timeout, at_once=max(1, _AT_ONCE // max(1, len(replies))))
+                await here.everybody(awaited, terms.timeout, at_once=at_once)
     finally:
-        asked.stop()
         late = here.close()
     if late:
         await asyncio.sleep(0)  # so that they hear of it before this loop may close
-    return asked.reports(heard.close())
 
 
 def _in_this_loop(agent: Agent) -> bool:

@@ -11,9 +11,10 @@ from langchain_core.messages import HumanMessage
 
 from llm_auction_chain import Agent, AuctionRunnable, ChatTransformers, Reference
 from llm_auction_chain.descriptions import with_instructions
-from llm_auction_chain.reports import Terms, acollect, collect
+from llm_auction_chain.reports import Terms, collect
 from llm_auction_chain.rewards import LogRatioReward
 from llm_auction_chain.rewards.log_ratio import grouped
+from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
 PROMPT = (HumanMessage("Hi"),)
 AGENTS = [Agent("A", LogRatioReward("Hi Hi")), Agent("B", LogRatioReward("system no", -0.5))]
@@ -124,7 +125,9 @@ def until(said):
 def test_late_agents_leave_the_engine_to_the_next_auction(model, colour):
     asked = [*AGENTS, GOOD], PROMPT, drawn(model), Terms(scorer=model, timeout=0.3)
     with busy(model._engine()) as waiting:
-        reports = collect(*asked) if colour == "sync" else asyncio.run(acollect(*asked))
+        reports = (
+            run(collect(*asked, waiter=BLOCKING)) if colour == "sync" else asyncio.run(collect(*asked, waiter=AWAITING))
+        )
         assert [report.status for report in reports] == ["timeout", "timeout", "reported"]
         assert until(lambda: len(waiting) == 1), "only this test waits"
 

@@ -16,9 +16,10 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
 from llm_auction_chain import Agent, AuctionRunnable
-from llm_auction_chain.reports import Terms, acollect, collect
+from llm_auction_chain.reports import Terms, collect
 from llm_auction_chain.rewards import LogRatioReward
 from llm_auction_chain.testing import MarkovChatModel
+from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
 PROMPT = [HumanMessage("x")]
 REPLIES = [AIMessage("a"), AIMessage("b")]
@@ -29,9 +30,11 @@ GOOD = Agent("good", lambda prompt, reply: 1.0)
 def ask(request):
     """Ask agents in both colours, with a deadline that only what hangs can reach."""
     if request.param == "sync":
-        return lambda *agents, timeout=60.0, **terms: collect(agents, PROMPT, REPLIES, Terms(timeout=timeout, **terms))
+        return lambda *agents, timeout=60.0, **terms: run(
+            collect(agents, PROMPT, REPLIES, Terms(timeout=timeout, **terms), waiter=BLOCKING)
+        )
     return lambda *agents, timeout=60.0, **terms: asyncio.run(
-        acollect(agents, PROMPT, REPLIES, Terms(timeout=timeout, **terms))
+        collect(agents, PROMPT, REPLIES, Terms(timeout=timeout, **terms), waiter=AWAITING)
     )
 
 
@@ -206,7 +209,7 @@ def test_an_async_callback_of_a_sync_auction_has_a_loop_to_itself():
         return 1.0
 
     agents = [Agent("ends it", ends_it), Agent("stops", stops), Agent("good", good)]
-    reports = collect(agents, PROMPT, REPLIES[:1], Terms(timeout=60.0))
+    reports = run(collect(agents, PROMPT, REPLIES[:1], Terms(timeout=60.0), waiter=BLOCKING))
     assert [report.status for report in reports] == ["error", "error", "reported"]
 
 

@@ -11,9 +11,10 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolCall
 from langchain_core.runnables import RunnableLambda
 
 from llm_auction_chain import Agent, ConfigurationError, RewardError
-from llm_auction_chain.reports import Terms, acollect, collect
+from llm_auction_chain.reports import Terms, collect
 from llm_auction_chain.rewards import AskedBy, asked_by
 from llm_auction_chain.rewards.copies import Copies
+from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
 PROMPT = [HumanMessage("x")]
 REPLIES = [AIMessage("a"), AIMessage("b")]
@@ -24,11 +25,11 @@ GOOD = Agent("good", lambda prompt, reply: 1.0)
 def ask(request):
     """Ask agents in both colours."""
     if request.param == "sync":
-        return lambda *agents, progress=None, replies=REPLIES, **terms: collect(
-            agents, PROMPT, replies, Terms(**terms), progress=progress
+        return lambda *agents, progress=None, replies=REPLIES, **terms: run(
+            collect(agents, PROMPT, replies, Terms(**terms), progress=progress, waiter=BLOCKING)
         )
     return lambda *agents, progress=None, replies=REPLIES, **terms: asyncio.run(
-        acollect(agents, PROMPT, replies, Terms(**terms), progress=progress)
+        collect(agents, PROMPT, replies, Terms(**terms), progress=progress, waiter=AWAITING)
     )
 
 
@@ -257,6 +258,8 @@ def test_a_runnable_is_asked_no_more_at_once_than_it_allows():
         return 1.0
 
     replies = [AIMessage(str(k)) for k in range(12)]
-    (report,) = collect([Agent("A", RunnableLambda(slow))], PROMPT, replies, config={"max_concurrency": 3})
+    (report,) = run(
+        collect([Agent("A", RunnableLambda(slow))], PROMPT, replies, config={"max_concurrency": 3}, waiter=BLOCKING)
+    )
     assert report.rewards == (1.0,) * 12
     assert most == 3

@@ -13,7 +13,8 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableGenerator, RunnableLambda
 
 from llm_auction_chain import Agent, RewardError
-from llm_auction_chain.reports import Terms, acollect, collect
+from llm_auction_chain.reports import Terms, collect
+from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
 PROMPT = [HumanMessage("x")]
 REPLIES = [AIMessage("a"), AIMessage("b")]
@@ -117,11 +118,11 @@ ERRORS = {
 def ask(request):
     """Ask agents in both colours."""
     if request.param == "sync":
-        return lambda *agents, progress=None, **terms: collect(
-            agents, PROMPT, REPLIES, Terms(**terms), progress=progress
+        return lambda *agents, progress=None, **terms: run(
+            collect(agents, PROMPT, REPLIES, Terms(**terms), progress=progress, waiter=BLOCKING)
         )
     return lambda *agents, progress=None, **terms: asyncio.run(
-        acollect(agents, PROMPT, REPLIES, Terms(**terms), progress=progress)
+        collect(agents, PROMPT, REPLIES, Terms(**terms), progress=progress, waiter=AWAITING)
     )
 
 
@@ -202,7 +203,7 @@ async def test_a_cancellation_of_the_auction_goes_through():
         started.set()
         await asyncio.sleep(60)
 
-    task = asyncio.create_task(acollect([Agent("slow", slow), GOOD], PROMPT, REPLIES))
+    task = asyncio.create_task(collect([Agent("slow", slow), GOOD], PROMPT, REPLIES, waiter=AWAITING))
     await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -218,7 +219,7 @@ async def test_a_deadline_over_the_auction_holds():
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            await acollect([Agent("stubborn", stubborn)], PROMPT, REPLIES)
+            await collect([Agent("stubborn", stubborn)], PROMPT, REPLIES, waiter=AWAITING)
 
 
 async def aones(pair):
@@ -251,7 +252,9 @@ def test_a_runnable_is_awaited_in_the_callers_own_loop():
         return 1.0
 
     async def run():
-        await acollect([Agent("A", RunnableLambda(notes))], PROMPT, REPLIES, config={"max_concurrency": 1})
+        await collect(
+            [Agent("A", RunnableLambda(notes))], PROMPT, REPLIES, config={"max_concurrency": 1}, waiter=AWAITING
+        )
         return asyncio.get_running_loop()
 
     loop = asyncio.run(run())
@@ -265,7 +268,7 @@ def test_a_runnable_that_fails_is_not_asked_twice():
         calls.append(pair)
         return None + 1
 
-    (report,) = collect([Agent("bad", RunnableLambda(fails))], PROMPT, REPLIES)
+    (report,) = run(collect([Agent("bad", RunnableLambda(fails))], PROMPT, REPLIES, waiter=BLOCKING))
     assert report.reason.startswith("TypeError")
     assert len(calls) <= len(REPLIES)
 

@@ -16,9 +16,10 @@ from langchain_core.runnables.base import Runnable
 from langchain_core.runnables.config import var_child_runnable_config
 
 from llm_auction_chain import Agent, AuctionRunnable, ConfigurationError
-from llm_auction_chain.reports import Report, Terms, acollect, collect
+from llm_auction_chain.reports import Report, Terms, collect
 from llm_auction_chain.rewards import ClickReward, LogRatioReward, Reward
 from llm_auction_chain.testing import MarkovChatModel
+from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
 PROMPT = [HumanMessage("x")]
 REPLIES = [AIMessage("a"), AIMessage("b")]
@@ -34,7 +35,11 @@ def ask(request):
         began = time.monotonic()
         settings = (agents, PROMPT, replies, Terms(**{"timeout": 5.0, **terms}))
         extra = {"progress": progress, "config": config}
-        reports = collect(*settings, **extra) if request.param == "sync" else asyncio.run(acollect(*settings, **extra))
+        reports = (
+            run(collect(*settings, **extra, waiter=BLOCKING))
+            if request.param == "sync"
+            else asyncio.run(collect(*settings, **extra, waiter=AWAITING))
+        )
         assert time.monotonic() - began < SOON
         return reports
 
@@ -244,7 +249,7 @@ async def test_who_cleans_up_when_cancelled_may_do_so():
             await asyncio.sleep(0.01)
             cleaned.set()
 
-    (report,) = await acollect([Agent("careful", careful)], PROMPT, REPLIES, Terms(timeout=0.1))
+    (report,) = await collect([Agent("careful", careful)], PROMPT, REPLIES, Terms(timeout=0.1), waiter=AWAITING)
     assert report.status == "timeout"
     await asyncio.wait_for(cleaned.wait(), SOON)
 
@@ -261,7 +266,7 @@ async def test_a_coroutine_that_comes_too_late_is_never_begun():
         returned.set()
         return coroutine()
 
-    (report,) = await acollect([Agent("late", Whole(late))], PROMPT, REPLIES, Terms(timeout=0.1))
+    (report,) = await collect([Agent("late", Whole(late))], PROMPT, REPLIES, Terms(timeout=0.1), waiter=AWAITING)
     gate.set()
     assert returned.wait(SOON)
     await asyncio.sleep(0.1)
@@ -281,7 +286,9 @@ async def test_an_agent_that_cancels_every_task_it_finds_fails_itself_or_those_a
         await asyncio.sleep(600)
 
     outer = asyncio.current_task()
-    reports = await acollect([Agent("cancels", cancels), Agent("slow", slow)], PROMPT, REPLIES, Terms(timeout=60.0))
+    reports = await collect(
+        [Agent("cancels", cancels), Agent("slow", slow)], PROMPT, REPLIES, Terms(timeout=60.0), waiter=AWAITING
+    )
     assert {report.status for report in reports} == {"error"}
 
 
@@ -354,7 +361,10 @@ def test_a_progress_hook_that_raises_is_heard_at_once(colour, gate):
     agents = [GOOD, Agent("hangs", lambda prompt, reply: gate.wait())]
     began = time.monotonic()
     settings = (agents, PROMPT, REPLIES, Terms(timeout=60.0))
-    colours = {"sync": collect, "async": lambda *given, **hooks: asyncio.run(acollect(*given, **hooks))}
+    colours = {
+        "sync": lambda *given, **hooks: run(collect(*given, **hooks, waiter=BLOCKING)),
+        "async": lambda *given, **hooks: asyncio.run(collect(*given, **hooks, waiter=AWAITING)),
+    }
     with pytest.raises(LookupError, match="hook"):
         colours[colour](*settings, progress=hook)
     assert time.monotonic() - began < SOON

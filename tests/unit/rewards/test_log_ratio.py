@@ -13,11 +13,12 @@ from pydantic import PrivateAttr
 from llm_auction_chain import Agent, AuctionRunnable, ConfigurationError
 from llm_auction_chain.errors import ContextWindowError
 from llm_auction_chain.mechanism import settle
-from llm_auction_chain.reports import Terms, acollect, collect
+from llm_auction_chain.reports import Terms, collect
 from llm_auction_chain.rewards import ClickReward, LogRatioReward, MentionReward
 from llm_auction_chain.rewards.base import Reward
 from llm_auction_chain.rewards.log_ratio import grouped
 from llm_auction_chain.testing import MarkovChatModel
+from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
 TILTS = {"Praise b.": (0.0, 1.0, 0.0), "Praise c.": (0.0, 0.0, 1.5), "Never a.": (-2.0, 0.0, 0.0)}
 PROMPT = [HumanMessage("Hi")]
@@ -57,8 +58,8 @@ def ask(colour):
 
     def ask(*agents, replies=REPLIES, **terms):
         if colour == "sync":
-            return collect(agents, PROMPT, replies, Terms(**terms))
-        return asyncio.run(acollect(agents, PROMPT, replies, Terms(**terms)))
+            return run(collect(agents, PROMPT, replies, Terms(**terms), waiter=BLOCKING))
+        return asyncio.run(collect(agents, PROMPT, replies, Terms(**terms), waiter=AWAITING))
 
     return ask
 
@@ -330,7 +331,7 @@ class CancelsItself(Reward):
 
 async def test_an_agent_that_cancels_itself_takes_nobody_elses_scores_away():
     agents = [Agent("bad", CancelsItself() + LogRatioReward("Praise c.")), Agent("B", LogRatioReward("Praise b."))]
-    bad, report = await acollect(agents, PROMPT, REPLIES, Terms(scorer=MODEL))
+    bad, report = await collect(agents, PROMPT, REPLIES, Terms(scorer=MODEL), waiter=AWAITING)
     assert (bad.status, bad.reason) == ("error", "CancelledError")
     assert report.rewards == pytest.approx(log_ratios(PRAISES_B))
 
@@ -367,7 +368,7 @@ async def test_what_nobody_awaits_any_more_is_cancelled(verb):
 
     late = type("Late", (), {"score": lambda *_: [], verb: waits})()
     agents = [Agent(text, LogRatioReward(text)) for text in ("Praise b.", "Praise c.")]
-    reports = await acollect([*agents, GOOD], PROMPT, REPLIES, Terms(scorer=late, timeout=0.5))
+    reports = await collect([*agents, GOOD], PROMPT, REPLIES, Terms(scorer=late, timeout=0.5), waiter=AWAITING)
     assert [report.status for report in reports] == ["timeout", "timeout", "reported"]
     async with asyncio.timeout(10):
         for _ in range(calls):
@@ -393,7 +394,7 @@ class Stoppable:
 async def test_a_scorer_in_a_thread_is_told_to_stop_where_it_can_be():
     scorer = Stoppable()
     agents = [Agent(text, LogRatioReward(text)) for text in ("Praise b.", "Praise c.")]
-    reports = await acollect(agents, PROMPT, REPLIES, Terms(scorer=scorer, timeout=0.5))
+    reports = await collect(agents, PROMPT, REPLIES, Terms(scorer=scorer, timeout=0.5), waiter=AWAITING)
     assert [report.status for report in reports] == ["timeout", "timeout"]
     assert await asyncio.to_thread(scorer.stopped.wait, 10)
 
