@@ -1,12 +1,17 @@
-"""What the ledger tells: frozen, in decimals of the currency, in UTC."""
+"""The frozen records that a ledger returns, and what an auction needs of a ledger. Nothing here imports SQLAlchemy.
+
+Amounts are decimals in the currency's units; times are in UTC.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Any, Protocol, runtime_checkable
 
 __all__ = [
     "Account",
+    "AuctionLedger",
     "Audit",
     "Booking",
     "Charge",
@@ -21,21 +26,21 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What one booking did to one account.
+    """The change that one booking made to one account.
 
     Attributes:
         seq: number of the booking.
-        line: number of the entry within it, from 0.
+        line: number of the entry within the booking, from 0.
         kind: of the booking: `deposit`, `withdrawal`, `hold`, `charge`, `void`, `expiry`, `cancellation`, `reversal`;
-            `repeat`, another call delivers on a charge, too; `failure`, one of those did not.
-        auction_id: the auction it is about; None for money that came or went.
-        owner: whose account.
+            `repeat`: another call delivers a reply on the same charge; `failure`: such a call failed.
+        auction_id: the auction; None for deposits and withdrawals.
+        owner: of the account.
         currency: of the account.
-        at: when it was booked.
-        amount: change of the balance; a charge is negative.
-        held: change of what is held.
-        residual: what rounding to the currency's decimals left out of `amount`; the two are the exact change.
-        note: why.
+        at: time of the booking.
+        amount: change of the balance; negative for a charge.
+        held: change of the amount on hold.
+        residual: what rounding to the currency's decimals removed; `amount + residual` is the exact change.
+        note: the reason.
     """
 
     seq: int
@@ -53,18 +58,18 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Booking:
-    """A link of the chain, never changed.
+    """One link of the chain. It never changes.
 
     Attributes:
         seq: its number, from 1, without gaps.
-        key: unique; what makes it happen once.
+        key: unique in the ledger; a repeated request has the same key.
         kind: as in `Entry`.
-        auction_id: the auction it is about, or None.
+        auction_id: as in `Entry`.
         currency: of all its entries.
-        at: when it was booked, never before the one before it.
-        note: why.
-        entries: what it did to accounts.
-        hash: of itself and of all before it.
+        at: its time, never before that of the previous booking.
+        note: the reason.
+        entries: the changes to accounts.
+        hash: of this booking and, through the previous hash, of all before it.
     """
 
     seq: int
@@ -80,19 +85,18 @@ class Booking:
 
 @dataclass(frozen=True, kw_only=True)
 class Hold:
-    """Cover that is kept for an auction until it is charged, voided or expired.
+    """Money that is set aside for an auction until the auction is charged or voided, or the hold expires.
 
     Attributes:
         auction_id: the auction.
         currency: of the amounts.
         seq: number of the booking.
         hash: of the booking.
-        at: when it was booked.
-        expires_at: from when on `expire_holds` may release it.
-        amounts: what is held, by owner.
-        without_cover: owners whose account does not cover what was asked; nothing of theirs is held.
-        nonce: 64 random hexadecimal digits, the same whenever this auction is held: what is to be as in the first try,
-            such as a seed, is made of them. Whoever knows them can foresee it.
+        at: time of the booking.
+        expires_at: time from which `expire_holds` releases it.
+        amounts: held amount by owner, for owners with enough cover.
+        without_cover: owners whose accounts do not cover their amount; nothing of theirs is held.
+        nonce: a secret of the auction, the same for all its holds; the auction's seed is derived from it.
     """
 
     auction_id: str
@@ -108,12 +112,12 @@ class Hold:
 
 @dataclass(frozen=True, kw_only=True)
 class ChargeLine:
-    """What one owner was charged.
+    """The charge of one owner.
 
     Attributes:
-        owner: who pays.
-        amount: in whole units of the currency; negative where the platform pays.
-        residual: what rounding left out; `amount + residual` is the exact charge.
+        owner: pays the amount.
+        amount: rounded to the currency's decimals; negative where the platform pays.
+        residual: what rounding removed; `amount + residual` is the exact charge.
     """
 
     owner: str
@@ -123,15 +127,15 @@ class ChargeLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Charge:
-    """What an auction was charged, once.
+    """The one charge of an auction.
 
     Attributes:
         auction_id: the auction.
         currency: of the amounts.
         seq: number of the booking.
         hash: of the booking.
-        at: when it was booked.
-        lines: one per owner that was charged or held, zeros included.
+        at: time of the booking.
+        lines: one for each owner with a charge or a hold, zeros included.
         total: the sum of their amounts.
         receipt: digest of the receipt, or empty.
     """
@@ -148,14 +152,14 @@ class Charge:
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """How an owner stands in one currency.
+    """The state of one owner's account in one currency.
 
     Attributes:
-        owner: who.
-        currency: in what.
-        balance: what was paid in and not charged; negative where the owner owes.
-        held: what is kept for auctions under way.
-        available: `balance - held + credit`, what a new hold may take.
+        owner: of the account.
+        currency: of the amounts.
+        balance: deposits less withdrawals and charges; negative where the owner owes money.
+        held: set aside for auctions in progress.
+        available: `balance - held + credit`, the most that a new hold may take.
     """
 
     owner: str
@@ -167,16 +171,16 @@ class Account:
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """An account over a time: `opening + deposited - charged == closing`.
+    """An account over a period: `opening + deposited - charged == closing`.
 
     Attributes:
-        owner: who.
-        currency: in what.
-        since: from when, inclusive; None is the beginning.
-        until: till when, exclusive; None is now.
-        opening: balance before it.
-        entries: all in it, in order.
-        closing: balance after it.
+        owner: of the account.
+        currency: of the amounts.
+        since: start of the period, inclusive; None is the beginning.
+        until: end of the period, exclusive; None is now.
+        opening: balance before the period.
+        entries: all of the period, in order.
+        closing: balance after the period.
         charged: charges less reversals.
         deposited: deposits less withdrawals.
     """
@@ -194,15 +198,15 @@ class Statement:
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """All of one currency: `cash == revenue + balances`, to the last unit.
+    """The sums of one currency over all accounts: `cash == revenue + balances`, exactly.
 
     Attributes:
-        currency: which.
+        currency: of the amounts.
         cash: deposits less withdrawals.
         revenue: charges less reversals.
         balances: of all accounts.
         held: of all accounts.
-        residual: what rounding left out of the revenue; the two are the exact charges.
+        residual: what rounding removed from the revenue; `revenue + residual` is the sum of the exact charges.
     """
 
     currency: str
@@ -215,11 +219,11 @@ class Totals:
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The end of the chain. Noted elsewhere, it proves later that nothing before it was changed.
+    """The end of the chain. A copy kept elsewhere later proves that nothing before it was changed.
 
     Attributes:
-        seq: number of the last booking; 0 where there is none.
-        hash: of the last booking; empty where there is none.
+        seq: number of the last booking; 0 in an empty ledger.
+        hash: of the last booking; empty in an empty ledger.
     """
 
     seq: int
@@ -228,16 +232,48 @@ class Head:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What a verification found.
+    """The result of `Ledger.verify`.
 
     Attributes:
-        ok: whether nothing differs.
-        differences: what differs, in words, with the number of the booking.
-        bookings: how many were read.
-        head: hash of the last one; empty where there is none.
+        ok: whether there are no differences.
+        differences: sentences that name the booking, account or auction that is wrong.
+        bookings: number of bookings in the chain.
+        head: hash of the last one; empty in an empty ledger.
     """
 
     ok: bool
     differences: list[str]
     bookings: int
     head: str
+
+
+@runtime_checkable
+class AuctionLedger(Protocol):
+    """What an auction needs of a ledger. `Ledger` has it; `testing.LedgerConformance` checks one of your own.
+
+    Every method may be repeated with the same arguments: it books once. All raise `LedgerError` where they fail.
+    """
+
+    @property
+    def hold_for(self) -> timedelta:
+        """How long a hold lasts."""
+
+    def hold(self, auction_id: str, most: Mapping[str, Decimal], *, currency: str = "") -> Hold:
+        """Set aside the most that each owner may be charged."""
+
+    def charge(
+        self,
+        auction_id: str,
+        amounts: Mapping[str, Decimal],
+        *,
+        currency: str = "",
+        reply: str = "",
+        receipt: Mapping[str, Any] | None = None,
+    ) -> Charge:
+        """Charge all owners of an auction once, and release its hold."""
+
+    def void(self, auction_id: str, *, reason: str = "") -> None:
+        """Close an auction that was not charged, and release its hold."""
+
+    def cancel(self, auction_id: str, *, reason: str = "", receipt: str | None = None) -> None:
+        """Close an auction for good: release its hold, or reverse its charge."""
