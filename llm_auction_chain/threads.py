@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, NamedTuple
 
-__all__ = ["Later", "finished", "hearing", "in_thread"]
+__all__ = ["Later", "attempt", "finished", "hearing", "in_thread"]
 
 Call = Callable[[], Any]
 
@@ -180,22 +180,28 @@ async def hearing(calls: Sequence[Call], heard: Callable[[int, Any], None]) -> A
         workers.close()
 
 
+def attempt(call: Call) -> tuple[Any, BaseException | None]:
+    """Return what a call returns, and None; or None, and what it raises.
+
+    >>> attempt(lambda: 1 / 0)
+    (None, ZeroDivisionError('division by zero'))
+    """
+    try:
+        return call(), None
+    except BaseException as error:  # noqa: BLE001 - the caller decides where to raise it
+        return None, error
+
+
 async def in_thread(call: Call) -> Any:
-    """Return what a call returns, or raise what it raises; where it hangs it delays no exit, as `to_thread` would."""
-    came: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    """Return what a call returns, or raise what it raises. A call that hangs delays no exit, unlike `to_thread`'s."""
+    result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def guarded() -> tuple[Any, BaseException | None]:
-        try:
-            return call(), None
-        except BaseException as error:  # noqa: BLE001 - raised where it is awaited
-            return None, error
+    def deliver(_: int, outcome: tuple[Any, BaseException | None]) -> None:
+        if not result.done():
+            result.set_result(outcome)
 
-    def heard(_: int, outcome: tuple[Any, BaseException | None]) -> None:
-        if not came.done():
-            came.set_result(outcome)
-
-    async with hearing([partial(copy_context().run, guarded)], heard):
-        value, error = await came
+    async with hearing([partial(copy_context().run, attempt, call)], deliver):
+        value, error = await result
     if error is not None:
         raise error
     return value

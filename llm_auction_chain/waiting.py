@@ -14,13 +14,16 @@ awaits the coroutine as usual.
         return await _reply(model, prompt, AWAITING)
 """
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import copy_context
+from functools import partial
 from typing import Any, TypeVar
 
 from typing_extensions import override
 
-from llm_auction_chain.threads import in_thread
+from llm_auction_chain.threads import attempt, finished, in_thread
 
 __all__ = ["AWAITING", "BLOCKING", "Waiter", "run"]
 
@@ -38,6 +41,13 @@ class Waiter(ABC):
     async def in_thread(self, call: Callable[[], T]) -> T:
         """Return the result of a call that blocks. In an event loop it runs in a thread that delays no exit."""
 
+    @abstractmethod
+    async def together(self, calls: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
+        """Return the results of calls that run side by side: each in a thread, or all in the loop.
+
+        Raises the first error, in the order of the calls.
+        """
+
 
 class _Blocking(Waiter):
     @override
@@ -47,6 +57,15 @@ class _Blocking(Waiter):
     @override
     async def in_thread(self, call: Callable[[], T]) -> T:
         return call()
+
+    @override
+    async def together(self, calls: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
+        tasks = [partial(copy_context().run, attempt, partial(_finish, call)) for call in calls]
+        outcomes = dict(finished(tasks, timeout=None))
+        for k in range(len(calls)):
+            if outcomes[k][1] is not None:
+                raise outcomes[k][1]
+        return [outcomes[k][0] for k in range(len(calls))]
 
 
 class _Awaiting(Waiter):
@@ -59,6 +78,10 @@ class _Awaiting(Waiter):
         result: T = await in_thread(call)
         return result
 
+    @override
+    async def together(self, calls: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
+        return await asyncio.gather(*(call() for call in calls))
+
 
 BLOCKING: Waiter = _Blocking()
 AWAITING: Waiter = _Awaiting()
@@ -68,7 +91,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Return the result of a coroutine that waits only through `BLOCKING`.
 
     Raises:
-        RuntimeError: the coroutine awaited something else, which nobody would complete.
+        RuntimeError: the coroutine awaited something else, which cannot finish without a loop.
 
     >>> async def double(waiter):
     ...     return 2 * await waiter.in_thread(lambda: 21)
@@ -82,3 +105,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         return result
     coroutine.close()
     raise RuntimeError("Code that is run without an event loop may wait only through its Waiter.")
+
+
+def _finish(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    return run(call())

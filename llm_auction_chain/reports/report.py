@@ -22,11 +22,11 @@ from langchain_core.runnables.config import ensure_config, var_child_runnable_co
 
 from llm_auction_chain.agents import Agent, cap_of
 from llm_auction_chain.errors import RewardError
+from llm_auction_chain.messages import copies_of
 from llm_auction_chain.reports.amounts import InvalidReportError, amounts_of
 from llm_auction_chain.reports.ask import Pending, Raised, ask, attempt, leashed, tried, unwrapped
 from llm_auction_chain.rewards.base import AskedBy, asked_by
 from llm_auction_chain.rewards.click import ClickReward
-from llm_auction_chain.rewards.copies import Copies
 from llm_auction_chain.rewards.log_ratio import grouped, groups_of_agent, log_ratios_of
 from llm_auction_chain.rewards.webhook import WebhookReward
 from llm_auction_chain.threads import Later
@@ -96,7 +96,7 @@ class Round:
         config: RunnableConfig | None,
     ) -> None:
         self._agents, self._terms = agents, terms
-        self._prompt, self._replies, self._n = Copies(prompt), Copies(replies), len(replies)
+        self._prompt, self._replies, self._n = copies_of(prompt), copies_of(replies), len(replies)
         ratios = [log_ratios_of(agent.reward) for agent in agents]
         groups = grouped(
             (ratio for found in ratios for ratio in found), prompt, replies, scorer=terms.scorer, law=terms.law
@@ -164,7 +164,7 @@ class Round:
 
     def _ask(self, k: int, *, awaiting: bool) -> Any:
         """Return the agent's scores, or what they will come from. Its copies are its own, whatever it does to them."""
-        prompt, replies = self._prompt.fresh(), self._replies.fresh()
+        prompt, replies = self._prompt(), self._replies()
         return ask(self._agents[k].reward, prompt, replies, self._configs[k], awaiting=awaiting)
 
     def reports(self, outcomes: Sequence[Report | Raised | None]) -> list[Report]:

@@ -1,6 +1,5 @@
-"""What every ready-made reward is: money for each reply, composed with + and *."""
+"""The base class of ready-made rewards: an amount of money for each reply, combined with + and *."""
 
-import asyncio
 import inspect
 import math
 from abc import ABC, abstractmethod
@@ -14,10 +13,11 @@ from typing import Any, Literal
 from langchain_core.messages import AIMessage, BaseMessage
 from typing_extensions import override
 
-from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.threads import in_thread
+from llm_auction_chain.validators import refuse
+from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
-__all__ = ["AskedBy", "Combined", "Prompt", "Replies", "Reward", "ascored", "asked_by", "check_number", "scored"]
+__all__ = ["AskedBy", "Combined", "Prompt", "Replies", "Reward", "WaitingReward", "amounts_of_part", "asked_by"]
 
 Prompt = Sequence[BaseMessage]
 Replies = Sequence[AIMessage]
@@ -28,9 +28,9 @@ class AskedBy:
     """The auction that asks: what is public of it before any report.
 
     Attributes:
-        auction_id: the one in the result.
+        auction_id: the id in the result.
         currency: the unit that reports are in, as the platform calls it; empty where it has no name.
-        commitment: what terms, seed, candidates and weights the auction is bound to: the receipt's `opening`.
+        commitment: binds the auction to its terms, seed, candidates and weights: the receipt's `opening`.
     """
 
     auction_id: str
@@ -39,13 +39,13 @@ class AskedBy:
 
 
 asked_by: ContextVar[AskedBy | None] = ContextVar("asked_by", default=None)
-"""The auction on whose behalf a reward is being asked; None outside of one."""
+"""The auction that asks a reward; None outside of an auction."""
 
 
 class Reward(ABC):
-    """What each reply is worth to an agent, in money; all replies of an auction are scored in one call.
+    """Says what each reply is worth to an agent, in money. One call scores all replies of an auction.
 
-    `a + b`, `a + 1.5`, `a * b` and `a * 0.5` are rewards too, reply by reply; a part may be a plain function
+    `a + b`, `a + 1.5`, `a * b` and `a * 0.5` are rewards too, reply by reply. A part may be a plain function
     `(prompt, reply) -> float`.
 
     >>> class Words(Reward):
@@ -57,7 +57,7 @@ class Reward(ABC):
 
     @property
     def awaits(self) -> bool:
-        """Whether `ascore` awaits what happens elsewhere, so that it needs no thread of its own."""
+        """Whether an async auction awaits `ascore` in its own loop. Else it calls `score` in a thread."""
         return False
 
     @abstractmethod
@@ -65,14 +65,14 @@ class Reward(ABC):
         """Return one amount per reply.
 
         Raises:
-            RewardError: the amounts cannot be told.
-            TimeoutError: not in time.
+            RewardError: there is no amount for a reply.
+            TimeoutError: there is none in time.
         """
 
     async def ascore(self, prompt: Prompt, replies: Replies) -> Sequence[float]:
-        """Do as `score`, awaiting: what happens elsewhere, or else a thread, which delays no exit if it hangs."""
-        scored: Sequence[float] = await in_thread(partial(self.score, prompt, replies))
-        return scored
+        """Return what `score` returns, from a thread that delays no exit if it hangs."""
+        amounts: Sequence[float] = await in_thread(partial(self.score, prompt, replies))
+        return amounts
 
     def __add__(self, other: Any) -> "Reward":
         return Combined("+", (self, other))
@@ -87,9 +87,30 @@ class Reward(ABC):
         return Combined("*", (other, self))
 
 
+class WaitingReward(Reward):
+    """A reward that waits for a model or a server. Its work is written once, in `_score`."""
+
+    @property
+    @override
+    def awaits(self) -> bool:
+        return True
+
+    @abstractmethod
+    async def _score(self, prompt: Prompt, replies: Replies, waiter: Waiter) -> Sequence[float]:
+        """Return one amount per reply."""
+
+    @override
+    def score(self, prompt: Prompt, replies: Replies) -> Sequence[float]:
+        return run(self._score(prompt, replies, BLOCKING))
+
+    @override
+    async def ascore(self, prompt: Prompt, replies: Replies) -> Sequence[float]:
+        return await self._score(prompt, replies, AWAITING)
+
+
 @dataclass(frozen=True)
-class Combined(Reward):
-    """Parts added or multiplied, reply by reply.
+class Combined(WaitingReward):
+    """The sum or the product of its parts, reply by reply.
 
     Attributes:
         verb: `+` or `*`.
@@ -103,14 +124,15 @@ class Combined(Reward):
     parts: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        """Refuse what scores nothing."""
+        """Check the parts."""
         for part in self.parts:
             number = isinstance(part, Real) and not isinstance(part, bool)
             function = callable(part) and not inspect.iscoroutinefunction(part)
             if not (number or function or isinstance(part, Reward)):
-                raise ConfigurationError(
-                    f"A reward {self.verb} {part!r} is no reward; give a reward, a number, or a function "
-                    "(prompt, reply) -> float that is not async."
+                raise refuse(
+                    f"A part of a reward with {self.verb}",
+                    "a reward, a number, or a function (prompt, reply) -> float that is not async",
+                    part,
                 )
 
     @property
@@ -119,36 +141,17 @@ class Combined(Reward):
         return any(isinstance(part, Reward) and part.awaits for part in self.parts)
 
     @override
-    def score(self, prompt: Prompt, replies: Replies) -> list[float]:
-        return self._combined([scored(part, prompt, replies) for part in self.parts])
-
-    @override
-    async def ascore(self, prompt: Prompt, replies: Replies) -> list[float]:
-        return self._combined(await asyncio.gather(*(ascored(part, prompt, replies) for part in self.parts)))
-
-    def _combined(self, rows: list[Sequence[float]]) -> list[float]:
-        together = sum if self.verb == "+" else math.prod
-        return [together(values) for values in zip(*rows, strict=True)]
+    async def _score(self, prompt: Prompt, replies: Replies, waiter: Waiter) -> list[float]:
+        calls = [partial(amounts_of_part, part, prompt, replies, waiter) for part in self.parts]
+        rows = await waiter.together(calls) if self.awaits else [await call() for call in calls]
+        combine = sum if self.verb == "+" else math.prod
+        return [combine(amounts) for amounts in zip(*rows, strict=True)]
 
 
-def scored(part: Any, prompt: Prompt, replies: Replies) -> Sequence[float]:
-    """Return what a reward, a number or a plain function says of every reply."""
+async def amounts_of_part(part: Any, prompt: Prompt, replies: Replies, waiter: Waiter) -> Sequence[float]:
+    """Return the amounts that a part of a reward gives the replies: a reward, a number or a plain function."""
     if isinstance(part, Reward):
-        return part.score(prompt, replies)
-    return [part(prompt, reply) if callable(part) else float(part) for reply in replies]
-
-
-async def ascored(part: Any, prompt: Prompt, replies: Replies) -> Sequence[float]:
-    """Do as `scored`, awaiting; a plain function gets a thread, for it may hang."""
-    if isinstance(part, Reward):
-        return await part.ascore(prompt, replies)
-    plain: Sequence[float] = await in_thread(partial(scored, part, prompt, replies))
-    return plain
-
-
-def check_number(owner: object, name: str, value: object, *, least: float = -math.inf, most: float = math.inf) -> None:
-    """Raise `ConfigurationError` unless the setting is a finite number from `least` to `most`."""
-    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if not (math.isfinite(number) and least <= number <= most):
-        between = "" if (least, most) == (-math.inf, math.inf) else f", from {least:g} to {most:g}"
-        raise ConfigurationError(f"{type(owner).__name__} has {name}={value!r}; give a finite number{between}.")
+        return await waiter.either(lambda: part.score(prompt, replies), lambda: part.ascore(prompt, replies))
+    if callable(part):
+        return await waiter.in_thread(lambda: [part(prompt, reply) for reply in replies])
+    return [float(part)] * len(replies)

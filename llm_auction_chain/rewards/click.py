@@ -1,13 +1,14 @@
-"""A reward per click: what an advertiser pays for is that the user follows."""
+"""A reward per click, for advertisers that pay when the user follows the reply."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from typing_extensions import override
 
-from llm_auction_chain.errors import ConfigurationError, RewardError
-from llm_auction_chain.rewards.base import Prompt, Replies, Reward, ascored, check_number, scored
+from llm_auction_chain.errors import RewardError
+from llm_auction_chain.rewards.base import Prompt, Replies, Reward, WaitingReward, amounts_of_part
+from llm_auction_chain.validators import number, refuse
+from llm_auction_chain.waiting import Waiter
 
 __all__ = ["ClickReward"]
 
@@ -15,11 +16,11 @@ _LARGEST = 1e100
 
 
 @dataclass(frozen=True)
-class ClickReward(Reward):
+class ClickReward(WaitingReward):
     """Worth `value_per_click * click_through(reply)`, the predicted probability that the user clicks.
 
-    The value is the agent's bid, the prediction the platform's. As an agent's whole reward it also gives the settlement
-    a price per click, with which the agent pays only when the user does click: see `AuctionResult.prices_per_click`.
+    The value is the agent's bid, the prediction is the platform's. As an agent's whole reward it also gives the
+    settlement a price per click, which the agent pays only if the user clicks: see `AuctionResult.prices_per_click`.
 
     Attributes:
         value_per_click: money.
@@ -38,12 +39,10 @@ class ClickReward(Reward):
     click_through: Any
 
     def __post_init__(self) -> None:
-        """Refuse what predicts nothing."""
-        check_number(self, "value_per_click", self.value_per_click, least=0.0, most=_LARGEST)
+        """Check the settings."""
+        number("ClickReward.value_per_click", self.value_per_click, least=0.0, most=_LARGEST)
         if not isinstance(self.click_through, Reward) and not callable(self.click_through):
-            raise ConfigurationError(
-                f"ClickReward has click_through={self.click_through!r}; give a reward or a function (prompt, reply)."
-            )
+            raise refuse("ClickReward.click_through", "a reward or a function (prompt, reply)", self.click_through)
 
     @property
     @override
@@ -51,14 +50,8 @@ class ClickReward(Reward):
         return isinstance(self.click_through, Reward) and self.click_through.awaits
 
     @override
-    def score(self, prompt: Prompt, replies: Replies) -> list[float]:
-        return self._valued(scored(self.click_through, prompt, replies))
-
-    @override
-    async def ascore(self, prompt: Prompt, replies: Replies) -> list[float]:
-        return self._valued(await ascored(self.click_through, prompt, replies))
-
-    def _valued(self, predicted: Sequence[float]) -> list[float]:
-        if not all(0.0 <= chance <= 1.0 for chance in predicted):
+    async def _score(self, prompt: Prompt, replies: Replies, waiter: Waiter) -> list[float]:
+        chances = await amounts_of_part(self.click_through, prompt, replies, waiter)
+        if not all(0.0 <= chance <= 1.0 for chance in chances):
             raise RewardError("predicted a click-through outside 0..1; it is the probability of a click")
-        return [self.value_per_click * float(chance) for chance in predicted]
+        return [self.value_per_click * float(chance) for chance in chances]

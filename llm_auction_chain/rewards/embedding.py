@@ -1,7 +1,7 @@
 """A reward for replies that are close in meaning to a description."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,16 @@ import numpy.typing as npt
 from langchain_core.embeddings import Embeddings
 from typing_extensions import override
 
-from llm_auction_chain.errors import ConfigurationError, RewardError
-from llm_auction_chain.rewards.base import Prompt, Replies, Reward, check_number
+from llm_auction_chain.errors import RewardError
+from llm_auction_chain.rewards.base import Prompt, Replies, WaitingReward
+from llm_auction_chain.validators import number, refuse, text
+from llm_auction_chain.waiting import Waiter
 
 __all__ = ["EmbeddingReward"]
 
 
 @dataclass(frozen=True)
-class EmbeddingReward(Reward):
+class EmbeddingReward(WaitingReward):
     """Worth `value * clip((cosine - low) / (high - low), 0, 1)`, with the reply's cosine to a description.
 
     All replies are embedded in one call, as documents; the description is embedded once, as a query. A reply without
@@ -45,46 +47,36 @@ class EmbeddingReward(Reward):
     value: float = 1.0
     low: float = 0.0
     high: float = 1.0
-    # The description's direction, once known. Threads that meet here ask for it more than once, to the same end.
+    # The description's direction, after the first call. Threads that race compute the same one.
     _query: list[npt.NDArray[np.float64]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse what nothing can be compared with."""
+        """Check the settings."""
         if not isinstance(self.embeddings, Embeddings):
-            raise ConfigurationError(f"EmbeddingReward has embeddings {self.embeddings!r}; give LangChain embeddings.")
-        if not isinstance(self.description, str) or not self.description.strip():
-            raise ConfigurationError(f"EmbeddingReward has description={self.description!r}; say what to be close to.")
-        check_number(self, "value", self.value)
-        check_number(self, "low", self.low, least=-1.0, most=1.0)
-        check_number(self, "high", self.high, least=-1.0, most=1.0)
+            raise refuse("EmbeddingReward.embeddings", "LangChain embeddings", self.embeddings)
+        text("EmbeddingReward.description", self.description)
+        number("EmbeddingReward.value", self.value)
+        number("EmbeddingReward.low", self.low, least=-1.0, most=1.0)
+        number("EmbeddingReward.high", self.high, least=-1.0, most=1.0)
         if self.low >= self.high:
-            raise ConfigurationError(f"EmbeddingReward has low={self.low:g} and high={self.high:g}; low must be less.")
-
-    @property
-    @override
-    def awaits(self) -> bool:
-        return True
+            raise refuse("EmbeddingReward.low", f"below high, which is {self.high:g}", self.low)
 
     @override
-    def score(self, prompt: Prompt, replies: Replies) -> list[float]:
-        texts = _texts(replies)
-        if texts and not self._query:
-            self._query[:] = _directions([self.embeddings.embed_query(self.description)], 1)
-        return self._worth(replies, self.embeddings.embed_documents(texts) if texts else [])
-
-    @override
-    async def ascore(self, prompt: Prompt, replies: Replies) -> list[float]:
-        texts = _texts(replies)
-        if texts and not self._query:
-            self._query[:] = _directions([await self.embeddings.aembed_query(self.description)], 1)
-        return self._worth(replies, await self.embeddings.aembed_documents(texts) if texts else [])
-
-    def _worth(self, replies: Replies, documents: Sequence[Sequence[float]]) -> list[float]:
-        """Return what the replies are worth, given a vector for each that has text."""
-        has_text = np.array([bool(_texts([reply])) for reply in replies], dtype=bool)
+    async def _score(self, prompt: Prompt, replies: Replies, waiter: Waiter) -> list[float]:
+        has_text = [bool(reply.text.strip()) for reply in replies]  # providers refuse to embed nothing
+        texts = [str(reply.text) for reply in compress(replies, has_text)]
         cosines = np.zeros(len(replies))
-        if has_text.any():
-            directions = _directions(documents, int(has_text.sum()))
+        if texts:
+            embeddings, description = self.embeddings, self.description
+            if not self._query:
+                query = await waiter.either(
+                    lambda: embeddings.embed_query(description), lambda: embeddings.aembed_query(description)
+                )
+                self._query[:] = _directions([query], 1)
+            vectors = await waiter.either(
+                lambda: embeddings.embed_documents(texts), lambda: embeddings.aembed_documents(texts)
+            )
+            directions = _directions(vectors, len(texts))
             if directions.shape[1] != len(self._query[0]):
                 raise RewardError(
                     f"The embeddings have {directions.shape[1]} dimensions for a reply and {len(self._query[0])} for "
@@ -93,11 +85,6 @@ class EmbeddingReward(Reward):
             cosines[has_text] = directions @ self._query[0]
         shares = np.clip((cosines - self.low) / (self.high - self.low), 0.0, 1.0)
         return [float(worth) for worth in self.value * shares]
-
-
-def _texts(replies: Replies) -> list[str]:
-    """Return the texts that there are; providers refuse to embed nothing."""
-    return [str(reply.text) for reply in replies if reply.text.strip()]
 
 
 def _directions(vectors: Any, count: int) -> npt.NDArray[np.float64]:

@@ -2,24 +2,23 @@
 
 import math
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from typing_extensions import override
 
-from llm_auction_chain.errors import ConfigurationError, RewardError
+from llm_auction_chain.errors import RewardError
 from llm_auction_chain.messages import as_turns
-from llm_auction_chain.rewards.base import Prompt, Replies, Reward, check_number
-from llm_auction_chain.threads import in_thread
+from llm_auction_chain.rewards.base import Prompt, Replies, WaitingReward
+from llm_auction_chain.validators import choice, number, refuse, whole_number
+from llm_auction_chain.waiting import Waiter
 
 __all__ = ["RewardModelReward"]
 
 
 @dataclass(frozen=True)
-class RewardModelReward(Reward):
+class RewardModelReward(WaitingReward):
     """Worth `value * sigmoid(logit)`, or `value * logit`, of a transformers sequence classifier.
 
     The model reads prompt and reply by its chat template, or as a pair of texts where it has none. What a reply is
@@ -55,48 +54,41 @@ class RewardModelReward(Reward):
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse what no model can be asked."""
-        check_number(self, "value", self.value)
+        """Check the settings."""
+        number("RewardModelReward.value", self.value)
         if not isinstance(self.model, str | Path) or not str(self.model).strip():
-            raise ConfigurationError(f"RewardModelReward has model={self.model!r}; give a folder or a model's name.")
-        for name, number, least in (("label", self.label or 0, 0), ("max_batch_tokens", self.max_batch_tokens, 1)):
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ConfigurationError(
-                    f"RewardModelReward has {name}={number!r}; give a whole number of at least {least}."
-                )
-        if self.squash not in {"sigmoid", "none"}:
-            raise ConfigurationError(f"RewardModelReward has squash={self.squash!r}; give 'sigmoid' or 'none'.")
+            raise refuse("RewardModelReward.model", "a folder or a model's name", self.model)
+        if self.label is not None:
+            whole_number("RewardModelReward.label", self.label)
+        whole_number("RewardModelReward.max_batch_tokens", self.max_batch_tokens, least=1)
+        choice("RewardModelReward.squash", self.squash, ("sigmoid", "none"))
+
+    @property
+    @override
+    def awaits(self) -> bool:
+        return False  # it computes in this process, in a thread
 
     @override
-    def score(self, prompt: Prompt, replies: Replies) -> list[float]:
-        return self._score(prompt, replies, threading.Event())
-
-    @override
-    async def ascore(self, prompt: Prompt, replies: Replies) -> list[float]:
+    async def _score(self, prompt: Prompt, replies: Replies, waiter: Waiter) -> list[float]:
         abandoned = threading.Event()
         try:
-            scored: list[float] = await in_thread(partial(self._score, prompt, replies, abandoned))
-            return scored
+            return await waiter.in_thread(lambda: self._amounts(prompt, replies, abandoned))
         finally:
-            # Whoever cancels does not wait; the thread stops before its next pass.
-            abandoned.set()
+            abandoned.set()  # after a cancellation, the thread stops before its next pass
 
-    def _score(self, prompt: Prompt, replies: Replies, abandoned: threading.Event) -> list[float]:
+    def _amounts(self, prompt: Prompt, replies: Replies, abandoned: threading.Event) -> list[float]:
         if not replies:
             return []
         from llm_auction_chain.models.local.classifier import RewardModel
 
-        scorer = RewardModel.load(self.model, self.dtype, self.device)
+        model = RewardModel.load(self.model, self.dtype, self.device)
         texts = [as_turns([reply], "RewardModelReward")[0]["content"] for reply in replies]
         turns = as_turns(prompt, "RewardModelReward")
-        logits = scorer.logits(
-            turns, texts, label=self.label, max_batch_tokens=self.max_batch_tokens, abandoned=abandoned
+        logits = list(
+            model.logits(turns, texts, label=self.label, max_batch_tokens=self.max_batch_tokens, abandoned=abandoned)
         )
-        return [self.value * amount for amount in self._squashed(logits)]
-
-    def _squashed(self, logits: Iterable[float]) -> list[float]:
-        logits = list(logits)
         if not all(map(math.isfinite, logits)):
             raise RewardError(f"{str(self.model)!r} gives a logit that is not finite; try dtype='float32'.")
-        # tanh overflows nowhere.
-        return logits if self.squash == "none" else [(1.0 + math.tanh(logit / 2.0)) / 2.0 for logit in logits]
+        if self.squash == "none":
+            return [self.value * logit for logit in logits]
+        return [self.value * (1.0 + math.tanh(logit / 2.0)) / 2.0 for logit in logits]  # tanh does not overflow

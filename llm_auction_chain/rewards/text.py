@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
-from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
-from llm_auction_chain.rewards.base import Prompt, Replies, Reward, check_number
+from llm_auction_chain.errors import MissingDependencyError
+from llm_auction_chain.rewards.base import Prompt, Replies, Reward
+from llm_auction_chain.validators import choice, number, refuse, text, whole_number
 
 __all__ = ["LengthReward", "MentionReward", "RegexReward"]
 
@@ -64,15 +65,13 @@ class MentionReward(Reward):
     at_most: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what can never be mentioned."""
+        """Check the settings."""
         if isinstance(self.phrases, str) or not self.phrases:
-            raise ConfigurationError("MentionReward needs a list of phrases, with at least one.")
-        if not all(isinstance(phrase, str) and phrase.strip() for phrase in self.phrases):
-            raise ConfigurationError(
-                f"MentionReward has phrases {list(self.phrases)!r}; each must be a non-empty string."
-            )
-        check_number(self, "value", self.value)
-        _check_count(self, "at_most", self.at_most)
+            raise refuse("MentionReward.phrases", "a list of at least one phrase", self.phrases)
+        for k, phrase in enumerate(self.phrases):
+            text(f"MentionReward.phrases[{k}]", phrase)
+        number("MentionReward.value", self.value)
+        whole_number("MentionReward.at_most", self.at_most, least=1)
 
     @override
     def score(self, prompt: Prompt, replies: Replies) -> list[float]:
@@ -120,18 +119,16 @@ class RegexReward(Reward):
     timeout: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be matched, or not within bounds."""
-        check_number(self, "value", self.value)
-        _check_count(self, "at_most", self.at_most)
-        check_number(self, "timeout", self.timeout, least=1e-3, most=60.0)
+        """Check the settings."""
+        number("RegexReward.value", self.value)
+        whole_number("RegexReward.at_most", self.at_most, least=1)
+        number("RegexReward.timeout", self.timeout, least=1e-3, most=60.0)
         if not isinstance(self.pattern, str) or len(self.pattern) > _LONGEST_PATTERN:
-            raise ConfigurationError(f"RegexReward needs a pattern, a string of at most {_LONGEST_PATTERN} characters.")
+            raise refuse("RegexReward.pattern", f"a text of at most {_LONGEST_PATTERN} characters", self.pattern)
         if _program_size(self.pattern) > _LARGEST_PROGRAM:
-            raise ConfigurationError(
-                f"RegexReward has the pattern {self.pattern!r}, whose repeat counts make it too large; repeat less, "
-                "and write counts without comments."
-            )
-        self._compiled  # noqa: B018 - a pattern that is none says so here
+            hint = "Its counts make it too large: repeat less, and write counts without comments."
+            raise refuse("RegexReward.pattern", "a small pattern", self.pattern, hint)
+        self._compiled  # noqa: B018 - an invalid pattern is refused here
 
     @override
     def score(self, prompt: Prompt, replies: Replies) -> list[float]:
@@ -159,7 +156,7 @@ class RegexReward(Reward):
         try:
             return regex.compile(self.pattern, cache_pattern=False)
         except (regex.error, LookupError, ValueError, OverflowError, RecursionError) as error:
-            raise ConfigurationError(f"RegexReward has the pattern {self.pattern!r}: {error}") from error
+            raise refuse("RegexReward.pattern", "a regular expression", self.pattern, f"It is not: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -188,14 +185,11 @@ class LengthReward(Reward):
     unit: Literal["words", "characters"] = "words"
 
     def __post_init__(self) -> None:
-        """Refuse lengths that no reply can have."""
-        check_number(self, "target", self.target, least=0.0)
-        check_number(self, "tolerance", self.tolerance)
-        check_number(self, "value", self.value)
-        if self.tolerance <= 0:
-            raise ConfigurationError(f"LengthReward has tolerance={self.tolerance!r}; give a number above 0.")
-        if self.unit not in {"words", "characters"}:
-            raise ConfigurationError(f"LengthReward has unit={self.unit!r}; give 'words' or 'characters'.")
+        """Check the settings."""
+        number("LengthReward.target", self.target, least=0.0)
+        number("LengthReward.tolerance", self.tolerance, above=0.0)
+        number("LengthReward.value", self.value)
+        choice("LengthReward.unit", self.unit, ("words", "characters"))
 
     @override
     def score(self, prompt: Prompt, replies: Replies) -> list[float]:
@@ -239,8 +233,3 @@ def _program_size(pattern: str) -> int:
     for digits, comment in _COUNT.findall(pattern):
         size *= _LARGEST_PROGRAM + 1 if comment else max(1, int("".join(digits.split()) or "1"))
     return size
-
-
-def _check_count(owner: object, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{type(owner).__name__} has {name}={value!r}; give a whole number of at least 1.")

@@ -26,7 +26,9 @@ from pydantic_core import to_jsonable_python
 from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError, RewardError
-from llm_auction_chain.rewards.base import Prompt, Replies, Reward, asked_by, check_number
+from llm_auction_chain.rewards.base import Prompt, Replies, WaitingReward, asked_by
+from llm_auction_chain.validators import number
+from llm_auction_chain.waiting import Waiter
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -57,7 +59,7 @@ class _Answer(BaseModel):
 
 
 @dataclass(frozen=True)
-class WebhookReward(Reward):
+class WebhookReward(WaitingReward):
     """Worth what a bidder elsewhere answers to one signed POST per auction: `{"rewards": [...]}`, one per reply.
 
     It is told the prompt, the replies, the auction's id and currency, and nothing about other agents. The header
@@ -99,7 +101,7 @@ class WebhookReward(Reward):
         """Refuse what cannot be asked safely."""
         if not isinstance(self.secret, str) or not self.secret or not _is_text(self.secret):
             raise ConfigurationError("WebhookReward needs a secret: a non-empty string that the bidder has too.")
-        check_number(self, "timeout", self.timeout, least=_LEAST_SECONDS)
+        number("WebhookReward.timeout", self.timeout, least=_LEAST_SECONDS)
         if isinstance(self.max_bytes, bool) or not isinstance(self.max_bytes, int) or self.max_bytes < 1:
             raise ConfigurationError(f"WebhookReward has max_bytes={self.max_bytes!r}; give a positive whole number.")
         if self.tls is not None and not isinstance(self.tls, ssl.SSLContext):
@@ -123,22 +125,13 @@ class WebhookReward(Reward):
         if url.port is not None and not 0 < url.port <= _HIGHEST_PORT:
             raise ConfigurationError(f"WebhookReward has a URL with port {url.port}; give one from 1 to 65535.")
 
-    @property
     @override
-    def awaits(self) -> bool:
-        return True
-
-    @override
-    def score(self, prompt: Prompt, replies: Replies) -> list[float]:
+    async def _score(self, prompt: Prompt, replies: Replies, waiter: Waiter) -> list[float]:
         answer = self.submit(prompt, replies)
         try:
-            return answer.result()
+            return await waiter.either(answer.result, lambda: asyncio.wrap_future(answer))
         finally:
-            answer.cancel()  # where something else ended the wait, Ctrl-C for one
-
-    @override
-    async def ascore(self, prompt: Prompt, replies: Replies) -> list[float]:
-        return await asyncio.wrap_future(self.submit(prompt, replies))
+            answer.cancel()  # if Ctrl-C or a cancellation ended the wait
 
     def submit(self, prompt: Prompt, replies: Replies) -> "Future[list[float]]":
         """Send the request, and return the amounts in future; cancelling that ends the request."""

@@ -138,7 +138,7 @@ def test_a_stopped_group_leaves_the_engine_to_the_next_auction(model):
 
     def hear():
         with pytest.raises(CancelledError, match="nobody waits"):
-            group.row(reward)
+            run(group.amounts(reward, BLOCKING))
         ended.append(True)
 
     thread = threading.Thread(target=hear, daemon=True)

@@ -11,9 +11,9 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolCall
 from langchain_core.runnables import RunnableLambda
 
 from llm_auction_chain import Agent, ConfigurationError, RewardError
+from llm_auction_chain.messages import copies_of
 from llm_auction_chain.reports import Terms, collect
 from llm_auction_chain.rewards import AskedBy, asked_by
-from llm_auction_chain.rewards.copies import Copies
 from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
 PROMPT = [HumanMessage("x")]
@@ -213,8 +213,8 @@ class Odd(AIMessage):
     AIMessage("a", extra={"more": [1]}), AIMessage("a", additional_kwargs={"t": (1, [2])}),
 ])  # fmt: skip
 def test_copies_are_equal_of_the_same_kind_and_share_nothing_mutable(message):
-    copies = Copies([message])
-    (first,), (second,) = copies.fresh(), copies.fresh()
+    copies = copies_of([message])
+    (first,), (second,) = copies(), copies()
     assert type(first) is type(message)
     assert first == second == message
     assert first.model_fields_set == message.model_fields_set

@@ -406,7 +406,7 @@ def test_a_group_that_is_stopped_gives_up_what_it_computes():
 
     def hear():
         with pytest.raises(InterruptedError):
-            group.row(reward)
+            run(group.amounts(reward, BLOCKING))
         heard.append(True)
 
     thread = threading.Thread(target=hear, daemon=True)
