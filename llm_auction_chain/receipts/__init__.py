@@ -1,7 +1,6 @@
-"""The record of one auction: plain JSON that anybody entitled can recompute, without clock, network or model."""
+"""The record of one auction: plain JSON from which its result can be recomputed without clock, network or model."""
 
-from llm_auction_chain.receipts.issue import issue
-from llm_auction_chain.receipts.opening import Opening, open_auction
+from llm_auction_chain.receipts.issuing import Opening, issue, open_auction
 from llm_auction_chain.receipts.records import GENERATOR, MECHANISM, AgentView, Receipt
 from llm_auction_chain.receipts.signing import load_private_key, load_public_key
 from llm_auction_chain.receipts.verification import Difference, Verification, verify

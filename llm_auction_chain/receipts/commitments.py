@@ -1,30 +1,36 @@
-"""Commitments: a digest that fixes a value before it is shown, and tells nothing of it until its salt is known."""
+"""Commitments: salted digests that fix a value and reveal nothing about it until the salt is known."""
 
 import hashlib
 import hmac
+from collections.abc import Mapping
 from typing import Any
 
 from langchain_core.messages import BaseMessage
 
 from llm_auction_chain.canonical_json import digest, digest_without_floats, printable
 
-__all__ = ["commitment", "message_digest", "salt_of"]
+__all__ = ["commitment", "message_digest", "opening_commitment", "report_salt", "salt_of"]
 
 
 def salt_of(salt: str, part: str) -> str:
-    """Return the salt of one part, HMAC-SHA256 of its name: whoever knows it knows no other part's.
+    """Return the salt of one part of a receipt: HMAC-SHA256 of the part's name. It reveals no other part's salt.
 
     Args:
-        salt: the auction's, hexadecimal.
-        part: name of what is committed to.
+        salt: the auction's salt, hexadecimal.
+        part: name of the part.
     """
     return hmac.new(bytes.fromhex(salt), part.encode(), hashlib.sha256).hexdigest()
 
 
-def commitment(salt: str, value: Any, *, floats: bool = True) -> str:
-    """Return the commitment to plain JSON, the SHA-256 of `{"salt": ..., "value": ...}` in its canonical spelling.
+def report_salt(salt: str, position: int) -> str:
+    """Return the salt of the report of the agent at a position in the receipt."""
+    return salt_of(salt, f"report {position}")
 
-    Without floats in it, it is found faster.
+
+def commitment(salt: str, value: Any, *, floats: bool = True) -> str:
+    """Return the commitment to plain JSON: the SHA-256 of `{"salt": ..., "value": ...}` in its canonical spelling.
+
+    With `floats=False` it is faster; the value must then contain no floats.
 
     >>> commitment("00" * 32, [1.0]) == commitment("00" * 32, [1], floats=False)
     True
@@ -33,15 +39,20 @@ def commitment(salt: str, value: Any, *, floats: bool = True) -> str:
     return digest(salted) if floats else digest_without_floats(salted)
 
 
+def opening_commitment(auction_id: str, commitments: Mapping[str, str]) -> str:
+    """Return one commitment to all parts of an opening, given the commitment to each part by name."""
+    return digest({"auction_id": auction_id, **commitments})
+
+
 def message_digest(salt: str, *messages: BaseMessage) -> str:
-    """Return a commitment to what messages say: role, content and tool calls, not their ids and metadata."""
-    said = [_said(message) for message in messages]
-    plain = all(type(one["content"]) is str and "calls" not in one for one in said)
-    return commitment(salt, said, floats=not plain)
+    """Return a commitment to the role, content and tool calls of messages. Ids and metadata do not count."""
+    contents = [_content(message) for message in messages]
+    plain = all(type(one["content"]) is str and "calls" not in one for one in contents)
+    return commitment(salt, contents, floats=not plain)
 
 
-def _said(message: BaseMessage) -> dict[str, Any]:
+def _content(message: BaseMessage) -> dict[str, Any]:
     calls = getattr(message, "tool_calls", None) or []
     role = getattr(message, "role", message.type.removesuffix("MessageChunk").lower())
-    said = {"role": printable(role), "content": printable(message.content)}
-    return {**said, "calls": [printable([call["name"], call["args"]]) for call in calls]} if calls else said
+    content = {"role": printable(role), "content": printable(message.content)}
+    return {**content, "calls": [printable([call["name"], call["args"]]) for call in calls]} if calls else content

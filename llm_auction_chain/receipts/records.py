@@ -1,145 +1,255 @@
-"""The two kinds of receipt: the full one for the platform and its auditor, and an agent's view of it."""
+"""The format of receipts: the full receipt for the platform and its auditor, and an agent's view of it."""
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from langchain_core.messages import BaseMessage
-from pydantic import Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from llm_auction_chain.canonical_json import digest, printable
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.receipts.commitments import commitment, message_digest, salt_of
-from llm_auction_chain.receipts.fields import (
-    Bid,
-    Charge,
-    Component,
-    Count,
-    Digest,
-    Hidden,
-    LeftOut,
-    Nats,
-    Record,
-    Reply,
-    Row,
-    Salt,
-    Salts,
-    Seed,
-    Share,
-    Signature,
-    Tau,
-    Time,
-)
-from llm_auction_chain.receipts.opening import PARTS
+from llm_auction_chain.receipts.commitments import commitment, message_digest, report_salt, salt_of
 from llm_auction_chain.receipts.signing import signature_of
 
-__all__ = ["GENERATOR", "MECHANISM", "AgentView", "Receipt", "report_part"]
+__all__ = [
+    "GENERATOR", "MECHANISM", "AgentView", "Bid", "Component", "Hidden", "LeftOut", "Receipt", "Record", "Reply",
+    "Salts", "Signature",
+]  # fmt: skip
 
 MECHANISM = "mosaic/1"
 GENERATOR = "numpy PCG64 of draw_seed, stream 2 of SeedSequence(seed); Gumbel noise -log(standard_exponential)"
 
+_T = TypeVar("_T")
+Row = Annotated[tuple[_T, ...], Field(fail_fast=True)]  # a million wrong entries are one error
+
+
+def _whole(value: Any) -> Any:
+    """Return 5 for 5.0, which is how some writers of JSON spell whole numbers."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+# Within these bounds every sum and quotient fits into float64, and every whole number is exact in JSON.
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Salt = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Charge = Annotated[str, Field(pattern=r"^-?[0-9]{1,160}\.[0-9]{6}$")]
+Seed = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,4299})$")]
+Time = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\+00:00$")]
+Nats = Annotated[float, Field(allow_inf_nan=False)]
+Money = Annotated[float, Field(ge=-1e150, le=1e150, allow_inf_nan=False)]
+Reward = Annotated[float, Field(ge=-1e100, le=1e100, allow_inf_nan=False)]
+ClickValue = Annotated[float, Field(ge=0, le=1e100, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Tau = Annotated[float, Field(ge=1e-100, le=1e100, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole)]
+Draws = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_whole)]
+
+
+class Record(BaseModel):
+    """Base of all records. They are frozen and strict: no value is converted, no unknown field is accepted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Component(Record):
+    """A component of the proposal."""
+
+    component: str
+    """Name of the component."""
+    draws: Count
+    """Number of replies drawn from it."""
+
+
+class Reply(Record):
+    """A candidate."""
+
+    reply: Digest
+    """Salted digest of its message."""
+    component: str
+    """Component of the proposal that drew it first; `fallback` for the platform's own reply."""
+    draws: Draws
+    """Number of draws that gave this reply."""
+    excluded: bool
+    """Whether the platform's filter excludes it."""
+
+
+class Signature(Record):
+    """An Ed25519 signature of the digest."""
+
+    algorithm: Literal["Ed25519"]
+    """`Ed25519`."""
+    public_key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """The signer's public key, hexadecimal."""
+    value: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+    """The signature, hexadecimal."""
+
+
+class Bid(Record):
+    """One agent in an auction: its report and its payment."""
+
+    agent: str
+    """Name of the agent."""
+    owner: str
+    """Name of the account that pays."""
+    pays: bool
+    """False for an agent that is never charged."""
+    report_cap: Nats | None
+    """The report is cut to this amount, money; null for no cap."""
+    status: Literal["reported", "capped", "timeout", "error", "invalid"]
+    """`reported`, `capped`, `timeout`, `error` or `invalid`."""
+    reason: str
+    """Why the agent did not report or why its report was cut; else empty."""
+    report: Row[Reward]
+    """(M,), the reward for each candidate as it counted, money."""
+    click_through: Row[Probability] | None
+    """(M,), predicted probability of a click on each candidate; null for an agent that does not pay per click."""
+    value_per_click: ClickValue | None
+    """The bid for a click, money. The report is this value times `click_through`, cut to the cap."""
+    contribution: Money
+    """U_i, money."""
+    expected: Money
+    """T_i, the expected payment, money."""
+    payment: Money
+    """The payment for this draw as computed, money."""
+    charge: Charge
+    """The payment rounded to a millionth, halves to even."""
+    price_per_click: Money | None
+    """Charged for a click in place of the payment, money; null for an agent that does not pay per click."""
+
+    def committed(self, auction_id: str) -> dict[str, Any]:
+        """Return the value of the commitment to this report: agent, terms and report, without the outcome."""
+        outcome = {"contribution", "expected", "payment", "charge", "price_per_click"}
+        return {"auction_id": auction_id, **self.model_dump(mode="json", exclude=outcome)}
+
+
+class LeftOut(Record):
+    """An agent that did not take part."""
+
+    agent: str
+    """Name of the agent."""
+    reason: Literal["category", "cover", "ledger"]
+    """`category`: a rival holds an exclusive category; `cover`: the owner's account has no cover; `ledger`: the ledger
+    did not answer."""
+    category: str
+    """The exclusive category; empty for other reasons."""
+
+
+class Salts(Record):
+    """The salts that open what a view shows, and nothing else."""
+
+    terms: Salt
+    """Opens the terms."""
+    draw_seed: Salt
+    """Opens the seed of the draw."""
+    replies: Salt
+    """Opens the list of replies."""
+    reply: Salt
+    """Opens the digest of each reply that was shown to agents."""
+    reports: Row[Salt]
+    """Open the owner's reports."""
+
+
+class Hidden(Record):
+    """Commitments to the parts that a view does not show."""
+
+    seed: Digest
+    """The auction's seed, from which the candidates can be drawn again."""
+    draws: Digest
+    """Components and their draws; for each candidate its component, its draws and whether it is excluded."""
+    weights: Digest
+    """Log-weights."""
+    agents: Digest
+    """Agents that take part, with owners and caps; agents that do not, with reasons."""
+
 
 class _Shared(Record):
-    """What both kinds of receipt say.
-
-    Attributes:
-        library: version of llm_auction_chain.
-        mechanism: version of the rules that figures follow.
-        auction_id: unique.
-        time: when it was opened, ISO 8601 in UTC.
-        model: what the candidates were drawn from.
-        contexts: whether the agents' descriptions reached the proposal.
-        currency: unit of all amounts; may have no name.
-        tau: weight of the reference model, money per nat.
-        payment_rule: what payments follow.
-        draw_seed: of the draw among the candidates, decimal digits.
-        generator: what noise is made of it.
-        prompt: salted digest of the user's messages.
-        log_probabilities: (M,), log p, nats; null for what is never drawn.
-        winner: index of the drawn candidate.
-        agents: all of them, in a view the owner's.
-        reports: salted commitment to the report of each of `agents`.
-        opening: commitment to all but the reports, which agents were told before they reported.
-        digest: SHA-256 of all else but the signature.
-        signature: of the digest; null where there is none.
-    """
+    """The fields of both kinds of receipt."""
 
     library: str
+    """Version of llm_auction_chain."""
     mechanism: Literal["mosaic/1"]
+    """Version of the rules that the figures follow."""
     auction_id: str
+    """Unique id."""
     time: Time
+    """When the auction was opened, ISO 8601 in UTC."""
     model: str
+    """The model that the candidates were drawn from."""
     contexts: Literal["none", "used", "unused"]
+    """Whether the proposal used the agents' descriptions."""
     currency: str
+    """Unit of all amounts; may be empty."""
     tau: Tau
+    """Weight of the reference model, money per nat."""
     payment_rule: Literal["expected", "proportional", "influence", "pivot"]
+    """The rule that payments follow."""
     draw_seed: Seed
+    """Seed of the draw among the candidates, decimal digits."""
     generator: str
+    """How the Gumbel noise follows from `draw_seed`."""
     prompt: Digest
+    """Salted digest of the user's messages."""
     log_probabilities: Annotated[Row[Nats | None], Field(min_length=1)]
+    """(M,), log p, nats; null for a candidate that is never drawn."""
     winner: Count
+    """Index of the candidate that was drawn."""
     agents: Row[Bid]
+    """The agents that took part; in a view those of one owner."""
     reports: Row[Digest]
+    """Salted commitment to the report of each of `agents`."""
     opening: Digest
+    """Commitment to everything but the reports. Agents received it before they reported."""
     digest: Digest
+    """SHA-256 of all other fields but `signature`."""
     signature: Signature | None
+    """Signature of the digest, or null."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON."""
         return self.model_dump(mode="json", by_alias=True)
 
     @classmethod
-    def from_dict(cls, told: Mapping[str, Any]) -> Self:
-        """Return what plain JSON tells; whether it holds, `verify` says.
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Return the record that plain JSON describes. Use `verify` to check it.
 
         Raises:
-            ConfigurationError: it is not of this kind.
+            ConfigurationError: it is not a record of this kind.
         """
         try:
-            return cls.model_validate_json(json.dumps(dict(told)))
+            return cls.model_validate_json(json.dumps(dict(content)))
         except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"This is no {cls.__name__}; verify tells what is wrong with it.") from error
+            raise ConfigurationError(f"This is not a valid {cls.__name__}; verify tells what is wrong.") from error
 
     def computed_digest(self) -> str:
-        """Return the digest of all else but digest and signature."""
+        """Return the digest of all fields but `digest` and `signature`."""
         return digest(self.model_dump(mode="json", by_alias=True, exclude={"digest", "signature"}))
 
     def signed(self, key: Any) -> Self:
-        """Return this with a signature of its digest.
+        """Return a copy with a signature of the digest.
 
         Args:
             key: an Ed25519 private key of `cryptography`; `load_private_key` reads one.
 
         Raises:
             MissingDependencyError: `cryptography` is not installed.
-            ConfigurationError: it is another kind of key, or the digest stated is not that of the content.
+            ConfigurationError: the key is of another kind, or the stated digest is not that of the content.
         """
         if self.digest != self.computed_digest():
-            raise ConfigurationError(f"The digest of {self.auction_id} is not that of its content; verify tells more.")
+            raise ConfigurationError(
+                f"The digest of {self.auction_id} is not that of its content; verify tells what is wrong."
+            )
         public_key, value = signature_of(self.digest, key)
         signature = Signature(algorithm="Ed25519", public_key=public_key, value=value)
         return self.model_copy(update={"signature": signature})
 
     def terms(self) -> dict[str, Any]:
-        """Return the terms the opening is bound to."""
+        """Return the terms that the opening commits to."""
         names = ("library", "mechanism", "time", "model", "contexts", "currency", "tau", "payment_rule", "generator")
         return {name: getattr(self, name) for name in (*names, "prompt")}
 
 
 class Receipt(_Shared):
-    """All of one auction. It holds every report: it is for the platform and its auditor.
-
-    Attributes:
-        schema_: `llm_auction_chain.receipt/1`.
-        seed: of the auction, decimal digits; gives the candidates again, and `draw_seed`.
-        candidates: (M,).
-        components: of the proposal, with their draws.
-        log_weights: (M,), `log pi_ref - log pi_gen` of a draw, nats; null where it is never drawn.
-        probabilities: (M,), p.
-        left_out: who took no part, and why.
-        revenue: the sum of charges.
-        bypassed: whether the reference replied by itself, because tools were offered.
-        salt: opens every commitment and digest.
+    """The full record of one auction. It contains every report: keep it for the platform and its auditor.
 
     >>> from llm_auction_chain import Agent, AuctionRunnable
     >>> from llm_auction_chain.testing import MarkovChatModel
@@ -150,15 +260,25 @@ class Receipt(_Shared):
     """
 
     schema_: Literal["llm_auction_chain.receipt/1"] = Field(alias="schema")
+    """`llm_auction_chain.receipt/1`."""
     seed: Seed
+    """Seed of the auction, decimal digits. The candidates and `draw_seed` follow from it."""
     candidates: Annotated[Row[Reply], Field(min_length=1)]
+    """(M,), the candidates."""
     components: Row[Component]
+    """Components of the proposal and their draws."""
     log_weights: Row[Nats | None]
-    probabilities: Row[Share]
+    """(M,), `log pi_ref - log pi_gen` of one draw, nats; null for a candidate that is never drawn."""
+    probabilities: Row[Probability]
+    """(M,), p."""
     left_out: Row[LeftOut]
+    """Agents that did not take part, and why."""
     revenue: Charge
+    """Sum of the charges."""
     bypassed: bool
+    """Whether the reference model replied alone because tools were offered."""
     salt: Salt
+    """Opens every commitment and digest."""
 
     def commitments(self) -> dict[str, str]:
         """Return the commitment to each part of the opening."""
@@ -174,36 +294,36 @@ class Receipt(_Shared):
             "weights": list(self.log_weights),
             "agents": {
                 "agents": [bid.model_dump(include={"agent", "owner", "pays", "report_cap"}) for bid in self.agents],
-                "left_out": [out.model_dump() for out in self.left_out],
+                "left_out": [one.model_dump() for one in self.left_out],
                 "bypassed": self.bypassed,
             },
         }
-        return {part: commitment(salt_of(self.salt, part), parts[part]) for part in PARTS}
+        return {name: commitment(salt_of(self.salt, name), part) for name, part in parts.items()}
 
     def digest_of(self, *messages: BaseMessage, part: Literal["reply", "unshown reply", "prompt"] = "reply") -> str:
-        """Return the digest that messages have here: to find what a digest is of.
+        """Return the digest that this receipt has for messages, to find the message that a digest stands for.
 
         Args:
             messages: one reply, or the whole prompt.
-            part: `reply`; `unshown reply`, one that could not be drawn and no agent was shown; or `prompt`.
+            part: `reply`, `prompt`, or `unshown reply`: a reply that could not be drawn and that no agent was shown.
         """
         return message_digest(salt_of(self.salt, part), *messages)
 
     def view(self, agent: str) -> "AgentView":
-        """Return what an agent is entitled to: its owner's reports and payments, and nobody else's. It is not signed.
+        """Return an unsigned view: the reports and payments of the agent's owner, and nothing of other owners.
 
         Args:
-            agent: its name.
+            agent: name of an agent that took part.
 
         Raises:
-            ConfigurationError: it took no part.
+            ConfigurationError: the agent did not take part.
         """
         owner = next((bid.owner for bid in self.agents if bid.agent == printable(agent)), None)
         if owner is None:
-            took_part = ", ".join(repr(bid.agent) for bid in self.agents) or "nobody"
-            raise ConfigurationError(f"{agent!r} took no part in {self.auction_id}; {took_part} did.")
+            names = ", ".join(repr(bid.agent) for bid in self.agents) or "no agent"
+            raise ConfigurationError(f"{agent!r} did not take part in {self.auction_id}; {names} did.")
         own = [k for k, bid in enumerate(self.agents) if bid.owner == owner]
-        sealed = self.commitments()
+        commitments = self.commitments()
         view = AgentView(
             **{
                 **{name: getattr(self, name) for name in _Shared.model_fields},
@@ -213,9 +333,9 @@ class Receipt(_Shared):
                 "replies": tuple(candidate.reply for candidate in self.candidates),
                 "salts": Salts(
                     **{part: salt_of(self.salt, part) for part in ("terms", "draw_seed", "replies", "reply")},
-                    reports=tuple(salt_of(self.salt, report_part(k)) for k in own),
+                    reports=tuple(report_salt(self.salt, k) for k in own),
                 ),
-                "hidden": Hidden(**{part: sealed[part] for part in Hidden.model_fields}),
+                "hidden": Hidden(**{part: commitments[part] for part in Hidden.model_fields}),
                 "receipt": self.digest,
                 "signature": None,
             }
@@ -224,41 +344,34 @@ class Receipt(_Shared):
 
 
 class AgentView(_Shared):
-    """What one owner's agents are entitled to know of an auction: enough to recompute what they pay.
+    """The part of a receipt that one owner may see: enough to recompute what its agents pay.
 
-    p is proportional to `p_-i * exp(r_i / tau)`, so that p, the own reports and tau give the law without them, the
-    contribution and the payment under every rule. Seed, weights, draws, all other reports and the number of agents
-    stay hidden. What p itself tells stays visible: to who knows the weights and draws from elsewhere, the others'
-    reports summed, up to a constant.
-
-    Attributes:
-        schema_: `llm_auction_chain.agent_view/1`.
-        replies: (M,), salted digests of the candidates' messages.
-        salts: open what is shown.
-        hidden: commitments to what is not.
-        receipt: digest of the full receipt.
+    p is proportional to `p_-i * exp(r_i / tau)`. So p, the owner's reports and tau determine the distribution without
+    the owner, the contribution and the payment under every rule. Seed, weights, draws, the other reports and the number
+    of agents stay hidden. p itself reveals one thing: a reader who learns the weights and draws elsewhere can compute
+    the sum of the other reports, up to a constant.
     """
 
     schema_: Literal["llm_auction_chain.agent_view/1"] = Field(alias="schema")
+    """`llm_auction_chain.agent_view/1`."""
     replies: Annotated[Row[Digest], Field(min_length=1)]
+    """(M,), salted digests of the candidates' messages."""
     salts: Salts
+    """Salts that open what the view shows."""
     hidden: Hidden
+    """Commitments to what the view does not show."""
     receipt: Digest
+    """Digest of the full receipt."""
 
     def commitments(self) -> dict[str, str]:
-        """Return the commitment to each part of the opening: to those that are shown, from what is shown."""
-        opened = {
+        """Return the commitment to each part of the opening; those to visible parts are computed from the content."""
+        visible = {
             "terms": commitment(self.salts.terms, self.terms()),
             "draw_seed": commitment(self.salts.draw_seed, self.draw_seed),
             "replies": commitment(self.salts.replies, list(self.replies)),
         }
-        return {**opened, **self.hidden.model_dump()}
+        return {**visible, **self.hidden.model_dump()}
 
     def digest_of(self, *messages: BaseMessage) -> str:
-        """Return the digest that a reply has here: to find the candidate that a message is."""
+        """Return the digest that this view has for a reply, to find the candidate that a message is."""
         return message_digest(self.salts.reply, *messages)
-
-
-def report_part(position: int) -> str:
-    """Return the name under which the salt of a report's commitment is made."""
-    return f"report {position}"

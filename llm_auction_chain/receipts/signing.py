@@ -1,18 +1,18 @@
-"""Ed25519 signatures, by `cryptography`."""
+"""Ed25519 signatures, made by the library `cryptography`."""
 
 from pathlib import Path
 from typing import Any
 
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
 
-__all__ = ["digits_of", "is_signed_by", "load_private_key", "load_public_key", "signature_of"]
+__all__ = ["is_signed_by", "load_private_key", "load_public_key", "public_key_hex", "signature_of"]
 
 
 def load_private_key(source: str | Path | bytes, password: bytes | None = None) -> Any:
-    """Return the Ed25519 private key of a PEM file, or of its bytes.
+    """Return the Ed25519 private key in a PEM file or in its bytes.
 
     Raises:
-        ConfigurationError: the file cannot be read, or holds another kind of key.
+        ConfigurationError: the file cannot be read or contains another kind of key.
         MissingDependencyError: `cryptography` is not installed.
     """
     keys, serialization = _library()
@@ -20,14 +20,14 @@ def load_private_key(source: str | Path | bytes, password: bytes | None = None) 
         key = serialization.load_pem_private_key(_read(source), password)
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"The private key cannot be read: {error}") from error
-    return _checked(key, keys.Ed25519PrivateKey)
+    return _check_kind(key, keys.Ed25519PrivateKey)
 
 
 def load_public_key(source: str | Path | bytes) -> Any:
-    """Return the Ed25519 public key of a PEM file, or of its bytes.
+    """Return the Ed25519 public key in a PEM file or in its bytes.
 
     Raises:
-        ConfigurationError: the file cannot be read, or holds another kind of key.
+        ConfigurationError: the file cannot be read or contains another kind of key.
         MissingDependencyError: `cryptography` is not installed.
     """
     keys, serialization = _library()
@@ -35,25 +35,29 @@ def load_public_key(source: str | Path | bytes) -> Any:
         key = serialization.load_pem_public_key(_read(source))
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"The public key cannot be read: {error}") from error
-    return _checked(key, keys.Ed25519PublicKey)
+    return _check_kind(key, keys.Ed25519PublicKey)
 
 
 def signature_of(digest: str, key: Any) -> tuple[str, str]:
     """Return the public key and the signature of a digest, hexadecimal."""
     keys, _ = _library()
-    private = _checked(key, keys.Ed25519PrivateKey)
+    private = _check_kind(key, keys.Ed25519PrivateKey)
     return private.public_key().public_bytes_raw().hex(), private.sign(digest.encode()).hex()
 
 
-def digits_of(public_key: Any) -> str:
-    """Return an Ed25519 public key in hexadecimal digits, or raise `ConfigurationError` where it is another kind."""
+def public_key_hex(public_key: Any) -> str:
+    """Return an Ed25519 public key in hexadecimal digits.
+
+    Raises:
+        ConfigurationError: it is another kind of key.
+    """
     keys, _ = _library()
-    digits: str = _checked(public_key, keys.Ed25519PublicKey).public_bytes_raw().hex()
+    digits: str = _check_kind(public_key, keys.Ed25519PublicKey).public_bytes_raw().hex()
     return digits
 
 
 def is_signed_by(digest: str, value: str, public_key: str) -> bool:
-    """Whether a signature of a digest is by the key, both hexadecimal.
+    """Return whether `value` is the key's signature of a digest; both are hexadecimal.
 
     Raises:
         MissingDependencyError: `cryptography` is not installed.
@@ -80,10 +84,10 @@ def _library() -> tuple[Any, Any]:
     return ed25519, serialization
 
 
-def _checked(key: Any, kind: type) -> Any:
+def _check_kind(key: Any, kind: type) -> Any:
     if not isinstance(key, kind):
         raise ConfigurationError(
-            f"The key is a {type(key).__name__}; receipts take an {kind.__name__} of the library `cryptography`. "
+            f"The key must be an {kind.__name__} of the library `cryptography`, got {type(key).__name__}. "
             "load_private_key and load_public_key read one from a PEM file."
         )
     return key

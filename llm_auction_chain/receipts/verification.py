@@ -1,4 +1,4 @@
-"""Verification of receipts: everything is computed again from the receipt alone, and what differs is told."""
+"""Verification of receipts: everything is recomputed from the receipt alone and compared with what it states."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,15 +9,31 @@ from typing import Any
 from pydantic import ValidationError
 
 from llm_auction_chain.canonical_json import loads
-from llm_auction_chain.receipts.checks import Difference, bound, consistent, sealed, settled, spelled
-from llm_auction_chain.receipts.fields import Bid, Component, Hidden, LeftOut, Record, Reply, Salts, Signature
-from llm_auction_chain.receipts.records import AgentView, Receipt
-from llm_auction_chain.receipts.signing import digits_of
+from llm_auction_chain.receipts.checks import (
+    Difference,
+    check_commitments,
+    check_consistency,
+    check_figures,
+    check_seal,
+    path_text,
+)
+from llm_auction_chain.receipts.records import (
+    AgentView,
+    Bid,
+    Component,
+    Hidden,
+    LeftOut,
+    Receipt,
+    Record,
+    Reply,
+    Salts,
+    Signature,
+)
+from llm_auction_chain.receipts.signing import public_key_hex
 
 __all__ = ["Difference", "Verification", "verify"]
 
 _MOST = 100
-_OF_VIEWS = "llm_auction_chain.agent_view/"
 _RECORDS: dict[str, type[Record]] = {
     "agents": Bid,
     "candidates": Reply,
@@ -36,13 +52,13 @@ _RULES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What verification found.
+    """The result of a verification.
 
     Attributes:
-        differences: the first hundred; none where the receipt holds.
-        more: how many more there are. Of a list with entries of another shape only the first such entry is looked at.
-        signed_by: the public key whose signature it has, hexadecimal; None where it has none that holds, or where the
-            digest that was signed is not that of the content.
+        differences: the first hundred differences; none if the receipt is valid.
+        more: number of further differences. In a list with malformed entries only the first such entry is examined.
+        signed_by: the public key of a valid signature, hexadecimal. None if there is no signature, or if it is not a
+            signature of the digest of this content.
     """
 
     differences: tuple[Difference, ...]
@@ -51,24 +67,24 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing differs."""
+        """Whether there are no differences."""
         return not self.differences
 
 
 def verify(receipt: Receipt | AgentView | Mapping[str, Any] | str | bytes, *, public_key: Any = None) -> Verification:
-    """Compute a receipt, or an agent's view, again from itself alone, and tell what differs.
+    """Recompute a receipt or an agent's view from its own content and report every difference.
 
-    Law, draw, contributions, payments, charges, commitments and digest are computed again; no clock, network or model
-    is asked. The digest finds any change; whoever makes a new digest, too, is found by the rest, or by a signature.
-    What is no receipt at all is a difference, too, and no error.
+    Distribution, draw, contributions, payments, charges, commitments and digest are recomputed, without clock, network
+    or model. The digest reveals any change. A forger who recomputes the digest is caught by the other checks or by a
+    signature. A value that is not a receipt gives a difference, not an error.
 
     Args:
-        receipt: the object, its JSON as a dict, or as a text.
-        public_key: an Ed25519 public key; the receipt must then be signed by it. Without one a signature is checked
-            against the key it names itself, which anybody may have made.
+        receipt: the object, its JSON as a dict, or its JSON as a text.
+        public_key: an Ed25519 public key that must have signed the receipt. Without it, a signature is checked against
+            the key that it names, which anyone may have made.
 
     Raises:
-        ConfigurationError: `public_key` is another kind of key.
+        ConfigurationError: `public_key` is a key of another kind.
         MissingDependencyError: there is a key or a signature, and `cryptography` is not installed.
 
     >>> from llm_auction_chain import Agent, AuctionRunnable
@@ -80,66 +96,67 @@ def verify(receipt: Receipt | AgentView | Mapping[str, Any] | str | bytes, *, pu
     >>> [difference.field for difference in verify({**receipt.as_dict(), "winner": 1}).differences]
     ['digest', 'winner']
     """
-    expected = None if public_key is None else digits_of(public_key)
+    signer = None if public_key is None else public_key_hex(public_key)
     try:
-        kind, told = _told(receipt)
-        misnamed = _misnamed(kind, told)
-        first = next(misnamed, None)
+        kind, content = _parse(receipt)
+        wrong_names = _check_names(kind, content)
+        first = next(wrong_names, None)
         if first is not None:
-            return _verification(chain([first], misnamed))
-        read = kind.model_validate_json(json.dumps(told))
+            return _verification(chain([first], wrong_names))
+        record = kind.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        return _verification(_misshapen(error))
+        return _verification(_malformed(error))
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
-        given = receipt if isinstance(receipt, str) else type(receipt).__name__
-        return Verification(differences=(Difference(field="receipt", stated=given, rule=f"no receipt: {error}"),))
-    seal = list(sealed(read, expected))
-    holds = read.signature is not None and not {found.field for found in seal} & {"digest", "signature.value"}
+        stated = receipt if isinstance(receipt, str) else type(receipt).__name__
+        return Verification(differences=(Difference(field="receipt", stated=stated, rule=f"not a receipt: {error}"),))
+    seal = list(check_seal(record, signer))
+    signed = record.signature is not None and not {one.field for one in seal} & {"digest", "signature.value"}
     return _verification(
-        chain(seal, bound(read), consistent(read), settled(read)),
-        signed_by=read.signature.public_key if read.signature is not None and holds else None,
+        chain(seal, check_commitments(record), check_consistency(record), check_figures(record)),
+        signed_by=record.signature.public_key if record.signature is not None and signed else None,
     )
 
 
-def _verification(found: Iterator[Difference], signed_by: str | None = None) -> Verification:
-    first = tuple(islice(found, _MOST))
-    return Verification(differences=first, more=sum(1 for _ in found), signed_by=signed_by)
+def _verification(differences: Iterator[Difference], signed_by: str | None = None) -> Verification:
+    first = tuple(islice(differences, _MOST))
+    return Verification(differences=first, more=sum(1 for _ in differences), signed_by=signed_by)
 
 
-def _told(receipt: Any) -> tuple[type[Receipt | AgentView], dict[str, Any]]:
-    """Return which kind of receipt it claims to be, and its JSON as a dict, whatever it came as."""
+def _parse(receipt: Any) -> tuple[type[Receipt | AgentView], dict[str, Any]]:
+    """Return the kind of receipt that the content claims to be, and the content as a dict."""
     if isinstance(receipt, Receipt | AgentView):
         receipt = receipt.model_dump(mode="json", by_alias=True, warnings=False)
     elif isinstance(receipt, str | bytes | bytearray):
         receipt = loads(receipt)
     if not isinstance(receipt, Mapping):
-        raise TypeError(f"give the object, its JSON as a dict, or as a text, not {type(receipt).__name__}")
-    return AgentView if str(receipt.get("schema")).startswith(_OF_VIEWS) else Receipt, dict(receipt)
+        raise TypeError(f"pass the object, its JSON as a dict or its JSON as a text, not {type(receipt).__name__}")
+    is_view = str(receipt.get("schema")).startswith("llm_auction_chain.agent_view/")
+    return AgentView if is_view else Receipt, dict(receipt)
 
 
-def _misnamed(kind: type[Record], told: dict[str, Any], where: tuple[str | int, ...] = ()) -> Iterator[Difference]:
-    """Tell which fields are missing or unknown; the models would hold a copy of the whole object for each of them."""
+def _check_names(kind: type[Record], content: dict[str, Any], path: tuple[str | int, ...] = ()) -> Iterator[Difference]:
+    """Yield missing and unknown fields. Pydantic would copy the whole object into the error of each."""
     names = [field.alias or name for name, field in kind.model_fields.items()]
     for name in names:
-        if name not in told:
-            yield Difference(field=spelled((*where, name)), stated=None, rule="it is missing")
-    for name, value in told.items():
+        if name not in content:
+            yield Difference(field=path_text((*path, name)), stated=None, rule="it is missing")
+    for name, value in content.items():
         if name not in names:
-            yield Difference(field=spelled((*where, name)), stated=value, rule="receipts have no such field")
-    if where:
+            yield Difference(field=path_text((*path, name)), stated=value, rule="receipts have no such field")
+    if path:
         return
     for name, inner in _RECORDS.items():
-        value = told.get(name) if name in names else None
-        for k, one in enumerate(value if isinstance(value, list) else [value]):
+        value = content.get(name) if name in names else None
+        for k, entry in enumerate(value if isinstance(value, list) else [value]):
             at = (name, k) if isinstance(value, list) else (name,)
-            found = list(_misnamed(inner, one, at)) if isinstance(one, dict) else []
-            yield from found
-            if found:  # of a list the first wrong entry is enough
+            differences = list(_check_names(inner, entry, at)) if isinstance(entry, dict) else []
+            yield from differences
+            if differences:  # the first malformed entry of a list is enough
                 break
 
 
-def _misshapen(error: ValidationError) -> Iterator[Difference]:
-    for found in error.errors(include_url=False):
-        rule = _RULES.get(found["type"], "").format_map(found.get("ctx", {}))
-        rule = rule or f"{found['msg'][:1].lower()}{found['msg'][1:]}"
-        yield Difference(field=spelled(found["loc"]), stated=found["input"], rule=rule)
+def _malformed(error: ValidationError) -> Iterator[Difference]:
+    for one in error.errors(include_url=False):
+        rule = _RULES.get(one["type"], "").format_map(one.get("ctx", {}))
+        rule = rule or f"{one['msg'][:1].lower()}{one['msg'][1:]}"
+        yield Difference(field=path_text(one["loc"]), stated=one["input"], rule=rule)

@@ -63,7 +63,7 @@ def test_a_stored_receipt_and_its_views_verify(say, booked, receipts, monkeypatc
         monkeypatch.setattr(sys, "stdin", io.StringIO(text))
         assert say("verify", "-").code == 0
     said = say("ledger", "receipt", auction, "--agent", "Nobody")
-    assert (said.code, "'Nobody' took no part" in said.err) == (2, True)
+    assert (said.code, "'Nobody' did not take part" in said.err) == (2, True)
     said = say("ledger", "receipt", "unknown")
     assert (said.code, said.out, "no such auction" in said.err) == (1, "", True)
 

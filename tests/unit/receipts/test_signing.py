@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from llm_auction_chain import ConfigurationError, MissingDependencyError
 from llm_auction_chain.receipts import load_private_key, load_public_key, verify
-from tests.unit.receipts.made import changed, resealed, rich
+from tests.unit.receipts.examples import changed, resealed, rich
 
 KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
 RECEIPT = rich()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llm_auction_chain.receipts import verify
-from tests.unit.receipts.made import changed, everything, resealed, rich
+from tests.unit.receipts.examples import changed, everything, resealed, rich
 
 MADE = everything()
 CHANGED = [name for name in MADE if name not in ("expected", "proportional", "influence")]

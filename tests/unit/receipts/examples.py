@@ -24,9 +24,7 @@ from llm_auction_chain.mechanism import PAYMENT_RULES, settle
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.money import as_decimal, as_text, total
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, AgentView, Receipt, issue, open_auction
-from llm_auction_chain.receipts.commitments import commitment, salt_of
-from llm_auction_chain.receipts.opening import commit
-from llm_auction_chain.receipts.records import report_part
+from llm_auction_chain.receipts.commitments import commitment, opening_commitment, report_salt
 from llm_auction_chain.reports import Report
 from llm_auction_chain.rewards import ClickReward
 from llm_auction_chain.testing import MarkovChatModel
@@ -71,13 +69,13 @@ def recommitted(receipt):
     """Return it with the commitments, and the digest, that a platform which has the salts would put."""
     kind = AgentView if "salts" in receipt else Receipt
     made = kind.from_dict(receipt)
-    salts = [salt_of(made.salt, report_part(k)) for k in range(len(made.agents))] if kind is Receipt else None
+    salts = [report_salt(made.salt, k) for k in range(len(made.agents))] if kind is Receipt else None
     reports = [
         commitment(salt, bid.committed(made.auction_id))
         for salt, bid in zip(salts or made.salts.reports, made.agents, strict=True)
     ]
     made = kind.from_dict({**receipt, "reports": reports})
-    return resealed({**made.as_dict(), "opening": commit(made.auction_id, made.commitments())})
+    return resealed({**made.as_dict(), "opening": opening_commitment(made.auction_id, made.commitments())})
 
 
 def charged(receipt, agent, extra):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 
 from llm_auction_chain.mechanism.allocation import draw, streams_of
 from llm_auction_chain.receipts import verify
-from tests.unit.receipts.made import auctions, everything
+from tests.unit.receipts.examples import auctions, everything
 
 OFFLINE = """
 import json, socket, sys, time

@@ -11,9 +11,9 @@ from llm_auction_chain.mechanism import PAYMENT_RULES, settle
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.money import as_decimal, as_text
 from llm_auction_chain.receipts import Receipt, verify
-from llm_auction_chain.receipts.recompute import figures_of
+from llm_auction_chain.receipts.figures import figures_of
 from llm_auction_chain.rewards import ClickReward
-from tests.unit.receipts.made import charged, held, issued, no_b_first, recommitted, resealed, rich
+from tests.unit.receipts.examples import charged, held, issued, no_b_first, recommitted, resealed, rich
 
 
 def counts(letter, worth, constant=0.0):

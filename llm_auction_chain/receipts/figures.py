@@ -1,0 +1,222 @@
+"""The figures of an auction, recomputed from a receipt or a view, and how far rounding may move them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.mechanism import settle
+from llm_auction_chain.mechanism.allocation import FloatArray, draw, log_softmax
+from llm_auction_chain.mechanism.payments import charge, leave_one_out, owner_shares
+from llm_auction_chain.receipts.records import AgentView, Bid, Receipt
+
+__all__ = ["RELATIVE", "Figures", "Margin", "figures_of", "margins_of"]
+
+RELATIVE = 1e-9  # relative tolerance of amounts
+_EPS = 2.0**-52
+_WIDE = 512.0  # reports of more tau may overflow exp: settle then sums over the other agents, with their digits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Figures:
+    """The figures that follow from the reports, weights, terms and seed of a receipt.
+
+    Attributes:
+        log_probabilities: (M,), log p, nats.
+        noise: (M,), the Gumbel noise of the draw.
+        winner: index of the candidate that is drawn.
+        contributions: of each agent in the receipt, money.
+        expected: of each, money.
+        payments: of each, money.
+    """
+
+    log_probabilities: FloatArray
+    noise: FloatArray
+    winner: int
+    contributions: FloatArray
+    expected: FloatArray
+    payments: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margin:
+    """How far the stated amounts of one owner may be off, money. Other owners' reports matter only through log p.
+
+    Attributes:
+        agents: positions of the owner's agents.
+        spread: `max_j - min_j` of the sum of their reports: an upper bound of the payment under every rule.
+        contribution: tolerance of each agent's contribution.
+        expected: tolerance of the owner's expected payment.
+        payment: tolerance of the owner's payment for this draw.
+        split: share of these amounts by which their division among the agents may be off; 0 for a single agent.
+    """
+
+    agents: Sequence[int]
+    spread: float
+    contribution: float
+    expected: float
+    payment: float
+    split: float
+
+
+def figures_of(record: Receipt | AgentView) -> Figures:
+    """Recompute the figures of a receipt or a view.
+
+    Raises:
+        AuctionError: no auction can have such terms or reports.
+        ValueError: lists differ in length.
+        ArithmeticError: a figure exceeds all bounds.
+    """
+    with np.errstate(all="ignore"):
+        return _figures_of_view(record) if isinstance(record, AgentView) else _figures_of_receipt(record)
+
+
+def _figures_of_receipt(receipt: Receipt) -> Figures:
+    draws = [candidate.draws for candidate in receipt.candidates]
+    merged = [weight + math.log(n) for weight, n in zip(_nats(receipt.log_weights), draws, strict=True)]
+    settlement = settle(
+        _matrix(receipt.agents, len(draws)),
+        merged,
+        tau=receipt.tau,
+        payment_rule=receipt.payment_rule,
+        owners=[bid.owner for bid in receipt.agents],
+        pays=[bid.pays for bid in receipt.agents],
+        draws=draws,
+        seed=int(receipt.draw_seed),
+    )
+    return Figures(
+        log_probabilities=settlement.log_probabilities,
+        noise=settlement.noise,
+        winner=settlement.winner,
+        contributions=settlement.contributions,
+        expected=settlement.expected_payments,
+        payments=settlement.payments,
+    )
+
+
+def _figures_of_view(view: AgentView) -> Figures:
+    """Divide the owner's reports out of p: the weights `log p - sum of own reports / tau` contain all other agents.
+
+    The draw uses log p itself: where reports are many tau, these weights lack the digits that decide it.
+    """
+    stated = np.array(_nats(view.log_probabilities))
+    possible = np.flatnonzero(stated > -np.inf)
+    if not possible.size:
+        raise ConfigurationError("No candidate can be drawn.")
+    log_p = stated.copy()
+    log_p[possible] = log_softmax(stated[possible])
+    winner, noise = draw(log_p, np.random.default_rng(int(view.draw_seed)))
+    own = _matrix(view.agents, len(stated))[:, possible]
+    total, scores, tau = own.sum(axis=0, keepdims=True), log_p[possible], view.tau
+    without = leave_one_out(total, _weights_of_others(own, scores, tau), tau, scores)
+    groups = np.zeros(len(own), dtype=np.int64)
+    shares = owner_shares(groups, _payments_alone(own, scores, tau), np.ptp(own, axis=1), tau)
+    expected, payments = without.expected * shares, np.zeros(len(own))
+    contributions = np.einsum("ij,j->i", own, np.exp(scores)) - expected
+    if not view.agents[0].pays:
+        expected = payments
+    else:
+        payments = shares * charge(
+            view.payment_rule,
+            total,
+            scores=scores,
+            noise=noise[possible],
+            winner=int(np.searchsorted(possible, winner)),
+            tau=tau,
+            mode=int(np.argmax(scores)),
+            without=without,
+        )
+    return Figures(
+        log_probabilities=log_p,
+        noise=noise,
+        winner=winner,
+        contributions=contributions,
+        expected=expected,
+        payments=payments,
+    )
+
+
+def margins_of(record: Receipt | AgentView, figures: Figures) -> list[Margin]:
+    """Return the margin of each owner: as far as rounding on another processor can move its amounts.
+
+    Args:
+        record: the receipt or view.
+        figures: recomputed from it.
+    """
+    possible = np.flatnonzero(figures.log_probabilities > -np.inf)
+    reports = _matrix(record.agents, len(figures.log_probabilities))[:, possible]
+    log_p, noise = figures.log_probabilities[possible], figures.noise[possible]
+    winner = int(np.searchsorted(possible, figures.winner))
+    owners: dict[str, list[int]] = {}
+    for k, bid in enumerate(record.agents):
+        owners.setdefault(bid.owner, []).append(k)
+    with np.errstate(all="ignore"):
+        return [_margin(record, agents, reports[agents], log_p, noise, winner) for agents in owners.values()]
+
+
+def _margin(
+    record: Receipt | AgentView, agents: list[int], own: FloatArray, log_p: FloatArray, noise: FloatArray, winner: int
+) -> Margin:
+    tau, total = record.tau, own.sum(axis=0)
+    spread = float(np.ptp(total))
+    expected = payment = float(_rounding(np.array(spread), log_p, tau))
+    each = float(_rounding(np.ptp(own, axis=1), log_p, tau).sum())
+    split = 0.0
+    if len(agents) > 1:
+        alone = float(_payments_alone(own, log_p, tau).sum())
+        split = min(1.0, each / alone) if alone > 0.0 else 1.0
+    if record.payment_rule == "pivot":
+        payment += _pivot_rounding(total, log_p, noise, winner, tau)
+    pays = record.agents[agents[0]].pays
+    return Margin(
+        agents=agents,
+        spread=spread,
+        contribution=each + expected + split * spread + 1e-12 * float(np.abs(own).max()),
+        expected=expected if pays else 0.0,
+        payment=payment if pays else 0.0,
+        split=split,
+    )
+
+
+def _rounding(spreads: FloatArray, log_p: FloatArray, tau: float) -> FloatArray:
+    """Return how far rounding can move the payments for reports of these spreads: at most by the whole spread."""
+    rounding = spreads * (RELATIVE * np.minimum(1.0, spreads / tau) + 16 * _EPS)
+    rounding += np.where(spreads > _WIDE * tau, 4 * _EPS * tau * np.abs(log_p).max(), 0.0)
+    return np.minimum(rounding, spreads)
+
+
+def _pivot_rounding(report: FloatArray, log_p: FloatArray, noise: FloatArray, winner: int, tau: float) -> float:
+    """Return how far rounding of log p and noise can move a pivot payment: 0 unless two candidates nearly tie."""
+    lost = report[winner] - report
+    gap = tau * ((log_p - log_p[winner]) + (noise - noise[winner]))
+    error = 8 * _EPS * tau * (np.abs(log_p) + np.abs(noise) + abs(log_p[winner]) + abs(noise[winner]))
+    error[winner] = 0.0
+    least, most = (float(np.clip((lost + gap + each).max(), 0.0, lost.max())) for each in (-error, error))
+    return most - least
+
+
+def _payments_alone(own: FloatArray, log_p: FloatArray, tau: float) -> FloatArray:
+    """Return what each of one owner's agents would pay as its own owner, money.
+
+    Args:
+        own: (N, M), their reports on the candidates that can be drawn.
+        log_p: (M,), finite, the distribution with all agents.
+        tau: above 0.
+    """
+    return leave_one_out(own, _weights_of_others(own, log_p, tau), tau, log_p).expected
+
+
+def _weights_of_others(own: FloatArray, log_p: FloatArray, tau: float) -> FloatArray:
+    weights = log_p - own.sum(axis=0) / tau
+    return np.asarray(weights - weights.max())
+
+
+def _nats(values: Sequence[float | None]) -> list[float]:
+    return [-math.inf if value is None else value for value in values]
+
+
+def _matrix(bids: Sequence[Bid], m: int) -> FloatArray:
+    """Return the reports, (N, M)."""
+    return np.array([bid.report for bid in bids], dtype=np.float64).reshape(len(bids), m)

@@ -1,0 +1,175 @@
+"""How a receipt comes about: an opening before any agent is asked, the receipt after the auction is settled."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from langchain_core.messages import BaseMessage
+
+from llm_auction_chain.agents import Agent
+from llm_auction_chain.candidates import Candidate
+from llm_auction_chain.canonical_json import printable
+from llm_auction_chain.mechanism import Settlement
+from llm_auction_chain.mechanism.allocation import streams_of
+from llm_auction_chain.money import as_decimal, as_text
+from llm_auction_chain.receipts.commitments import (
+    commitment,
+    message_digest,
+    opening_commitment,
+    report_salt,
+    salt_of,
+)
+from llm_auction_chain.receipts.records import Bid, Receipt
+from llm_auction_chain.reports import Report
+
+__all__ = ["Opening", "issue", "open_auction"]
+
+_NO_DIGEST = f"sha256:{'0' * 64}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """The part of an auction that is fixed before any agent reports: terms, seeds, candidates, weights and agents.
+
+    Attributes:
+        commitment: one commitment to all parts. Agents receive it together with the prompt and the replies.
+        salt: opens all parts, 64 hexadecimal digits. Only the platform and its auditor may see it.
+        parts: the parts by name, as plain JSON: `terms`, `seed`, `draw_seed`, `replies`, `draws`, `weights`, `agents`.
+    """
+
+    commitment: str
+    salt: str
+    parts: Mapping[str, Any]
+
+
+def open_auction(
+    *,
+    auction_id: str,
+    salt: str,
+    prompt: Sequence[BaseMessage],
+    terms: Mapping[str, Any],
+    seed: int,
+    candidates: Sequence[Candidate],
+    components: Sequence[tuple[str, int]],
+    agents: Sequence[Agent],
+    caps: Sequence[float | None],
+    left_out: Sequence[Mapping[str, str]],
+    bypassed: bool,
+) -> Opening:
+    """Return the opening of an auction whose candidates are drawn.
+
+    Replies that no agent is shown have a salt of their own, so that no agent can test texts against their digests.
+
+    Args:
+        auction_id: unique.
+        salt: fresh, 64 hexadecimal digits.
+        prompt: the user's messages; the opening contains only their digest.
+        terms: time, model, tau and whatever else the reply depends on.
+        seed: of the auction.
+        candidates: (M,); the opening contains only digests of their messages.
+        components: name and number of draws of each component of the proposal.
+        agents: (N,), the agents that take part.
+        caps: (N,), the cap on each agent's report, money.
+        left_out: agents that do not take part, with the reason.
+        bypassed: whether the reference model replied alone because tools were offered.
+    """
+    shown, not_shown = salt_of(salt, "reply"), salt_of(salt, "unshown reply")
+    parts = {
+        "terms": {**printable(terms), "prompt": message_digest(salt_of(salt, "prompt"), *prompt)},
+        "seed": str(seed),
+        "draw_seed": str(streams_of(seed)[1]),
+        "replies": [message_digest(shown if one.possible else not_shown, one.message) for one in candidates],
+        "draws": {
+            "components": [{"component": printable(name), "draws": count} for name, count in components],
+            "candidates": [
+                {"component": printable(one.component), "draws": one.draws, "excluded": one.excluded}
+                for one in candidates
+            ],
+        },
+        "weights": [float(one.log_weight) if one.possible else None for one in candidates],
+        "agents": {
+            "agents": [
+                {
+                    "agent": printable(agent.name),
+                    "owner": printable(agent.payer),
+                    "pays": agent.pays,
+                    "report_cap": None if cap is None else float(cap),
+                }
+                for agent, cap in zip(agents, caps, strict=True)
+            ],
+            "left_out": printable(left_out),
+            "bypassed": bypassed,
+        },
+    }
+    commitments = {
+        name: commitment(salt_of(salt, name), part, floats=name in ("terms", "weights", "agents"))
+        for name, part in parts.items()
+    }
+    return Opening(commitment=opening_commitment(printable(auction_id), commitments), salt=salt, parts=parts)
+
+
+def issue(
+    opening: Opening,
+    *,
+    auction_id: str,
+    reports: Sequence[Report],
+    settlement: Settlement,
+    prices_per_click: Sequence[float | None],
+    revenue: Decimal,
+) -> Receipt:
+    """Return the receipt of a settled auction: its opening, the reports and the outcome."""
+    parts, name = opening.parts, printable(auction_id)
+    bids = [_bid(opening, k, report, settlement, prices_per_click[k]) for k, report in enumerate(reports)]
+    receipt = Receipt.model_validate(
+        {
+            "schema": "llm_auction_chain.receipt/1",
+            **parts["terms"],
+            "auction_id": name,
+            "seed": parts["seed"],
+            "draw_seed": parts["draw_seed"],
+            "components": parts["draws"]["components"],
+            "candidates": [
+                {"reply": reply, **draws}
+                for reply, draws in zip(parts["replies"], parts["draws"]["candidates"], strict=True)
+            ],
+            "log_weights": parts["weights"],
+            "log_probabilities": _null_for_infinite(settlement.log_probabilities),
+            "probabilities": settlement.probabilities.tolist(),
+            "winner": settlement.winner,
+            "agents": bids,
+            "left_out": parts["agents"]["left_out"],
+            "revenue": as_text(revenue),
+            "bypassed": parts["agents"]["bypassed"],
+            "salt": opening.salt,
+            "opening": opening.commitment,
+            "reports": [commitment(report_salt(opening.salt, k), bid.committed(name)) for k, bid in enumerate(bids)],
+            "digest": _NO_DIGEST,
+            "signature": None,
+        },
+        strict=False,
+    )
+    return receipt.model_copy(update={"digest": receipt.computed_digest()})
+
+
+def _bid(opening: Opening, k: int, report: Report, settlement: Settlement, price: float | None) -> Bid:
+    payment = float(settlement.payments[k])
+    return Bid(
+        **opening.parts["agents"]["agents"][k],
+        status=report.status,
+        reason=printable(report.reason),
+        report=report.rewards,
+        click_through=report.click_through,
+        value_per_click=report.value_per_click,
+        contribution=float(settlement.contributions[k]),
+        expected=float(settlement.expected_payments[k]),
+        payment=payment,
+        charge=as_text(as_decimal(payment)),
+        price_per_click=price,
+    )
+
+
+def _null_for_infinite(values: npt.NDArray[np.float64]) -> list[float | None]:
+    return [value if value > -np.inf else None for value in values.tolist()]

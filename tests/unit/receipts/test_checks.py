@@ -1,0 +1,55 @@
+"""Contradictions within a receipt are differences."""
+
+import copy
+
+import pytest
+
+from llm_auction_chain.receipts import verify
+from tests.unit.receipts.examples import recommitted, resealed, rich
+
+RECEIPT = rich("pivot").as_dict()
+
+
+CONTRADICTIONS = [
+    ("agents[0].report", lambda r: r["agents"][3].update(report=[1.0] * len(r["candidates"])), "the status is error"),
+    ("agents[0].report", lambda r: r["agents"][2].update(report=[5.0] * len(r["candidates"])), "exceeds the cap, 2.5"),
+    ("agents[0].status", lambda r: r["agents"][0].update(status="capped"), "there is no cap"),
+    ("agents", lambda r: r["agents"][0].update(agent="Late"), "an agent appears twice"),
+    ("left_out", lambda r: r["left_out"][0].update(agent="Late"), "it took part"),
+    ("bypassed", lambda r: r.update(bypassed=True), "there are agents"),
+    ("components", lambda r: r["components"][0].update(draws=99), "sum(components.draws)"),
+    ("reports", lambda r: r["reports"].pop(), "len(reports)"),
+    ("agents[0].report", lambda r: r["agents"][0]["report"].pop(), "cannot be settled"),
+    ("agents[4].click_through", lambda r: r["agents"][4]["click_through"].pop(), "len(agents[4].click_through)"),
+    ("agents[0].pays", lambda r: r["agents"][0].update(pays=False), "agents that pay and agents that do not"),
+    ("generator", lambda r: r.update(generator="dice"), "generator is 'dice'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("k", range(len(CONTRADICTIONS)))
+def test_what_contradicts_itself_is_told(k):
+    _, contradict, told = CONTRADICTIONS[k]
+    forged = copy.deepcopy(RECEIPT)
+    contradict(forged)
+    assert any(told in str(difference) for difference in verify(resealed(forged)).differences)
+
+
+def test_an_excluded_reply_has_no_weight():
+    forged = copy.deepcopy(RECEIPT)
+    j = next(j for j, candidate in enumerate(forged["candidates"]) if candidate["excluded"])
+    forged["log_weights"][j] = 0.0
+    assert f"log_weights[{j}] is 0.0; it should be null" in "".join(map(str, verify(resealed(forged)).differences))
+
+
+def test_the_seed_of_the_draw_is_that_of_the_auction():
+    forged = {**rich().as_dict(), "seed": "8"}
+    assert "draw_seed" in {found.field for found in verify(recommitted(forged)).differences}
+
+
+def test_a_view_of_two_owners_is_none():
+    receipt = rich()
+    one, other = receipt.view("Capped"), receipt.view("Clicks")
+    forged = one.model_copy(update={"agents": one.agents + other.agents, "reports": one.reports + other.reports})
+    told = [str(difference) for difference in verify(forged).differences]
+    assert any("a view has one owner" in text for text in told)
+    assert any("a view has at least one" in str(d) for d in verify(one.model_copy(update={"agents": ()})).differences)
