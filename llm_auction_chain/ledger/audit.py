@@ -1,4 +1,4 @@
-"""The audit: the chain is read from its beginning, and everything else must follow from it."""
+"""The audit: it reads the chain from its beginning, and compares all other tables with what follows from the chain."""
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -11,28 +11,31 @@ from sqlalchemy.exc import DBAPIError
 from llm_auction_chain.ledger import tables
 from llm_auction_chain.ledger.chain import BookingRow, Line, evidence_of, hash_of
 from llm_auction_chain.ledger.records import Audit
-from llm_auction_chain.ledger.replay import Replay
 from llm_auction_chain.ledger.transaction import AuctionRow
 
 __all__ = ["verify"]
 
 _PAGE = 1000
 _UNREADABLE = (TypeError, ValueError, ArithmeticError, AttributeError)
+_STATE_AFTER = {"charge": "charged", "void": "voided", "expiry": "expired", "cancellation": "cancelled"}
+_SET_SCALE = ("deposit", "withdrawal", "hold", "charge")
+_CHANGE_BALANCE = ("deposit", "withdrawal", "charge", "reversal")
+_CHANGE_HELD = ("hold", "charge", "void", "expiry", "cancellation")
 _b, _e = tables.bookings.c, tables.entries.c
 
 
 def verify(connection: Connection, *, head: str | None = None) -> Audit:
-    """Return what differs between the chain, its hashes, and all that follows from it.
+    """Return the differences between the chain, its hashes, and all that follows from it.
 
     Args:
         connection: sees one state of the database.
         head: a hash that must be in the chain.
     """
     differences: list[str] = []
-    replay, chain = Replay(differences.append), _Chain(differences.append, head)
+    replay = _Replay(differences.append)
     sections: tuple[Callable[[], Iterator[str]], ...] = (
-        lambda: chain.read(connection, replay),
-        lambda: _head(connection, chain.last),
+        lambda: replay.read(connection, head),
+        lambda: _head(connection, replay.last),
         lambda: _currencies(connection, replay),
         lambda: _accounts(connection, replay),
         lambda: _auctions(connection, replay),
@@ -42,48 +45,97 @@ def verify(connection: Connection, *, head: str | None = None) -> Audit:
         try:
             differences.extend(section())
         except _UNREADABLE as error:
-            differences.append(f"A table holds what cannot be read: {error}.")
+            differences.append(f"A table has an unreadable value: {error}.")
         except DBAPIError as error:
-            if not _undecodable(error):
+            # Python, not SQLite, refuses a text that cannot be decoded, so there is no error code
+            if not isinstance(error.orig, sqlite3.Error) or hasattr(error.orig, "sqlite_errorname"):
                 raise
-            differences.append(f"A table holds what cannot be read: {error.orig}.")
-    return Audit(ok=not differences, differences=differences, bookings=chain.count, head=chain.last.hash)
+            differences.append(f"A table has an unreadable value: {error.orig}.")
+    return Audit(ok=not differences, differences=differences, bookings=replay.count, head=replay.last.hash)
 
 
-def _undecodable(error: DBAPIError) -> bool:
-    """Return whether SQLite found a text that is none: Python says so, and the database gives no code."""
-    return isinstance(error.orig, sqlite3.Error) and not hasattr(error.orig, "sqlite_errorname")
-
-
-class _Chain:
-    """Reads the chain, and keeps where it ends.
+class _Replay:
+    """Reads the chain and repeats its bookings.
 
     Args:
-        tell: hears what differs.
-        head: a hash to look for.
+        report: called with each difference that is no ledger's doing.
+
+    Attributes:
+        last: the last booking.
+        count: number of bookings.
+        accounts: balance and held by owner and currency.
+        auctions: their states; the nonce is replaced by its digest.
+        scales: decimals by currency.
+        sums: cash and revenue by currency.
     """
 
-    def __init__(self, tell: Callable[[str], None], head: str | None) -> None:
-        self._tell = tell
-        self._head = head
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
         self.last = BookingRow(0, "", "", None, "", 0, "", "", "", "", "", "", "")
         self.count = 0
+        self.accounts: dict[tuple[str, str], tuple[int, int]] = {}
+        self.auctions: dict[str, AuctionRow] = {}
+        self.scales: dict[str, int] = {}
+        self.sums: dict[str, tuple[int, int]] = {}
+        self._unreversed: dict[str, int] = {}
 
-    def read(self, connection: Connection, replay: Replay) -> Iterator[str]:
-        """Yield what differs in the bookings and their entries."""
-        seen = self._head in (None, "")
-        for row, lines in _chain(connection, self._tell):
+    def read(self, connection: Connection, head: str | None) -> Iterator[str]:
+        """Yield the differences in bookings and entries; `head` is a hash that must be among them."""
+        has_head = head in (None, "")
+        for row, lines in _chain(connection, self._report):
             self.count += 1
             try:
                 yield from _links(row, self.last)
                 if hash_of(row, lines) != row.hash:
                     yield f"Booking {row.seq} or its entries were changed: its hash is not theirs."
-                replay.book(row, lines)
+                self._book(row, lines)
             except _UNREADABLE as error:
                 yield f"Booking {row.seq} cannot be read: {error}."
-            seen, self.last = seen or row.hash == self._head, row
-        if not seen:
-            yield f"The hash {self._head!r}, noted elsewhere, is not in the chain: bookings were changed or removed."
+            has_head, self.last = has_head or row.hash == head, row
+        if not has_head:
+            yield f"The hash {head!r}, noted elsewhere, is not in the chain: bookings were changed or removed."
+
+    def _book(self, row: BookingRow, lines: Sequence[Line]) -> None:
+        if row.kind in _SET_SCALE and self.scales.setdefault(row.currency, row.scale) != row.scale:
+            self._report(f"Booking {row.seq} has {row.scale} decimals, the currency {self.scales[row.currency]}.")
+        for line in lines:
+            balance, held = self.accounts.get((line.owner, row.currency), (0, 0))
+            self.accounts[line.owner, row.currency] = balance + line.amount, held + line.held
+            if held + line.held < 0:
+                self._report(f"Booking {row.seq} releases more of {line.owner!r} than was held.")
+            if (line.amount and row.kind not in _CHANGE_BALANCE) or (line.held and row.kind not in _CHANGE_HELD):
+                self._report(f"Booking {row.seq} changes what a {row.kind} does not change.")
+        moved = sum(line.amount for line in lines)
+        cash, revenue = self.sums.get(row.currency, (0, 0))
+        if row.kind in ("deposit", "withdrawal"):
+            self.sums[row.currency] = cash + moved, revenue
+        elif lines:
+            self.sums[row.currency] = cash, revenue - moved
+        if row.auction_id is not None:
+            self._set_state(row, row.auction_id, len(lines))
+
+    def _set_state(self, row: BookingRow, auction_id: str, lines: int) -> None:
+        auction = self.auctions.get(auction_id, AuctionRow(auction_id=auction_id, currency=row.currency))
+        if row.kind == "hold":
+            auction = replace(
+                auction,
+                currency=row.currency,
+                state="held",
+                expires_at=row.note,
+                hold_seq=row.seq,
+                close_seq=None,
+                holds=auction.holds + 1,
+                nonce=row.evidence,
+            )
+        elif row.kind in _STATE_AFTER:
+            auction = replace(auction, state=_STATE_AFTER[row.kind], close_seq=row.seq)
+        if row.kind == "charge":
+            self._unreversed[auction_id] = lines
+        elif row.kind == "reversal":
+            self._unreversed[auction_id] = self._unreversed.get(auction_id, 0) - lines
+            if self._unreversed[auction_id] == 0:
+                auction = replace(auction, state="reversed")
+        self.auctions[auction_id] = auction
 
 
 def _links(row: BookingRow, last: BookingRow) -> Iterator[str]:
@@ -95,31 +147,28 @@ def _links(row: BookingRow, last: BookingRow) -> Iterator[str]:
         yield f"Booking {row.seq} is dated before the one before it."
 
 
-def _chain(connection: Connection, tell: Callable[[str], None]) -> Iterator[tuple[BookingRow, list[Line]]]:
-    """Yield bookings with their entries, a page at a time, and tell of entries that have none."""
+def _chain(connection: Connection, report: Callable[[str], None]) -> Iterator[tuple[BookingRow, list[Line]]]:
+    """Yield bookings with their entries, a page at a time, and report entries without a booking."""
     low = -(2**63)
     while True:
-        rows = [BookingRow(*row) for row in _page(connection, tables.bookings, _b.seq, low)]
+        page = select(tables.bookings).where(_b.seq >= low).order_by(_b.seq).limit(_PAGE)
+        rows = [BookingRow(*row) for row in connection.execute(page)]
         bounds = (_e.seq >= low) & (_e.seq <= rows[-1].seq) if rows else _e.seq >= low
         lines: dict[int, list[Line]] = {row.seq: [] for row in rows}
         numbers: dict[int, list[int]] = {row.seq: [] for row in rows}
         for seq, number, *line in connection.execute(select(tables.entries).where(bounds).order_by(_e.seq, _e.line)):
             if seq not in lines:
-                tell(f"Entry {number} of booking {seq} has no booking.")
+                report(f"Entry {number} of booking {seq} has no booking.")
                 continue
             lines[seq].append(Line(*line))
             numbers[seq].append(number)
         for row in rows:
             if numbers[row.seq] != list(range(len(numbers[row.seq]))):
-                tell(f"Booking {row.seq} has entries numbered {numbers[row.seq]}: one was removed or moved.")
+                report(f"Booking {row.seq} has entries numbered {numbers[row.seq]}: one was removed or moved.")
             yield row, lines[row.seq]
         if not rows:
             return
         low = rows[-1].seq + 1
-
-
-def _page(connection: Connection, table: Any, column: Any, low: int) -> Sequence[Any]:
-    return connection.execute(select(table).where(column >= low).order_by(column).limit(_PAGE)).all()
 
 
 def _rows(connection: Connection, table: Any) -> Iterator[Any]:
@@ -128,22 +177,20 @@ def _rows(connection: Connection, table: Any) -> Iterator[Any]:
 
 
 def _head(connection: Connection, last: BookingRow) -> Iterator[str]:
-    found = [tuple(row) for row in connection.execute(select(tables.head))]
-    if found != [(1, last.seq, last.hash, last.at)]:
+    rows = [tuple(row) for row in connection.execute(select(tables.head))]
+    if rows != [(1, last.seq, last.hash, last.at)]:
         yield f"The table head does not name the last booking, {last.seq}."
 
 
-def _currencies(connection: Connection, replay: Replay) -> Iterator[str]:
-    found = {row.code: row.scale for row in _rows(connection, tables.currencies)}
-    for code in sorted(found.keys() | replay.scales.keys()):
-        if found.get(code) != replay.scales.get(code):
-            yield (
-                f"Currency {code!r} has {found.get(code)} decimals in its table, "
-                f"{replay.scales.get(code)} in its bookings."
-            )
+def _currencies(connection: Connection, replay: _Replay) -> Iterator[str]:
+    stored = {row.code: row.scale for row in _rows(connection, tables.currencies)}
+    for code in sorted(stored.keys() | replay.scales.keys()):
+        table, bookings = stored.get(code), replay.scales.get(code)
+        if table != bookings:
+            yield f"Currency {code!r} has {table} decimals in its table, {bookings} in its bookings."
 
 
-def _accounts(connection: Connection, replay: Replay) -> Iterator[str]:
+def _accounts(connection: Connection, replay: _Replay) -> Iterator[str]:
     expected = dict(replay.accounts)
     sums: dict[str, int] = {}
     for row in _rows(connection, tables.accounts):
@@ -162,47 +209,43 @@ def _accounts(connection: Connection, replay: Replay) -> Iterator[str]:
             yield f"In {currency!r}, cash of {cash} units is not revenue of {revenue} and the balances."
 
 
-def _auctions(connection: Connection, replay: Replay) -> Iterator[str]:
+def _auctions(connection: Connection, replay: _Replay) -> Iterator[str]:
     expected = dict(replay.auctions)
     for row in _rows(connection, tables.auctions):
-        found, follows = AuctionRow.of(row), expected.pop(row.auction_id, None)
-        erased = follows is not None and found.state != "held" and not found.nonce
-        found = replace(found, nonce=follows.nonce if follows and erased else evidence_of(found.nonce))
-        if found != follows:
-            yield f"Auction {row.auction_id!r} stands as {_told(found)}; its bookings say {_told(follows)}."
+        stored, booked = AuctionRow.of(row), expected.pop(row.auction_id, None)
+        erased = booked is not None and stored.state != "held" and not stored.nonce
+        stored = replace(stored, nonce=booked.nonce if booked and erased else evidence_of(stored.nonce))
+        if stored != booked:
+            yield f"Auction {row.auction_id!r} is {_spelled(stored)} in its table, {_spelled(booked)} in its bookings."
     for auction_id in expected:
-        yield f"Auction {auction_id!r} is missing among the auctions."
+        yield f"Auction {auction_id!r} is missing from its table."
 
 
-def _told(auction: AuctionRow | None) -> str:
+def _spelled(auction: AuctionRow | None) -> str:
     if auction is None:
         return "nothing"
     return ", ".join(f"{name} {value!r}" for name, value in vars(auction).items() if name != "auction_id")
 
 
 def _receipts(connection: Connection) -> Iterator[str]:
-    """Yield what is wrong with stored receipts; those that were erased are no difference."""
+    """Yield the differences in stored receipts; an erased one is no difference."""
     last: str | None = None
     columns = tables.receipts.c
     while True:
-        chosen = select(tables.receipts)
+        query = select(tables.receipts)
         if last is not None:
-            chosen = chosen.where(columns.auction_id > last)
-        page = connection.execute(chosen.order_by(columns.auction_id).limit(_PAGE)).all()
+            query = query.where(columns.auction_id > last)
+        page = connection.execute(query.order_by(columns.auction_id).limit(_PAGE)).all()
         if not page:
             return
         last = page[-1].auction_id
-        charges = {row.auction_id: row for row in _charges(connection, [row.auction_id for row in page])}
+        of_page = _b.auction_id.in_([row.auction_id for row in page])
+        query = select(_b.auction_id, _b.seq, _b.receipt, _b.evidence).where(of_page, _b.kind == "charge")
+        charges = {row.auction_id: row for row in connection.execute(query)}
         for receipt in page:
-            charged = charges.get(receipt.auction_id)
-            kept = (receipt.digest, evidence_of(receipt.body))
-            if charged is None or kept != (charged.receipt, charged.evidence):
+            charge = charges.get(receipt.auction_id)
+            if charge is None or (receipt.digest, evidence_of(receipt.body)) != (charge.receipt, charge.evidence):
                 yield (
                     f"The stored receipt of auction {receipt.auction_id!r} is not that of "
-                    f"{'any booking' if charged is None else f'booking {charged.seq}'}."
+                    f"{'any booking' if charge is None else f'booking {charge.seq}'}."
                 )
-
-
-def _charges(connection: Connection, auctions: Sequence[str]) -> list[BookingRow]:
-    chosen = select(tables.bookings).where(_b.auction_id.in_(auctions), _b.kind == "charge")
-    return [BookingRow(*row) for row in connection.execute(chosen)]

@@ -1,20 +1,18 @@
-"""The chain of bookings: each carries a hash of itself, its entries and the hash before it."""
+"""The hash chain: each booking carries a hash of itself, of its entries and of the previous hash."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
-from llm_auction_chain.canonical_json import digest_without_floats, time_text
-from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.canonical_json import digest_without_floats
 from llm_auction_chain.money import FINEST, in_units
 
-__all__ = ["BookingRow", "Line", "as_time", "evidence_of", "hash_of", "key_of", "request_of", "spell_time"]
+__all__ = ["BookingRow", "Line", "evidence_of", "hash_of", "key_of", "request_of"]
 
 
 class BookingRow(NamedTuple):
-    """A row of `bookings`, in the table's order of columns."""
+    """A row of `bookings`, in the order of the table's columns."""
 
     seq: int
     key: str
@@ -32,7 +30,7 @@ class BookingRow(NamedTuple):
 
 
 class Line(NamedTuple):
-    """What an entry changes: the balance and the holds, in units, and the residual, in millionths of the balance."""
+    """What an entry changes: the balance and the holds, in units, and the residual, in millionths."""
 
     owner: str
     amount: int
@@ -41,58 +39,42 @@ class Line(NamedTuple):
 
 
 def hash_of(row: BookingRow, lines: Sequence[Line]) -> str:
-    """Return the hash of a booking and its entries, whatever its column `hash` says.
+    """Return the hash of a booking and its entries, computed without its column `hash`.
 
-    Whole numbers are text there, for canonical JSON has none beyond 2**53.
+    Whole numbers are hashed as text, because canonical JSON has none above 2**53.
     """
     columns = {name: value if value is None else str(value) for name, value in row._asdict().items() if name != "hash"}
     return digest_without_floats({**columns, "entries": [[str(value) for value in line] for line in lines]})
 
 
 def evidence_of(text: str) -> str:
-    """Return the digest of what stands beside the chain, a hold's nonce or a stored receipt; empty for nothing."""
+    """Return the digest of a text stored outside the chain: a hold's nonce or a receipt. Empty stays empty."""
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}" if text else ""
 
 
-def key_of(kind: str, *parts: str) -> str:
-    """Return the unique key of a booking, different parts never alike.
+def key_of(kind: str, *parts: str, number: int = 0) -> str:
+    """Return the unique key of a booking. Different parts never give the same key.
 
-    >>> key_of("charge", "a-1"), key_of("reversal", "a:1", "x")
-    ('charge:a-1', 'reversal:a%3A1:x')
+    Args:
+        kind: of the booking.
+        parts: the auction's id, or whatever else makes the booking unique.
+        number: tells bookings of the same kind and parts apart; 0 adds nothing to the key.
+
+    >>> key_of("charge", "a-1"), key_of("reversal", "a:1", "x"), key_of("hold", "a-1", number=2)
+    ('charge:a-1', 'reversal:a%3A1:x', 'hold:a-1:2')
     """
+    if number:
+        parts = (*parts, str(number))
     return ":".join((kind, *(part.replace("%", "%25").replace(":", "%3A").replace("*", "%2A") for part in parts)))
 
 
 def request_of(kind: str, subject: str, currency: str, amounts: Mapping[str, Decimal], reply: str = "") -> str:
-    """Return a digest of what was asked: the same for amounts that are equal, in any order.
+    """Return a digest of a request, the same for equal amounts in any order.
 
-    Amounts of nothing do not count in a charge, which may or may not name those that pay nothing.
+    A charge may leave out owners that pay nothing, so zeros do not count in it.
     """
-    asked = {owner: in_units(amount, FINEST)[0] for owner, amount in amounts.items()}
-    said = sorted([owner, str(amount)] for owner, amount in asked.items() if amount or kind != "charge")
+    millionths = {owner: in_units(amount, FINEST)[0] for owner, amount in amounts.items()}
+    spelled = sorted([owner, str(amount)] for owner, amount in millionths.items() if amount or kind != "charge")
     return digest_without_floats(
-        {"kind": kind, "subject": subject, "currency": currency, "amounts": said, "reply": reply}
+        {"kind": kind, "subject": subject, "currency": currency, "amounts": spelled, "reply": reply}
     )
-
-
-def spell_time(moment: datetime, name: str) -> str:
-    """Return a moment as the ledger spells it: UTC, microseconds, in the order of time.
-
-    Raises:
-        ConfigurationError: it has no time zone.
-
-    >>> from datetime import UTC
-    >>> spell_time(datetime(2026, 1, 2, tzinfo=UTC), "since")
-    '2026-01-02T00:00:00.000000Z'
-    """
-    if not isinstance(moment, datetime) or moment.tzinfo is None:
-        raise ConfigurationError(f"{name} is {moment!r}; give a datetime with a time zone.")
-    try:
-        return time_text(moment)
-    except OverflowError as error:
-        raise ConfigurationError(f"{name} is {moment!r}; give a time within the years 1 to 9999 in UTC.") from error
-
-
-def as_time(spelled: str) -> datetime:
-    """Return the moment that was spelled."""
-    return datetime.fromisoformat(spelled)

@@ -1,194 +1,149 @@
-"""The database: one engine per process, whole transactions, tried again where trying again may help."""
+"""The database: one engine, transactions that are repeated where that may help, and errors that say what to do."""
 
 import os
-import random
-import threading
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, Pool, QueuePool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from llm_auction_chain.errors import (
-    ConfigurationError,
-    LedgerError,
-    LedgerUnavailableError,
-    MissingDependencyError,
-)
-from llm_auction_chain.ledger.migrate import is_ready, upgrade
+from llm_auction_chain.errors import ConfigurationError, LedgerError, LedgerUnavailableError, MissingDependencyError
+from llm_auction_chain.ledger.migrations import is_current, upgrade
 
 __all__ = ["Database"]
 
 T = TypeVar("T")
 _WRITES = "ledger_writes"
-_BUSY = 30  # seconds to wait for other writers
-_REACH = 10  # seconds to reach a PostgreSQL server
-_TRIES = 3
-_PAUSE = 0.05  # seconds
-_PASSING = ("08", "40", "53300", "55P03", "57P")  # of PostgreSQL: connection, rollback, too many, lock, shutdown
-_OTHER_TABLES = ("42P01", "42P07", "42703")  # of PostgreSQL: no such table, already there, no such column
-_IN_SQLITE = {
+_LOCK_TIMEOUT = 30  # seconds to wait for other writers
+_CONNECT_TIMEOUT = 10  # seconds to reach a PostgreSQL server
+# PostgreSQL's codes for connection lost, transaction rolled back, too many connections, lock timeout, shutdown
+_TRANSIENT = ("08", "40", "53300", "55P03", "57P")
+_OTHER_TABLES = ("42P01", "42P07", "42703")  # PostgreSQL's codes for no such table, table exists, no such column
+_SQLITE_ADVICE = {
     "SQLITE_BUSY": "is locked by another process for long. End it, or wait, and ask again.",
     "SQLITE_CANTOPEN": "cannot be opened. Make its folder, and let this process write there.",
     "SQLITE_READONLY": "is read-only. Let this process write to the file and its folder.",
     "SQLITE_FULL": "is on a disk that is full. Make room and ask again.",
-    "SQLITE_IOERR": "cannot be read or written: its disk is full, over a limit or gone. Mend that and ask again.",
+    "SQLITE_IOERR": "cannot be read or written: its disk is full, over a limit or gone. Repair that and ask again.",
     "SQLITE_NOTADB": "is not a SQLite database. Give another path, or restore the file.",
     "SQLITE_CORRUPT": "is damaged. Restore it from a backup.",
-    "SQLITE_ERROR": "holds another application's tables, or has lost its own. Give a database of its own, or a backup.",
+    "SQLITE_ERROR": "holds another application's tables, or has lost its own. Use a database of its own, or a backup.",
 }
 
 
 class Database:
-    """Runs pieces of work, each one transaction; makes the engine and the schema on first use, in each process anew.
+    """Runs units of work, each in one transaction. Its first use creates the schema in an empty database.
 
     Attributes:
-        url: where it is.
-        scales: decimals of the currencies that were seen there.
+        url: of the database.
+        scales: decimals of the currencies that transactions have read.
     """
 
     def __init__(self, url: str | URL) -> None:
         self.url = _checked(url)
-        self._forget()
+        self.scales: dict[str, int] = {}
+        self._engine = _engine(self.url)
+        self._opened: tuple[Engine, Engine] | None = None
+        weakref.finalize(self, self._engine.dispose)
         _DATABASES.add(self)
 
-    def _forget(self) -> None:
-        """Begin anew, without closing: in a forked process the connections are still the parent's."""
-        self._lock = threading.RLock()
-        self._engine: Engine | None = None
-        self._opened: tuple[Engine, Engine] | None = None
-        self.scales: dict[str, int] = {}
+    def __reduce__(self) -> tuple[type["Database"], tuple[str]]:
+        """Copy and pickle the URL; a copy has connections of its own."""
+        return Database, (self.url.render_as_string(hide_password=False),)
 
     def __str__(self) -> str:
-        """Return where it is, without passwords."""
+        """Return the URL without passwords."""
         query = {name: "***" if "password" in name else value for name, value in self.url.query.items()}
         return self.url.set(query=query).render_as_string()
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Return what work returns; it sees one state of the database."""
-        return self._tried(lambda: self._once(work, writes=False))
+        return _repeated(self, lambda: self._once(work, writes=False))
 
     def write(self, work: Callable[[Connection], T]) -> T:
-        """Return what work returns; all that it wrote is kept, or nothing."""
-        return self._tried(lambda: self._once(work, writes=True))
+        """Return what work returns; everything that it wrote is kept, or nothing."""
+        return _repeated(self, lambda: self._once(work, writes=True))
 
     def migrate(self) -> None:
-        """Bring the schema to the newest revision."""
+        """Upgrade the schema to the newest revision."""
 
         def work() -> None:
-            with self._made().execution_options(**{_WRITES: True}).begin() as connection:
+            with self._engine.execution_options(**{_WRITES: True}).begin() as connection:
                 upgrade(connection)
 
-        self._tried(work)
+        _repeated(self, work)
 
     def close(self) -> None:
         """Close the connections; the next use opens new ones."""
-        with self._lock:
-            if self._engine is not None:
-                self._engine.dispose()
-            self._engine = self._opened = None
-            self.scales = {}
+        self._engine.dispose()
+        self._opened, self.scales = None, {}
 
-    def _tried(self, work: Callable[[], T]) -> T:
-        try:
-            try:
-                return work()
-            except DBAPIError as error:
-                if not _passes(error):
-                    raise
-            time.sleep(random.uniform(0, _PAUSE))  # noqa: S311 - so that writers who met do not meet again
-            return _AGAIN.copy()(work)
-        except IntegrityError as error:
-            raise LedgerError(
-                f"The database refused the booking, and nothing was booked. Run verify. It said: {_said(error)}"
-            ) from error
-        except (DBAPIError, PoolTimeout) as error:
-            raise LedgerUnavailableError(f"The ledger {self} {_advice(error)} It said: {_said(error)}") from error
+    def leave_to_parent(self) -> None:
+        """Let a forked process open connections of its own, by the recipe of SQLAlchemy's documentation."""
+        _INHERITED.append(self._engine.pool)
+        self._engine.dispose(close=False)
+        self._opened, self.scales = None, {}
 
     def _once(self, work: Callable[[Connection], T], *, writes: bool) -> T:
-        opened = self._opened
-        readers, writers = self._open() if opened is None else opened
+        readers, writers = self._opened or self._open()
         with (writers if writes else readers).begin() as connection:
             return work(connection)
 
     def _open(self) -> tuple[Engine, Engine]:
-        """Return the engines of readers and of writers."""
-        with self._lock:
-            engine = self._made()
-            reads: dict[str, Any] = {}
-            writes: dict[str, Any] = {_WRITES: True}
-            if engine.dialect.name == "postgresql":
-                reads = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-                # a writer waits for the one before it, and must then see what that one wrote
-                writes = {"isolation_level": "READ COMMITTED"}
-            readers, writers = engine.execution_options(**reads), engine.execution_options(**writes)
-            with readers.begin() as connection:
-                ready = is_ready(connection)
-            if not ready:
-                with writers.begin() as connection:
-                    upgrade(connection, only_empty=True)
-                    is_ready(connection)
-            self._opened = readers, writers
-            return self._opened
-
-    def _made(self) -> Engine:
-        with self._lock:
-            if self._engine is None:
-                try:
-                    engine = _engine(self.url)
-                    engine.connect().close()
-                except (ArgumentError, TypeError, ValueError) as error:  # of drivers, whose words may tell a password
-                    raise ConfigurationError(
-                        f"The URL {self} has a part that its database cannot take ({type(error).__name__}). See its "
-                        "port, its path and what follows the question mark."
-                    ) from None
-                weakref.finalize(self, _dispose, engine, os.getpid())
-                self._engine = engine
-            return self._engine
+        """Return the engines of readers and of writers, once the schema is there."""
+        reads: dict[str, Any] = {}
+        writes: dict[str, Any] = {_WRITES: True}
+        if self._engine.dialect.name == "postgresql":
+            reads = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+            # after waiting for another writer, a writer must see what that one wrote
+            writes = {"isolation_level": "READ COMMITTED"}
+        readers, writers = self._engine.execution_options(**reads), self._engine.execution_options(**writes)
+        with readers.begin() as connection:
+            current = is_current(connection)
+        if not current:
+            with writers.begin() as connection:
+                upgrade(connection, only_empty=True)
+                is_current(connection)
+        self._opened = readers, writers
+        return self._opened
 
 
 _DATABASES: "weakref.WeakSet[Database]" = weakref.WeakSet()
-_PARENTS: list[Any] = []  # engines of a parent process: were they collected here, their connections would be closed
+_INHERITED: list[Pool] = []  # kept, because SQLite forbids a forked process even to close its parent's connections
 
 
 def _after_fork() -> None:
     for database in list(_DATABASES):
-        _PARENTS.append(database._engine)  # noqa: SLF001
-        database._forget()  # noqa: SLF001
+        database.leave_to_parent()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _dispose(engine: Engine, process: int) -> None:
-    if os.getpid() == process:
-        engine.dispose()
-
-
 def _checked(url: str | URL) -> URL:
+    made: URL | None
     try:
         made = make_url(url)
-        made.render_as_string()  # not all that can be read can be spelled
-    except (ArgumentError, ValueError):  # its message would tell the password
+        made.render_as_string().encode()  # some URLs can be parsed but not written
+    except (ArgumentError, ValueError):  # its message would show the password
+        made = None
+    if made is None or "\0" in (made.database or ""):
         raise ConfigurationError(
-            "url is none of a database; give 'sqlite:///file.db' or 'postgresql+psycopg://user@host/database'."
-        ) from None
+            "url is not a database URL: give 'sqlite:///file.db' or 'postgresql+psycopg://user@host/database'."
+        )
     if "@" in (made.host or ""):
-        raise ConfigurationError("url has a second @; in a password, write @ as %40, : as %3A and / as %2F.")
+        raise ConfigurationError("url has a second @: in a password write @ as %40, : as %3A and / as %2F.")
     if made.drivername == "postgresql":
         return made.set(drivername="postgresql+psycopg")
     if made.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
-        raise ConfigurationError(
-            f"url begins with {made.drivername!r}; the ledger knows 'sqlite' and 'postgresql+psycopg'."
-        )
+        raise ConfigurationError(f"url must begin with 'sqlite' or 'postgresql+psycopg', not {made.drivername!r}.")
     if made.get_backend_name() == "sqlite" and not _in_memory(made) and "uri" not in made.query:
-        return made.set(database=str(Path(str(made.database)).absolute()))  # wherever the process goes
+        return made.set(database=str(Path(str(made.database)).absolute()))  # the process may change its folder
     return made
 
 
@@ -197,45 +152,53 @@ def _in_memory(url: URL) -> bool:
 
 
 def _engine(url: URL) -> Engine:
-    if url.get_backend_name() == "postgresql":
-        return _postgresql(url)
+    try:
+        return _postgresql(url) if url.get_backend_name() == "postgresql" else _sqlite(url)
+    except (ArgumentError, TypeError, ValueError) as error:  # its message may show the password
+        raise ConfigurationError(
+            f"url has a part that its database does not accept ({type(error).__name__}). Check the port, the path and "
+            "what follows the question mark."
+        ) from None
+
+
+def _sqlite(url: URL) -> Engine:
     pool: dict[str, Any] = {"pool_size": 1, "max_overflow": 0} if _in_memory(url) else {}
     engine = create_engine(
         url, poolclass=QueuePool, connect_args={"isolation_level": None, "check_same_thread": False}, **pool
     )
-    event.listen(engine, "connect", _prepare)
-    event.listen(engine, "begin", _begin)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_in_sqlite)
     return engine
 
 
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    connection.execute(f"PRAGMA busy_timeout={_LOCK_TIMEOUT * 1000}")
+    if connection.execute("PRAGMA journal_mode").fetchone() not in (("wal",), ("memory",)):
+        connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _begin_in_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
 def _postgresql(url: URL) -> Engine:
-    # who hangs within a transaction, or is stopped there, must not hold up all other writers for ever
-    limits = f"-c lock_timeout={_BUSY}s -c idle_in_transaction_session_timeout={2 * _BUSY}s"
-    given: dict[str, Any] = {"options": " ".join(filter(None, (limits, str(url.query.get("options", "")))))}
+    # a process that hangs or is stopped within a transaction must not block all other writers for ever
+    limits = f"-c lock_timeout={_LOCK_TIMEOUT}s -c idle_in_transaction_session_timeout={2 * _LOCK_TIMEOUT}s"
+    settings: dict[str, Any] = {"options": " ".join(filter(None, (limits, str(url.query.get("options", "")))))}
     if "connect_timeout" not in url.query:
-        given["connect_timeout"] = _REACH
+        settings["connect_timeout"] = _CONNECT_TIMEOUT
     try:
-        return create_engine(url, connect_args=given)
+        return create_engine(url, connect_args=settings)
     except ImportError as error:
         raise MissingDependencyError(
             "A ledger in PostgreSQL needs psycopg: pip install 'llm-auction-chain[postgresql]'"
         ) from error
 
 
-def _prepare(connection: Any, _: Any) -> None:
-    connection.execute(f"PRAGMA busy_timeout={_BUSY * 1000}")
-    if connection.execute("PRAGMA journal_mode").fetchone() not in (("wal",), ("memory",)):
-        connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-
-
-def _begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(_WRITES)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _passes(error: BaseException) -> bool:
-    """Return whether trying again may help."""
+def _is_transient(error: BaseException) -> bool:
+    """Return whether repeating the transaction may help."""
     if not isinstance(error, DBAPIError):
         return False
     if name := getattr(error.orig, "sqlite_errorname", ""):
@@ -243,30 +206,42 @@ def _passes(error: BaseException) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     if state is None:
         return isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
-    return str(state).startswith(_PASSING)
+    return str(state).startswith(_TRANSIENT)
+
+
+_RETRYING = Retrying(
+    stop=stop_after_attempt(3),
+    wait=wait_random_exponential(multiplier=0.05, max=1),  # at random, so that two writers do not collide again
+    retry=retry_if_exception(_is_transient),
+    reraise=True,
+)
+
+
+def _repeated(database: Database, work: Callable[[], T]) -> T:
+    try:
+        return _RETRYING.copy()(work)
+    except IntegrityError as error:
+        raise LedgerError(
+            f"The database refused the booking, and nothing was booked. Run verify. Its message: {_message(error)}"
+        ) from error
+    except (DBAPIError, PoolTimeout) as error:
+        advice, message = _advice(error), _message(error)
+        raise LedgerUnavailableError(f"The ledger {database} {advice} The database's message: {message}") from error
 
 
 def _advice(error: Exception) -> str:
-    said = getattr(error, "orig", None)
-    name = str(getattr(said, "sqlite_errorname", ""))
-    for code, advice in _IN_SQLITE.items():
+    original = getattr(error, "orig", None)
+    name = str(getattr(original, "sqlite_errorname", ""))
+    for code, advice in _SQLITE_ADVICE.items():
         if name.startswith(code):
             return advice
-    if getattr(said, "sqlstate", None) in _OTHER_TABLES:
-        return _IN_SQLITE["SQLITE_ERROR"]
+    if getattr(original, "sqlstate", None) in _OTHER_TABLES:
+        return _SQLITE_ADVICE["SQLITE_ERROR"]
     return (
         "cannot be used. See that the server runs, that the URL is right and lets you write; asking again with the "
         "same id or key is safe."
     )
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(getattr(error, "orig", None) or error).strip()
-
-
-_AGAIN = Retrying(
-    stop=stop_after_attempt(_TRIES - 1),
-    wait=wait_random_exponential(multiplier=_PAUSE, max=1),
-    retry=retry_if_exception(_passes),
-    reraise=True,
-)

@@ -1,40 +1,67 @@
-"""The ledger: what agents owe, and what became of every auction."""
+"""The ledger: what agents owe, and the state of every auction."""
 
-from collections.abc import Mapping
-from datetime import datetime
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+from uuid import uuid4
 
-from llm_auction_chain.ledger.records import Account, Audit, Booking, Charge, Entry, Head, Hold, Statement, Totals
-from llm_auction_chain.ledger.sync import SyncLedger
-from llm_auction_chain.threads import in_thread
+from sqlalchemy import URL, Connection
+
+from llm_auction_chain.errors import LedgerError, LedgerUnavailableError
+from llm_auction_chain.ledger import arguments as check
+from llm_auction_chain.ledger import audit, operations, queries
+from llm_auction_chain.ledger.database import Database
+from llm_auction_chain.ledger.records import (
+    Account,
+    Audit,
+    Booking,
+    Charge,
+    Entry,
+    Head,
+    Hold,
+    Statement,
+    Totals,
+)
+from llm_auction_chain.ledger.transaction import Writer
+from llm_auction_chain.money import from_units, negated, plus
+from llm_auction_chain.validators import refuse
 
 __all__ = ["Ledger"]
 
+T = TypeVar("T")
+_logger = logging.getLogger(__name__)
 
-class Ledger(SyncLedger):
-    """What agents owe, to the last unit: durable, booked once however often it is asked, and never changed.
 
-    Bookings are only ever appended, each with a hash of itself and of all before it; a correction is a reversal. Every
-    operation is one transaction, writers come one after another, and what may help is tried again. Amounts are whole
-    units of the currency; what rounding leaves out of a charge is kept beside it. The ids of auctions and the keys of
-    deposits are the caller's, so that asking again with the same is safe. Every method has an async twin: `ahold`.
+def _now() -> datetime:
+    return datetime.now(UTC)
 
-    A ledger copies and pickles by its settings; a copy, a thread and a forked process may use it at the same time.
+
+class Ledger:
+    """Records what agents owe: durably, exactly, and once however often a request is repeated.
+
+    Bookings are only appended, each with a hash of itself and of all before it; a correction is a reversal. Every
+    operation is one transaction. Writers come one after another, and a transaction is repeated where that may help.
+    Amounts are whole units of the currency; what rounding removes from a charge is kept beside it. The caller chooses
+    the ids of auctions and the keys of deposits, so it is safe to repeat a request with the same id or key.
+
+    Methods block. In async code call them in a thread: `await asyncio.to_thread(ledger.balance, "A")`. Threads and
+    forked processes may share a ledger. A copied or unpickled ledger has the same settings and its own connections.
 
     Args:
-        url: `sqlite:///file.db`, `sqlite://` (in memory, gone when it is closed, its copies are empty), or
+        url: `sqlite:///file.db`, `sqlite://` (in memory: it is lost on `close`, and copies are empty), or
             `postgresql+psycopg://user@host/database`.
-        scales: decimals by currency, 0 to 6; 6 where nothing is said. The first booking of a currency sets them.
-        credit: by how much a balance may fall below zero for holds and charges, in units of its own currency.
-        hold_for: how long a hold stands before `expire_holds` releases it.
+        scales: decimals by currency, 0 to 6; the default is 6. The first booking of a currency fixes them.
+        credit: how far holds and charges may take a balance below zero, in the units of each currency.
+        hold_for: how long a hold lasts before `expire_holds` releases it.
         keep_receipts: whether receipts are stored; their digests always are.
         clock: returns the time, in UTC.
 
     Raises:
-        ConfigurationError: a setting that no ledger can have.
-        MissingDependencyError: a URL of PostgreSQL, and psycopg is not installed.
+        ConfigurationError: a setting is invalid.
+        MissingDependencyError: the URL is of PostgreSQL, and psycopg is not installed.
 
     >>> ledger = Ledger("sqlite://", scales={"EUR": 2})
     >>> ledger.deposit("TuneTown", "10", currency="EUR", key="bank-1").seq
@@ -48,20 +75,71 @@ class Ledger(SyncLedger):
     >>> ledger.close()
     """
 
-    async def __aenter__(self) -> Self:
-        """Return itself."""
+    def __init__(
+        self,
+        url: str | URL = "sqlite:///llm_auction.db",
+        *,
+        scales: Mapping[str, int] | None = None,
+        credit: Decimal | int | str = 0,
+        hold_for: timedelta = timedelta(minutes=15),
+        keep_receipts: bool = True,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        if not callable(clock):
+            raise refuse("clock", "a function that returns the time in UTC", clock)
+        self._database = Database(url)
+        self._scales = check.checked_scales(scales)
+        self._credit = check.checked_amount("credit", credit)
+        self._hold_for = check.checked_hold_for(hold_for)
+        self._keep_receipts = keep_receipts
+        self._clock = clock
+        self._uncancelled: dict[tuple[str, str | None], str] = {}
+
+    @property
+    def hold_for(self) -> timedelta:
+        """How long a hold lasts."""
+        return self._hold_for
+
+    def __repr__(self) -> str:
+        """Return the URL without its password."""
+        return f"{type(self).__name__}('{self._database}')"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle the settings; a copy has connections of its own."""
+        own = {"_database": Database(self._database.url), "_uncancelled": dict(self._uncancelled)}
+        return {**vars(self), **own}
+
+    def __enter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        """Close it."""
-        await self.aclose()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    async def ahold(self, auction_id: str, most: Mapping[str, Decimal], *, currency: str = "") -> Hold:
-        """Do as `hold`, awaiting."""
-        held: Hold = await in_thread(partial(self.hold, auction_id, most, currency=currency))
-        return held
+    def hold(self, auction_id: str, most: Mapping[str, Decimal], *, currency: str = "") -> Hold:
+        """Set aside the most that each owner may be charged. Owners without enough cover are left out.
 
-    async def acharge(
+        Repeated, it returns the first hold, even after the charge. An auction that was voided or has expired is held
+        again.
+
+        Args:
+            auction_id: the caller's own, one per auction.
+            most: at least 0, by owner.
+            currency: of the amounts.
+
+        Raises:
+            ConfigurationError: an argument is invalid.
+            ChargeConflictError: the id belongs to another request, or the auction is closed.
+            LedgerUnavailableError: the database cannot be used; it is safe to repeat the call.
+        """
+        auction_id, currency = check.checked_name("auction_id", auction_id), _currency(currency)
+        amounts = check.checked_amounts("most", most)
+        self._cancel_undelivered()
+        booking, nonce = self._write(
+            lambda writer: operations.hold(writer, auction_id, amounts, currency, self._hold_for)
+        )
+        return queries.hold_record(booking, nonce, amounts)
+
+    def charge(
         self,
         auction_id: str,
         amounts: Mapping[str, Decimal],
@@ -70,107 +148,281 @@ class Ledger(SyncLedger):
         reply: str = "",
         receipt: Mapping[str, Any] | None = None,
     ) -> Charge:
-        """Do as `charge`, awaiting."""
-        asked = partial(self.charge, auction_id, amounts, currency=currency, reply=reply, receipt=receipt)
-        charged: Charge = await in_thread(asked)
-        return charged
+        """Charge all owners of an auction, once. Repeated for the same reply and amounts, it returns the first charge.
 
-    async def avoid(self, auction_id: str, *, reason: str = "") -> None:
-        """Do as `void`, awaiting."""
-        await in_thread(partial(self.void, auction_id, reason=reason))
+        Each owner pays at most what is held, and the whole hold is released. Where the hold has expired, the accounts
+        must cover all of it again; without a hold they must cover the charge. An auction that was voided, cancelled or
+        reversed cannot be charged. The receipt of the first charge is the one that is kept.
 
-    async def acancel(self, auction_id: str, *, reason: str = "", receipt: str | None = None) -> None:
-        """Do as `cancel`, awaiting."""
-        await in_thread(partial(self.cancel, auction_id, reason=reason, receipt=receipt))
+        Args:
+            auction_id: the caller's own, one per auction.
+            amounts: by owner; negative where the platform pays.
+            currency: of the amounts.
+            reply: digest of the reply.
+            receipt: JSON with a text `digest`, which becomes part of the chain.
 
-    async def areverse(self, auction_id: str, *, owner: str | None = None, reason: str = "") -> Booking:
-        """Do as `reverse`, awaiting."""
-        made: Booking = await in_thread(partial(self.reverse, auction_id, owner=owner, reason=reason))
-        return made
+        Raises:
+            ConfigurationError: an argument is invalid.
+            ChargeConflictError: the auction was charged or closed with something else.
+            CoverError: a hold or an account does not cover the charge; nothing is booked.
+            LedgerUnavailableError: the database cannot be used; it is safe to repeat the call.
+        """
+        auction_id, currency = check.checked_name("auction_id", auction_id), _currency(currency)
+        checked = check.checked_amounts("amounts", amounts, negative=True)
+        stored = ("", "") if receipt is None else _digest_and_body(receipt, keep=self._keep_receipts)
+        reply = check.checked_text("reply", reply)
+        return queries.charge_record(
+            self._write(lambda writer: operations.charge(writer, auction_id, checked, currency, reply, stored))
+        )
 
-    async def adeposit(
+    def void(self, auction_id: str, *, reason: str = "") -> None:
+        """Close an auction that was not charged: release its hold, and refuse a late charge.
+
+        Raises:
+            ChargeConflictError: it was charged; reverse it.
+        """
+        auction_id, reason = check.checked_name("auction_id", auction_id), check.checked_text("reason", reason)
+        self._write(lambda writer: operations.void(writer, auction_id, reason))
+
+    def cancel(self, auction_id: str, *, reason: str = "", receipt: str | None = None) -> None:
+        """Close an auction for good, whatever its state: release its hold, or reverse its charge.
+
+        Args:
+            auction_id: of the auction.
+            reason: kept with the booking.
+            receipt: digest of the receipt of the call that failed. The charge stands as long as another call under the
+                same id delivers its reply. None reverses it in any case.
+
+        Raises:
+            LedgerUnavailableError: the database cannot be used; this ledger cancels the auction before its next hold.
+        """
+        auction_id, reason = check.checked_name("auction_id", auction_id), check.checked_text("reason", reason)
+        if receipt is not None:
+            receipt = check.checked_text("receipt", receipt)
+        self._uncancelled[auction_id, receipt] = reason
+        try:
+            self._write(lambda writer: operations.cancel(writer, auction_id, reason, receipt))
+        except LedgerUnavailableError:
+            raise
+        except LedgerError:
+            self._uncancelled.pop((auction_id, receipt), None)
+            raise
+        self._uncancelled.pop((auction_id, receipt), None)
+
+    def _cancel_undelivered(self) -> None:
+        """Cancel the auctions that could not be cancelled in time."""
+        for (auction_id, receipt), reason in list(self._uncancelled.items()):
+            try:
+                self.cancel(auction_id, reason=reason, receipt=receipt)
+            except LedgerUnavailableError:
+                raise
+            except LedgerError as error:
+                _logger.warning("Auction %s, which was not delivered, could not be cancelled: %s", auction_id, error)
+
+    def reverse(self, auction_id: str, *, owner: str | None = None, reason: str = "") -> Booking:
+        """Give back the charge of an auction, or one owner's line of it. Repeated, it returns the first reversal.
+
+        Raises:
+            ChargeConflictError: the auction was not charged, or not to this owner.
+        """
+        auction_id, reason = check.checked_name("auction_id", auction_id), check.checked_text("reason", reason)
+        if owner is not None:
+            owner = check.checked_name("owner", owner)
+        return queries.booking_record(self._write(lambda writer: operations.reverse(writer, auction_id, owner, reason)))
+
+    def deposit(
         self, owner: str, amount: Decimal | int | str, *, currency: str = "", key: str | None = None, note: str = ""
     ) -> Booking:
-        """Do as `deposit`, awaiting."""
-        made: Booking = await in_thread(partial(self.deposit, owner, amount, currency=currency, key=key, note=note))
-        return made
+        """Book money that an owner has paid in, once per key.
 
-    async def awithdraw(
+        Args:
+            owner: of the account.
+            amount: at least 0, with no more decimals than the currency has.
+            currency: of the amount.
+            key: a reference such as the bank's; a repeated key books nothing. None books each call.
+            note: kept with the booking.
+
+        Raises:
+            ConfigurationError: an argument is invalid.
+            ChargeConflictError: the key belongs to another deposit.
+        """
+        return self._move("deposit", owner, amount, currency, key, note)
+
+    def withdraw(
         self, owner: str, amount: Decimal | int | str, *, currency: str = "", key: str | None = None, note: str = ""
     ) -> Booking:
-        """Do as `withdraw`, awaiting."""
-        made: Booking = await in_thread(partial(self.withdraw, owner, amount, currency=currency, key=key, note=note))
-        return made
+        """Book money that is paid out to an owner, once per key. Credit does not cover it.
 
-    async def aexpire_holds(self, *, now: datetime | None = None) -> list[str]:
-        """Do as `expire_holds`, awaiting."""
-        expired: list[str] = await in_thread(partial(self.expire_holds, now=now))
+        Raises:
+            CoverError: the balance less the holds does not cover it.
+        """
+        return self._move("withdrawal", owner, amount, currency, key, note)
+
+    def _move(self, kind: str, owner: str, amount: Any, currency: str, key: str | None, note: str) -> Booking:
+        owner, currency = check.checked_name("owner", owner), _currency(currency)
+        exact, note = check.checked_amount("amount", amount), check.checked_text("note", note)
+        once = str(uuid4()) if key is None else check.checked_name("key", key)
+        try:
+            return queries.booking_record(
+                self._write(lambda writer: operations.move_cash(writer, kind, owner, exact, currency, once, note))
+            )
+        except LedgerUnavailableError as error:
+            raise LedgerUnavailableError(
+                f"{error} Whether the {kind} was booked is not known: with the key {once!r} it is booked once."
+            ) from error
+
+    def expire_holds(self, *, now: datetime | None = None) -> list[str]:
+        """Release the holds that have expired, and return their auctions. Call it regularly."""
+        until = check.checked_time("now", self._clock() if now is None else now)
+        expired: list[str] = []
+        while page := self._write(lambda writer: operations.expire(writer, queries.due(writer.connection, until))):
+            expired += page
         return expired
 
-    async def aerase_receipts(self, before: datetime) -> int:
-        """Do as `erase_receipts`, awaiting."""
-        erased: int = await in_thread(partial(self.erase_receipts, before))
-        return erased
+    def erase_receipts(self, before: datetime) -> int:
+        """Delete stored receipts of charges before a time, with their salts, and return the number of receipts.
 
-    async def abalance(self, owner: str, *, currency: str = "") -> Account:
-        """Do as `balance`, awaiting."""
-        account: Account = await in_thread(partial(self.balance, owner, currency=currency))
-        return account
+        The chain keeps the digests, which then reveal nothing about anybody.
+        """
+        until = check.checked_time("before", before)
+        return self._database.write(lambda connection: queries.erase_receipts(connection, until))
 
-    async def aaccounts(self) -> list[Account]:
-        """Do as `accounts`, awaiting."""
-        accounts: list[Account] = await in_thread(self.accounts)
-        return accounts
+    def balance(self, owner: str, *, currency: str = "") -> Account:
+        """Return an account. One without bookings has only the credit."""
+        owner, currency = check.checked_name("owner", owner), _currency(currency)
+        accounts = self._database.read(lambda connection: queries.accounts(connection, self._credit, owner, currency))
+        zero = from_units(0, 0)
+        empty = Account(owner=owner, currency=currency, balance=zero, held=zero, available=self._credit)
+        return accounts[0] if accounts else empty
 
-    async def aentries(
+    def accounts(self) -> list[Account]:
+        """Return all accounts, by owner and currency."""
+        return self._database.read(lambda connection: queries.accounts(connection, self._credit))
+
+    def entries(
         self,
         *,
         owner: str | None = None,
         currency: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
-    ) -> list[Entry]:
-        """Do as `entries`, awaiting, all at once."""
-        chosen = partial(self.entries, owner=owner, currency=currency, since=since, until=until)
-        entries: list[Entry] = await in_thread(lambda: list(chosen()))
-        return entries
+    ) -> Iterator[Entry]:
+        """Yield the entries up to the last booking at the first `next`, in order.
 
-    async def astatement(
+        Args:
+            owner: of the account; None is all.
+            currency: of the account; None is all.
+            since: inclusive.
+            until: exclusive.
+        """
+        return self._pages(
+            queries.EntryFilter(
+                owner=None if owner is None else check.checked_name("owner", owner),
+                currency=None if currency is None else _currency(currency),
+                since=None if since is None else check.checked_time("since", since),
+                until=None if until is None else check.checked_time("until", until),
+            )
+        )
+
+    def _pages(self, chosen: queries.EntryFilter) -> Iterator[Entry]:
+        last, place = self.head().seq, (0, -1)
+        while page := self._database.read(
+            lambda connection: queries.entries_after(connection, place, last, chosen)  # noqa: B023 - called at once
+        ):
+            yield from page
+            place = (page[-1].seq, page[-1].line)
+
+    def statement(
         self, owner: str, *, currency: str = "", since: datetime | None = None, until: datetime | None = None
     ) -> Statement:
-        """Do as `statement`, awaiting."""
-        told: Statement = await in_thread(partial(self.statement, owner, currency=currency, since=since, until=until))
-        return told
+        """Return an account over a period.
 
-    async def acharge_of(self, auction_id: str) -> Charge | None:
-        """Do as `charge_of`, awaiting."""
-        charged: Charge | None = await in_thread(partial(self.charge_of, auction_id))
-        return charged
+        No booking is dated before an earlier one, whatever the clock does, so the first booking after a period closes
+        it.
 
-    async def areceipt_of(self, auction_id: str) -> dict[str, Any] | None:
-        """Do as `receipt_of`, awaiting."""
-        receipt: dict[str, Any] | None = await in_thread(partial(self.receipt_of, auction_id))
-        return receipt
+        Args:
+            owner: of the account.
+            currency: of the account.
+            since: inclusive; None is the beginning.
+            until: exclusive; None is now.
+        """
+        stream = self.entries(owner=check.checked_name("owner", owner), currency=currency, since=since, until=until)
+        start = None if since is None else check.checked_time("since", since)
+        if start is not None and until is not None and start > check.checked_time("until", until):
+            raise refuse("since", f"a time that is not after until, {until}", since)
+        entries = tuple(stream)
+        zero, opening = self._database.read(lambda connection: queries.opening(connection, owner, currency, start))
+        charged = plus(zero, *(negated(entry.amount) for entry in entries if entry.kind in ("charge", "reversal")))
+        deposited = plus(zero, *(entry.amount for entry in entries if entry.kind in ("deposit", "withdrawal")))
+        return Statement(
+            owner=owner,
+            currency=currency,
+            since=since,
+            until=until,
+            opening=opening,
+            entries=entries,
+            closing=plus(opening, deposited, negated(charged)),
+            charged=charged,
+            deposited=deposited,
+        )
 
-    async def atotals(self) -> list[Totals]:
-        """Do as `totals`, awaiting."""
-        totals: list[Totals] = await in_thread(self.totals)
-        return totals
+    def charge_of(self, auction_id: str) -> Charge | None:
+        """Return the charge of an auction, reversed or not; None where there is none."""
+        auction_id = check.checked_name("auction_id", auction_id)
+        return self._database.read(lambda connection: queries.charge_of(connection, auction_id))
 
-    async def ahead(self) -> Head:
-        """Do as `head`, awaiting."""
-        head: Head = await in_thread(self.head)
-        return head
+    def receipt_of(self, auction_id: str) -> dict[str, Any] | None:
+        """Return the stored receipt of an auction; None where there is none, or it was erased."""
+        auction_id = check.checked_name("auction_id", auction_id)
+        return self._database.read(lambda connection: queries.receipt_of(connection, auction_id))
 
-    async def averify(self, *, head: str | None = None) -> Audit:
-        """Do as `verify`, awaiting."""
-        audit: Audit = await in_thread(partial(self.verify, head=head))
-        return audit
+    def totals(self) -> list[Totals]:
+        """Return cash, revenue and balances of each currency: `cash == revenue + balances`, exactly."""
+        return self._database.read(queries.totals)
 
-    async def amigrate(self) -> None:
-        """Do as `migrate`, awaiting."""
-        await in_thread(self.migrate)
+    def head(self) -> Head:
+        """Return the end of the chain. A copy kept elsewhere later proves that nothing before it was changed."""
+        return self._database.read(queries.head)
 
-    async def aclose(self) -> None:
-        """Do as `close`, awaiting."""
-        await in_thread(self.close)
+    def verify(self, *, head: str | None = None) -> Audit:
+        """Recompute the whole chain and all that follows from it, and return the differences.
+
+        Args:
+            head: a hash that `head` returned at some time; it must be in the chain.
+        """
+        return self._database.read(lambda connection: audit.verify(connection, head=head))
+
+    def migrate(self) -> None:
+        """Upgrade the database's schema to the newest revision. Make a backup first."""
+        self._database.migrate()
+
+    def close(self) -> None:
+        """Close the connections; the next use opens new ones."""
+        self._database.close()
+
+    def _write(self, operation: Callable[[Writer], T]) -> T:
+        def work(connection: Connection) -> T:
+            writer = Writer(
+                connection, scales=self._scales, credit=self._credit, now=self._clock(), known=self._database.scales
+            )
+            result = operation(writer)
+            writer.flush()
+            return result
+
+        return self._database.write(work)
+
+
+def _currency(currency: Any) -> str:
+    return check.checked_name("currency", currency, empty=True)
+
+
+def _digest_and_body(receipt: Any, *, keep: bool) -> tuple[str, str]:
+    """Return a receipt's digest, and its text, empty where it is not kept."""
+    if not isinstance(receipt, Mapping):
+        raise refuse("receipt", "a mapping with a text `digest`", receipt)
+    digest = check.checked_text("receipt['digest']", receipt.get("digest"), empty=False)
+    try:
+        body = json.dumps(dict(receipt), allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise refuse("receipt", "JSON of texts, booleans and finite numbers", type(receipt), f"{error}.") from error
+    return digest, body if keep else ""

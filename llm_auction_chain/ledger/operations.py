@@ -1,4 +1,4 @@
-"""What may be booked: the laws of holds, charges, voids, reversals and money that comes and goes."""
+"""The rules of booking: holds, charges, voids, cancellations, reversals, deposits and withdrawals."""
 
 import secrets
 from collections.abc import Mapping
@@ -6,12 +6,14 @@ from datetime import timedelta
 from decimal import Decimal
 
 from llm_auction_chain.errors import ChargeConflictError, CoverError
-from llm_auction_chain.ledger.chain import Line, evidence_of, key_of, request_of, spell_time
-from llm_auction_chain.ledger.transaction import AuctionRow, Booked, Writer, units_of
+from llm_auction_chain.ledger.arguments import checked_time
+from llm_auction_chain.ledger.chain import Line, evidence_of, key_of, request_of
+from llm_auction_chain.ledger.transaction import AuctionRow, Booked, Writer, by_key, lines_of, units_of
+from llm_auction_chain.validators import refuse
 
 __all__ = ["cancel", "charge", "expire", "hold", "move_cash", "reverse", "void"]
 
-_CLOSED = {
+_CONFLICTS = {
     "voided": "was voided",
     "expired": "has expired",
     "cancelled": "was cancelled",
@@ -24,33 +26,30 @@ _CLOSED = {
 def hold(
     writer: Writer, auction_id: str, most: Mapping[str, Decimal], currency: str, hold_for: timedelta
 ) -> tuple[Booked, str]:
-    """Hold what accounts cover of the most that their owners may be charged; return it with the auction's nonce."""
+    """Hold the amounts that accounts cover; return the booking and the auction's nonce."""
     request = request_of("hold", auction_id, currency, most)
-    auction = writer.auction(auction_id, most, currency) or AuctionRow(
-        auction_id=auction_id, currency=currency, state=""
-    )
+    auction = writer.auction(auction_id, most, currency)
     if auction.state:
         earlier = None if auction.hold_seq is None else writer.of_seq(auction.hold_seq)
         _check_open(writer, auction)
-        if auction.state != "voided" or earlier is not None:  # else it was voided before it was held
+        if auction.state != "voided" or earlier is not None:  # else it was voided before its first hold
             if earlier is None or earlier.row.request != request:
                 raise _conflict(auction)
             if auction.state in ("held", "charged"):
                 return earlier, auction.nonce
     scale = writer.scale(currency)
-    asked = units_of(most, scale)
-    writer.load(asked, currency)
+    units = units_of(most, scale)
+    writer.load(units, currency)
     lines = [
         Line(owner, 0, amount, 0)
-        for owner, (amount, _) in asked.items()
+        for owner, (amount, _) in units.items()
         if writer.covers(owner, currency, scale, amount)
     ]
-    until = spell_time(writer.now + hold_for, "The end of the hold")
-    key = key_of("hold", auction_id, *([str(auction.holds + 1)] if auction.holds else []))
+    until = checked_time("The end of the hold", writer.now + hold_for)
     nonce = auction.nonce or secrets.token_hex(32)
-    made = writer.append(
+    booking = writer.append(
         "hold",
-        key,
+        key_of("hold", auction_id, number=auction.holds and auction.holds + 1),
         lines,
         auction_id=auction_id,
         currency=currency,
@@ -59,18 +58,17 @@ def hold(
         note=until,
         evidence=evidence_of(nonce),
     )
-    holds = auction.holds + 1
     writer.set_auction(
         auction,
-        currency=currency,  # one that was voided before it was held has none yet
+        currency=currency,  # an auction that was voided before its first hold has none yet
         state="held",
         expires_at=until,
-        hold_seq=made.row.seq,
+        hold_seq=booking.row.seq,
         close_seq=None,
-        holds=holds,
+        holds=auction.holds + 1,
         nonce=nonce,
     )
-    return made, nonce
+    return booking, nonce
 
 
 def charge(
@@ -85,17 +83,15 @@ def charge(
 
     Args:
         writer: of the transaction.
-        auction_id: which.
+        auction_id: of the auction.
         amounts: by owner.
         currency: of the amounts.
-        reply: digest of what is charged for.
+        reply: digest of the reply.
         receipt: its digest, and its text, empty where it is not kept.
     """
     digest, body = receipt
     request = request_of("charge", auction_id, currency, amounts, reply)
-    auction = writer.auction(auction_id, amounts, currency) or AuctionRow(
-        auction_id=auction_id, currency=currency, state=""
-    )
+    auction = writer.auction(auction_id, amounts, currency)
     if auction.state == "charged" and auction.close_seq is not None:
         _check_open(writer, auction)
         earlier = writer.of_seq(auction.close_seq)
@@ -107,22 +103,21 @@ def charge(
     if auction.state not in ("", "held", "expired") or auction.currency != currency:
         raise _conflict(auction)
     scale = writer.scale(currency)
-    asked = units_of(amounts, scale)
+    units = units_of(amounts, scale)
     held = {}
     if auction.hold_seq is not None:
-        held = {line.owner: line.held for line in writer.lines_of([auction.hold_seq])[auction.hold_seq]}
-        _check_held(auction_id, asked, held)
+        held = {line.owner: line.held for line in lines_of(writer.connection, [auction.hold_seq])[auction.hold_seq]}
+        _check_held(auction_id, units, held)
     if auction.state != "held":
-        # as a new hold would be: what reports came to must not decide
-        _check_cover(
-            writer, auction_id, held or {owner: amount for owner, (amount, _) in asked.items()}, currency, scale
-        )
+        # after expiry the whole hold must be covered again, so that cover does not depend on the reports
+        needed = held or {owner: amount for owner, (amount, _) in units.items()}
+        _check_cover(writer, auction_id, needed, currency, scale)
         held = {}
-    lines = [
-        Line(owner, -asked.get(owner, (0, 0))[0], -held.get(owner, 0), -asked.get(owner, (0, 0))[1])
-        for owner in {**asked, **held}
-    ]
-    made = writer.append(
+    lines = []
+    for owner in {**units, **held}:
+        amount, residual = units.get(owner, (0, 0))
+        lines.append(Line(owner, -amount, -held.get(owner, 0), -residual))
+    booking = writer.append(
         "charge",
         key_of("charge", auction_id),
         lines,
@@ -133,23 +128,23 @@ def charge(
         receipt=digest,
         evidence=evidence_of(body),
     )
-    writer.set_auction(auction, state="charged", close_seq=made.row.seq)
+    writer.set_auction(auction, state="charged", close_seq=booking.row.seq)
     if body:
         writer.keep_receipt(auction_id, digest, body)
-    return made
+    return booking
 
 
-def _check_held(auction_id: str, asked: Mapping[str, tuple[int, int]], held: Mapping[str, int]) -> None:
-    if strangers := [owner for owner in asked if owner not in held]:
-        raise CoverError(f"Auction {auction_id!r} holds nothing of {strangers}. Leave those without cover out of it.")
-    if above := [owner for owner, (amount, _) in asked.items() if abs(amount) > held[owner]]:
-        raise CoverError(f"Auction {auction_id!r} holds less of {above} than the charge. Charge what was held at most.")
+def _check_held(auction_id: str, units: Mapping[str, tuple[int, int]], held: Mapping[str, int]) -> None:
+    if strangers := [owner for owner in units if owner not in held]:
+        raise CoverError(f"Auction {auction_id!r} holds nothing of {strangers}. Leave owners without cover out of it.")
+    if above := [owner for owner, (amount, _) in units.items() if abs(amount) > held[owner]]:
+        raise CoverError(f"Auction {auction_id!r} holds less of {above} than the charge. Charge at most the hold.")
 
 
-def _check_cover(writer: Writer, auction_id: str, asked: Mapping[str, int], currency: str, scale: int) -> None:
-    writer.load(asked, currency)
+def _check_cover(writer: Writer, auction_id: str, units: Mapping[str, int], currency: str, scale: int) -> None:
+    writer.load(units, currency)
     short = [
-        owner for owner, amount in asked.items() if amount > 0 and not writer.covers(owner, currency, scale, amount)
+        owner for owner, amount in units.items() if amount > 0 and not writer.covers(owner, currency, scale, amount)
     ]
     if short:
         raise CoverError(
@@ -158,29 +153,35 @@ def _check_cover(writer: Writer, auction_id: str, asked: Mapping[str, int], curr
 
 
 def _check_open(writer: Writer, auction: AuctionRow) -> None:
-    """Raise unless an auction may be held and charged again, for the same."""
+    """Raise unless the same hold or charge may be repeated."""
     if auction.state in ("cancelled", "reversed"):
         raise _conflict(auction)
     if auction.state == "charged" and writer.reversals(auction.auction_id):
         raise ChargeConflictError(f"Auction {auction.auction_id!r} was charged, and a part of it reversed.")
 
 
+def _conflict(auction: AuctionRow) -> ChargeConflictError:
+    return ChargeConflictError(
+        f"Auction {auction.auction_id!r} {_CONFLICTS[auction.state]}. Give each auction an id of its own."
+    )
+
+
 def _delivering(shares: list[tuple[str, str]]) -> set[str]:
     """Return the receipts of the calls that deliver on a charge."""
-    found: set[str] = set()
+    receipts: set[str] = set()
     for kind, receipt in shares:
-        (found.discard if kind == "failure" else found.add)(receipt)
-    return found
+        (receipts.discard if kind == "failure" else receipts.add)(receipt)
+    return receipts
 
 
 def _share(
     writer: Writer, auction: AuctionRow, shares: list[tuple[str, str]], kind: str, receipt: str, reason: str = ""
 ) -> None:
-    """Book that another call delivers on a charge, too (`repeat`), or that one of several failed (`failure`)."""
-    before = sum(one == kind for one, _ in shares)
+    """Book that another call delivers on a charge too (`repeat`), or that one of several calls failed (`failure`)."""
+    before = sum(earlier == kind for earlier, _ in shares)
     writer.append(
         kind,
-        key_of(kind, auction.auction_id, *([str(before + 1)] if before else [])),
+        key_of(kind, auction.auction_id, number=before and before + 1),
         [],
         auction_id=auction.auction_id,
         currency=auction.currency,
@@ -191,17 +192,17 @@ def _share(
 
 
 def void(writer: Writer, auction_id: str, reason: str) -> None:
-    """Close an auction without a charge; hold nothing more for it."""
+    """Close an auction without a charge and release its hold."""
     auction = writer.auction(auction_id)
-    if auction is not None and auction.state in ("charged", "reversed"):
+    if auction.state in ("charged", "reversed"):
         raise ChargeConflictError(f"Auction {auction_id!r} was charged and cannot be voided. Reverse it.")
-    if auction is None or auction.state in ("held", "expired"):
-        _close(writer, auction or AuctionRow(auction_id=auction_id, currency="", state=""), "void", "voided", reason)
+    if auction.state in ("", "held", "expired"):
+        _close(writer, auction, "void", "voided", reason)
 
 
 def cancel(writer: Writer, auction_id: str, reason: str, receipt: str | None) -> None:
-    """Close an auction for good, whatever became of it; a charge stands as long as a call delivers on it."""
-    auction = writer.auction(auction_id) or AuctionRow(auction_id=auction_id, currency="", state="")
+    """Close an auction for good. A charge stands as long as another call delivers on it."""
+    auction = writer.auction(auction_id)
     if auction.state == "charged":
         shares = writer.shares(auction_id)
         delivering = _delivering(shares)
@@ -214,14 +215,11 @@ def cancel(writer: Writer, auction_id: str, reason: str, receipt: str | None) ->
 
 
 def expire(writer: Writer, auctions: list[AuctionRow]) -> list[str]:
-    """Release holds whose time is over, and return their auctions."""
-    held = writer.lines_of([auction.hold_seq for auction in auctions if auction.hold_seq is not None])
-    currencies = {auction.currency for auction in auctions}
-    for currency in currencies:
-        owners = {
-            line.owner for one in auctions if one.currency == currency for line in held.get(one.hold_seq or 0, ())
-        }
-        writer.load(owners, currency)
+    """Release the holds of auctions, and return their ids."""
+    held = lines_of(writer.connection, [auction.hold_seq for auction in auctions if auction.hold_seq is not None])
+    for currency in {auction.currency for auction in auctions}:
+        due = [auction for auction in auctions if auction.currency == currency]
+        writer.load({line.owner for auction in due for line in held.get(auction.hold_seq or 0, ())}, currency)
     for auction in auctions:
         _close(writer, auction, "expiry", "expired", "", held.get(auction.hold_seq or 0))
     return [auction.auction_id for auction in auctions]
@@ -232,34 +230,38 @@ def _close(
 ) -> None:
     scale, release = 0, held or []
     if auction.state == "held" and auction.hold_seq is not None and held is None:
-        release = writer.lines_of([auction.hold_seq])[auction.hold_seq]
+        release = lines_of(writer.connection, [auction.hold_seq])[auction.hold_seq]
     if auction.hold_seq is not None:
         scale = writer.scale(auction.currency)
-    key = key_of(kind, auction.auction_id, *([str(auction.holds)] if auction.holds else []))
-    lines = [Line(line.owner, 0, -line.held, 0) for line in release]
-    made = writer.append(
-        kind, key, lines, auction_id=auction.auction_id, currency=auction.currency, scale=scale, note=reason
+    booking = writer.append(
+        kind,
+        key_of(kind, auction.auction_id, number=auction.holds),
+        [Line(line.owner, 0, -line.held, 0) for line in release],
+        auction_id=auction.auction_id,
+        currency=auction.currency,
+        scale=scale,
+        note=reason,
     )
-    writer.set_auction(auction, state=state, close_seq=made.row.seq)
+    writer.set_auction(auction, state=state, close_seq=booking.row.seq)
 
 
 def reverse(writer: Writer, auction_id: str, owner: str | None, reason: str) -> Booked:
-    """Give back a charge, or what is left of it, or one owner's line of it; each line once."""
+    """Give back the rest of a charge, or one owner's line of it; each line once."""
     auction = writer.auction(auction_id)
-    if auction is None or auction.close_seq is None or auction.state not in ("charged", "reversed"):
+    if auction.close_seq is None or auction.state not in ("charged", "reversed"):
         raise ChargeConflictError(f"Auction {auction_id!r} has not been charged: there is nothing to reverse.")
     charged = writer.of_seq(auction.close_seq)
     earlier = writer.reversals(auction_id)
-    done = {line.owner: one for one in reversed(earlier) for line in one.lines}
-    left = [line for line in charged.lines if line.owner not in done]
-    if owner is not None and owner in done:
-        return done[owner]
+    reversals = {line.owner: booking for booking in reversed(earlier) for line in booking.lines}
+    left = [line for line in charged.lines if line.owner not in reversals]
+    if owner is not None and owner in reversals:
+        return reversals[owner]
     if owner is None and earlier and not left:
-        return next((one for one in earlier if one.row.key.endswith(":*")), earlier[-1])
+        return next((booking for booking in earlier if booking.row.key.endswith(":*")), earlier[-1])
     lines = [line for line in left if owner in (None, line.owner)]
     if owner is not None and not lines:
         raise ChargeConflictError(f"Auction {auction_id!r} charged nothing to {owner!r}: there is nothing to reverse.")
-    made = writer.append(
+    booking = writer.append(
         "reversal",
         f"{key_of('reversal', auction_id)}:*" if owner is None else key_of("reversal", auction_id, owner),
         [Line(line.owner, -line.amount, 0, -line.residual) for line in lines],
@@ -270,31 +272,27 @@ def reverse(writer: Writer, auction_id: str, owner: str | None, reason: str) -> 
     )
     if len(lines) == len(left):
         writer.set_auction(auction, state="reversed")
-    return made
+    return booking
 
 
 def move_cash(writer: Writer, kind: str, owner: str, amount: Decimal, currency: str, key: str, note: str) -> Booked:
     """Book a `deposit` or a `withdrawal`, once per key."""
     request = request_of(kind, key, currency, {owner: amount})
-    earlier = writer.of_key(key_of(kind, key))
+    earlier = by_key(writer.connection, key_of(kind, key))
     if earlier is not None:
         if earlier.row.request != request:
             raise ChargeConflictError(f"The {kind} {key!r} was made with something else. Give another key.")
         return earlier
     scale = writer.scale(currency)
-    moved = units_of({owner: amount}, scale, exact=True)[owner][0]
+    units, residual = units_of({owner: amount}, scale)[owner]
+    if residual:
+        raise refuse("amount", f"an amount of at most {scale} decimals, as the currency has", str(amount))
     writer.load([owner], currency)
     if kind == "withdrawal":
-        if writer.free(owner, currency) < moved:
+        if writer.free(owner, currency) < units:
             raise CoverError(
                 f"The account of {owner!r} does not cover {amount}. Withdraw what is neither held nor owed."
             )
-        moved = -moved
-    line = Line(owner, moved, 0, 0)
+        units = -units
+    line = Line(owner, units, 0, 0)
     return writer.append(kind, key_of(kind, key), [line], currency=currency, scale=scale, request=request, note=note)
-
-
-def _conflict(auction: AuctionRow) -> ChargeConflictError:
-    return ChargeConflictError(
-        f"Auction {auction.auction_id!r} {_CLOSED[auction.state]}. Give each auction an id of its own."
-    )

@@ -1,7 +1,8 @@
-"""One transaction that books: the lock, what it has read, and what it appends to the chain."""
+"""One transaction that writes: the lock of all writers, the rows it has read, and the bookings it appends."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
@@ -9,18 +10,17 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Dialect, bindparam, insert, literal, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
 
 from llm_auction_chain.errors import ConfigurationError, LedgerError, LedgerUnavailableError
 from llm_auction_chain.ledger import tables
-from llm_auction_chain.ledger.batches import in_one_go
-from llm_auction_chain.ledger.chain import BookingRow, Line, hash_of, spell_time
-from llm_auction_chain.ledger.checks import LARGEST, units
-from llm_auction_chain.money import FINEST, whole_units
+from llm_auction_chain.ledger.arguments import LARGEST, checked_time
+from llm_auction_chain.ledger.chain import BookingRow, Line, hash_of
+from llm_auction_chain.money import FINEST, in_units, whole_units
 
-__all__ = ["AuctionRow", "Booked", "Writer"]
+__all__ = ["AuctionRow", "Booked", "Writer", "booked", "units_of"]
 
-
-_AT_ONCE = 1000  # parameters of one statement; a database takes some ten thousands
+_AT_ONCE = 1000  # parameters of one statement; a database takes tens of thousands
 
 
 class Booked(NamedTuple):
@@ -32,22 +32,22 @@ class Booked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AuctionRow:
-    """How an auction stands.
+    """A row of `auctions`: the state of one auction.
 
     Attributes:
-        auction_id: which.
+        auction_id: of the auction.
         currency: of its amounts.
-        state: `held`, `charged`, `voided`, `expired`, `cancelled` or `reversed`.
-        expires_at: when its latest hold ends.
+        state: `held`, `charged`, `voided`, `expired`, `cancelled` or `reversed`; empty for an unknown auction.
+        expires_at: end of its latest hold.
         hold_seq: booking of its latest hold.
-        close_seq: booking that closed it: of its charge, where it was charged.
-        holds: how many there were.
-        nonce: made with the first of them, kept by all.
+        close_seq: booking that closed it; the charge where there was one.
+        holds: number of its holds.
+        nonce: made with the first hold and kept by all.
     """
 
     auction_id: str
     currency: str
-    state: str
+    state: str = ""
     expires_at: str | None = None
     hold_seq: int | None = None
     close_seq: int | None = None
@@ -57,26 +57,17 @@ class AuctionRow:
     @classmethod
     def of(cls, row: Any) -> "AuctionRow":
         """Return a row of the table."""
-        return cls(
-            auction_id=row.auction_id,
-            currency=row.currency,
-            state=row.state,
-            expires_at=row.expires_at,
-            hold_seq=row.hold_seq,
-            close_seq=row.close_seq,
-            holds=row.holds,
-            nonce=row.nonce,
-        )
+        return cls(**{field.name: getattr(row, field.name) for field in fields(cls)})
 
 
 def _upsert(table: Any) -> dict[str, Any]:
-    """Return the statement that writes rows whether or not they are there, by dialect."""
-    made: dict[str, Any] = {}
+    """Return the statement that inserts or updates rows, by dialect."""
+    statements: dict[str, Any] = {}
     for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql)):
         statement = dialect.insert(table)
         new = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
-        made[name] = statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=new)
-    return made
+        statements[name] = statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=new)
+    return statements
 
 
 _HEAD = select(tables.head).where(tables.head.c.id == 1).with_for_update()
@@ -85,7 +76,7 @@ _NEXT = (
     .where(tables.head.c.id == literal_column("1"))
     .values(seq=bindparam("seq"), hash=bindparam("hash"), at=bindparam("at"))
 )
-_STANDING = select(tables.auctions, *tables.accounts.c["owner", "balance", "held"]).select_from(
+_AUCTION_AND_ACCOUNTS = select(tables.auctions, *tables.accounts.c["owner", "balance", "held"]).select_from(
     select(literal(1).label("one"))
     .subquery()
     .outerjoin(tables.auctions, tables.auctions.c.auction_id == bindparam("auction_id"))
@@ -97,17 +88,18 @@ _STANDING = select(tables.auctions, *tables.accounts.c["owner", "balance", "held
 )
 _INSERT_BOOKINGS, _INSERT_ENTRIES = insert(tables.bookings), insert(tables.entries)
 _INSERT_RECEIPTS = insert(tables.receipts)
+_UPSERT_ACCOUNTS, _UPSERT_AUCTIONS = _upsert(tables.accounts), _upsert(tables.auctions)
 _SCALE = select(tables.currencies.c.scale).where(tables.currencies.c.code == bindparam("code"))
 _ACCOUNTS = select(tables.accounts).where(
     tables.accounts.c.currency == bindparam("currency"),
     tables.accounts.c.owner.in_(bindparam("owners", expanding=True)),
 )
-_BOOKINGS = select(tables.bookings).order_by(tables.bookings.c.seq)
 _LINES = (
     select(*tables.entries.c["seq", "owner", "amount", "held", "residual"])
     .where(tables.entries.c.seq.in_(bindparam("seqs", expanding=True)))
     .order_by(tables.entries.c.seq, tables.entries.c.line)
 )
+_BOOKINGS = select(tables.bookings).order_by(tables.bookings.c.seq)
 _BY_SEQ = _BOOKINGS.where(tables.bookings.c.seq == bindparam("seq"))
 _BY_KEY = _BOOKINGS.where(tables.bookings.c.key == bindparam("key"))
 _OF_AUCTION = tables.bookings.c.auction_id == bindparam("auction_id")
@@ -119,40 +111,41 @@ _SHARES = (
 )
 
 
-@cache
-def _spelled(statement: Any, dialect: Dialect) -> str:
-    """Return a statement as the driver takes it, with named parameters."""
-    return str(statement.compile(dialect=sqlite.dialect(paramstyle="named") if dialect.name == "sqlite" else dialect))
-
-
-_UPSERT_ACCOUNTS = _upsert(tables.accounts)
-_UPSERT_AUCTIONS = _upsert(tables.auctions)
+def lines_of(connection: Connection, seqs: Sequence[int]) -> dict[int, list[Line]]:
+    """Return the entries of several bookings."""
+    lines: dict[int, list[Line]] = {seq: [] for seq in seqs}
+    if lines:
+        for seq, *line in connection.execute(_LINES, {"seqs": list(seqs)}):
+            lines[seq].append(Line(*line))
+    return lines
 
 
 def booked(connection: Connection, statement: Any, values: Mapping[str, Any]) -> list[Booked]:
-    """Return the bookings that a statement finds, with their entries."""
+    """Return the bookings that a statement selects, with their entries."""
     rows = [BookingRow(*row) for row in connection.execute(statement, values)]
-    lines: dict[int, list[Line]] = {row.seq: [] for row in rows}
-    if rows:
-        for seq, *line in connection.execute(_LINES, {"seqs": list(lines)}):
-            lines[seq].append(Line(*line))
+    lines = lines_of(connection, [row.seq for row in rows])
     return [Booked(row, lines[row.seq]) for row in rows]
 
 
+def by_key(connection: Connection, key: str) -> Booked | None:
+    """Return the booking with a key, if there is one."""
+    return next(iter(booked(connection, _BY_KEY, {"key": key})), None)
+
+
 class Writer:
-    """Holds the one lock of all writers from its making to the end of the transaction.
+    """Reads and appends within one transaction. It holds the lock of all writers until the transaction ends.
 
     Args:
         connection: in a transaction of its own.
-        scales: decimals by currency, as the caller sets them.
-        credit: by how much a balance may fall below what it must cover.
+        scales: the caller's decimals by currency.
+        credit: how far a balance may fall below zero.
         now: the caller's time.
-        known: decimals by currency that earlier transactions have seen, which never change; it adds to them.
+        known: decimals by currency that earlier transactions have read; they never change. The writer adds to them.
 
     Attributes:
         connection: of the transaction.
         now: the caller's time.
-        at: when its bookings are: now, or the time of the last one where that is later.
+        at: time of its bookings: now, or the time of the last booking where that is later.
     """
 
     def __init__(
@@ -173,22 +166,25 @@ class Writer:
         if head is None:
             raise LedgerUnavailableError("The ledger's table head has lost its row. Run verify, and restore a backup.")
         self._seq, self._hash = head.seq, head.hash
-        self.at: str = max(spell_time(now, "The clock's time"), head.at)
+        self.at: str = max(checked_time("The clock's time", now), head.at)
         self._accounts: dict[tuple[str, str], list[int]] = {}
         self._auctions: dict[str, AuctionRow] = {}
         self._booked: list[Booked] = []
         self._receipts: list[dict[str, str]] = []
 
-    def auction(self, auction_id: str, owners: Collection[str] = (), currency: str = "") -> AuctionRow | None:
-        """Return how an auction stands, None where it was never seen, and read its owners' accounts with it."""
-        asked = list(owners)[:_AT_ONCE]
-        rows = self.connection.execute(_STANDING, {"auction_id": auction_id, "of": currency, "owners": asked}).all()
-        self._accounts.update({(owner, currency): [0, 0] for owner in asked})
+    def auction(self, auction_id: str, owners: Collection[str] = (), currency: str = "") -> AuctionRow:
+        """Return the state of an auction, and read its owners' accounts in the same statement."""
+        first = list(owners)[:_AT_ONCE]
+        values = {"auction_id": auction_id, "of": currency, "owners": first}
+        rows = self.connection.execute(_AUCTION_AND_ACCOUNTS, values).all()
+        self._accounts.update({(owner, currency): [0, 0] for owner in first})
         self._accounts.update({(row.owner, currency): [row.balance, row.held] for row in rows if row.owner is not None})
-        return None if rows[0].auction_id is None else AuctionRow.of(rows[0])
+        if rows[0].auction_id is None:
+            return AuctionRow(auction_id=auction_id, currency=currency)
+        return AuctionRow.of(rows[0])
 
     def set_auction(self, auction: AuctionRow, **changes: Any) -> None:
-        """Write how an auction stands from now on."""
+        """Write the new state of an auction."""
         self._auctions[auction.auction_id] = replace(auction, **changes)
 
     def keep_receipt(self, auction_id: str, digest: str, body: str) -> None:
@@ -197,35 +193,23 @@ class Writer:
 
     def of_seq(self, seq: int) -> Booked:
         """Return a booking by its number."""
-        found = booked(self.connection, _BY_SEQ, {"seq": seq})
-        if not found:
-            raise LedgerError(f"Booking {seq} is not in the ledger. Run verify, and restore a backup.")
-        return found[0]
-
-    def of_key(self, key: str) -> Booked | None:
-        """Return a booking by its key, if there is one."""
-        return next(iter(booked(self.connection, _BY_KEY, {"key": key})), None)
+        for booking in booked(self.connection, _BY_SEQ, {"seq": seq}):
+            return booking
+        raise LedgerError(f"Booking {seq} is not in the ledger. Run verify, and restore a backup.")
 
     def reversals(self, auction_id: str) -> list[Booked]:
-        """Return what was reversed of an auction, in order."""
+        """Return the reversals of an auction, in order."""
         return booked(self.connection, _REVERSALS, {"auction_id": auction_id})
 
     def shares(self, auction_id: str) -> list[tuple[str, str]]:
-        """Return kind and receipt of an auction's charge, and of what was booked of other calls on it, in order."""
+        """Return kind and receipt of an auction's charge, repeats and failures, in order."""
         return [(kind, receipt) for kind, receipt in self.connection.execute(_SHARES, {"auction_id": auction_id})]
-
-    def lines_of(self, seqs: Sequence[int]) -> dict[int, list[Line]]:
-        """Return the entries of several bookings."""
-        lines: dict[int, list[Line]] = {seq: [] for seq in seqs}
-        for seq, *line in self.connection.execute(_LINES, {"seqs": list(seqs)}):
-            lines[seq].append(Line(*line))
-        return lines
 
     def scale(self, currency: str) -> int:
         """Return a currency's decimals, which its first booking sets.
 
         Raises:
-            ConfigurationError: the caller sets others.
+            ConfigurationError: the caller's setting is another one.
         """
         wanted = self._scales.get(currency)
         stored = self._known.get(currency)
@@ -238,27 +222,27 @@ class Writer:
         self._known[currency] = stored
         if wanted is not None and wanted != stored:
             raise ConfigurationError(
-                f"scales says {wanted} decimals for currency {currency!r}, and the ledger was begun with {stored}. "
-                "Set that, or begin another ledger."
+                f"scales[{currency!r}] must be {stored}, as in this ledger's first booking, got {wanted}. Change it, "
+                "or begin another ledger."
             )
         return stored
 
     def load(self, owners: Iterable[str], currency: str) -> None:
-        """Read accounts, so that their balances are known."""
+        """Read accounts that this transaction has not read yet."""
         missing = [owner for owner in owners if (owner, currency) not in self._accounts]
         self._accounts.update({(owner, currency): [0, 0] for owner in missing})
         for start in range(0, len(missing), _AT_ONCE):
-            owners = missing[start : start + _AT_ONCE]
-            for row in self.connection.execute(_ACCOUNTS, {"currency": currency, "owners": owners}):
+            values = {"currency": currency, "owners": missing[start : start + _AT_ONCE]}
+            for row in self.connection.execute(_ACCOUNTS, values):
                 self._accounts[row.owner, currency] = [row.balance, row.held]
 
     def free(self, owner: str, currency: str) -> int:
-        """Return the units of a loaded account that nothing holds, without credit."""
+        """Return the units of a loaded account that are not on hold, without credit."""
         balance, held = self._accounts[owner, currency]
         return balance - held
 
     def covers(self, owner: str, currency: str, scale: int, amount: int) -> bool:
-        """Return whether a loaded account covers so many units."""
+        """Return whether a loaded account, with credit, covers an amount in units."""
         return self.free(owner, currency) + whole_units(self._credit, scale) >= amount
 
     def append(
@@ -275,7 +259,7 @@ class Writer:
         receipt: str = "",
         evidence: str = "",
     ) -> Booked:
-        """Append a booking and move what its entries say.
+        """Append a booking and change the accounts of its entries.
 
         Raises:
             LedgerError: a balance would not fit into 64 bits.
@@ -297,36 +281,69 @@ class Writer:
         return self._booked[-1]
 
     def flush(self) -> None:
-        """Write what was appended; each table once."""
-        if self._booked:
-            with in_one_go(self.connection):
-                self._flush()
-
-    def _flush(self) -> None:
+        """Write what was appended, each table in one statement."""
+        if not self._booked:
+            return
         name = self.connection.dialect.name
-        self._send(_INSERT_BOOKINGS, [row._asdict() for row, _ in self._booked])
         entries = [
             {"seq": row.seq, "line": number, **line._asdict()}
             for row, lines in self._booked
             for number, line in enumerate(lines)
         ]
-        touched = {(line.owner, row.currency) for row, lines in self._booked for line in lines}
-        if entries:
+        touched = sorted({(line.owner, row.currency) for row, lines in self._booked for line in lines})
+        columns = ("owner", "currency", "balance", "held")
+        accounts = [dict(zip(columns, (*account, *self._accounts[account]), strict=True)) for account in touched]
+        with _pipeline(self.connection):
+            self._send(_INSERT_BOOKINGS, [row._asdict() for row, _ in self._booked])
             self._send(_INSERT_ENTRIES, entries)
-            moved = [(*account, *self._accounts[account]) for account in sorted(touched)]
-            columns = ("owner", "currency", "balance", "held")
-            self._send(_UPSERT_ACCOUNTS[name], [dict(zip(columns, one, strict=True)) for one in moved])
-        if self._auctions:
+            self._send(_UPSERT_ACCOUNTS[name], accounts)
             self._send(_UPSERT_AUCTIONS[name], [vars(auction) for auction in self._auctions.values()])
-        if self._receipts:
             self._send(_INSERT_RECEIPTS, self._receipts)
-        self._send(_NEXT, [{"seq": self._seq, "hash": self._hash, "at": self.at}])
+            self._send(_NEXT, [{"seq": self._seq, "hash": self._hash, "at": self.at}])
 
     def _send(self, statement: Any, rows: list[dict[str, Any]]) -> None:
-        # SQLAlchemy would look the statement's text up each time, which takes longer than SQLite takes to write
-        self.connection.exec_driver_sql(_spelled(statement, self.connection.dialect), rows)
+        if rows:
+            # SQLAlchemy would look the statement's text up each time, which takes longer than SQLite takes to write
+            self.connection.exec_driver_sql(_sql(statement, self.connection.dialect), rows)
 
 
-def units_of(amounts: Mapping[str, Decimal], scale: int, *, exact: bool = False) -> dict[str, tuple[int, int]]:
-    """Return amounts in units and residuals, by owner."""
-    return {owner: units(amount, scale, f"The amount of {owner!r}", exact=exact) for owner, amount in amounts.items()}
+@cache
+def _sql(statement: Any, dialect: Dialect) -> str:
+    """Return a statement's text for the driver, with named parameters."""
+    return str(statement.compile(dialect=sqlite.dialect(paramstyle="named") if dialect.name == "sqlite" else dialect))
+
+
+@contextmanager
+def _pipeline(connection: Connection) -> Iterator[None]:
+    """Run several statements in one round trip (PostgreSQL's pipeline mode). Errors come at the end."""
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    from psycopg import Error
+
+    driver = connection.connection.driver_connection
+    try:
+        with driver.pipeline():  # type: ignore[union-attr]
+            yield
+    except Error as error:
+        lost = bool(getattr(driver, "broken", False))
+        if lost:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            "a booking", None, error, Error, connection_invalidated=lost, dialect=connection.dialect
+        ) from error
+
+
+def units_of(amounts: Mapping[str, Decimal], scale: int) -> dict[str, tuple[int, int]]:
+    """Return amounts by owner in units of the currency, with residuals in millionths.
+
+    Raises:
+        ConfigurationError: an amount does not fit into 64 bits.
+    """
+    units = {owner: in_units(amount, scale) for owner, amount in amounts.items()}
+    for owner, (whole, _) in units.items():
+        if abs(whole) > LARGEST:
+            raise ConfigurationError(
+                f"The amount of {owner!r}, {amounts[owner]}, does not fit into 64 bits at {scale} decimals."
+            )
+    return units

@@ -224,7 +224,7 @@ def test_a_bad_amount_is_refused(ledger, amount):
         ledger.charge("x", {"A": amount})
     with pytest.raises(ConfigurationError) as told:
         ledger.deposit("A", amount)
-    assert len(str(told.value)) < 200
+    assert len(str(told.value)) < 400
     assert ledger.head().seq == 0
 
 
@@ -241,5 +241,5 @@ def test_a_receipt_that_is_none_is_refused(ledger):
 
 
 def test_a_float_is_refused_with_the_reason(ledger):
-    with pytest.raises(ConfigurationError, match="no exact amount"):
+    with pytest.raises(ConfigurationError, match="A float is not exact"):
         ledger.deposit("A", 0.1)

@@ -1,0 +1,90 @@
+"""Checks of the arguments of ledger operations, before a statement is sent to the database."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+from llm_auction_chain.canonical_json import time_text
+from llm_auction_chain.money import FINEST, in_units
+from llm_auction_chain.validators import refuse, text, whole_number
+
+__all__ = [
+    "LARGEST",
+    "checked_amount",
+    "checked_amounts",
+    "checked_hold_for",
+    "checked_name",
+    "checked_scales",
+    "checked_text",
+    "checked_time",
+]
+
+LARGEST = 2**63 - 1  # of a BIGINT
+_LONGEST_HOLD = timedelta(days=366)
+_LONGEST_NAME = 255  # characters: an index of PostgreSQL takes about 2,700 bytes
+
+
+def checked_text(name: str, value: Any, *, empty: bool = True) -> str:
+    """Return a text that a database and canonical JSON can hold, or raise `ConfigurationError`."""
+    checked = text(name, value, empty=empty)
+    if "\0" in checked or any("\ud800" <= letter <= "\udfff" for letter in checked):
+        raise refuse(name, "a text without null characters and half surrogates", value)
+    return checked
+
+
+def checked_name(name: str, value: Any, *, empty: bool = False) -> str:
+    """Return a text that can be a key in the database, or raise `ConfigurationError`."""
+    checked = checked_text(name, value, empty=empty)
+    if len(checked) > _LONGEST_NAME:
+        raise refuse(name, f"a text of at most {_LONGEST_NAME} characters", value)
+    return checked
+
+
+def checked_amount(name: str, value: Any, *, negative: bool = False) -> Decimal:
+    """Return an amount as an exact decimal, or raise `ConfigurationError`."""
+    if isinstance(value, bool) or not isinstance(value, Decimal | int | str):
+        raise refuse(name, "a Decimal, an int or a string such as '12.50'", value, "A float is not exact.")
+    try:
+        amount = Decimal(value)
+        fits = amount.is_finite() and amount.copy_abs() <= LARGEST and (negative or amount >= 0)
+        in_units(amount if fits else Decimal("NaN"), FINEST)
+    except (ValueError, ArithmeticError) as error:
+        limits = f"at most {LARGEST}" + ("" if negative else " and at least 0")
+        raise refuse(name, f"an amount of {limits}, with at most {FINEST} decimals", value) from error
+    return amount
+
+
+def checked_amounts(name: str, amounts: Any, *, negative: bool = False) -> dict[str, Decimal]:
+    """Return amounts by owner, or raise `ConfigurationError`."""
+    if not isinstance(amounts, Mapping):
+        raise refuse(name, "a mapping of owner to amount", amounts)
+    return {
+        checked_name("An owner", owner): checked_amount(f"{name}[{owner!r}]", amount, negative=negative)
+        for owner, amount in amounts.items()
+    }
+
+
+def checked_scales(scales: Any) -> dict[str, int]:
+    """Return decimals by currency, or raise `ConfigurationError`."""
+    if not isinstance(scales, Mapping | None):
+        raise refuse("scales", "a mapping of currency to decimals such as {'EUR': 2}", scales)
+    return {
+        checked_name("A currency", currency, empty=True): whole_number(f"scales[{currency!r}]", scale, below=FINEST + 1)
+        for currency, scale in (scales or {}).items()
+    }
+
+
+def checked_hold_for(hold_for: Any) -> timedelta:
+    """Return how long a hold lasts, or raise `ConfigurationError`."""
+    if not isinstance(hold_for, timedelta) or not timedelta(0) < hold_for <= _LONGEST_HOLD:
+        raise refuse("hold_for", f"a positive timedelta of at most {_LONGEST_HOLD.days} days", hold_for)
+    return hold_for
+
+
+def checked_time(name: str, moment: Any) -> str:
+    """Return a time as text that sorts by time, or raise `ConfigurationError`."""
+    try:
+        return time_text(moment)
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise refuse(name, "a datetime with a time zone, within the years 1 to 9999 in UTC", moment) from error
