@@ -1,6 +1,6 @@
-"""The paper, in NumPy: no language model, no LangChain, no I/O, no clock."""
+"""The mechanism of the paper, in NumPy: no language model, no LangChain, no I/O, no clock."""
 
-from llm_auction_chain.mechanism.diagnostics import Diagnostics, effective_sample_size, pareto_smooth
+from llm_auction_chain.mechanism.diagnostics import Diagnostics, effective_sample_size, pareto_k_hat
 from llm_auction_chain.mechanism.payments import PAYMENT_RULES, PaymentRule
 from llm_auction_chain.mechanism.settle import Settlement, settle
 
@@ -10,6 +10,6 @@ __all__ = [
     "PaymentRule",
     "Settlement",
     "effective_sample_size",
-    "pareto_smooth",
+    "pareto_k_hat",
     "settle",
 ]

@@ -1,6 +1,6 @@
-"""Laws over candidates, and the draw.
+"""The distribution over candidates and the draw from it.
 
-The law of the reply is `p = softmax(lw + sum_i r_i / tau)`; without agent i it is
+The reply has the distribution `p = softmax(lw + sum_i r_i / tau)`. Without agent i it is
 `p_-i = softmax(lw + sum_{k != i} r_k / tau)`, over the same candidates.
 """
 
@@ -13,10 +13,10 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def log_softmax(scores: FloatArray) -> FloatArray:
-    """Return `scores - logsumexp(scores)` along the last axis, never overflowing.
+    """Return `scores - logsumexp(scores)` along the last axis, without overflow.
 
     Args:
-        scores: (..., M), each row with at least one finite entry; `-inf` means "never".
+        scores: (..., M), each row with at least one finite entry; `-inf` means probability 0.
 
     Returns:
         Log-probabilities of the same shape, in nats.
@@ -29,7 +29,7 @@ def log_softmax(scores: FloatArray) -> FloatArray:
 
 
 def log_mass(scores: FloatArray) -> float:
-    """Return `log sum_j exp(s_j)`, never overflowing.
+    """Return `log sum_j exp(s_j)`, without overflow.
 
     >>> round(log_mass(np.array([1000.0, 1000.0, -np.inf])), 3)
     1000.693
@@ -39,24 +39,24 @@ def log_mass(scores: FloatArray) -> float:
 
 
 def draw(scores: FloatArray, rng: np.random.Generator) -> tuple[int, FloatArray]:
-    """Draw `argmax_j (s_j + g_j)` with `g_j ~ Gumbel(0, 1)`: exactly the law `softmax(s)`.
+    """Draw `argmax_j (s_j + g_j)` with `g_j ~ Gumbel(0, 1)`, which has exactly the distribution `softmax(s)`.
 
-    The noise is returned because the `pivot` rule charges for this very draw. All payment rules share it, so one seed
-    gives one winner whatever the rule.
+    The payment rule `pivot` needs the noise of the draw. All payment rules share one draw, so a seed gives the same
+    winner under each of them.
 
     Args:
         scores: (M,), `s = lw + sum_i r_i / tau`.
-        rng: the only source of randomness.
+        rng: source of the noise.
 
     Returns:
-        The winner's index and the noise, (M,).
+        Index of the winner, and the noise, (M,).
     """
     noise = -np.log(rng.standard_exponential(scores.shape[0]))
     return int(np.argmax(scores + noise)), noise
 
 
 def streams_of(seed: int) -> tuple[int, int]:
-    """Return the seeds of an auction's candidates and of its draw: neither tells anything about the other.
+    """Return two seeds, one for an auction's candidates and one for its draw. Neither reveals the other.
 
     >>> streams_of(7)
     (8261862981338701, 298210822139840)

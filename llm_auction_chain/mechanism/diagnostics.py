@@ -1,4 +1,4 @@
-"""How far the weights can be trusted: effective sample size, largest share, Pareto k-hat."""
+"""How reliable the importance weights are: effective sample size, largest share, Pareto k-hat."""
 
 from dataclasses import dataclass
 
@@ -7,28 +7,30 @@ import numpy.typing as npt
 
 from llm_auction_chain.mechanism.allocation import FloatArray, log_mass, log_softmax
 
-__all__ = ["Diagnostics", "diagnose", "effective_sample_size", "pareto_smooth"]
+__all__ = ["Diagnostics", "diagnose", "effective_sample_size", "pareto_k_hat"]
 
-_FEWEST = 25  # draws below which a tail of five cannot be taken
-_SHORTEST = 5  # draws that make a tail
-_TIE = 1e-12  # weights that differ by less (relatively) are equal: sums of logs round
-_LEAST = 1e-300  # the reciprocal of a smaller excess would overflow
-_CUT = 225  # draws from which the tail grows like a square root
+_MIN_DRAWS = 25  # fewer draws have no tail of five
+_MIN_TAIL = 5
+_TIE = 1e-12  # weights whose relative difference is smaller are equal: sums of logs round
+_MIN_EXCESS = 1e-300  # the reciprocal of a smaller excess would overflow
+_SQUARE_ROOT = 225  # from so many draws on the length of the tail grows like a square root
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnostics:
-    """How many candidates the weights are really worth.
+    """How concentrated the weights and the distribution of the reply are.
 
     Attributes:
-        ess_weights: effective sample size of the log-weights, in draws, from 1 to the number of draws.
-        ess_probabilities: effective sample size of p, in candidates, 1..M.
+        ess_weights: effective number of draws by their weights, from 1 to the number of draws. Near 1 means that one
+            draw dominates.
+        ess_probabilities: effective number of candidates by p, 1..M.
         largest_share: the largest normalised weight of a draw, 0..1.
-        log_normaliser: `G_M = tau * log mean_j exp(lw_j + sum_i r_ij / tau)`, the mean over draws, money. Its mean
-            rises with M to J*, the welfare of the optimally fine-tuned model, and `(J* - E[G_M]) / tau` nats bound the
-            distance of the returned reply's law from that model's.
-        k_hat: Pareto shape of the weights' tail; None below 25 draws or where the tail has no five weights that differ
-            and do not underflow. Above 0.7 the weights are not to be trusted (Vehtari et al. 2024, arXiv 1507.02646).
+        log_normaliser: `G_M = tau * log mean_j exp(lw_j + sum_i r_ij / tau)`, the mean over draws, money. Its expected
+            value rises with M to J*, the welfare of the optimally fine-tuned model. `(J* - E[G_M]) / tau` nats bound
+            the distance between the distribution of the reply and that of the optimally fine-tuned model.
+        k_hat: Pareto shape of the tail of the weights. Above 0.7 the weights are unreliable (Vehtari et al. 2024,
+            arXiv 1507.02646). None for fewer than 25 draws, or if the tail has fewer than five weights that differ and
+            do not underflow.
     """
 
     ess_weights: float
@@ -47,15 +49,15 @@ def diagnose(
     tau: float,
     constant: float,
 ) -> Diagnostics:
-    """Return how far weights and law are concentrated, and the log-normaliser.
+    """Return the diagnostics of an auction.
 
     Args:
         log_weights: (M,), nats.
-        p: (M,), the law that was drawn from.
-        scores: `lw + sum_i r_i / tau` where lw is finite, less `constant / tau`.
-        draws: (M,), how many draws each candidate stands for; None: one each.
+        p: (M,), the distribution of the reply.
+        scores: (M,), `lw + sum_i r_i / tau - constant / tau`.
+        draws: (M,), number of draws that each candidate stands for; None for one each.
         tau: money per nat.
-        constant: what was taken out of every score, money.
+        constant: money.
     """
     each = log_weights if draws is None else np.repeat(log_weights - np.log(draws), draws)
     return Diagnostics(
@@ -63,12 +65,12 @@ def diagnose(
         ess_probabilities=float(1.0 / np.square(p).sum()),
         largest_share=float(np.exp(log_softmax(each)).max()),
         log_normaliser=float(tau * (log_mass(scores) - np.log(len(each)))) + constant,
-        k_hat=pareto_smooth(each)[1],
+        k_hat=pareto_k_hat(each),
     )
 
 
 def effective_sample_size(log_weights: FloatArray) -> float:
-    """Return `(sum_j w_j)^2 / sum_j w_j^2`, in candidates: M for equal weights, 1 where one weight is all.
+    """Return `(sum_j w_j)^2 / sum_j w_j^2`: M for equal weights, 1 if one weight is the whole sum.
 
     >>> effective_sample_size(np.zeros(16))
     16.0
@@ -77,46 +79,37 @@ def effective_sample_size(log_weights: FloatArray) -> float:
     return float(1.0 / np.square(weights).sum())
 
 
-def pareto_smooth(log_weights: FloatArray) -> tuple[FloatArray, float | None]:
-    """Replace the largest weights by the expected order statistics of a generalised Pareto law fitted to them.
-
-    Smoothing depends on the weights alone, never on a report, so truth stays dominant.
+def pareto_k_hat(log_weights: FloatArray) -> float | None:
+    """Return the shape of the generalised Pareto distribution that fits the largest weights.
 
     Args:
         log_weights: (M,), in nats; `-inf` allowed.
 
     Returns:
-        Normalised smoothed log-weights (M,), and k-hat: None, with the weights only normalised, where no tail can be
-        fitted (fewer than 25 draws, or a tail with no five weights that differ and do not underflow).
+        k-hat, or None if no tail can be fitted: fewer than 25 draws, or fewer than five weights in the tail that differ
+        and do not underflow.
 
     Source: Vehtari, Simpson, Gelman, Yao, Gabry 2024 (arXiv 1507.02646), section 3; fit by Zhang and Stephens 2009.
 
-    >>> pareto_smooth(np.zeros(8))[1] is None
+    >>> pareto_k_hat(np.zeros(8)) is None
     True
     """
     log_weights = np.asarray(log_weights, dtype=np.float64)
-    normalised = log_softmax(log_weights)
     m = log_weights.shape[0]
-    if m < _FEWEST:
-        return normalised, None
-    shifted = log_weights - log_weights.max()
-    length = m // 5 if m <= _CUT else int(3.0 * np.sqrt(m))
-    order = np.argsort(shifted, kind="stable")
-    tail = order[m - length :]
-    cutoff = np.exp(shifted[order[m - length - 1]])
-    excess = np.exp(shifted[tail]) - cutoff
-    least = max(_LEAST, _TIE * cutoff)
+    if m < _MIN_DRAWS:
+        return None
+    shifted = np.sort(log_weights - log_weights.max())
+    length = m // 5 if m <= _SQUARE_ROOT else int(3.0 * np.sqrt(m))
+    cutoff = np.exp(shifted[m - length - 1])
+    excess = np.exp(shifted[m - length :]) - cutoff
+    least = max(_MIN_EXCESS, _TIE * cutoff)
     if excess[_quartile(length)] <= least:  # ties with the cutoff, or weights that underflow
-        tail, excess = tail[excess > least], excess[excess > least]
-    if len(tail) < _SHORTEST or np.ptp(excess) <= _TIE * (excess[-1] + cutoff):
-        return normalised, None
+        excess = excess[excess > least]
+    if len(excess) < _MIN_TAIL or np.ptp(excess) <= _TIE * (excess[-1] + cutoff):
+        return None
     with np.errstate(all="ignore"):
         k_hat, sigma = _fit_generalised_pareto(excess)
-        if not (np.isfinite(k_hat) and sigma > 0.0):
-            return normalised, None
-        quantiles = (np.arange(len(tail)) + 0.5) / len(tail)
-        shifted[tail] = np.minimum(np.log(_quantile(quantiles, k_hat, sigma) + cutoff), 0.0)
-    return log_softmax(shifted), float(k_hat)
+    return float(k_hat) if np.isfinite(k_hat) and sigma > 0.0 else None
 
 
 def _quartile(n: int) -> int:
@@ -124,7 +117,7 @@ def _quartile(n: int) -> int:
 
 
 def _fit_generalised_pareto(excess: FloatArray) -> tuple[np.float64, np.float64]:
-    """Return shape and scale for ascending excesses (n,), with the weakly informative prior on the shape."""
+    """Return shape and scale that fit ascending excesses (n,), with a weakly informative prior on the shape."""
     n = len(excess)
     grid_size = 30 + int(np.sqrt(n))
     grid = 1.0 - np.sqrt(grid_size / (np.arange(1, grid_size + 1) - 0.5))
@@ -137,9 +130,3 @@ def _fit_generalised_pareto(excess: FloatArray) -> tuple[np.float64, np.float64]
     b = (grid[keep] * weights[keep]).sum() / weights[keep].sum()
     k = np.log1p(-b * excess).mean()
     return (n * k + 5.0) / (n + 10.0), -k / b
-
-
-def _quantile(probabilities: FloatArray, shape: np.float64, scale: np.float64) -> FloatArray:
-    if abs(shape) < np.finfo(np.float64).eps:
-        return np.asarray(-scale * np.log1p(-probabilities))
-    return np.asarray(scale * np.expm1(-shape * np.log1p(-probabilities)) / shape)

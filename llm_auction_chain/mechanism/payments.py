@@ -22,69 +22,69 @@ __all__ = ["PAYMENT_RULES", "LeaveOneOut", "PaymentRule", "charge", "leave_one_o
 PaymentRule = Literal["expected", "proportional", "influence", "pivot"]
 PAYMENT_RULES: tuple[PaymentRule, ...] = get_args(PaymentRule)
 
-_NO_CLICK = 1e-9  # a click less likely than this is none
-_BLOCK = 24 * 1024  # entries worked on at once, so that they stay in the processor's cache
+_NO_CLICK = 1e-9  # a smaller probability of a click counts as 0
+_BLOCK = 24 * 1024  # entries computed at a time, so that they stay in the processor's cache
 _OTHERS = 8  # rows whose leave-one-out sums are one product of matrices
-_FAINT = 1e-4  # a KL below this share of the sums it is the difference of is summed from non-negative terms instead
-_WIDE = 2048.0  # a report of more tau than this, divided out of p, would cost the law without it too many digits
-_DEEP = -707.0  # exponentials of less leave the normal numbers, are slow, and count as 0
-_GENTLE = 1 / 16  # where no report spans more (in tau), expm1 keeps more digits than exp
-_ROUNDING = 1e-14  # share of the spread, and of its square over tau, below which a payment has no digits
-_NEAR = 1 / 32  # up to here exp(-y) - 1 + y is computed by its series, beyond from expm1
+_FAINT = 1e-4  # a KL below this share of the sums whose difference it is gets summed from non-negative terms
+_WIDE = 2048.0  # dividing a report of more tau out of p would cost the counterfactual too many digits
+_DEEP = -707.0  # exponentials of smaller numbers are subnormal and slow; they count as 0
+_GENTLE = 1 / 16  # if no report spans more (in tau), expm1 keeps more digits than exp
+_ROUNDING = 1e-14  # a payment below this share of the spread, and of its square over tau, has no digits
+_NEAR = 1 / 32  # exp(-y) - 1 + y comes from its series for |y| up to this, from expm1 beyond
 _SERIES = [(-1.0) ** k / factorial(k + 2) for k in range(8)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LeaveOneOut:
-    """What would have happened without each agent.
+    """The auction without each agent, compared with the auction as it is.
 
     Attributes:
-        laws: (N, M), p_-i.
+        counterfactuals: (N, M), p_-i.
         expected: (N,), T, money.
         contributions: (N,), U, money.
-        pull: (N,), `tau * log(p / p_-i)` at the likeliest candidate, money.
+        pull: (N,), `tau * log(p / p_-i)` at the most likely candidate, money.
     """
 
-    laws: FloatArray
+    counterfactuals: FloatArray
     expected: FloatArray
     contributions: FloatArray
     pull: FloatArray
 
 
 def leave_one_out(rewards: FloatArray, log_weights: FloatArray, tau: float, log_p: FloatArray) -> LeaveOneOut:
-    """Return the laws without each agent, and each agent's expected payment and contribution.
+    """Return the counterfactual, the expected payment and the contribution of each agent.
 
-    `p_-i` is proportional to `c = p * exp(-r_i / tau)`, so one exponential per entry gives the law, and with
-    `KL(p || p_-i) = E_p[r_i] / tau + log sum_j c_j` the payment. Where that difference would lose digits the KL is
-    summed term by term, and where exponentials would overflow a row comes from sums that never contained the agent.
+    `p_-i` is proportional to `c = p * exp(-r_i / tau)`. One exponential per entry gives the counterfactual, and
+    `KL(p || p_-i) = E_p[r_i] / tau + log sum_j c_j` gives the payment. If that difference would lose digits, the KL is
+    summed term by term. If exponentials would overflow, the row comes from sums over the other agents.
 
     Args:
         rewards: (N, M), finite.
         log_weights: (M,), finite or `-inf`.
         tau: above 0.
-        log_p: (M,), the law with everybody.
+        log_p: (M,), the distribution with all agents.
     """
     low, high = rewards.min(axis=1), rewards.max(axis=1)
     spread = (high - low) / tau
-    law = _Law(log_p)
+    full = _Distribution(log_p)
     with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
-        laws, kl, gain, faint = _divide_out(rewards, tau, law, low, high)
+        without, kl, gain, faint = _divide_out(rewards, tau, full, low, high)
         wide = (spread > _WIDE) | ~np.isfinite(gain)
-        _term_by_term(rewards, tau, law, np.flatnonzero(faint & ~wide), (laws, kl, gain))
+        _term_by_term(rewards, tau, full, np.flatnonzero(faint & ~wide), (without, kl, gain))
         if wide.any():
-            _from_others(rewards, log_weights, tau, law, wide, (laws, kl, gain))
+            _from_others(rewards, log_weights, tau, full, wide, (without, kl, gain))
     idle = spread == 0.0
-    kl[idle], laws[idle], gain[idle] = 0.0, law.p, 0.0
+    kl[idle], without[idle], gain[idle] = 0.0, full.p, 0.0
     return LeaveOneOut(
-        laws=laws,
+        counterfactuals=without,
         expected=np.minimum(tau * kl, high - low),
-        contributions=np.maximum(rewards[:, law.mode] - tau * gain, low),
+        contributions=np.maximum(rewards[:, full.mode] - tau * gain, low),
         pull=tau * gain,
     )
 
 
-class _Law:
-    """The law with everybody, and its sums without the mode: they keep digits where p is nearly one candidate."""
+class _Distribution:
+    """The distribution with all agents. Sums without the mode keep their digits if p is nearly one candidate."""
 
     def __init__(self, log_p: FloatArray) -> None:
         self.log_p = log_p
@@ -97,64 +97,66 @@ class _Law:
 
 
 def _divide_out(
-    rewards: FloatArray, tau: float, law: _Law, low: FloatArray, high: FloatArray
+    rewards: FloatArray, tau: float, full: _Distribution, low: FloatArray, high: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray, npt.NDArray[np.bool_]]:
-    """Return laws, KL, `gain = log(p / p_-i)` at the mode, and where the KL lost digits: each report divided out of p.
+    """Divide each report out of p.
 
-    Rows that overflow are not finite.
+    Returns:
+        Counterfactuals, KL, `gain = log(p / p_-i)` at the mode, and the rows whose KL lost digits. Rows that overflow
+        are not finite.
     """
     n, m = rewards.shape
-    laws, mean, masses, growth = np.empty((n, m)), np.empty(n), np.empty(n), np.empty(n)
+    without, mean, masses, growth = np.empty((n, m)), np.empty(n), np.empty(n), np.empty(n)
     spread = (high - low) / tau
     gentle, reach = bool(spread.max(initial=0.0) <= _GENTLE), spread[spread <= _WIDE].max(initial=100.0)
-    # a constant in a report changes no law and no payment, but costs digits: a large one is taken out
+    # a constant in a report changes no probability and no payment but costs digits: subtract a large one
     large = np.maximum(np.abs(low), np.abs(high)) > np.minimum(2.0 * (high - low), 100.0 * tau)
-    zero = np.where(gentle | large, rewards[:, law.mode], 0.0)
-    shifted, deep = bool(zero.any()), bool(law.log_p.min() - reach < _DEEP)
+    zero = np.where(gentle | large, rewards[:, full.mode], 0.0)
+    shifted, deep = bool(zero.any()), bool(full.log_p.min() - reach < _DEEP)
     buffer = np.empty((min(n, _rows(m)), m))  # reused by every block
     for rows in _blocks(n, m):
         block = rewards[rows] - zero[rows, None] if shifted else rewards[rows]
         c = np.multiply(block, -1.0 / tau, out=buffer[: len(block)])
-        mean[rows] = _dot(c, law.p_elsewhere)
+        mean[rows] = _dot(c, full.p_elsewhere)
         if gentle:
             np.expm1(c, out=c)
-            growth[rows] = _dot(c, law.p_elsewhere)
+            growth[rows] = _dot(c, full.p_elsewhere)
             c += 1.0
-            c *= law.p
+            c *= full.p
         else:
-            c += law.log_p
+            c += full.log_p
             _exp(c, deep=deep)
-        masses[rows] = _dot(c, law.elsewhere)
-        np.multiply(c, (1.0 / (masses[rows] + c[:, law.mode]))[:, None], out=laws[rows])
-    at_mode = (rewards[:, law.mode] - zero) / tau
+        masses[rows] = _dot(c, full.elsewhere)
+        np.multiply(c, (1.0 / (masses[rows] + c[:, full.mode]))[:, None], out=without[rows])
+    at_mode = (rewards[:, full.mode] - zero) / tau
     if not gentle:  # E_p[exp((r_mode - r) / tau)] - 1
-        growth = masses * np.exp(at_mode) - law.rest
+        growth = masses * np.exp(at_mode) - full.rest
     # log sum_j c_j with the report set to 0 at the mode
-    absolute = np.log(masses + law.p[law.mode] * np.exp(-at_mode)) + at_mode
+    absolute = np.log(masses + full.p[full.mode] * np.exp(-at_mode)) + at_mode
     gain = np.where(growth > -0.5, np.log1p(growth), absolute)  # noqa: PLR2004
-    kl = gain - (mean + at_mode * law.rest)
-    rounding = spread if gentle else 1.0 + spread - np.log(law.rest)  # of a term of either sum, in its last digits
-    return laws, kl, gain, kl < _FAINT * law.rest * rounding
+    kl = gain - (mean + at_mode * full.rest)
+    rounding = spread if gentle else 1.0 + spread - np.log(full.rest)  # of a term of either sum
+    return without, kl, gain, kl < _FAINT * full.rest * rounding
 
 
 def _term_by_term(
     rewards: FloatArray,
     tau: float,
-    law: _Law,
+    full: _Distribution,
     chosen: npt.NDArray[np.intp],
     out: tuple[FloatArray, FloatArray, FloatArray],
 ) -> None:
-    """Overwrite KL and gain of rows: `KL = log1p(E_p[exp(-y) - 1 + y])` for `y = (r_i - E_p[r_i]) / tau`."""
-    laws, kl, gain = out
+    """Overwrite KL and gain of the chosen rows: `KL = log1p(E_p[exp(-y) - 1 + y])` for `y = (r_i - E_p[r_i]) / tau`."""
+    without, kl, gain = out
     for rows in _blocks(len(chosen), rewards.shape[1]):
         few = chosen[rows]
         y = rewards[few]
-        y -= rewards[few, law.mode, None]
+        y -= rewards[few, full.mode, None]
         y /= tau
-        drift = _dot(y, law.p)
+        drift = _dot(y, full.p)
         y -= drift[:, None]
-        grown = laws[few] * np.exp(kl[few, None]) if y.min() < -1.0 else None
-        kl[few] = np.log1p(_excess(law.p, y, grown))
+        grown = without[few] * np.exp(kl[few, None]) if y.min() < -1.0 else None
+        kl[few] = np.log1p(_excess(full.p, y, grown))
         gain[few] = kl[few] - drift
 
 
@@ -167,12 +169,12 @@ def _blocks(n: int, m: int) -> Iterator[slice]:
 
 
 def _dot(matrix: FloatArray, column: FloatArray) -> FloatArray:
-    """Return `matrix @ column`, row by row: BLAS would wait for a second thread, which costs more than it brings."""
+    """Return `matrix @ column`, row by row: BLAS would wait for a second thread, which costs more than it saves."""
     return np.asarray(np.matmul(matrix[:, None, :], column)[:, 0])
 
 
 def _exp(values: FloatArray, *, deep: bool) -> None:
-    """Replace values by their exponentials; `deep` where some may be below -707, whose exponentials are then 0."""
+    """Replace values by their exponentials. With `deep`, values may be below -707; their exponentials become 0."""
     if deep:
         np.maximum(values, _DEEP, out=values)
     np.exp(values, out=values)
@@ -184,13 +186,13 @@ def _from_others(
     rewards: FloatArray,
     log_weights: FloatArray,
     tau: float,
-    law: _Law,
+    full: _Distribution,
     chosen: npt.NDArray[np.bool_],
     out: tuple[FloatArray, FloatArray, FloatArray],
 ) -> None:
-    """Overwrite the rows `chosen` of laws, KL and gain from sums over the other agents, in log space."""
-    laws, kl, gain = out
-    mode = law.mode
+    """Overwrite the chosen rows of counterfactuals, KL and gain, from sums over the other agents in log space."""
+    without, kl, gain = out
+    mode = full.mode
     weights = log_weights - log_weights[mode]
     starts = range(0, len(rewards), _OTHERS)
     sums = np.stack([(rewards[k : k + _OTHERS] - rewards[k : k + _OTHERS, mode, None]).sum(axis=0) for k in starts])
@@ -213,9 +215,9 @@ def _from_others(
             c /= total[:, None]
             d = block[rows] / tau
             rows += start
-            laws[rows], gain[rows] = c, law.log_p[mode] + top + np.log(total)
+            without[rows], gain[rows] = c, full.log_p[mode] + top + np.log(total)
             d += gain[rows, None]
-            kl[rows] = _excess(law.p, d, c)
+            kl[rows] = _excess(full.p, d, c)
         before = before + sums[k]
 
 
@@ -223,8 +225,8 @@ def _excess(p: FloatArray, y: FloatArray, grown: FloatArray | None) -> FloatArra
     """Return `sum_j p_j * (exp(-y_j) - 1 + y_j)`, a sum of non-negative terms, along the last axis.
 
     With `y = log p - log q` this is `KL(p || q)`; with `y = x - E_p[x]` it is `E_p[exp(-y)] - 1`.
-    `grown`, which is `p * exp(-y)` from another source, keeps what p lost to underflow; it is used only where y < -1,
-    since nearer to 0 the difference would cancel. None: y is nowhere less than -1.
+    `grown` is `p * exp(-y)` from another source: it is right even where p underflows. It is used only where y < -1,
+    since the difference would cancel nearer to 0. It may be None if y is at least -1 everywhere.
     """
     reach = max(-y.min(), y.max())
     x = y if reach <= _NEAR else np.clip(y, -_NEAR, _NEAR)
@@ -253,17 +255,17 @@ def charge(
     mode: int,
     without: LeaveOneOut,
 ) -> FloatArray:
-    """Return what each agent is charged for this draw; over draws every rule has mean T.
+    """Return what each agent is charged for this draw. Its expected value over draws is T under every rule.
 
     Args:
         rule: one of `PAYMENT_RULES`.
         rewards: (N, M), finite.
         scores: (M,), `lw + sum_i r_i / tau`.
         noise: (M,), the Gumbel noise of the draw.
-        winner: the index drawn.
+        winner: index of the winner.
         tau: above 0.
-        mode: index of the likeliest candidate.
-        without: what would have happened without each agent.
+        mode: index of the most likely candidate.
+        without: the auction without each agent.
 
     Raises:
         RewardError: `proportional` with a negative reward.
@@ -275,8 +277,8 @@ def charge(
     if rule == "proportional":
         if (rewards < 0).any():
             raise RewardError(
-                "payment_rule='proportional' needs rewards >= 0, and a report is negative. "
-                "Use 'expected', 'influence' or 'pivot', or shift the report."
+                "Rewards must be at least 0 under payment_rule='proportional', and a report is negative. "
+                "Use 'expected', 'influence' or 'pivot', or add a constant to the report."
             )
         value = without.contributions + expected  # E_p[r]
         share = np.divide(expected, value, out=np.zeros_like(expected), where=value > 0)
@@ -286,7 +288,7 @@ def charge(
     paid = np.empty(len(rewards))
     gap = tau * ((scores - scores[winner]) + (noise - noise[winner]))
     for rows in _blocks(*rewards.shape):
-        # what the others lose because the winner is not theirs: max_j (z_j - r_ij) - (z_j* - r_ij*)
+        # what the others lose by this winner: max_j (z_j - r_ij) - (z_j* - r_ij*)
         lost = drawn[rows, None] - rewards[rows]
         lost += gap
         paid[rows] = lost.max(axis=1)
@@ -294,11 +296,11 @@ def charge(
 
 
 def owner_shares(groups: npt.NDArray[np.int64], alone: FloatArray, spreads: FloatArray, tau: float) -> FloatArray:
-    """Return each agent's share of its owner's payment: in proportion to `alone`, equal where that is rounding.
+    """Return each agent's share of its owner's payment: proportional to `alone`, or equal if `alone` is only rounding.
 
     Args:
-        groups: (N,), the owner of each agent, numbered from 0.
-        alone: (N,), what each would pay as its own owner, money.
+        groups: (N,), the number of each agent's owner, from 0.
+        alone: (N,), what each agent would pay as its own owner, money.
         spreads: (N,), `max_j r_ij - min_j r_ij`, money.
         tau: above 0.
 
@@ -314,18 +316,18 @@ def owner_shares(groups: npt.NDArray[np.int64], alone: FloatArray, spreads: Floa
 def price_per_click(
     rule: PaymentRule, *, expected: float, paid: float, probabilities: FloatArray, clicks: npt.ArrayLike, winner: int
 ) -> float | None:
-    """Return what is charged when the user clicks, in place of the payment: on average over clicks it is the payment.
+    """Return the charge for a click, which replaces the payment. Its expected value over clicks is the payment.
 
-    Under `expected` and `proportional` it is `T_i / E_p[click-through]`, under `pivot` and `influence` the payment over
-    the drawn reply's click-through. None where no click is expected.
+    Under `expected` and `proportional` it is `T_i / E_p[click-through]`. Under `pivot` and `influence` it is the
+    payment divided by the click-through of the winner. It is None if no click is expected.
 
     Args:
         rule: one of `PAYMENT_RULES`.
         expected: T_i, money.
         paid: the payment for this draw, money.
         probabilities: (M,), p.
-        clicks: (M,), the predicted probability of a click on every candidate.
-        winner: the index drawn.
+        clicks: (M,), predicted probability of a click on each candidate.
+        winner: index of the winner.
 
     >>> price_per_click("expected", expected=1.0, paid=1.0, probabilities=np.ones(1), clicks=[0.5], winner=0)
     2.0

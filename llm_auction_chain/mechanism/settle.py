@@ -1,4 +1,4 @@
-"""`settle`: from reports and weights to a reply and its payments. The one entry to the mechanism."""
+"""`settle` turns reports and weights into a winner and payments. It is the only entry to the mechanism."""
 
 import math
 import secrets
@@ -15,33 +15,35 @@ from llm_auction_chain.errors import ConfigurationError, RewardError
 from llm_auction_chain.mechanism.allocation import FloatArray, draw, log_softmax
 from llm_auction_chain.mechanism.diagnostics import Diagnostics, diagnose
 from llm_auction_chain.mechanism.payments import PAYMENT_RULES, PaymentRule, charge, leave_one_out, owner_shares
+from llm_auction_chain.validators import choice, refuse, whole_number
 
 __all__ = ["LARGEST_REWARD", "Settlement", "check_payment_rule", "check_tau", "settle"]
 
-LARGEST_REWARD = 1e100  # sums and quotients of such numbers stay within float64
+LARGEST_REWARD = 1e100  # sums and quotients of such numbers fit into float64
 _TAU_RANGE = (1e-100, 1e100)
 _MOST_DRAWS = 2**31
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Settlement:
-    """What one auction decided, and why. Arrays are read-only; N agents, M candidates; money in the agents' unit.
+    """The result of one auction of N agents over M candidates. Arrays are read-only; money is in the agents' unit.
 
     Attributes:
-        probabilities: (M,), p, the law the reply was drawn from.
-        log_probabilities: (M,), log p, nats; finite where p underflows to 0, `-inf` for what is never drawn.
-        counterfactuals: (N, M), p_-i, the law without agent i (and without its owner's other agents).
-        winner: index of the drawn candidate.
+        probabilities: (M,), p, the distribution of the reply.
+        log_probabilities: (M,), log p, nats; finite even where p underflows to 0, `-inf` for a candidate that is never
+            drawn.
+        counterfactuals: (N, M), p_-i, the distribution without agent i and the other agents of its owner.
+        winner: index of the candidate that was drawn.
         noise: (M,), the Gumbel noise of the draw.
         expected_payments: (N,), T_i = tau * KL(p || p_-i), money; 0 for an agent that never pays.
-        payments: (N,), charged for this draw, money.
-        contributions: (N,), U_i = G(b) - G(b_-i), what each adds to welfare, money; for one that pays, also what it
-            gains: E_p[r_i] - T_i.
+        payments: (N,), the payments for this draw, money.
+        contributions: (N,), U_i = G(b) - G(b_-i), what each agent adds to welfare, money. For an agent that pays it
+            is also the expected gain, E_p[r_i] - T_i.
         revenue: the sum of `payments`, money.
-        diagnostics: how far weights and law are concentrated.
+        diagnostics: how reliable the weights are.
         tau: weight of the reference model, money per nat.
         payment_rule: the rule that `payments` follow.
-        seed: gives this draw again; None where an `rng` was handed in.
+        seed: the seed that repeats this draw; None if `rng` was passed.
     """
 
     probabilities: FloatArray
@@ -60,13 +62,13 @@ class Settlement:
 
     @cached_property
     def influences(self) -> FloatArray:
-        """(N,), total variation between p and p_-i: how far each agent moved the draw, 0..1."""
+        """(N,), total variation distance between p and p_-i, 0..1: how much each agent changed the distribution."""
         moved: FloatArray = np.abs(self.counterfactuals - self.probabilities).sum(axis=1) / 2.0
         return np.minimum(moved, 1.0)
 
     @cached_property
     def winners_without(self) -> npt.NDArray[np.int64]:
-        """(N,), the candidate that the same noise draws from p_-i: the reply as it would be without each agent."""
+        """(N,), the winner without each agent, for the same noise."""
         with np.errstate(divide="ignore"):
             return np.asarray(np.argmax(np.log(self.counterfactuals) + self.noise, axis=1), dtype=np.int64)
 
@@ -83,32 +85,34 @@ def settle(
     rng: np.random.Generator | None = None,
     seed: int | None = None,
 ) -> Settlement:
-    """Draw from `p = softmax(lw + sum_i r_i / tau)` and charge payments with mean `T_i = tau * KL(p || p_-i)`.
+    """Draw a winner from `p = softmax(lw + sum_i r_i / tau)` and charge `T_i = tau * KL(p || p_-i)` in expectation.
 
-    Truth is every agent's best report for every finite set of candidates: a misreport loses exactly
+    The truth is every agent's best report, for every finite set of candidates: a misreport loses exactly
     `tau * KL(p(misreport) || p(truth))`.
 
     Args:
         rewards: (N, M), reports in money, finite; N may be 0 (shape (0, M)).
-        log_weights: (M,), `log pi_ref(y_j) - log pi_gen(y_j)` in nats; None means all 0. `-inf` is never drawn.
+        log_weights: (M,), `log pi_ref(y_j) - log pi_gen(y_j)` in nats; None for all 0. A candidate with `-inf` is never
+            drawn.
         tau: weight of the reference model, money per nat, above 0.
         payment_rule: `expected`, `proportional`, `influence` or `pivot`.
-        owners: (N,), who pays for each agent; agents of one owner are summed into one report, and the owner's payment
-            is shared in proportion to what each would pay alone, equally where that is no more than rounding. None:
-            every agent pays for itself.
-        pays: (N,), False for a player whose welfare counts and who is never charged: the user, the platform. What the
-            others pay stays the Clarke payment against that welfare. Agents of one owner all pay, or none does.
-        draws: (M,), how many equal draws each candidate stands for, its log-weight being theirs by log-add-exp. None:
-            one each. Only the diagnostics, which speak of draws, depend on it.
-        rng: the source of the draw; excludes `seed`.
-        seed: replays a draw. With neither, a fresh seed is taken and kept in the result.
+        owners: (N,), the owner of each agent. The reports of one owner are summed, and its payment is divided among its
+            agents in proportion to what each would pay alone, or equally if that is only rounding. None if every agent
+            is its own owner.
+        pays: (N,), False for an agent that is never charged although its welfare counts, such as the user or the
+            platform. The others still pay the Clarke payment for that welfare. Either all agents of an owner pay or
+            none does.
+        draws: (M,), number of equal draws that each candidate stands for; its log-weight is the log-add-exp of theirs.
+            None for one each. Only the diagnostics depend on it.
+        rng: the source of randomness; excludes `seed`.
+        seed: seed of the draw. Without `rng` and `seed` a fresh seed is used. The result contains the seed.
 
     Raises:
-        ConfigurationError: tau, payment rule, owners, pays, draws, rng or seed that no auction can run with.
-        RewardError: rewards or log-weights of wrong shape, not finite, or, where the agent pays, negative under
-            `proportional`.
+        ConfigurationError: tau, payment_rule, owners, pays, draws, rng or seed is not valid.
+        RewardError: rewards or log-weights have the wrong shape or are not finite, or an agent that pays has a negative
+            reward under `proportional`.
 
-    Source: arXiv 2405.05905, sections 4 and 5; `pivot` is the Gumbel form of the same law.
+    Source: arXiv 2405.05905, sections 4 and 5; `pivot` is the Gumbel form of the same distribution.
 
     >>> outcome = settle([[0.0, 2.0]], tau=1.0, seed=7)
     >>> outcome.probabilities.round(3).tolist(), outcome.expected_payments.round(3).tolist()
@@ -124,7 +128,7 @@ def settle(
     rng, seed = _generator(rng, seed)
 
     dead = np.isneginf(weights)
-    if dead.any():  # what is never drawn copies what can be: its rewards count for nothing
+    if dead.any():  # rewards for a candidate that is never drawn do not count: copy those of one that can be drawn
         reports = reports.take(np.where(dead, np.argmin(dead), np.arange(m)), axis=1)
     paying = reports if groups is None else _sum_by(groups, reports)
     total, constant = _total(reports, weights, tau)
@@ -136,21 +140,21 @@ def settle(
     mode = int(np.argmax(log_p))
     charged = paying if free is None else _chargeable(paying, free, groups)
     paid = charge(rule, charged, scores=scores, noise=noise, winner=winner, tau=tau, mode=mode, without=without)
-    laws, expected, contributions = without.laws, without.expected, without.contributions
+    counterfactuals, expected, contributions = without.counterfactuals, without.expected, without.contributions
     if groups is not None:
         alone = leave_one_out(reports, weights, tau, log_p).expected
         shares = owner_shares(groups, alone, np.ptp(reports, axis=1), tau)
-        laws = laws[groups]
+        counterfactuals = counterfactuals[groups]
         expected, paid = expected[groups] * shares, paid[groups] * shares
         contributions = np.einsum("ij,j->i", reports, p) - expected
     if free is not None:
         expected, paid = np.where(free, 0.0, expected), np.where(free, 0.0, paid)
-    for array in (p, log_p, laws, noise, expected, paid, contributions):
+    for array in (p, log_p, counterfactuals, noise, expected, paid, contributions):
         array.setflags(write=False)
     return Settlement(
         probabilities=p,
         log_probabilities=log_p,
-        counterfactuals=laws,
+        counterfactuals=counterfactuals,
         winner=winner,
         noise=noise,
         expected_payments=expected,
@@ -165,29 +169,32 @@ def settle(
 
 
 def check_tau(tau: float) -> float:
-    """Return tau as a float, or raise `ConfigurationError`."""
+    """Return tau as a float if it is a number above 0.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
     try:
         number = _numbers(tau)
         value = math.nan if number.ndim else number.item()
     except (TypeError, ValueError):
         value = math.nan
     except OverflowError:
-        value = tau = math.inf
+        value = math.inf
     if not _TAU_RANGE[0] <= value <= _TAU_RANGE[1]:
-        raise ConfigurationError(
-            f"tau is {tau!r}; it must be a finite number above 0 (within 1e-100..1e100). "
-            "Small tau: the agents decide; large tau: the reference model does."
-        )
+        hint = "With a small tau the agents decide, with a large tau the reference model."
+        raise refuse("tau", "a number above 0, from 1e-100 to 1e100", tau, hint)
     return value
 
 
 def check_payment_rule(rule: str) -> PaymentRule:
-    """Return the payment rule, or raise `ConfigurationError`."""
-    if isinstance(rule, str):
-        for known in PAYMENT_RULES:
-            if rule == known:
-                return known
-    raise ConfigurationError(f"payment_rule is {rule!r}; choose one of {', '.join(map(repr, PAYMENT_RULES))}.")
+    """Return the payment rule if it is one of `PAYMENT_RULES`.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    checked: PaymentRule = choice("payment_rule", rule, PAYMENT_RULES)
+    return checked
 
 
 def _check_matrix(rewards: npt.ArrayLike, log_weights: npt.ArrayLike | None) -> tuple[FloatArray, FloatArray]:
@@ -195,40 +202,39 @@ def _check_matrix(rewards: npt.ArrayLike, log_weights: npt.ArrayLike | None) -> 
         reports = _numbers(rewards)
     except (TypeError, ValueError, OverflowError) as error:
         raise RewardError(
-            "rewards must be a matrix of numbers of at most 1e100 in size, one row per agent, one column per candidate."
+            "rewards must be a matrix of numbers from -1e100 to 1e100, with a row per agent and a column per candidate."
         ) from error
     if reports.ndim != 2:  # noqa: PLR2004
         raise RewardError(
-            f"rewards have shape {reports.shape}; they must have shape (agents, candidates). "
+            f"rewards must have shape (agents, candidates), got {reports.shape}. "
             "Without agents pass an array of shape (0, candidates)."
         )
     _n, m = reports.shape
     if m == 0:
-        raise RewardError("There are no candidates to draw from; rewards need at least one column.")
+        raise RewardError("rewards must have at least one column: there is no candidate to draw.")
     _check_finite(reports)
     weights = np.zeros(m) if log_weights is None else _check_weights(log_weights, m)
     return reports, weights
 
 
 def _numbers(values: npt.ArrayLike) -> FloatArray:
-    """Return values as float64, or raise: NumPy would take flags, texts and dates for numbers, too."""
-    given = np.asarray(values) if hasattr(values, "__array__") else np.asarray(values, dtype=object)
-    if given.dtype == object:
-        for kind in set(map(type, given.flat)):
+    """Return values as float64, or raise. NumPy alone would accept booleans, texts and dates."""
+    array = np.asarray(values) if hasattr(values, "__array__") else np.asarray(values, dtype=object)
+    if array.dtype == object:
+        for kind in set(map(type, array.flat)):
             if not issubclass(kind, Real | Decimal) or issubclass(kind, bool | np.timedelta64):
                 raise TypeError(f"{kind.__name__} is not a number")
-    elif given.dtype.kind not in "iuf":
-        raise TypeError(f"{given.dtype} is not a type of numbers")
-    return np.asarray(given, dtype=np.float64, order="C")
+    elif array.dtype.kind not in "iuf":
+        raise TypeError(f"{array.dtype} is not a type of numbers")
+    return np.asarray(array, dtype=np.float64, order="C")
 
 
 def _check_finite(reports: FloatArray) -> None:
     if reports.min(initial=0.0) >= -LARGEST_REWARD and reports.max(initial=0.0) <= LARGEST_REWARD:  # false for nan
         return
-    refused = np.argwhere(~(np.abs(reports) <= LARGEST_REWARD))
-    i, j = refused[0]
+    i, j = np.argwhere(~(np.abs(reports) <= LARGEST_REWARD))[0]
     raise RewardError(
-        f"Agent {i} reported {reports[i, j]} for candidate {j}; rewards must be finite and at most 1e100 in size."
+        f"rewards must be numbers from -1e100 to 1e100, got {reports[i, j]} of agent {i} for candidate {j}."
     )
 
 
@@ -236,13 +242,13 @@ def _check_weights(log_weights: npt.ArrayLike, m: int) -> FloatArray:
     try:
         weights = _numbers(log_weights)
     except (TypeError, ValueError, OverflowError) as error:
-        raise RewardError("log_weights must be numbers, one per candidate.") from error
+        raise RewardError("log_weights must be a list of numbers, one per candidate.") from error
     if weights.shape != (m,):
-        raise RewardError(f"log_weights have shape {weights.shape}; with {m} candidates they must have shape ({m},).")
+        raise RewardError(f"log_weights must have shape ({m},) for {m} candidates, got {weights.shape}.")
     if np.isnan(weights).any() or weights.max() > LARGEST_REWARD:
-        raise RewardError("log_weights must be numbers or -inf; one is nan, +inf or beyond 1e100.")
+        raise RewardError("log_weights must be -inf or numbers of at most 1e100; one is nan or larger.")
     if weights.max() < -LARGEST_REWARD:
-        raise RewardError("Every log_weight is -inf: no candidate can be drawn.")
+        raise RewardError("log_weights must not all be -inf: no candidate could be drawn.")
     return np.where(weights < -LARGEST_REWARD, -np.inf, weights)
 
 
@@ -253,35 +259,37 @@ def _group(owners: Sequence[Hashable] | None, n: int) -> "np.ndarray[tuple[int],
     try:
         groups = np.array([index.setdefault(owner, len(index)) for owner in owners], dtype=np.int64)
     except TypeError as error:
-        raise ConfigurationError(f"owners is {owners!r}; give a list of names, one per agent.") from error
+        raise refuse("owners", "a list with one name per agent", owners) from error
     if isinstance(owners, str) or len(groups) != n:
-        raise ConfigurationError(f"owners has {len(groups)} entries for {n} agents; give one owner per agent.")
+        raise refuse("owners", f"a list with one name for each of the {n} agents", owners)
     return None if len(index) == n else groups
 
 
 def _check_pays(
     pays: Sequence[bool] | None, groups: "np.ndarray[tuple[int], np.dtype[np.int64]] | None", n: int
 ) -> npt.NDArray[np.bool_] | None:
-    """Return who never pays, (N,), or None where everybody does."""
+    """Return which agents never pay, (N,), or None if all pay."""
     if pays is None:
         return None
     paying = np.asarray(pays)
     if paying.shape != (n,) or (n and paying.dtype != np.bool_):
-        raise ConfigurationError(f"pays is {pays!r}; give True or False for each of the {n} agents.")
+        raise refuse("pays", f"True or False for each of the {n} agents", pays)
     if n == 0 or paying.all():
         return None
     if groups is not None and len(set(zip(groups.tolist(), paying.tolist(), strict=True))) > groups.max() + 1:
-        raise ConfigurationError("An owner has agents that pay and agents that do not; give the latter another owner.")
+        raise ConfigurationError(
+            "An owner has agents that pay and agents that never pay. Give the latter another owner."
+        )
     return ~paying
 
 
 def _chargeable(
     paying: FloatArray, free: npt.NDArray[np.bool_], groups: "np.ndarray[tuple[int], np.dtype[np.int64]] | None"
 ) -> FloatArray:
-    """Return the payers' reports with those that are never charged set to 0."""
-    spared = np.zeros(len(paying), dtype=bool)
-    spared[np.arange(len(paying)) if groups is None else groups] = free
-    return np.where(spared[:, None], 0.0, paying)
+    """Return the owners' reports, with 0 for owners that are never charged."""
+    exempt = np.zeros(len(paying), dtype=bool)
+    exempt[np.arange(len(paying)) if groups is None else groups] = free
+    return np.where(exempt[:, None], 0.0, paying)
 
 
 def _check_draws(draws: npt.ArrayLike | None, m: int) -> npt.NDArray[np.int64] | None:
@@ -292,22 +300,21 @@ def _check_draws(draws: npt.ArrayLike | None, m: int) -> npt.NDArray[np.int64] |
     except (TypeError, ValueError, OverflowError):
         counts = np.empty(0)
     if counts.shape != (m,) or not np.all((counts >= 1) & (counts <= _MOST_DRAWS) & (counts == np.floor(counts))):
-        raise ConfigurationError(f"draws is {draws!r}; with {m} candidates give {m} whole numbers of at least 1.")
+        raise refuse("draws", f"{m} whole numbers of at least 1, one per candidate", draws)
     return counts.astype(np.int64)
 
 
 def _generator(rng: np.random.Generator | None, seed: int | None) -> tuple[np.random.Generator, int | None]:
     if rng is not None:
         if seed is not None:
-            raise ConfigurationError("Give rng or seed, not both.")
+            raise ConfigurationError("Pass rng or seed, not both.")
         if not isinstance(rng, np.random.Generator):
-            raise ConfigurationError(f"rng is {rng!r}; give a NumPy Generator, or the number as seed.")
+            raise refuse("rng", "a NumPy Generator", rng, "Pass a number as seed.")
         return rng, None
     if seed is None:
         seed = secrets.randbits(53)
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ConfigurationError(f"seed is {seed!r}; it must be a whole number of at least 0.")
-    return np.random.default_rng(int(seed)), int(seed)
+    seed = whole_number("seed", int(seed) if isinstance(seed, np.integer) else seed)
+    return np.random.default_rng(seed), seed
 
 
 def _sum_by(groups: npt.NDArray[np.int64], reports: FloatArray) -> FloatArray:
@@ -318,7 +325,7 @@ def _sum_by(groups: npt.NDArray[np.int64], reports: FloatArray) -> FloatArray:
 
 
 def _total(reports: FloatArray, weights: FloatArray, tau: float) -> tuple[FloatArray, float]:
-    """Return the summed report (M,) less a constant, and that constant: large ones would cost digits."""
+    """Return the sum of the reports (M,) less a constant, and that constant: a large one would cost digits."""
     total, constant = reports.sum(axis=0), 0.0
     if np.abs(reports[:, 0]).sum() > 32.0 * np.ptp(total):
         total, constant = (reports - reports[:, :1]).sum(axis=0), float(reports[:, 0].sum())

@@ -250,7 +250,7 @@ async def test_a_call_chooses_tau_candidates_agents_and_model_by_its_config(inte
     wanted = {name: CHOSEN[field.id] for name, field in FIELDS.items()}
     assert outcome(reply) == outcome(auction(interface, **wanted).invoke("Speak"))
     assert len(reply.text) == 5
-    with pytest.raises(ConfigurationError, match="tau is -1"):
+    with pytest.raises(ConfigurationError, match="tau must be a number above 0"):
         runnable.invoke("Speak", {"configurable": {"the_tau": -1.0}})
 
 

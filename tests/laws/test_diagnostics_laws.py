@@ -1,4 +1,4 @@
-"""What the diagnostics say of the weights: their definitions, and k-hat and smoothing against arviz."""
+"""What the diagnostics say of the weights: their definitions, and k-hat against arviz."""
 
 import warnings
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_auction_chain.mechanism import effective_sample_size, pareto_smooth, settle
+from llm_auction_chain.mechanism import pareto_k_hat, settle
 
 
 @st.composite
@@ -74,8 +74,7 @@ WEIGHTS = {
 
 @pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize("size", [25, 60, 64, 225, 226, 1000])
-def test_k_hat_and_smoothing_agree_with_arviz(size, kind):
-    """Wherever arviz is finite. It gives tied weights their quantiles in another order, so both are sorted."""
+def test_k_hat_agrees_with_arviz(size, kind):
     from arviz_stats.base import array_stats
 
     compared = 0
@@ -84,41 +83,26 @@ def test_k_hat_and_smoothing_agree_with_arviz(size, kind):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                theirs, their_k = array_stats.psislw(-weights)
+                smoothed, their_k = array_stats.psislw(-weights)
             except ValueError:  # a tail of equal weights
-                assert pareto_smooth(weights)[1] is None
+                assert pareto_k_hat(weights) is None
                 continue
-        if np.isfinite(their_k) and not np.isnan(theirs).any():
-            smoothed, k_hat = pareto_smooth(weights)
-            assert k_hat == pytest.approx(float(their_k), abs=1e-6)
-            np.testing.assert_allclose(np.sort(smoothed), np.sort(theirs), atol=1e-6)
+        if np.isfinite(their_k) and not np.isnan(smoothed).any():
+            assert pareto_k_hat(weights) == pytest.approx(float(their_k), abs=1e-6)
             compared += 1
     assert compared > 0
 
 
-@pytest.mark.parametrize("scale", [5, 20, 50, 100, 300, 1000, 1e4, 1e99])
-@pytest.mark.parametrize("size", [25, 32, 64, 128, 500])
-def test_weights_however_wide_have_a_k_hat_or_none(scale, size):
+@pytest.mark.parametrize("scale", [5, 20, 100, 300, 1000, 1e4, 1e99])
+@pytest.mark.parametrize("size", [25, 32, 128, 500])
+def test_wide_weights_have_a_k_hat_above_its_limit_as_long_as_five_of_the_tail_do_not_underflow(scale, size):
     for seed in range(10):
         weights = np.random.default_rng([size, seed]).normal(scale=scale, size=size)
         k_hat = settle(np.ones((1, size)), weights, tau=1.0, seed=1).diagnostics.k_hat
-        assert k_hat is None or np.isfinite(k_hat)
-        assert not np.isnan(pareto_smooth(weights)[0]).any()
-
-
-def test_the_weights_that_once_divided_by_zero_have_a_k_hat_or_none():
-    rng = np.random.default_rng(22)
-    weights = rng.normal(scale=rng.choice([5, 20, 50, 100, 300, 1000, 1e4]), size=rng.choice([25, 32, 64, 128, 500]))
-    k_hat = settle(np.ones((1, len(weights))), weights, tau=1.0, seed=1).diagnostics.k_hat
-    assert k_hat is None or np.isfinite(k_hat)
-
-
-def test_k_hat_is_none_where_no_tail_can_be_fitted():
-    assert pareto_smooth(np.arange(24.0))[1] is None
-    assert pareto_smooth(np.zeros(100))[1] is None
-    assert pareto_smooth(1e-15 * np.arange(100.0))[1] is None
-    assert pareto_smooth(-1000.0 * np.arange(100.0))[1] is None
-
-
-def test_the_effective_sample_size_counts_equal_weights():
-    assert effective_sample_size(np.array([0.0, 0.0, -np.inf])) == pytest.approx(2.0)
+        ascending = np.sort(np.exp(weights - weights.max()))
+        length = size // 5 if size <= 225 else int(3 * np.sqrt(size))
+        usable = np.sum(ascending[-length:] - ascending[-length - 1] > 1e-300)
+        assert (k_hat is None) == (usable < 5)
+        if k_hat is not None:
+            assert np.isfinite(k_hat)
+            assert k_hat > 0.7 or scale < 20

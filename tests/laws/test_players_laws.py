@@ -68,7 +68,7 @@ def test_agents_of_one_owner_all_pay_or_none_does():
 
 @pytest.mark.parametrize("pays", [[True], [1, 0], "ab", [[True, False]], [None, None]])
 def test_pays_is_one_flag_per_agent(pays):
-    with pytest.raises(ConfigurationError, match="pays is"):
+    with pytest.raises(ConfigurationError, match="pays must be"):
         settle([[0.0, 1.0], [1.0, 0.0]], tau=1.0, pays=pays)
 
 

@@ -21,7 +21,7 @@ CONTRADICTIONS = [
     ("reports", lambda r: r["reports"].pop(), "len(reports)"),
     ("agents[0].report", lambda r: r["agents"][0]["report"].pop(), "cannot be settled"),
     ("agents[4].click_through", lambda r: r["agents"][4]["click_through"].pop(), "len(agents[4].click_through)"),
-    ("agents[0].pays", lambda r: r["agents"][0].update(pays=False), "agents that pay and agents that do not"),
+    ("agents[0].pays", lambda r: r["agents"][0].update(pays=False), "agents that pay and agents that never pay"),
     ("generator", lambda r: r.update(generator="dice"), "generator is 'dice'"),
 ]  # fmt: skip
 

@@ -7,6 +7,7 @@ import pytest
 from llm_auction_chain import Agent, AuctionRunnable
 from llm_auction_chain.receipts import verify
 from llm_auction_chain.receipts.commitments import commitment, opening_commitment, salt_of
+from llm_auction_chain.rewards import ClickReward
 from llm_auction_chain.rewards.base import asked_by
 from llm_auction_chain.testing import MarkovChatModel
 from tests.unit.receipts.examples import MIXTURE, crowd, held, no_b_first, resealed
@@ -99,3 +100,26 @@ def test_a_cap_that_is_a_whole_number_beyond_those_of_json_is_a_float():
     assert verify(receipt).ok
     assert verify(receipt.view("A")).ok
     assert receipt.agents[0].report_cap == 1e20
+
+
+FORGED = {
+    "agent": "Another", "owner": "Another", "pays": False, "report_cap": 99.0, "status": "capped", "reason": "none",
+    "report": [0.0] * 9, "click_through": [1.0] * 9, "value_per_click": 5.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", FORGED)
+def test_the_commitment_to_a_report_fixes_the_agent_its_terms_and_its_report(field):
+    receipt = held([Agent("Clicks", ClickReward(4.0, lambda prompt, reply: 0.2))]).receipt
+    for one in (receipt, receipt.view("Clicks")):
+        forged = one.as_dict()
+        assert forged["agents"][0][field] != FORGED[field]
+        forged["agents"][0][field] = FORGED[field]
+        assert "reports[0]" in {difference.field for difference in verify(resealed(forged)).differences}
+
+
+def test_the_commitment_to_a_report_does_not_depend_on_the_outcome():
+    bid = held([Agent("A", lambda prompt, reply: 1.0)]).receipt.agents[0]
+    outcome = {"contribution": 9.0, "expected": 9.0, "payment": 9.0, "charge": "9.000000", "price_per_click": 9.0}
+    assert bid.model_copy(update=outcome).committed("x") == bid.committed("x")
+    assert set(bid.committed("x")) == {"auction_id", *FORGED}

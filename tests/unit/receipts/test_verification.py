@@ -84,6 +84,16 @@ def test_the_name_of_a_field_in_python_is_none_in_a_receipt():
         Receipt.from_dict(told)
 
 
+VERSION_1 = json.loads(Path(__file__).with_name("version_1.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("name", VERSION_1)
+def test_old_receipts_of_version_1_stay_valid(name):
+    assert verify(VERSION_1[name]).differences == ()
+    kind = AgentView if name == "view" else Receipt
+    assert kind.from_dict(VERSION_1[name]).as_dict() == VERSION_1[name]
+
+
 HOSTILE = [
     math.nan, math.inf, -math.inf, 10**400, -(10**400), 2**53, 2**63, 10**30, -1, -0.5, 1e308, -1e308, 5e-324, "1", "",
     "\ud800", "\x1b[2J", None, True, [], [[]], {}, {"a": {}}, [None], [1e308, 1e308], nested(2000), 10**5000, b"",

@@ -1,0 +1,98 @@
+"""Payment rules, shares of owners and prices per click, in cases small enough to check by hand."""
+
+import numpy as np
+import pytest
+
+from llm_auction_chain.errors import RewardError
+from llm_auction_chain.mechanism import PAYMENT_RULES, settle
+from llm_auction_chain.mechanism.payments import owner_shares, price_per_click
+
+CLICKS = np.array([0.9, 0.3, 0.05, 0.0])
+
+
+def outcomes(report, rule):
+    """Return p, the expected payment and, for every winner, the payment for it."""
+    paid, expected, p = {}, 0.0, np.zeros(len(report))
+    for seed in range(400):
+        outcome = settle([report, [0.0, 0.0, 1.0, 0.0]], tau=1.0, payment_rule=rule, seed=seed)
+        p, expected = outcome.probabilities, outcome.expected_payments[0]
+        paid.setdefault(outcome.winner, outcome.payments[0])
+    return p, expected, paid
+
+
+def price(rule, p, expected, paid, winner):
+    return price_per_click(rule, expected=expected, paid=paid[winner], probabilities=p, clicks=CLICKS, winner=winner)
+
+
+@pytest.mark.parametrize("cap", [np.inf, 1.0])
+@pytest.mark.parametrize("rule", ["expected", "proportional"])
+def test_a_price_per_click_is_the_same_for_every_winner_also_where_the_cap_cuts_the_report(rule, cap):
+    p, expected, paid = outcomes(np.minimum(4.0 * CLICKS, cap), rule)
+    assert sorted(paid) == [0, 1, 2, 3]
+    for winner in paid:
+        assert price(rule, p, expected, paid, winner) == pytest.approx(expected / (p @ CLICKS), rel=1e-12)
+
+
+@pytest.mark.parametrize("cap", [np.inf, 1.0])
+@pytest.mark.parametrize("rule", ["expected", "proportional", "influence"])
+def test_a_price_per_click_brings_the_expected_payment_on_average(rule, cap):
+    report = np.minimum(4.0 * CLICKS, cap)
+    report[3], clicks = 0.0, CLICKS + 0.01
+    p, expected, paid = outcomes(report, rule)
+    prices = [
+        price_per_click(rule, expected=expected, paid=paid[j], probabilities=p, clicks=clicks, winner=j)
+        for j in range(4)
+    ]
+    assert (p * clicks * prices).sum() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("rule", PAYMENT_RULES)
+def test_a_click_that_is_nearly_impossible_has_no_price(rule):
+    on_average = rule in ("expected", "proportional")
+    for chance, found in [(0.9e-9, None), (1.1e-9, 1 / 1.1e-9)]:
+        clicks = [chance, chance] if on_average else [chance, 1.0]
+        price = price_per_click(
+            rule, expected=1.0, paid=1.0, probabilities=np.array([0.5, 0.5]), clicks=clicks, winner=0
+        )
+        assert price == (None if found is None else pytest.approx(found))
+    clicks, p = [0.0, 0.4], np.array([0.5, 0.5])
+    price = price_per_click(rule, expected=1.0, paid=0.5, probabilities=p, clicks=clicks, winner=0)
+    assert price == (5.0 if on_average else None)
+
+
+def test_each_rule_charges_what_its_formula_says():
+    report, other = np.array([2.0, 0.5]), np.array([0.0, 1.0])
+    p = np.exp(report + other) / np.exp(report + other).sum()
+    q = np.exp(other) / np.exp(other).sum()
+    expected = (p * np.log(p / q)).sum()
+    for seed in range(20):
+        for rule in PAYMENT_RULES:
+            outcome = settle([report, other], tau=1.0, payment_rule=rule, seed=seed)
+            j, z = outcome.winner, report + other + outcome.noise
+            formula = {
+                "expected": expected,
+                "proportional": report[j] * expected / (p @ report),
+                "influence": np.log(p[j] / q[j]),
+                "pivot": (z - report).max() - (z - report)[j],
+            }[rule]
+            assert outcome.payments[0] == pytest.approx(formula, rel=1e-12, abs=1e-15)
+
+
+def test_proportional_refuses_negative_rewards_of_agents_that_pay():
+    with pytest.raises(RewardError, match="at least 0"):
+        settle([[-1.0, 1.0]], tau=1.0, payment_rule="proportional")
+    settle([[-1.0, 1.0]], tau=1.0, payment_rule="proportional", pays=[False])
+
+
+def test_an_agent_worth_nothing_pays_nothing_under_proportional():
+    assert settle([[0.0, 0.0]], tau=1.0, payment_rule="proportional").payments.tolist() == [0.0]
+
+
+def test_owners_agents_share_by_what_each_would_pay_alone_or_equally():
+    groups = np.array([0, 0, 1, 1, 2])
+    shares = owner_shares(groups, np.array([1.0, 3.0, 0.0, 1e-17, 0.0]), np.ones(5), 1.0)
+    assert shares.tolist() == [0.25, 0.75, 0.5, 0.5, 1.0]
+    barely = owner_shares(np.array([0, 0]), np.array([1e-14, 3e-14]), np.ones(2), 1.0)
+    assert barely.tolist() == [0.25, 0.75]  # just above rounding
+    assert owner_shares(np.array([0, 0]), np.array([1e-15, 3e-15]), np.ones(2), 1.0).tolist() == [0.5, 0.5]
+    assert owner_shares(np.array([0, 0]), np.array([1e-15, 3e-15]), np.ones(2), 10.0) == pytest.approx([0.25, 0.75])
