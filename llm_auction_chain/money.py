@@ -1,4 +1,4 @@
-"""Amounts of money as they are charged: decimals of a millionth of the unit by one rounding rule, and whole units."""
+"""Amounts of money: decimals rounded to a millionth by one rule, and whole units such as cents."""
 
 import math
 from collections.abc import Iterable
@@ -8,21 +8,24 @@ __all__ = ["FINEST", "as_decimal", "as_text", "from_units", "in_units", "negated
 
 FINEST = 6  # decimals of a charge, and the most a currency has
 _SMALLEST = Decimal("0.000001")
-# Sums in the thread's own context would be rounded as some caller likes.
-_DIGITS = Context(prec=200, rounding=ROUND_HALF_EVEN)  # rewards of up to 1e100 keep all of theirs
+# Own contexts, because a caller may have changed the rounding of the thread's context.
+_DIGITS = Context(prec=200, rounding=ROUND_HALF_EVEN)  # enough for all digits of rewards of up to 1e100
 _EXACT = Context(prec=200, traps=[Inexact])
 
 
 def as_decimal(amount: float) -> Decimal:
-    """Return an amount rounded to a millionth of its unit, halves to the even digit; never -0.
+    """Return an amount rounded to a millionth of its unit, halves to even; 0 instead of -0.
 
-    Each charge is rounded by itself, and sums are sums of rounded charges, so that they agree to the last digit.
+    Each charge is rounded on its own and sums are sums of rounded charges, so that they agree to the last digit.
+
+    Raises:
+        ValueError: the amount is not finite.
 
     >>> as_decimal(0.1 + 0.2), as_decimal(-1e-9), as_decimal(2.5e-6)
     (Decimal('0.300000'), Decimal('0.000000'), Decimal('0.000002'))
     """
     if not math.isfinite(amount):
-        raise ValueError(f"{amount} is no amount of money")
+        raise ValueError(f"an amount of money must be finite, got {amount}")
     rounded = Decimal(repr(float(amount))).quantize(_SMALLEST, context=_DIGITS)
     return abs(rounded) if rounded == 0 else rounded
 
@@ -37,24 +40,24 @@ def as_text(amount: Decimal) -> str:
 
 
 def in_units(amount: Decimal, scale: int) -> tuple[int, int]:
-    """Return a charge in whole units of `10**-scale`, halves to even, and what rounding took from it, in millionths.
+    """Return a charge as whole units of `10**-scale`, halves to even, and the residual of the rounding in millionths.
 
-    `units * 10**(6 - scale) + residual` is the charge in millionths, exactly.
+    `units * 10**(6 - scale) + residual` is exactly the charge in millionths.
 
     Args:
-        amount: of at most six decimals.
+        amount: with at most six decimals.
         scale: decimals of the currency, 0 to 6.
 
     Raises:
-        ValueError: the amount is not finite, or has more decimals.
-        ArithmeticError: it has so many digits that it cannot be known exactly.
+        ValueError: the amount is not finite or has more decimals.
+        ArithmeticError: it has too many digits for an exact result.
 
     >>> in_units(Decimal("0.125"), 2), in_units(Decimal("-1.000001"), 6)
     ((12, 5000), (-1000001, 0))
     """
     scaled = amount.scaleb(FINEST, context=_EXACT) if amount.is_finite() else amount
     if not amount.is_finite() or scaled != (millionths := int(scaled)):
-        raise ValueError(f"{amount} is not an amount of at most {FINEST} decimals")
+        raise ValueError(f"an amount must have at most {FINEST} decimals, got {amount}")
     unit = 10 ** (FINEST - scale)
     units, rest = divmod(millionths, unit)
     if 2 * rest > unit or (2 * rest == unit and units % 2):
@@ -72,7 +75,7 @@ def from_units(units: int, scale: int) -> Decimal:
 
 
 def whole_units(amount: Decimal, scale: int) -> int:
-    """Return how many whole units of `10**-scale` an amount of at least 0 covers, rounded down.
+    """Return the number of whole units of `10**-scale` in an amount of at least 0, rounded down.
 
     >>> whole_units(Decimal("0.129"), 2), whole_units(Decimal(3), 0)
     (12, 3)
@@ -81,7 +84,7 @@ def whole_units(amount: Decimal, scale: int) -> int:
 
 
 def negated(amount: Decimal) -> Decimal:
-    """Return an amount with the other sign, exact; never -0.
+    """Return an amount with the opposite sign, exactly; 0 instead of -0.
 
     >>> negated(Decimal("1.50")), negated(Decimal("0.00"))
     (Decimal('-1.50'), Decimal('0.00'))
@@ -90,7 +93,7 @@ def negated(amount: Decimal) -> Decimal:
 
 
 def plus(*amounts: Decimal) -> Decimal:
-    """Return a sum, exact, with the decimals of the finest.
+    """Return an exact sum. It has as many decimals as the amount with the most.
 
     >>> plus(Decimal("9.88"), Decimal(1), Decimal("-0.005"))
     Decimal('10.875')
@@ -102,7 +105,7 @@ def plus(*amounts: Decimal) -> Decimal:
 
 
 def total(amounts: Iterable[Decimal]) -> Decimal:
-    """Return the sum of charges, exact.
+    """Return the exact sum of charges.
 
     >>> total([as_decimal(0.1)] * 3)
     Decimal('0.300000')

@@ -65,12 +65,7 @@ def path_text(path: Sequence[str | int]) -> str:
 
 
 def check_seal(record: Receipt | AgentView, signer: str | None) -> Iterator[Difference]:
-    """Check digest and signature.
-
-    Args:
-        record: the receipt or view.
-        signer: the public key that must have signed it; None if it need not be signed.
-    """
+    """Check the digest and the signature, which must be by the key `signer` unless that is None."""
     yield from _compare("digest", record.digest, record.computed_digest())
     signature = record.signature
     if signature is None:
@@ -115,9 +110,8 @@ def _check_report(where: str, bid: Bid, m: int, never: Sequence[int]) -> Iterato
     for j in never:
         for amount in bid.report[j : j + 1]:
             if amount:
-                yield Difference(
-                    field=f"{where}.report[{j}]", stated=amount, rule="it should be 0: the candidate is never drawn"
-                )
+                rule = "it should be 0: the candidate is never drawn"
+                yield Difference(field=f"{where}.report[{j}]", stated=amount, rule=rule)
     yield from _check_clicks(where, bid, m)
     largest = max(map(abs, bid.report), default=0.0)
     if bid.status not in ("reported", "capped") and largest:
@@ -133,9 +127,8 @@ def _check_clicks(where: str, bid: Bid, m: int) -> Iterator[Difference]:
     value, clicks = bid.value_per_click, bid.click_through
     if value is None or clicks is None:
         if value is not None or clicks is not None:
-            yield Difference(
-                field=f"{where}.value_per_click", stated=value, rule="it should be null exactly if click_through is"
-            )
+            rule = "it should be null exactly if click_through is"
+            yield Difference(field=f"{where}.value_per_click", stated=value, rule=rule)
         return
     yield from _compare(f"len({where}.click_through)", len(clicks), m)
     cap = math.inf if bid.report_cap is None else bid.report_cap

@@ -13,12 +13,7 @@ __all__ = ["commitment", "message_digest", "opening_commitment", "report_salt", 
 
 
 def salt_of(salt: str, part: str) -> str:
-    """Return the salt of one part of a receipt: HMAC-SHA256 of the part's name. It reveals no other part's salt.
-
-    Args:
-        salt: the auction's salt, hexadecimal.
-        part: name of the part.
-    """
+    """Return the salt of one part of a receipt: HMAC-SHA256 of the part's name. It reveals no other part's salt."""
     return hmac.new(bytes.fromhex(salt), part.encode(), hashlib.sha256).hexdigest()
 
 

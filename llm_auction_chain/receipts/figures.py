@@ -118,33 +118,25 @@ def _figures_of_view(view: AgentView) -> Figures:
     if not view.agents[0].pays:
         expected = payments
     else:
+        at, mode = int(np.searchsorted(possible, winner)), int(np.argmax(scores))
         payments = shares * charge(
             view.payment_rule,
             total,
             scores=scores,
             noise=noise[possible],
-            winner=int(np.searchsorted(possible, winner)),
+            winner=at,
             tau=tau,
-            mode=int(np.argmax(scores)),
+            mode=mode,
             without=without,
         )
     return Figures(
-        log_probabilities=log_p,
-        noise=noise,
-        winner=winner,
-        contributions=contributions,
-        expected=expected,
+        log_probabilities=log_p, noise=noise, winner=winner, contributions=contributions, expected=expected,
         payments=payments,
-    )
+    )  # fmt: skip
 
 
 def margins_of(record: Receipt | AgentView, figures: Figures) -> list[Margin]:
-    """Return the margin of each owner: as far as rounding on another processor can move its amounts.
-
-    Args:
-        record: the receipt or view.
-        figures: recomputed from it.
-    """
+    """Return the margin of each owner: as far as rounding on another processor can move its amounts."""
     possible = np.flatnonzero(figures.log_probabilities > -np.inf)
     reports = _matrix(record.agents, len(figures.log_probabilities))[:, possible]
     log_p, noise = figures.log_probabilities[possible], figures.noise[possible]
@@ -198,13 +190,7 @@ def _pivot_rounding(report: FloatArray, log_p: FloatArray, noise: FloatArray, wi
 
 
 def _payments_alone(own: FloatArray, log_p: FloatArray, tau: float) -> FloatArray:
-    """Return what each of one owner's agents would pay as its own owner, money.
-
-    Args:
-        own: (N, M), their reports on the candidates that can be drawn.
-        log_p: (M,), finite, the distribution with all agents.
-        tau: above 0.
-    """
+    """Return what each of one owner's agents would pay as its own owner, money; `own` (N, M), `log_p` (M,) finite."""
     return leave_one_out(own, _weights_of_others(own, log_p, tau), tau, log_p).expected
 
 

@@ -15,13 +15,8 @@ from llm_auction_chain.canonical_json import printable
 from llm_auction_chain.mechanism import Settlement
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.money import as_decimal, as_text
-from llm_auction_chain.receipts.commitments import (
-    commitment,
-    message_digest,
-    opening_commitment,
-    report_salt,
-    salt_of,
-)
+from llm_auction_chain.receipts import commitments
+from llm_auction_chain.receipts.commitments import commitment, message_digest, report_salt, salt_of
 from llm_auction_chain.receipts.records import Bid, Receipt
 from llm_auction_chain.reports import Report
 
@@ -61,20 +56,10 @@ def open_auction(
 ) -> Opening:
     """Return the opening of an auction whose candidates are drawn.
 
-    Replies that no agent is shown have a salt of their own, so that no agent can test texts against their digests.
-
-    Args:
-        auction_id: unique.
-        salt: fresh, 64 hexadecimal digits.
-        prompt: the user's messages; the opening contains only their digest.
-        terms: time, model, tau and whatever else the reply depends on.
-        seed: of the auction.
-        candidates: (M,); the opening contains only digests of their messages.
-        components: name and number of draws of each component of the proposal.
-        agents: (N,), the agents that take part.
-        caps: (N,), the cap on each agent's report, money.
-        left_out: agents that do not take part, with the reason.
-        bypassed: whether the reference model replied alone because tools were offered.
+    `salt` is fresh, 64 hexadecimal digits. `terms` are the time, model, tau and whatever else the reply depends on;
+    `components` have a name and a number of draws; `caps` are money. The opening contains only digests of the prompt
+    and of the candidates' messages. Replies that no agent is shown have a salt of their own, so that no agent can test
+    texts against their digests.
     """
     shown, not_shown = salt_of(salt, "reply"), salt_of(salt, "unshown reply")
     parts = {
@@ -104,11 +89,11 @@ def open_auction(
             "bypassed": bypassed,
         },
     }
-    commitments = {
+    of_parts = {
         name: commitment(salt_of(salt, name), part, floats=name in ("terms", "weights", "agents"))
         for name, part in parts.items()
     }
-    return Opening(commitment=opening_commitment(printable(auction_id), commitments), salt=salt, parts=parts)
+    return Opening(commitment=commitments.opening_commitment(printable(auction_id), of_parts), salt=salt, parts=parts)
 
 
 def issue(

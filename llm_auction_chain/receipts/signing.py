@@ -40,28 +40,17 @@ def load_public_key(source: str | Path | bytes) -> Any:
 
 def signature_of(digest: str, key: Any) -> tuple[str, str]:
     """Return the public key and the signature of a digest, hexadecimal."""
-    keys, _ = _library()
-    private = _check_kind(key, keys.Ed25519PrivateKey)
+    private = _check_kind(key, _library()[0].Ed25519PrivateKey)
     return private.public_key().public_bytes_raw().hex(), private.sign(digest.encode()).hex()
 
 
 def public_key_hex(public_key: Any) -> str:
-    """Return an Ed25519 public key in hexadecimal digits.
-
-    Raises:
-        ConfigurationError: it is another kind of key.
-    """
-    keys, _ = _library()
-    digits: str = _check_kind(public_key, keys.Ed25519PublicKey).public_bytes_raw().hex()
-    return digits
+    """Return an Ed25519 public key in hexadecimal digits; refuse other kinds of keys."""
+    return str(_check_kind(public_key, _library()[0].Ed25519PublicKey).public_bytes_raw().hex())
 
 
 def is_signed_by(digest: str, value: str, public_key: str) -> bool:
-    """Return whether `value` is the key's signature of a digest; both are hexadecimal.
-
-    Raises:
-        MissingDependencyError: `cryptography` is not installed.
-    """
+    """Return whether `value` is the key's signature of a digest; both are hexadecimal."""
     keys, _ = _library()
     from cryptography.exceptions import InvalidSignature
 

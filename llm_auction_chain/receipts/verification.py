@@ -9,39 +9,22 @@ from typing import Any
 from pydantic import ValidationError
 
 from llm_auction_chain.canonical_json import loads
-from llm_auction_chain.receipts.checks import (
-    Difference,
-    check_commitments,
-    check_consistency,
-    check_figures,
-    check_seal,
-    path_text,
-)
-from llm_auction_chain.receipts.records import (
-    AgentView,
-    Bid,
-    Component,
-    Hidden,
-    LeftOut,
-    Receipt,
-    Record,
-    Reply,
-    Salts,
-    Signature,
-)
+from llm_auction_chain.receipts import checks, records
+from llm_auction_chain.receipts.checks import Difference, path_text
+from llm_auction_chain.receipts.records import AgentView, Receipt, Record
 from llm_auction_chain.receipts.signing import public_key_hex
 
 __all__ = ["Difference", "Verification", "verify"]
 
 _MOST = 100
 _RECORDS: dict[str, type[Record]] = {
-    "agents": Bid,
-    "candidates": Reply,
-    "components": Component,
-    "left_out": LeftOut,
-    "salts": Salts,
-    "hidden": Hidden,
-    "signature": Signature,
+    "agents": records.Bid,
+    "candidates": records.Reply,
+    "components": records.Component,
+    "left_out": records.LeftOut,
+    "salts": records.Salts,
+    "hidden": records.Hidden,
+    "signature": records.Signature,
 }
 _RULES = {
     "greater_than_equal": "it should be at least {ge!r}",
@@ -109,10 +92,10 @@ def verify(receipt: Receipt | AgentView | Mapping[str, Any] | str | bytes, *, pu
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         stated = receipt if isinstance(receipt, str) else type(receipt).__name__
         return Verification(differences=(Difference(field="receipt", stated=stated, rule=f"not a receipt: {error}"),))
-    seal = list(check_seal(record, signer))
+    seal = list(checks.check_seal(record, signer))
     signed = record.signature is not None and not {one.field for one in seal} & {"digest", "signature.value"}
     return _verification(
-        chain(seal, check_commitments(record), check_consistency(record), check_figures(record)),
+        chain(seal, checks.check_commitments(record), checks.check_consistency(record), checks.check_figures(record)),
         signed_by=record.signature.public_key if record.signature is not None and signed else None,
     )
 
