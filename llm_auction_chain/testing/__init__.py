@@ -1,6 +1,6 @@
-"""For tests of auctions, yours and ours: an exactly solvable chat model, and the laws that scorers must obey."""
+"""For tests of auctions, yours and ours: an exactly solvable chat model, and laws as test classes to inherit from."""
 
+from llm_auction_chain.testing.conformance import ProposalConformance, RewardConformance, ScorerConformance
 from llm_auction_chain.testing.markov import MarkovChatModel
-from llm_auction_chain.testing.scorers import ScorerConformance
 
-__all__ = ["MarkovChatModel", "ScorerConformance"]
+__all__ = ["MarkovChatModel", "ProposalConformance", "RewardConformance", "ScorerConformance"]

@@ -1,4 +1,4 @@
-"""The conformance class accepts scorers that keep the laws, and finds out those that do not."""
+"""The conformance classes accept what keeps the laws, and fail what breaks one."""
 
 import itertools
 
@@ -102,8 +102,8 @@ def test_a_scorer_that_breaks_a_law_is_found_out(scorer, law):
         getattr(case, f"test_{law}")()
 
 
-async def test_a_wrong_async_twin_is_found_out():
+def test_a_wrong_async_score_is_found_out():
     case = TestMarkov()
     case.scorer = Forgetful
     with pytest.raises(AssertionError):
-        await case.test_the_async_twin_scores_the_same()
+        case.test_sync_and_async_give_the_same_scores()
