@@ -29,8 +29,8 @@ FloatArray = npt.NDArray[np.float64]
 class RewardConformance:
     """A reward gives each reply one finite amount, whichever way it is called.
 
-    A subclass overrides `reward`. It overrides `prompt` and `replies` where the defaults mean nothing to the reward, and
-    `private` where the reward holds a secret.
+    A subclass overrides `reward`. It overrides `prompt` and `replies` where the defaults mean nothing to the reward,
+    and `private` where the reward holds a secret.
 
     Attributes:
         tolerance: by how much an amount may differ between two calls.
