@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llm_auction_chain.agents import Agent
     from llm_auction_chain.auction.events import AuctionEvent, Progress
-    from llm_auction_chain.auction.pipeline import Auction
     from llm_auction_chain.auction.result import AuctionResult
+    from llm_auction_chain.auction.settings import Billing, Disclosure, Policy, Sampling
     from llm_auction_chain.auction.tau_sweep import TauPoint, tau_sweep
     from llm_auction_chain.candidates import ContextProduct, ContextPrompt, DefensiveMixture, Reference
     from llm_auction_chain.descriptions import lint_context
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Agent",
     "AgentDirectory",
-    "Auction",
     "AuctionError",
     "AuctionEvent",
     "AuctionMiddleware",
     "AuctionResult",
     "AuctionRunnable",
     "AuctionWarning",
+    "Billing",
     "CandidatesError",
     "ChargeConflictError",
     "ChatAuction",
@@ -57,16 +57,19 @@ __all__ = [
     "ContextWindowError",
     "CoverError",
     "DefensiveMixture",
+    "Disclosure",
     "Ledger",
     "LedgerError",
     "LedgerUnavailableError",
     "LogProbError",
     "MissingDependencyError",
     "OpenTelemetryHandler",
+    "Policy",
     "Progress",
     "PromptError",
     "Reference",
     "RewardError",
+    "Sampling",
     "ScoringError",
     "TauPoint",
     "lint_context",
@@ -76,18 +79,21 @@ __all__ = [
 _HOMES = {
     "Agent": "agents",
     "AgentDirectory": "directory",
-    "Auction": "auction.pipeline",
     "AuctionEvent": "auction.events",
     "AuctionMiddleware": "interfaces.middleware",
     "AuctionResult": "auction.result",
     "AuctionRunnable": "interfaces.runnable",
+    "Billing": "auction.settings",
     "ChatAuction": "interfaces.chat_model",
     "ChatTransformers": "models.local.chat_model",
     "ChatVLLM": "models.vllm.chat_model",
     "ContextProduct": "candidates",
     "ContextPrompt": "candidates",
     "DefensiveMixture": "candidates",
+    "Disclosure": "auction.settings",
     "Ledger": "ledger",
+    "Policy": "auction.settings",
+    "Sampling": "auction.settings",
     "OpenTelemetryHandler": "interfaces.telemetry",
     "Progress": "auction.events",
     "Reference": "candidates",

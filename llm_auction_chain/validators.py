@@ -21,7 +21,7 @@ def refuse(name: str, expected: str, value: object, hint: str = "") -> Configura
 
 
 def whole_number(name: str, value: object, *, least: int = 0, below: int | None = None) -> int:
-    """Return the value if it is a whole number from `least` up to, and not including, `below`.
+    """Return the value if it is a whole number from `least` up to, and not including, `below`, a power of two.
 
     Raises:
         ConfigurationError: it is not.
@@ -30,7 +30,7 @@ def whole_number(name: str, value: object, *, least: int = 0, below: int | None 
     4
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (below is not None and value >= below):
-        limit = "" if below is None else f" and below {below}"
+        limit = "" if below is None else f" and below 2**{below.bit_length() - 1}"
         raise refuse(name, f"a whole number of at least {least}{limit}", value)
     return value
 

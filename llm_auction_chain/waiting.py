@@ -38,8 +38,13 @@ class Waiter(ABC):
         """Return the result of `blocking()` or of `await awaiting()`, whichever suits the caller."""
 
     @abstractmethod
-    async def in_thread(self, call: Callable[[], T]) -> T:
-        """Return the result of a call that blocks. In an event loop it runs in a thread that delays no exit."""
+    async def in_thread(self, call: Callable[[], T], *, shield: bool = False) -> T:
+        """Return the result of a call that blocks. In an event loop it runs in a thread that delays no exit.
+
+        Args:
+            call: what to call.
+            shield: whether the call is waited for though the caller is cancelled.
+        """
 
     @abstractmethod
     async def together(self, calls: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
@@ -55,7 +60,7 @@ class _Blocking(Waiter):
         return blocking()
 
     @override
-    async def in_thread(self, call: Callable[[], T]) -> T:
+    async def in_thread(self, call: Callable[[], T], *, shield: bool = False) -> T:
         return call()
 
     @override
@@ -74,9 +79,9 @@ class _Awaiting(Waiter):
         return await awaiting()
 
     @override
-    async def in_thread(self, call: Callable[[], T]) -> T:
-        result: T = await in_thread(call)
-        return result
+    async def in_thread(self, call: Callable[[], T], *, shield: bool = False) -> T:
+        waiting: Awaitable[T] = in_thread(call)
+        return await (asyncio.shield(waiting) if shield else waiting)
 
     @override
     async def together(self, calls: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:

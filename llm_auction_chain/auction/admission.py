@@ -1,42 +1,101 @@
-"""Who enters an auction, and with which seeds: decided before any candidate is drawn, and from no report."""
+"""Who takes part in an auction, and with which seeds: decided before any candidate is drawn, from no report."""
 
 import secrets
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.messages import BaseMessage
+from langchain_core.runnables import RunnableConfig
 
 from llm_auction_chain.agents import Agent, without_rivals
-from llm_auction_chain.auction.billing import Tab
-from llm_auction_chain.auction.result import LeftOut
+from llm_auction_chain.auction.events import AuctionEvent, ProgressHook
+from llm_auction_chain.candidates import name_of
 from llm_auction_chain.canonical_json import time_text
 from llm_auction_chain.errors import ConfigurationError, LedgerError, PromptError
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.receipts.commitments import salt_of
+from llm_auction_chain.validators import whole_number
 
-__all__ = ["Opened", "check_prompt", "check_seed", "one_currency", "open_up"]
+if TYPE_CHECKING:
+    from llm_auction_chain.auction.billing import Tab
+    from llm_auction_chain.auction.settings import AuctionSettings
 
-_SEEDS = 2**128
+__all__ = ["SEEDS", "Admitted", "Call", "LeftOut", "admit", "check_prompt", "one_currency"]
+
+SEEDS = 2**128
+
+
+async def _ignore(_: AuctionEvent) -> None:
+    """Hear nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
-    """An auction before any candidate.
+class Call:
+    """What one call of an auction carries, beside the settings.
+
+    Attributes:
+        prompt: the user's messages.
+        agents: those that would take part.
+        bypassed: whether there are none because the model may call tools.
+        auction_id: the id that the ledger books under. The same call again has the same id, and is charged once.
+        config: of the runs below the auction's; losing replies reach no stream through it.
+        seed: replays the auction; None takes a fresh one.
+        model_kwargs: keywords for the model.
+        traced: whether each model call is a run of its own. False where only the caller's run may count.
+        notify: awaited with an event after every stage.
+        progress: called while candidates and reports come in.
+    """
+
+    prompt: Sequence[BaseMessage]
+    agents: Sequence[Agent]
+    bypassed: bool = False
+    auction_id: str
+    config: RunnableConfig
+    seed: int | None = None
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    traced: bool = True
+    notify: Callable[[AuctionEvent], Awaitable[None]] = _ignore
+    progress: ProgressHook | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """An agent that took no part.
+
+    Attributes:
+        agent: the agent.
+        category: the exclusive category that another owner holds; empty for other reasons.
+        reason: `category`; `cover` where its owner's account does not cover the most that it could owe; `ledger` where
+            the ledger failed.
+    """
+
+    agent: Agent
+    category: str = ""
+    reason: Literal["category", "cover", "ledger"] = "category"
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it as plain JSON."""
+        return {"agent": self.agent.name, "reason": self.reason, "category": self.category}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """An auction before its first candidate.
 
     Attributes:
         auction_id: unique.
         time: now, ISO 8601 in UTC.
-        model: what a receipt calls the model.
+        model: the model's name in the receipt.
         prompt: the user's messages.
-        agents: who takes part.
-        left_out: who does not, and why.
-        failure: why the ledger held nothing; None where it did what it was asked.
+        agents: those that take part.
+        left_out: those that do not, and why.
+        failure: why the ledger holds nothing; None where it did not fail.
         currency: unit of all amounts.
-        bypassed: whether nobody takes part, because tools are offered.
+        bypassed: whether no agent takes part because the model may call tools.
         seed: of the auction.
-        salt: opens its commitments.
+        salt: of its commitments.
         seed_of_candidates: of the draws of candidates.
         seed_of_draw: of the draw among them.
     """
@@ -56,53 +115,34 @@ class Opened:
     seed_of_draw: int
 
 
-def open_up(
-    prompt: Sequence[BaseMessage],
-    agents: Sequence[Agent],
-    tab: Tab,
-    *,
-    seed: int | None,
-    model: str,
-    exclusive: Collection[str],
-    currency: str,
-    bypassed: bool,
-) -> Opened:
-    """Return the auction that agents enter who are covered, and no rivals of those before them.
+def admit(settings: "AuctionSettings", call: Call, tab: "Tab") -> Admitted:
+    """Admit the agents that have cover and are in no exclusive category already taken.
 
-    Args:
-        prompt: the user's messages.
-        agents: those who would take part.
-        tab: what is held for them.
-        seed: replays it; None makes one of the hold's nonce, the same in every try, or takes a fresh one.
-        model: what a receipt calls the model.
-        exclusive: categories of which one owner at most takes part.
-        currency: unit of all amounts.
-        bypassed: whether tools are offered, so that nobody takes part.
+    Without a seed in the call, the hold's nonce gives one, the same in every retry; without a hold, it is fresh.
 
     Raises:
-        ConfigurationError: the seed is no seed.
+        ConfigurationError: the call's seed is not one.
     """
-    if seed is None:
-        seed = secrets.randbits(53) if tab.nonce is None else int(salt_of(tab.nonce, "seed"), 16) >> 203
-    seed = check_seed(seed)
+    fresh = secrets.randbits(53) if tab.nonce is None else int(salt_of(tab.nonce, "seed"), 16) >> 203
+    seed = fresh if call.seed is None else whole_number("seed", call.seed, below=SEEDS)
     of_candidates, of_draw = streams_of(seed)
-    covered = [agent for agent in agents if not agent.pays or agent.payer not in tab.without_cover]
-    without = [agent for agent in agents if agent.pays and agent.payer in tab.without_cover]
+    uncovered = [agent for agent in call.agents if agent.pays and agent.payer in tab.without_cover]
+    covered = [agent for agent in call.agents if not agent.pays or agent.payer not in tab.without_cover]
     reason: Literal["cover", "ledger"] = "cover" if tab.failure is None else "ledger"
-    taking_part, rivals = without_rivals(covered, exclusive)
-    return Opened(
-        auction_id=tab.auction_id,
+    taking_part, rivals = without_rivals(covered, settings.policy.exclusive_categories)
+    return Admitted(
+        auction_id=call.auction_id,
         time=time_text(datetime.now(UTC), "+00:00"),
-        model=model,
-        prompt=tuple(prompt),
+        model=name_of(settings.model, call.config),
+        prompt=tuple(call.prompt),
         agents=taking_part,
         left_out=(
-            *(LeftOut(agent=agent, category="", reason=reason) for agent in without),
-            *(LeftOut(agent=agent, category=category, reason="category") for agent, category in rivals),
+            *(LeftOut(agent=agent, reason=reason) for agent in uncovered),
+            *(LeftOut(agent=agent, category=category) for agent, category in rivals),
         ),
         failure=tab.failure,
-        currency=currency,
-        bypassed=bypassed,
+        currency=one_currency(settings.billing.currency, call.agents),
+        bypassed=call.bypassed,
         seed=seed,
         salt=secrets.token_hex(32) if tab.nonce is None else salt_of(tab.nonce, "salt"),
         seed_of_candidates=of_candidates,
@@ -116,29 +156,25 @@ def check_prompt(prompt: Sequence[BaseMessage]) -> None:
         raise PromptError("The prompt is empty; its last message must have content.")
 
 
-def check_seed(seed: object) -> int:
-    """Return the seed, or raise `ConfigurationError`."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _SEEDS:
-        told = "larger" if isinstance(seed, int) and seed > 0 else repr(seed)  # Python spells no number of 5,000 digits
-        raise ConfigurationError(f"seed is {told}; it must be a whole number of at least 0 and below 2**128.")
-    return seed
-
-
 def one_currency(currency: str, agents: Iterable[Agent]) -> str:
-    """Return the unit of all amounts, or raise `ConfigurationError` where agents count in different ones."""
-    known = {currency: "the auction"} if currency else {}
+    """Return the unit of all amounts.
+
+    Raises:
+        ConfigurationError: agents use different currencies.
+    """
+    users = {currency: "the auction"} if currency else {}
     for agent in agents:
         if agent.currency:
-            known.setdefault(agent.currency, repr(agent.name))
-    if len(known) > 1:
-        units = ", ".join(f"{whose} in {unit}" for unit, whose in known.items())
-        raise ConfigurationError(f"An auction has one unit of money, and here count {units}. Convert them before.")
-    return next(iter(known), "")
+            users.setdefault(agent.currency, repr(agent.name))
+    if len(users) > 1:
+        listed = ", ".join(f"{user} {unit}" for unit, user in users.items())
+        raise ConfigurationError(f"agents use different currencies: {listed}. Convert them to one before the auction.")
+    return next(iter(users), "")
 
 
 def _is_blank(message: BaseMessage) -> bool:
-    """Whether a message says nothing: no word, no picture, no call."""
-    parts = [message.content] if isinstance(message.content, str) else message.content
-    spoken = [part if isinstance(part, str) else part.get("text", part) for part in parts]
-    says = any(part.strip() if isinstance(part, str) else part for part in spoken)
-    return not says and not getattr(message, "tool_calls", None) and message.type != "tool"
+    """Return whether a message has no word, no picture and no tool call."""
+    blocks = [message.content] if isinstance(message.content, str) else message.content
+    parts = [block if isinstance(block, str) else block.get("text", block) for block in blocks]
+    has_content = any(part.strip() if isinstance(part, str) else part for part in parts)
+    return not has_content and not getattr(message, "tool_calls", None) and message.type != "tool"

@@ -1,45 +1,32 @@
-"""What is told while an auction runs: counts and numbers, never a text, a report or a candidate.
+"""What listeners hear while an auction runs: counts and numbers, without texts, reports or candidates.
 
-`Progress` counts within a stage, for a bar; an `AuctionEvent` says that a stage is done, for a stream.
+`Progress` counts within a stage, for a progress bar. An `AuctionEvent` ends a stage, for a stream.
 """
 
-import inspect
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from llm_auction_chain.candidates import Drawn
-from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.mechanism import Settlement
 from llm_auction_chain.reports import Report
 
-__all__ = [
-    "AuctionEvent",
-    "EventHook",
-    "Progress",
-    "ProgressHook",
-    "atell",
-    "candidates",
-    "scored",
-    "settled",
-    "started",
-    "tell",
-]
+__all__ = ["AuctionEvent", "EventHook", "Progress", "ProgressHook", "candidates", "scored", "settled", "started"]
 
 Stage = Literal["candidates", "weights", "rewards"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far an auction has come: counts only, never a text or a report.
+    """How far an auction is: counts only.
 
     Attributes:
         stage: `candidates` while replies are drawn, `weights` while they are scored under the proposal's components,
             `rewards` while agents are asked.
-        done: how many have come in.
-        total: how many were asked for.
-        tokens_per_second: of all candidates together, while a model that counts draws them; else None.
+        done: how many are done.
+        total: how many there will be.
+        tokens_per_second: of all candidates together, while a model draws them that counts; else None.
     """
 
     stage: Stage
@@ -49,7 +36,7 @@ class Progress:
 
     @staticmethod
     def of_candidates(hook: "ProgressHook | None") -> Callable[[Stage, int, int, float | None], None] | None:
-        """Return what the drawing of candidates reports to."""
+        """Return the callback for the drawing of candidates."""
         if hook is None:
             return None
         return lambda stage, done, total, rate: hook(
@@ -58,7 +45,7 @@ class Progress:
 
     @staticmethod
     def of_rewards(hook: "ProgressHook | None", total: int) -> Callable[[int], None] | None:
-        """Return what the asking of agents reports to."""
+        """Return the callback for the asking of agents."""
         if hook is None:
             return None
         return lambda done: hook(Progress(stage="rewards", done=done, total=total))
@@ -69,7 +56,7 @@ ProgressHook = Callable[[Progress], None]
 
 @dataclass(frozen=True, kw_only=True)
 class AuctionEvent:
-    """A stage of an auction is done.
+    """The end of a stage of an auction.
 
     Attributes:
         name: `auction.started`, `auction.candidates`, `auction.scored` or `auction.settled`, in this order, once each.
@@ -83,37 +70,17 @@ class AuctionEvent:
 EventHook = Callable[[AuctionEvent], Awaitable[None] | None]
 
 
-def tell(hook: EventHook | None, event: AuctionEvent) -> None:
-    """Tell a hook, if there is one.
-
-    Raises:
-        ConfigurationError: it is async, and nobody awaits it here.
-    """
-    said = hook(event) if hook else None
-    if inspect.isawaitable(said):
-        if inspect.iscoroutine(said):
-            said.close()
-        raise ConfigurationError("on_event is async; use ainvoke, abatch, astream or arun.")
-
-
-async def atell(hook: EventHook | None, event: AuctionEvent) -> None:
-    """Do as `tell`, awaiting."""
-    said = hook(event) if hook else None
-    if inspect.isawaitable(said):
-        await said
-
-
 def started(auction_id: str, *, agents: int, left_out: int, bypassed: bool, most: int) -> AuctionEvent:
-    """Return the event that opens an auction: how many agents take part, and how many candidates it may draw."""
+    """Return the event of the beginning: how many agents take part, and how many candidates may be drawn."""
     data = {"agents": agents, "left_out": left_out, "bypassed": bypassed, "max_candidates": most}
     return AuctionEvent(name="auction.started", data={"auction_id": auction_id, **data})
 
 
 def candidates(auction_id: str, drawn: Drawn, commitment: str) -> AuctionEvent:
-    """Return the event that follows the drawing: how many replies there are, how many differ, how many calls failed.
+    """Return the event of the candidates: how many replies there are, how many differ, how many calls failed.
 
     Tokens are those of all draws together; None where the model does not count them. The commitment binds the auction
-    to them, and to its terms, before anybody reports.
+    to its candidates and terms before any agent reports.
     """
     data = {
         "candidates": sum(count for _, count in drawn.components),
@@ -128,7 +95,7 @@ def candidates(auction_id: str, drawn: Drawn, commitment: str) -> AuctionEvent:
 
 
 def scored(auction_id: str, reports: Sequence[Report]) -> AuctionEvent:
-    """Return the event that follows the asking: how many agents reported, and how many abstained in which way."""
+    """Return the event of the reports: how many agents reported, and how many abstained for which reason."""
     statuses = Counter(report.status for report in reports)
     reported = statuses["reported"]
     data = {"reported": reported, "abstained": len(reports) - reported, "statuses": dict(statuses)}
@@ -136,7 +103,7 @@ def scored(auction_id: str, reports: Sequence[Report]) -> AuctionEvent:
 
 
 def settled(auction_id: str, settlement: Settlement, *, sponsored: bool, charged: bool) -> AuctionEvent:
-    """Return the event that closes an auction: revenue, whether it is booked, and what the law is worth."""
+    """Return the event of the settlement: revenue, whether it is charged, and the effective number of candidates."""
     data = {
         "revenue": settlement.revenue,
         "sponsored": sponsored,

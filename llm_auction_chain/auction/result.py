@@ -1,10 +1,10 @@
-"""What an auction came to: all of it for the platform, and the part that travels with the reply."""
+"""The result of an auction: all of it for the platform, and the metadata that travel with the reply."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 
 from llm_auction_chain.agents import Agent
+from llm_auction_chain.auction.admission import LeftOut
 from llm_auction_chain.auction.explanation import AgentExplanation, Explanation
 from llm_auction_chain.candidates import Candidate, Contexts
 from llm_auction_chain.mechanism import Settlement
@@ -23,31 +24,11 @@ from llm_auction_chain.reports import Report
 if TYPE_CHECKING:
     from llm_auction_chain.ledger import Charge
 
-__all__ = ["AuctionResult", "LeftOut", "matrix_of", "metadata_of"]
+__all__ = ["AuctionResult", "matrix_of", "metadata_of"]
 
 FloatArray = npt.NDArray[np.float64]
 _SCHEMA = "llm_auction_chain.auction/1"
 _ROUNDING = 1e-9  # by which p may differ from p_-i though the agent did nothing
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """An agent that took no part.
-
-    Attributes:
-        agent: who.
-        category: the exclusive category that another owner holds; empty for other reasons.
-        reason: `category`; `cover`, its owner's account does not cover the most it could owe; `ledger`, the ledger
-            could not say.
-    """
-
-    agent: Agent
-    category: str
-    reason: Literal["category", "cover", "ledger"] = "category"
-
-    def as_dict(self) -> dict[str, str]:
-        """Return it as plain JSON."""
-        return {"agent": self.agent.name, "reason": self.reason, "category": self.category}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,19 +42,19 @@ class AuctionResult:
         components: name and number of draws of every component of the proposal.
         contexts: whether the agents' descriptions reached the proposal: `used`, `unused`; `none` where there is none.
         agents: the N agents that took part, in the order of the matrices.
-        left_out: those that did not, because of an exclusive category or for want of cover.
+        left_out: those that did not, and why: an exclusive category, no cover, or a failed ledger.
         reports: (N,), each agent's rewards, status and reason. Private values: not in the metadata.
-        settlement: law, draw and payments.
+        settlement: probabilities, draw and payments.
         reply: the drawn message, with `response_metadata["auction"]` and the usage of all hidden calls.
         usage: tokens of all hidden calls; None where the model reports none.
-        failures: what made model calls fail, if some did.
-        warnings: what deserves a look: contexts that could not be used, draws that are all the same.
+        failures: the errors of model calls that failed.
+        warnings: what deserves a look: contexts that are not used, draws that are all the same.
         currency: the unit of rewards, payments and tau; empty where it has no name.
-        disclosure: what the user is told of sponsors; empty where there is nothing to tell.
-        bypassed: whether the reference replied by itself, because tools were offered.
-        seed: gives the same auction again (the same draw, where the model takes no seed).
-        opening: what the auction was bound to before anybody reported, and the salt that opens it.
-        charge: what the ledger booked; None without one, or where nobody pays.
+        disclosure: the text about sponsors; empty where there are none, or no text is set.
+        bypassed: whether this is the reference model's own reply, because the model may call tools.
+        seed: replays the auction; where the model takes no seed, it replays the draw among the same candidates.
+        opening: the commitment made before agents reported, and its salt.
+        charge: the ledger's booking; None without a ledger, or where no agent pays.
     """
 
     auction_id: str
@@ -108,7 +89,7 @@ class AuctionResult:
 
     @property
     def rewards(self) -> FloatArray:
-        """(N, candidates), what every agent reported, money. Private values."""
+        """(N, candidates), the reports, money. Private values."""
         return matrix_of(self.reports, self.candidates)
 
     @property
@@ -118,7 +99,7 @@ class AuctionResult:
 
     @cached_property
     def receipt(self) -> Receipt:
-        """The record of all of it, for the platform and its auditor; `receipt.view(agent)` is an agent's part."""
+        """The complete record, for the platform and its auditor; `receipt.view(agent)` is one agent's part."""
         return issue(
             self.opening,
             auction_id=self.auction_id,
@@ -129,17 +110,19 @@ class AuctionResult:
         )
 
     def charged(self, charge: "Charge | None") -> Self:
-        """Return the same auction with what the ledger booked, in the reply's metadata too."""
+        """Return this result with the ledger's charge, in the reply's metadata too."""
         if charge is None:
             return self
         booked = {"seq": charge.seq, "hash": charge.hash, "receipt": charge.receipt}
-        told = {**self.reply.response_metadata["auction"], "charge": booked}
-        reply = self.reply.model_copy(update={"response_metadata": {**self.reply.response_metadata, "auction": told}})
+        metadata = {**self.reply.response_metadata["auction"], "charge": booked}
+        reply = self.reply.model_copy(
+            update={"response_metadata": {**self.reply.response_metadata, "auction": metadata}}
+        )
         return replace(self, charge=charge, reply=reply)
 
     @property
     def charges(self) -> tuple[Decimal, ...]:
-        """(N,), what is billed: each payment rounded to a millionth of the unit, halves to even."""
+        """(N,), the amounts to bill: each payment rounded to a millionth of the unit, halves to even."""
         return tuple(as_decimal(float(payment)) for payment in self.settlement.payments)
 
     @property
@@ -149,7 +132,7 @@ class AuctionResult:
 
     @property
     def sponsors(self) -> tuple[Agent, ...]:
-        """The agents that pay, and made the drawn reply likelier than it would be without them."""
+        """The agents that pay and raised the probability of the drawn reply."""
         j, settlement = self.settlement.winner, self.settlement
         likelier = settlement.probabilities[j] > settlement.counterfactuals[:, j] * (1.0 + _ROUNDING)
         return tuple(agent for agent, more in zip(self.agents, likelier, strict=True) if more and agent.pays)
@@ -160,13 +143,14 @@ class AuctionResult:
 
         Under `expected` and `proportional` it is `T_i / E_p[click-through]`, under `pivot` and `influence` the payment
         over the drawn reply's click-through; for an owner's only agent never above the value per click. On average over
-        draws and clicks it comes to the expected payment (under `influence` where every reply may be clicked: what it
-        pays back for others is lost). None where no click is expected, and for every other kind of reward.
+        draws and clicks it equals the expected payment (under `influence` only where every reply may be clicked,
+        because refunds for other replies are lost). None where no click is expected, and for every other kind of
+        reward.
         """
         return tuple(self.price_per_click(i) for i in range(len(self.agents)))
 
     def price_per_click(self, i: int) -> float | None:
-        """Return what agent i pays per click, as in `prices_per_click`."""
+        """Return the price per click of agent i, as in `prices_per_click`."""
         settlement, clicks = self.settlement, self.reports[i].click_through
         if clicks is None or not self.agents[i].pays:
             return None
@@ -180,7 +164,7 @@ class AuctionResult:
         )
 
     def explain(self) -> Explanation:
-        """Return what each agent did to this auction: `str` of it is the text, `as_dict()` the data.
+        """Return each agent's influence on this auction: `str()` gives a text, `as_dict()` the data.
 
         >>> from llm_auction_chain import Agent, AuctionRunnable
         >>> from llm_auction_chain.testing import MarkovChatModel
@@ -220,12 +204,12 @@ class AuctionResult:
 
 
 def matrix_of(reports: Sequence[Report], candidates: Sequence[Candidate]) -> FloatArray:
-    """Return what every agent reported for every candidate, (N, candidates), money."""
+    """Return the reports as a matrix (N, candidates), money."""
     return np.array([report.rewards for report in reports], dtype=np.float64).reshape(len(reports), len(candidates))
 
 
 def metadata_of(result: AuctionResult) -> dict[str, Any]:
-    """Return the outcome as plain JSON: Python numbers only, finite, and nobody's rewards."""
+    """Return the outcome as plain JSON: finite Python numbers, without rewards."""
     settlement = result.settlement
     diagnostics = settlement.diagnostics
     sponsors = result.sponsors
@@ -272,7 +256,7 @@ def metadata_of(result: AuctionResult) -> dict[str, Any]:
 
 
 def _payment(result: AuctionResult, i: int) -> dict[str, Any]:
-    """Return what one agent pays: figures as they were computed, and beside them the decimals that are billed."""
+    """Return what one agent pays: the computed numbers, and beside them the decimals that are billed."""
     agent, settlement = result.agents[i], result.settlement
     amounts = {
         "amount": float(settlement.payments[i]),

@@ -12,7 +12,7 @@ prompt, the agents' public descriptions, tau and a seed: never a report.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,7 @@ _MANY_AGENTS = 4  # above this many descriptions a product of all of them costs 
 _INSTRUCTIONS = "Mention in your answer:\n\n{descriptions}"
 
 
+@runtime_checkable
 class Component(Protocol):
     """A part of a proposal: one condition per auction."""
 

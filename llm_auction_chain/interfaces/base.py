@@ -1,96 +1,78 @@
-"""What `AuctionRunnable` and `ChatAuction` share: their settings, whose agents take part, and who hears of it."""
+"""The common base of `AuctionRunnable` and `ChatAuction`: from a call to its auction, and what both can be asked."""
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import fields
-from typing import Any, Self, cast
+import json
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, cast, get_args
 from uuid import NAMESPACE_URL, uuid5
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
+from langchain_core.utils.uuid import uuid7
+from pydantic import ConfigDict, PrivateAttr
 
-from llm_auction_chain.agents import check_agents
-from llm_auction_chain.auction.admission import check_seed
-from llm_auction_chain.auction.billing import Delivery, OnLedgerError, most_owed
-from llm_auction_chain.auction.events import AuctionEvent, EventHook, ProgressHook, atell
-from llm_auction_chain.auction.outcome import DisclosurePlace
-from llm_auction_chain.auction.pipeline import Auction, OnToolCalls
+from llm_auction_chain.agents import Agent, check_agents
+from llm_auction_chain.auction.admission import Call
+from llm_auction_chain.auction.delivery import Delivery
+from llm_auction_chain.auction.events import AuctionEvent, ProgressHook
+from llm_auction_chain.auction.pipeline import hold_auction
 from llm_auction_chain.auction.result import AuctionResult
-from llm_auction_chain.candidates import all_in, quiet
+from llm_auction_chain.auction.settings import GROUPS, AuctionSettings, OnToolCalls, group_of
+from llm_auction_chain.candidates import hidden, offers_tools, quiet
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.interfaces.binding import AuctionBinding, with_schema, with_tools
-from llm_auction_chain.mechanism import PaymentRule
 from llm_auction_chain.messages import messages_of
 from llm_auction_chain.receipts.commitments import message_digest
-from llm_auction_chain.reports import OnAgentError
+from llm_auction_chain.validators import choice, refuse, text
+from llm_auction_chain.waiting import Waiter
 
-__all__ = ["STRICT", "AuctionSettings"]
+__all__ = ["STRICT", "AuctionBase", "CallScope", "chunk_of"]
 
-STRICT = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True)
+STRICT = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+# Keywords of a call that are not for the model, and where they belong. A model may well take a keyword `model`.
+_REFUSED = {
+    "agents": "Give it as config={'configurable': {'agents': [...]}}, or where the auction is made.",
+    "auction_id": "Give config={'configurable': {'idempotency_key': ...}}; the same key and prompt have the same id.",
+    "progress": "Give it to run or arun.",
+    "prompt": "The prompt is the input, the first argument.",
+}
+_OF_A_CALL = frozenset({"model", "on_tool_calls", "seed"})
 
 
-class AuctionSettings(BaseModel):
-    """The settings of both interfaces; `AuctionRunnable` says what each means."""
+@dataclass(frozen=True, kw_only=True)
+class CallScope:
+    """What a call of an interface hands on to the auction that it holds, past LangChain's own machinery.
 
-    model_config = STRICT
+    Attributes:
+        delivery: takes the result, and takes the charge back where the reply does not reach the caller.
+        progress: called while candidates and reports come in.
+        config: of a chat model's call, which LangChain does not hand to `_generate`.
+    """
 
-    model: Runnable[Any, Any]
-    agents: Any = ()
-    n_candidates: int = 16
-    tau: float = 1.0
-    payment_rule: PaymentRule = "expected"
-    seed: int | None = None
-    min_candidates: int = 1
-    on_agent_error: OnAgentError = "abstain"
-    proposal: Any = None
-    scorer: Any = None
-    min_ess: float | None = None
-    max_candidates: int | None = None
-    native_n: bool = True
-    reward_timeout: float | None = 60.0
-    report_cap: float | None = None
-    candidate_filter: Any = None
-    fallback: Any = None
-    exclusive_categories: Any = ()
-    currency: str = ""
-    disclosure: str | None = None
-    disclosure_place: DisclosurePlace = "metadata"
-    on_tool_calls: OnToolCalls = "bypass"
-    ledger: Any = None
-    on_ledger_error: OnLedgerError = "reference"
-    on_event: EventHook | None = None
+    delivery: Delivery
+    progress: ProgressHook | None = None
+    config: RunnableConfig = field(default_factory=RunnableConfig)
 
-    @field_validator("model")
-    @classmethod
-    def _refuse_auctions(cls, model: Runnable[Any, Any]) -> Runnable[Any, Any]:
-        if any(isinstance(one, AuctionSettings) for one in all_in(model)):
-            raise ConfigurationError(
-                "model is an auction already, and what loses in this one would have been paid for."
-            )
-        return model
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _speak_our_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            auction = handler(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ConfigurationError(f"{where} is {first['input']!r}: {first['msg']}.") from error
-        auction._auction()  # noqa: SLF001 - its own
-        if auction.seed is not None:
-            check_seed(auction.seed)
-        if not callable(auction.agents) and not isinstance(auction.agents, Runnable):
-            auction.agents = check_agents(auction.agents)
-            if auction.ledger is not None:
-                most_owed(auction.agents, auction.report_cap, negative=True)
-        return auction
+class AuctionBase(AuctionSettings):
+    """An auction behind one of LangChain's interfaces."""
+
+    # on a copy that serves one call of `run`, `batch` or a chat model; None on what users make
+    _scope: CallScope | None = PrivateAttr(default=None)
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """The groups of settings as mappings, which `langchain_core.load.loads` gives back to the constructor."""
+        return {
+            group: {name: value for name, value in getattr(self, group) if value != kind.model_fields[name].default}
+            for group, kind in GROUPS.items()
+        }
 
     def bind(self, **kwargs: Any) -> AuctionBinding:
         """Return this auction with keywords that every call is made with, `run` and `arun` too."""
@@ -103,9 +85,9 @@ class AuctionSettings(BaseModel):
     def bind_tools(
         self, tools: Sequence[Any], *, tool_choice: str | None = None, **kwargs: Any
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Return this auction over a model that may call the tools; `on_tool_calls` says what then is auctioned.
+        """Return this auction over a model that may call the tools; `on_tool_calls` decides what is auctioned then.
 
-        What the model has been wrapped in stays: bindings, retries, fallbacks.
+        What is wrapped around the model stays: bindings, retries, fallbacks.
 
         Args:
             tools: as the model takes them.
@@ -120,8 +102,7 @@ class AuctionSettings(BaseModel):
     def with_structured_output(self, schema: Any, **kwargs: Any) -> Runnable[LanguageModelInput, Any]:
         """Return an auction among replies of the schema's shape, followed by the model's own parser.
 
-        The pipeline parses the drawn reply alone. What is parsed has no metadata: `include_raw=True` keeps the message
-        beside it.
+        Only the drawn reply is parsed. A parsed object has no metadata; `include_raw=True` keeps the message beside it.
 
         Args:
             schema: as the model takes it.
@@ -141,13 +122,12 @@ class AuctionSettings(BaseModel):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
-        """Hold one auction per input. Where one fails and the others are lost with it, none of them is charged."""
+        """Hold one auction per input. If one raises, all replies are lost and no auction of the batch is charged."""
+        scope = self._new_scope()
         # the next class is a Runnable
-        batch = super().batch  # type: ignore[misc]
-        if return_exceptions:
-            return list(batch(inputs, config, return_exceptions=True, **kwargs))
-        with self._delivery(kwargs):
-            return list(batch(inputs, config, **kwargs))
+        with scope.delivery:
+            batch = super(AuctionBase, self if return_exceptions else self._with(scope)).batch  # type: ignore[misc]
+            return list(batch(inputs, config, return_exceptions=return_exceptions, **kwargs))
 
     async def abatch(
         self,
@@ -157,12 +137,11 @@ class AuctionSettings(BaseModel):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[Any]:
-        """Do as `batch`, awaiting."""
-        abatch = super().abatch  # type: ignore[misc]
-        if return_exceptions:
-            return list(await abatch(inputs, config, return_exceptions=True, **kwargs))
-        async with self._delivery(kwargs):
-            return list(await abatch(inputs, config, **kwargs))
+        """Do what `batch` does, in an event loop."""
+        scope = self._new_scope()
+        async with scope.delivery:
+            abatch = super(AuctionBase, self if return_exceptions else self._with(scope)).abatch  # type: ignore[misc]
+            return list(await abatch(inputs, config, return_exceptions=return_exceptions, **kwargs))
 
     def run(
         self,
@@ -172,10 +151,11 @@ class AuctionSettings(BaseModel):
         progress: ProgressHook | None = None,
         **kwargs: Any,
     ) -> AuctionResult:
-        """Hold an auction and return all of it: candidates, reports, settlement, reply."""
-        results: list[AuctionResult] = []
-        _as_runnable(self).invoke(input, config, progress=progress, results=results, **kwargs)
-        return results[0]
+        """Hold an auction and return the whole result: candidates, reports, settlement, reply."""
+        scope = replace(self._new_scope(), progress=progress)
+        with scope.delivery:
+            _as_runnable(self._with(scope)).invoke(input, config, **kwargs)
+        return scope.delivery.results[0]
 
     async def arun(
         self,
@@ -185,137 +165,164 @@ class AuctionSettings(BaseModel):
         progress: ProgressHook | None = None,
         **kwargs: Any,
     ) -> AuctionResult:
-        """Do as `run`, awaiting."""
-        results: list[AuctionResult] = []
-        await _as_runnable(self).ainvoke(input, config, progress=progress, results=results, **kwargs)
-        return results[0]
+        """Do what `run` does, in an event loop."""
+        scope = replace(self._new_scope(), progress=progress)
+        async with scope.delivery:
+            await _as_runnable(self._with(scope)).ainvoke(input, config, **kwargs)
+        return scope.delivery.results[0]
 
-    def _auction(self, **changes: Any) -> Auction:
-        return Auction(**{setting.name: getattr(self, setting.name) for setting in fields(Auction)} | changes)
+    def _new_scope(self, config: RunnableConfig | None = None) -> CallScope:
+        """Return the scope of a call, within the scope that this copy serves."""
+        outer = self._scope
+        return CallScope(
+            delivery=Delivery(self.billing.ledger, outer.delivery if outer else None),
+            progress=outer.progress if outer else None,
+            config=config or RunnableConfig(),
+        )
 
-    def _hold(
+    def _with(self, scope: CallScope) -> Self:
+        """Return a copy that serves one call."""
+        copy = self.model_copy()
+        copy._scope = scope  # noqa: SLF001 - its own
+        return copy
+
+    async def _hold(
         self,
         given: LanguageModelInput,
         config: RunnableConfig,
+        scope: CallScope,
+        keywords: Mapping[str, Any],
+        waiter: Waiter,
         *,
-        results: list[AuctionResult] | Delivery | None = None,
-        **kwargs: Any,
+        traced: bool = True,
     ) -> AIMessage:
-        """Hold an auction under a run, whose children's callbacks the config has, and return the drawn reply."""
-        child = quiet(config)
-        auction, keywords = self._called(kwargs)
-        agents = () if auction.bypasses(child, keywords) else self._agents(given, child)
-        tell, prompt = self._teller(config), messages_of(given)
-        auction_id = _auction_id(config, prompt)
-        result = auction.run(prompt, agents, auction_id=auction_id, config=child, on_event=tell, **keywords)
-        if results is not None:
-            results.append(result)
+        """Hold an auction under a run and return the drawn reply.
+
+        Args:
+            given: the input of the call.
+            config: of the run's children.
+            scope: of the call.
+            keywords: of the call: `seed` and `on_tool_calls` replace the settings of these names, the others are for
+                the model.
+            waiter: how the caller waits.
+            traced: whether each model call is a run of its own.
+
+        Raises:
+            AuctionError: the auction could not be held; the message says why.
+        """
+        model_kwargs = dict(keywords)
+        seed, on_tool_calls = model_kwargs.pop("seed", None), model_kwargs.pop("on_tool_calls", None)
+        _refuse_settings(model_kwargs)
+        settings = self
+        if on_tool_calls is not None:
+            choice("on_tool_calls", on_tool_calls, get_args(OnToolCalls))
+            settings = self.model_copy(update={"on_tool_calls": on_tool_calls})
+        child, prompt = quiet(config), messages_of(given)
+        bypassed = settings.on_tool_calls == "bypass" and offers_tools(self.model, child, model_kwargs)
+        call = Call(
+            prompt=prompt,
+            agents=() if bypassed else check_agents(await self._find_agents(given, child, waiter)),
+            bypassed=bypassed,
+            auction_id=_auction_id(config, prompt),
+            config=hidden(child),
+            seed=self.seed if seed is None else seed,
+            model_kwargs=model_kwargs,
+            traced=traced,
+            notify=lambda event: self._notify(event, config, waiter),
+            progress=scope.progress,
+        )
+        result = await hold_auction(settings, call, waiter)
+        scope.delivery.add(result)
         return result.reply
 
-    async def _ahold(
-        self,
-        given: LanguageModelInput,
-        config: RunnableConfig,
-        *,
-        results: list[AuctionResult] | Delivery | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        child = quiet(config)
-        auction, keywords = self._called(kwargs)
-        agents = () if auction.bypasses(child, keywords) else await self._aagents(given, child)
-        tell, prompt = self._ateller(config), messages_of(given)
-        auction_id = _auction_id(config, prompt)
-        result = await auction.arun(prompt, agents, auction_id=auction_id, config=child, on_event=tell, **keywords)
-        if results is not None:
-            results.append(result)
-        return result.reply
-
-    def _delivery(self, kwargs: dict[str, Any]) -> Delivery:
-        """Return what watches a call until its caller has the reply; it takes the place of the call's `results`."""
-        if self.ledger is None:
-            return Delivery(None)
-        delivery = kwargs["results"] = Delivery(self.ledger, kwargs.get("results"))
-        return delivery
-
-    def _called(self, kwargs: dict[str, Any]) -> tuple[Auction, dict[str, Any]]:
-        """Return the auction of a call, whose keywords may replace two settings, and the keywords to hold it with."""
-        keywords = {**kwargs, "seed": self.seed if kwargs.get("seed") is None else kwargs["seed"]}
-        on_tool_calls = keywords.pop("on_tool_calls", None)
-        return self._auction(**({} if on_tool_calls is None else {"on_tool_calls": on_tool_calls})), keywords
-
-    def _agents(self, given: LanguageModelInput, child: RunnableConfig) -> Any:
-        source = self._source(child)
+    async def _find_agents(self, given: LanguageModelInput, child: RunnableConfig, waiter: Waiter) -> Sequence[Agent]:
+        """Return the agents of this call: those in its config, else those of the setting."""
+        source: Any = child.get("configurable", {}).get("agents")
+        source = self.agents if source is None else source
         if isinstance(source, Runnable):
-            return source.invoke(given, child)
+            return await waiter.either(lambda: source.invoke(given, child), lambda: source.ainvoke(given, child))
         if not callable(source):
-            return source
-        with set_config_context(child) as context:
-            agents = context.run(source, given)
-        if inspect.isawaitable(agents):
-            if inspect.iscoroutine(agents):
-                agents.close()
-            raise ConfigurationError("agents is an async callable; use ainvoke, abatch, astream or arun.")
-        return agents
-
-    async def _aagents(self, given: LanguageModelInput, child: RunnableConfig) -> Any:
-        source = self._source(child)
-        if isinstance(source, Runnable):
-            return await source.ainvoke(given, child)
-        if not callable(source):
-            return source
+            return cast("Sequence[Agent]", source)
         with set_config_context(child) as context:
             agents = context.run(source, given)
             if inspect.isawaitable(agents):
-                agents = await asyncio.create_task(_awaited(agents), context=context)
-        return agents
+                agents = await waiter.either(
+                    lambda: _refuse_async("agents", agents),
+                    lambda: asyncio.create_task(_awaited(agents), context=context),
+                )
+        return cast("Sequence[Agent]", agents)
 
-    def _source(self, config: RunnableConfig) -> Any:
-        """Return where the agents of this call come from: those given with it, else the auction's own."""
-        chosen = config.get("configurable", {}).get("agents")
-        return self.agents if chosen is None else chosen
-
-    def _teller(self, config: RunnableConfig) -> Callable[[AuctionEvent], None]:
-        """Return what tells the run's listeners, and `on_event`, that a stage is done."""
-        manager = config.get("callbacks")
-
-        def tell(event: AuctionEvent) -> Any:
-            if isinstance(manager, CallbackManager):
-                manager.on_custom_event(event.name, dict(event.data), run_id=manager.parent_run_id)
-            return self.on_event(event) if self.on_event else None
-
-        return tell
-
-    def _ateller(self, config: RunnableConfig) -> Callable[[AuctionEvent], Awaitable[None]]:
-        manager = config.get("callbacks")
-
-        async def tell(event: AuctionEvent) -> None:
-            if isinstance(manager, AsyncCallbackManager):
-                await manager.on_custom_event(event.name, dict(event.data), run_id=manager.parent_run_id)
-            await atell(self.on_event, event)
-
-        return tell
+    async def _notify(self, event: AuctionEvent, config: RunnableConfig, waiter: Waiter) -> None:
+        """Send an event to the run's handlers, and to `on_event`."""
+        manager: Any = config.get("callbacks")
+        if isinstance(manager, CallbackManager | AsyncCallbackManager):
+            sent = manager.on_custom_event(event.name, dict(event.data), run_id=manager.parent_run_id)
+            if inspect.isawaitable(sent):  # of an async manager, which only a caller that awaits has
+                await sent
+        answer = self.on_event(event) if self.on_event else None
+        if inspect.isawaitable(answer):
+            await waiter.either(lambda: _refuse_async("on_event", answer), lambda: answer)
 
 
-def _auction_id(config: RunnableConfig, prompt: Sequence[BaseMessage]) -> str | None:
-    """Return under which id a call's auction is booked: the same for the same key and prompt, else the run's.
+def chunk_of(message: BaseMessage) -> AIMessageChunk:
+    """Return a whole message as the last chunk of a stream.
+
+    Invalid tool calls are set after the chunk is built: from a stream, LangChain would mend them into valid ones.
+    """
+    if not isinstance(message, AIMessage):
+        raise TypeError(f"a reply must be an AIMessage, got {type(message).__name__}.")
+    chunk = AIMessageChunk(
+        content=message.content,
+        additional_kwargs=message.additional_kwargs,
+        response_metadata=message.response_metadata,
+        id=message.id,
+        name=message.name,
+        usage_metadata=message.usage_metadata,
+        tool_call_chunks=[
+            tool_call_chunk(name=call["name"], args=json.dumps(call["args"]), id=call["id"], index=index)
+            for index, call in enumerate(message.tool_calls)
+        ],
+        chunk_position="last",
+    )
+    return chunk.model_copy(update={"invalid_tool_calls": message.invalid_tool_calls})
+
+
+def _refuse_settings(kwargs: dict[str, Any]) -> None:
+    """Refuse keywords of a call that the model would get, and that mean something to the auction only."""
+    for name in kwargs:
+        hint = _REFUSED.get(name)
+        if hint is None and name in AuctionSettings.model_fields and name not in _OF_A_CALL:
+            hint = f"Set it where the auction is made: AuctionRunnable({name}=...)."
+        elif hint is None and name not in ("text", "place") and (group := group_of(name)):
+            hint = f"Set it where the auction is made: AuctionRunnable({group})."
+        if hint is not None:
+            raise ConfigurationError(f"{name} is not a keyword of a call. {hint}")
+
+
+def _auction_id(config: RunnableConfig, prompt: Sequence[BaseMessage]) -> str:
+    """Return the id that a call's auction is booked under: the same for the same key and prompt, else the run's.
 
     Several auctions may belong to one key, as an agent's turns do; their prompts differ.
     """
     key = config.get("configurable", {}).get("idempotency_key")
     if key is None:
-        run_id = getattr(config.get("callbacks"), "parent_run_id", None)
-        return None if run_id is None else str(run_id)
-    if not isinstance(key, str) or not key.strip():
-        raise ConfigurationError(f"idempotency_key is {key!r}; give a text that is the same for the same call only.")
+        return str(getattr(config.get("callbacks"), "parent_run_id", None) or uuid7())
     try:
+        key = text("idempotency_key", key)
         return str(uuid5(NAMESPACE_URL, f"llm_auction_chain:{key}\n{message_digest('', *prompt)}"))
     except UnicodeEncodeError as error:
-        raise ConfigurationError(f"idempotency_key is {key!r}; take out the half surrogates.") from error
+        raise refuse("idempotency_key", "a text without half surrogates", key) from error
 
 
-def _as_runnable(auction: AuctionSettings) -> Runnable[LanguageModelInput, AIMessage]:
-    """Return what both interfaces are; the settings alone are none."""
+def _as_runnable(auction: AuctionBase) -> Runnable[LanguageModelInput, AIMessage]:
+    """Return the auction as the Runnable that both interfaces are."""
     return cast("Runnable[LanguageModelInput, AIMessage]", auction)
+
+
+def _refuse_async(name: str, awaitable: Awaitable[Any]) -> Any:
+    if inspect.iscoroutine(awaitable):
+        awaitable.close()
+    raise ConfigurationError(f"{name} is async; use ainvoke, abatch, astream or arun.")
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:

@@ -69,7 +69,8 @@ def with_schema(auction: Any, schema: Any, **kwargs: Any) -> AnyRunnable:
     A reply of a schema's shape runs nothing, so it is auctioned though it may come as a call. It is parsed, so nothing
     is put into its text.
     """
-    auction = auction.model_copy(update={"on_tool_calls": "auction", "disclosure_place": "metadata"})
+    disclosure = auction.disclosure.model_copy(update={"place": "metadata"})
+    auction = auction.model_copy(update={"on_tool_calls": "auction", "disclosure": disclosure})
     _, put = _split(chat_model_of(auction.model), schema, kwargs)
     return put(_over(auction, lambda chat: _split(chat, schema, kwargs)[0]))
 

@@ -1,5 +1,6 @@
 """`ChatAuction`: an auction wherever a slot is typed BaseChatModel."""
 
+import inspect
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
@@ -10,7 +11,6 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManager,
     CallbackManagerForLLMRun,
-    Callbacks,
 )
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -22,29 +22,28 @@ from pydantic import Field
 from typing_extensions import override
 
 from llm_auction_chain.candidates import chat_model_of, settings_of
-from llm_auction_chain.interfaces.base import STRICT, AuctionSettings
-from llm_auction_chain.interfaces.chunk import chunk_of
+from llm_auction_chain.interfaces.base import STRICT, AuctionBase, CallScope, chunk_of
+from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
 __all__ = ["ChatAuction"]
 
-_CALL = "call_config"  # how a call's config reaches _generate, which LangChain hands keywords only
-_TOLD = ("n_candidates", "tau", "payment_rule", "on_tool_calls")  # not the seed: whoever knows it knows the draw
-_OURS = frozenset({_CALL, "on_tool_calls", "seed", "progress", "results"})
+_PUBLIC = ("n_candidates", "tau", "payment_rule", "on_tool_calls")  # not the seed: it predicts the draw
+_OURS = frozenset({"on_tool_calls", "seed"})
 
 
-class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what `bind` returns
-    """Reply with a draw from `pi_ref * exp(sum_i r_i / tau)`, charging payments that make truth every agent's best.
+class ChatAuction(AuctionBase, BaseChatModel):  # type: ignore[misc]  # what `bind` returns
+    """Hold auctions behind the interface of a chat model, for slots that take nothing else.
 
-    It is a chat model, for slots that take nothing else: deepagents, langgraph's prebuilt agents, `create_agent`. One
-    call is one chat-model run, with the usage of all the draws it took; those are nobody's runs. Its settings, and its
-    metadata, are those of `AuctionRunnable`. A stream holds one chunk: the reply is known only after the draw.
+    Such slots are in deepagents, in langgraph's prebuilt agents and in `create_agent`. One call is one chat-model run
+    with the usage of all its draws; the draws are no runs of their own. Settings and metadata are those of
+    `AuctionRunnable`. A stream has one chunk, because the reply is known only after the draw.
 
     Attributes:
         model: a chat model, or what LangChain wraps around one.
-        cache: always False: a reply from a cache would be a sale without a payment.
+        cache: always False; a reply from a cache would be sold without a payment.
 
     Raises:
-        ConfigurationError: a setting no auction can run with, or a model that is no chat model.
+        ConfigurationError: a setting is invalid, or the model is not a chat model.
 
     Source: arXiv 2405.05905.
 
@@ -72,7 +71,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what
 
     @cached_property
     def _serialized(self) -> dict[str, Any]:
-        # Tracers are told what this is, and nothing of the agents: their rewards are private values.
+        # tracers see the class and nothing of the agents: their rewards are private values
         return {"lc": 1, "type": "not_implemented", "id": self.lc_id(), "name": self.get_name(), "repr": None}
 
     @property
@@ -82,7 +81,7 @@ class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what
     @property
     def _identifying_params(self) -> Mapping[str, Any]:
         inner = chat_model_of(self.model)
-        auction = {name: getattr(self, name) for name in _TOLD}
+        auction = {name: getattr(self, name) for name in _PUBLIC}
         return {**inner._identifying_params, **settings_of(self.model), "auction": auction}  # noqa: SLF001
 
     @property
@@ -93,10 +92,10 @@ class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what
 
     @override
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        told = {**settings_of(self.model), **kwargs}
-        bound = told.pop("stop", None)
+        params = {**settings_of(self.model), **kwargs}
+        bound = params.pop("stop", None)
         stop = bound if stop is None else stop
-        return chat_model_of(self.model)._get_ls_params(stop=stop, **_of_the_model(told))  # noqa: SLF001
+        return chat_model_of(self.model)._get_ls_params(stop=stop, **_of_the_model(params))  # noqa: SLF001
 
     @override
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
@@ -123,8 +122,9 @@ class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        with self._delivery(kwargs):
-            return super().invoke(input, config, stop=stop, **_with_config(kwargs, config))
+        scope = self._new_scope(_for_auction(config))
+        with scope.delivery:
+            return super(ChatAuction, self._with(scope)).invoke(input, config, stop=stop, **kwargs)
 
     @override
     async def ainvoke(
@@ -135,8 +135,9 @@ class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        async with self._delivery(kwargs):
-            return await super().ainvoke(input, config, stop=stop, **_with_config(kwargs, config))
+        scope = self._new_scope(_for_auction(config))
+        async with scope.delivery:
+            return await super(ChatAuction, self._with(scope)).ainvoke(input, config, stop=stop, **kwargs)
 
     @override
     def stream(
@@ -148,10 +149,10 @@ class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what
         **kwargs: Any,
     ) -> Iterator[AIMessageChunk]:
         """Yield the drawn reply as one chunk."""
-        config, told = _with_run(config, self.callbacks, CallbackManager)
-        with self._delivery(kwargs) as delivery:
-            for chunk in super().stream(input, config, stop=stop, **{**kwargs, _CALL: told}):
-                delivery.made()
+        config, scope = self._scope_of_stream(config, CallbackManager)
+        with scope.delivery:
+            for chunk in super(ChatAuction, self._with(scope)).stream(input, config, stop=stop, **kwargs):
+                scope.delivery.complete()
                 yield chunk
 
     @override
@@ -164,35 +165,40 @@ class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:
         """Yield the drawn reply as one chunk."""
-        config, told = _with_run(config, self.callbacks, AsyncCallbackManager)
-        async with self._delivery(kwargs) as delivery:
-            async for chunk in super().astream(input, config, stop=stop, **{**kwargs, _CALL: told}):
-                delivery.made()
+        config, scope = self._scope_of_stream(config, AsyncCallbackManager)
+        async with scope.delivery:
+            async for chunk in super(ChatAuction, self._with(scope)).astream(input, config, stop=stop, **kwargs):
+                scope.delivery.complete()
                 yield chunk
 
     @override
     def generate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
-        """Hold one auction per prompt. Where one fails and the others are lost with it, none of them is charged."""
-        with self._delivery(kwargs):
-            return super().generate(messages, *args, **kwargs)
+        """Hold one auction per prompt. If one raises, all replies are lost and none of the auctions is charged."""
+        scope = self._scope_of_generate()
+        with scope.delivery:
+            return super(ChatAuction, self._with(scope)).generate(messages, *args, **kwargs)
 
     @override
     async def agenerate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
-        async with self._delivery(kwargs):
-            return await super().agenerate(messages, *args, **kwargs)
+        scope = self._scope_of_generate()
+        async with scope.delivery:
+            return await super(ChatAuction, self._with(scope)).agenerate(messages, *args, **kwargs)
 
     @override
     def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        return super().stream_events(input, config, **_with_config(kwargs, config))
+        copy = self._with(self._new_scope(_for_auction(config)))
+        return super(ChatAuction, copy).stream_events(input, config, **kwargs)
 
     @override
     def astream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        return super().astream_events(input, config, **_with_config(kwargs, config))
+        copy = self._with(self._new_scope(_for_auction(config)))
+        return super(ChatAuction, copy).astream_events(input, config, **kwargs)
 
     @override
     def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
-        # Where a handler asks for a stream, LangChain would draw without the run's manager; _generate tells the chunk.
-        return "callbacks" in kwargs.get(_CALL, {}) and not self._streaming_disabled(**kwargs)
+        # Where a handler asks for a stream, LangChain would draw without the run's manager; _generate sends the chunk.
+        in_stream = self._scope is not None and "callbacks" in self._scope.config
+        return in_stream and not self._streaming_disabled(**kwargs)
 
     @override
     def _generate(
@@ -200,8 +206,6 @@ class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
-        *,
-        call_config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> ChatResult:
         """Hold an auction and return the drawn reply.
@@ -209,20 +213,13 @@ class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what
         Args:
             messages: as the model takes them.
             stop: as the model takes it.
-            run_manager: parent of what agents and directories run.
-            call_config: what of the call's config concerns the auction: `configurable`, `max_concurrency`, and where
-                no run manager is handed on, the callbacks of the run's children.
-            **kwargs: `seed` and `on_tool_calls` replace the fields of the same names; all others are the model's.
+            run_manager: parent of the runs of agents and directories.
+            **kwargs: `seed` and `on_tool_calls` replace the settings of these names, the others are for the model.
 
         Raises:
             AuctionError: the auction could not be held; the message says why.
         """
-        config = _of_run(call_config, run_manager)
-        reply = _named(self._hold(messages, config, traced=False, **_with_stop(kwargs, stop)), run_manager)
-        if run_manager is not None:
-            chunk = chunk_of(reply)
-            run_manager.on_llm_new_token(str(chunk.text), chunk=ChatGenerationChunk(message=chunk))
-        return ChatResult(generations=[ChatGeneration(message=reply)])
+        return run(self._result(messages, stop, run_manager, kwargs, BLOCKING))
 
     @override
     async def _agenerate(
@@ -230,17 +227,10 @@ class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        *,
-        call_config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        """Do as `_generate`, awaiting."""
-        config = _of_run(call_config, run_manager)
-        reply = _named(await self._ahold(messages, config, traced=False, **_with_stop(kwargs, stop)), run_manager)
-        if run_manager is not None:
-            chunk = chunk_of(reply)
-            await run_manager.on_llm_new_token(str(chunk.text), chunk=ChatGenerationChunk(message=chunk))
-        return ChatResult(generations=[ChatGeneration(message=reply)])
+        """Do what `_generate` does, in an event loop."""
+        return await self._result(messages, stop, run_manager, kwargs, AWAITING)
 
     @override
     def _stream(
@@ -250,9 +240,9 @@ class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        """Yield the drawn reply as one chunk: what content-block events (v3) are made of."""
-        drawn = self._generate(messages, stop, run_manager, **kwargs).generations[0].message
-        yield ChatGenerationChunk(message=chunk_of(drawn))
+        """Yield the drawn reply as one chunk; LangChain makes content-block events (v3) of it."""
+        reply = self._generate(messages, stop, run_manager, **kwargs).generations[0].message
+        yield ChatGenerationChunk(message=chunk_of(reply))
 
     @override
     async def _astream(
@@ -262,45 +252,68 @@ class ChatAuction(AuctionSettings, BaseChatModel):  # type: ignore[misc]  # what
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        drawn = (await self._agenerate(messages, stop, run_manager, **kwargs)).generations[0].message
-        yield ChatGenerationChunk(message=chunk_of(drawn))
+        reply = (await self._agenerate(messages, stop, run_manager, **kwargs)).generations[0].message
+        yield ChatGenerationChunk(message=chunk_of(reply))
+
+    async def _result(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run_manager: Any,
+        kwargs: dict[str, Any],
+        waiter: Waiter,
+    ) -> ChatResult:
+        """Hold an auction under the run of a model call, and send the reply to the run's handlers as a chunk."""
+        scope = self._scope or self._new_scope()
+        config = _of_run(scope.config, run_manager)
+        keywords = kwargs if stop is None else {**kwargs, "stop": stop}
+        reply = _named(await self._hold(messages, config, scope, keywords, waiter, traced=False), run_manager)
+        if run_manager is not None:
+            chunk = chunk_of(reply)
+            sent = run_manager.on_llm_new_token(str(chunk.text), chunk=ChatGenerationChunk(message=chunk))
+            if inspect.isawaitable(sent):
+                await sent
+        return ChatResult(generations=[ChatGeneration(message=reply)])
+
+    def _scope_of_generate(self) -> CallScope:
+        """Return the scope of a call for several prompts, with the config of the call around it."""
+        return self._new_scope(self._scope.config if self._scope else None)
+
+    def _scope_of_stream(
+        self, config: RunnableConfig | None, kind: type[CallbackManager | AsyncCallbackManager]
+    ) -> tuple[RunnableConfig, CallScope]:
+        """Return the config of a stream with a run id chosen in advance, and a scope with the run's callbacks.
+
+        LangChain does not hand out a stream's run manager, and agents' own calls are to be the run's children.
+        """
+        config = ensure_config(config)
+        run_id = config.get("run_id") or uuid7()
+        manager = kind.configure(
+            config.get("callbacks"),
+            self.callbacks,
+            inheritable_tags=config.get("tags"),
+            inheritable_metadata=config.get("metadata"),
+        )
+        known, kept = config.copy(), _for_auction(config)
+        known["callbacks"], known["run_id"] = manager, run_id
+        kept["callbacks"] = _child(manager, kind, run_id)
+        return known, self._new_scope(kept)
 
 
-def _with_config(kwargs: dict[str, Any], config: RunnableConfig | None) -> dict[str, Any]:
-    return {**kwargs, _CALL: _told(ensure_config(config))}
-
-
-def _told(config: RunnableConfig) -> RunnableConfig:
-    """Return what of a call's config concerns the auction."""
-    told = RunnableConfig()
-    if configurable := config.get("configurable"):
-        told["configurable"] = configurable
-    if limit := config.get("max_concurrency"):
-        told["max_concurrency"] = limit
-    return told
-
-
-def _with_run(
-    config: RunnableConfig | None, own: Callbacks, kind: type[CallbackManager | AsyncCallbackManager]
-) -> tuple[RunnableConfig, RunnableConfig]:
-    """Return the config of a stream whose run is known before it begins, and what it tells the auction.
-
-    LangChain keeps a stream's run manager to itself, and agents' own calls are to be the run's children.
-    """
+def _for_auction(config: RunnableConfig | None) -> RunnableConfig:
+    """Return the part of a call's config that concerns the auction, and that LangChain keeps from `_generate`."""
     config = ensure_config(config)
-    run_id = config.get("run_id") or uuid7()
-    manager = kind.configure(
-        config.get("callbacks"), own, inheritable_tags=config.get("tags"), inheritable_metadata=config.get("metadata")
-    )
-    opened, told = config.copy(), _told(config)
-    opened["callbacks"], opened["run_id"] = manager, run_id
-    told["callbacks"] = _child(manager, kind, run_id)
-    return opened, told
+    kept = RunnableConfig()
+    if configurable := config.get("configurable"):
+        kept["configurable"] = configurable
+    if limit := config.get("max_concurrency"):
+        kept["max_concurrency"] = limit
+    return kept
 
 
-def _of_run(call_config: RunnableConfig | None, run_manager: Any) -> RunnableConfig:
+def _of_run(config: RunnableConfig, run_manager: Any) -> RunnableConfig:
     """Return a config whose children belong to the run, as those of a chain belong to theirs."""
-    config = RunnableConfig(**(call_config or {}))
+    config = config.copy()
     if run_manager is not None:
         kind = AsyncCallbackManager if isinstance(run_manager, AsyncCallbackManagerForLLMRun) else CallbackManager
         config["callbacks"] = _child(run_manager, kind, run_manager.run_id)
@@ -308,10 +321,10 @@ def _of_run(call_config: RunnableConfig | None, run_manager: Any) -> RunnableCon
 
 
 def _child(manager: Any, kind: Any, run_id: UUID) -> Any:
-    """Return a manager of a run's children; LangChain has none for those of a chat model.
+    """Return a callback manager for the children of a chat model's run, which LangChain does not have.
 
-    The auction's events are the run's own, so all of its handlers hear them; `hidden` leaves those that are not
-    inherited out of the children.
+    The auction's events are the run's own, so all its handlers receive them. `hidden` removes those handlers that
+    children do not inherit.
     """
     tags, metadata = manager.inheritable_tags, manager.inheritable_metadata
     return kind(
@@ -325,17 +338,13 @@ def _child(manager: Any, kind: Any, run_id: UUID) -> Any:
     )
 
 
-def _with_stop(kwargs: dict[str, Any], stop: list[str] | None) -> dict[str, Any]:
-    return kwargs if stop is None else {**kwargs, "stop": stop}
-
-
 def _of_the_model(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords of a call that are the model's."""
+    """Return the keywords of a call that are for the model."""
     return {name: value for name, value in kwargs.items() if name not in _OURS}
 
 
 def _named(message: AIMessage, run_manager: Any) -> AIMessage:
-    """Return the message under an id; where the provider gave none, it is the run's."""
+    """Return the message with an id; where the provider set none, it is the run's."""
     if message.id is not None or run_manager is None:
         return message
     return message.model_copy(update={"id": f"lc_run--{run_manager.run_id}"})

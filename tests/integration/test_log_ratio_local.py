@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from langchain_core.messages import HumanMessage
 
-from llm_auction_chain import Agent, AuctionRunnable, ChatTransformers, Reference
+from llm_auction_chain import Agent, AuctionRunnable, ChatTransformers, Policy, Reference
 from llm_auction_chain.descriptions import with_instructions
 from llm_auction_chain.reports import Terms, collect
 from llm_auction_chain.rewards import LogRatioReward
@@ -96,7 +96,9 @@ def test_truncation_under_which_a_reply_is_impossible_is_told(hold, model):
 
 
 def test_a_filter_that_leaves_the_fallback_alone_leaves_nothing_to_compare(hold, model):
-    result = hold(model, [*AGENTS, GOOD], candidate_filter=lambda prompt, reply: False, fallback="Sorry.")
+    result = hold(
+        model, [*AGENTS, GOOD], policy=Policy(candidate_filter=lambda prompt, reply: False, fallback="Sorry.")
+    )
     assert result.reply.text == "Sorry."
     assert [report.status for report in result.reports] == ["error", "error", "reported"]
     assert "tokens are unknown" in result.reports[0].reason

@@ -5,7 +5,7 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_openai import ChatOpenAI
 
-from llm_auction_chain import Agent, AuctionRunnable, AuctionWarning, CandidatesError
+from llm_auction_chain import Agent, AuctionRunnable, AuctionWarning, CandidatesError, Sampling
 from tests.integration.provider import MODEL, READ, WRITTEN, complete, few, provider, refuse, refuse_n
 
 M = 8
@@ -52,7 +52,7 @@ def test_one_request_draws_all_candidates_and_is_billed_once(server, model):
 def test_repeats_are_drawn_where_they_are_asked_for_no_more_at_once_than_allowed(server, model):
     server.delay = 0.05
     usage = UsageMetadataCallbackHandler()
-    result = auction(model, native_n=False).run("Hi", {"callbacks": [usage], "max_concurrency": 2})
+    result = auction(model, sampling=Sampling(native_n=False)).run("Hi", {"callbacks": [usage], "max_concurrency": 2})
     assert server.counts == [None] * M
     assert server.busiest <= 2
     assert result.usage["total_tokens"] == usage.usage_metadata[MODEL]["total_tokens"] == M * (READ + WRITTEN)
@@ -76,12 +76,12 @@ def test_what_was_bound_to_the_model_reaches_the_provider_and_the_auctions_seed_
 def test_a_provider_seed_that_makes_repeats_one_reply_is_warned_about(server, model):
     server.answer = few(1)
     with pytest.warns(AuctionWarning, match="seed"):
-        auction(model.bind(seed=4), native_n=False).run("Hi")
+        auction(model.bind(seed=4), sampling=Sampling(native_n=False)).run("Hi")
 
 
 def test_failed_requests_leave_survivors_and_keep_their_causes(server, model):
     server.script = [few(1), complete, refuse(500), complete]
-    result = auction(model, min_candidates=6).run("Hi")
+    result = auction(model, sampling=Sampling(min_candidates=6)).run("Hi")
     assert (result.draws, len(result.failures)) == (M - 1, 1)
     server.answer = refuse(500)
     with pytest.raises(CandidatesError) as caught:

@@ -24,7 +24,7 @@ from langchain_openai import ChatOpenAI
 from langsmith import Client, tracing_context
 from pydantic import PrivateAttr
 
-from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction
+from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction, Sampling
 from llm_auction_chain.testing import MarkovChatModel
 from tests.integration.asks import Asks
 from tests.integration.provider import MODEL, READ, WRITTEN, provider
@@ -203,7 +203,7 @@ async def models():
                 "repeats": (repeats, {}, repeats, "reply", M),
                 "repeats that stream": (streams, {}, streams, "reply", M),
                 "OpenAI, native": (chat, {}, OpenAI(server), MODEL, 1),
-                "OpenAI, repeats": (chat, {"native_n": False}, OpenAI(server), MODEL, M),
+                "OpenAI, repeats": (chat, {"sampling": Sampling(native_n=False)}, OpenAI(server), MODEL, M),
             }
 
 

@@ -17,7 +17,17 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
-from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction, ConfigurationError
+from llm_auction_chain import (
+    Agent,
+    AuctionMiddleware,
+    AuctionRunnable,
+    Billing,
+    ChatAuction,
+    ConfigurationError,
+    Disclosure,
+    Policy,
+    Sampling,
+)
 from llm_auction_chain.rewards import ClickReward, MentionReward, Reward
 from llm_auction_chain.testing import MarkovChatModel
 
@@ -181,14 +191,14 @@ CASES = {
     "clicks": {"agents": [Agent("B", ClickReward(1e9, Letters("b", 0.1))), *priced(2.0)[1:]]},
     "who breaks": {"agents": [*TWO, Agent("X", broken)]},
     "a cap": {"report_cap": 1.5},
-    "a filter that excludes some": {"candidate_filter": lambda prompt, reply: reply.text.count("b") > 2},
-    "a fallback": {"candidate_filter": lambda prompt, reply: False, "fallback": "Nothing."},
+    "a filter that excludes some": {"policy": lambda prompt, reply: reply.text.count("b") > 2},
+    "a fallback": {"policy": Policy(candidate_filter=lambda prompt, reply: False, fallback="Nothing.")},
     "nobody": {"agents": []},
-    "several rounds": {"min_ess": 6.0},
-    "a disclosure": {"disclosure": "By {sponsors}", "disclosure_place": "end", "currency": "EUR"},
+    "several rounds": {"sampling": Sampling(min_ess=6.0)},
+    "a disclosure": {"disclosure": Disclosure(text="By {sponsors}", place="end"), "billing": Billing(currency="EUR")},
     "a rival left out": {
         "agents": [Agent(name, Letters("b"), categories=["cars"]) for name in "BC"],
-        "exclusive_categories": ["cars"],
+        "policy": Policy(exclusive_categories=["cars"]),
     },
     "contexts": {"agents": [Agent("B", Letters("b"), context="B sells letters.")]},
     "tools": {"tools": True},

@@ -18,7 +18,7 @@ from langchain_core.runnables import RunnableLambda
 from langgraph.graph import START, MessagesState, StateGraph
 from pydantic import PrivateAttr
 
-from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction
+from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction, Sampling
 from llm_auction_chain.testing import MarkovChatModel
 from tests.integration.asks import Asks
 
@@ -233,8 +233,8 @@ async def test_what_a_scorer_or_a_filter_asks_of_a_model_reaches_no_stream(kind)
     drawn, judge = Drawn(), Tokens(word="verdict")
     agents = [*drawn.agents, Agent("C", lambda prompt, reply: 1.0, context="We sell.")]
     auction = kind(
-        model=Tokens(), agents=agents, n_candidates=4, seed=2, scorer=Scores(),
-        candidate_filter=lambda prompt, reply: bool(judge.invoke(prompt).text),
+        model=Tokens(), agents=agents, n_candidates=4, seed=2, sampling=Sampling(scorer=Scores()),
+        policy=lambda prompt, reply: bool(judge.invoke(prompt).text),
     )  # fmt: skip
     shown = list(node(auction).stream(GIVEN, stream_mode=MODES))
     drawn.check(shown, shown[-1][1]["messages"][-1].text)

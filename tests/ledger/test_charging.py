@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.config import ensure_config
 
-from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction, Ledger
+from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction, Ledger, Policy
 from llm_auction_chain.errors import (
     AuctionWarning,
     CandidatesError,
@@ -47,9 +47,10 @@ def ledger(tmp_path):
         yield ledger
 
 
-def auction(kind, ledger, agents=AGENTS, **settings):
+def auction(kind, ledger, agents=AGENTS, *, currency="", on_error="reference", **settings):
     settings = {"n_candidates": 8, "report_cap": 5.0, **settings}
-    return kind(model=MarkovChatModel(), agents=agents, ledger=ledger, **settings)
+    billing = {"ledger": ledger, "currency": currency, "on_error": on_error}
+    return kind(model=MarkovChatModel(), agents=agents, billing=billing, **settings)
 
 
 async def reply_of(auction, style, config=None):
@@ -174,7 +175,7 @@ async def test_an_owner_without_cover_is_left_out_before_reports_are_asked(kind,
 
     poor = Agent("Poor", never, context="Poor sells nothing.", categories=["cars"])
     rival = likes("c", categories=["cars"])
-    chain = auction(kind, ledger, [poor, rival], on_agent_error="raise", exclusive_categories=["cars"])
+    chain = auction(kind, ledger, [poor, rival], on_agent_error="raise", policy=Policy(exclusive_categories=["cars"]))
     told = (await reply_of(chain, style)).response_metadata["auction"]
     assert told["left_out"] == [{"agent": "Poor", "reason": "cover", "category": ""}]
     assert [payment["agent"] for payment in told["payments"]] == ["C"]
@@ -184,7 +185,7 @@ async def test_an_owner_without_cover_is_left_out_before_reports_are_asked(kind,
 
 def test_a_rival_that_is_left_out_has_nothing_held_after_it(ledger):
     agents = [likes("b", "B", owner="b-group", categories=["x"]), likes("c", categories=["x"])]
-    auction(AuctionRunnable, ledger, agents, exclusive_categories=["x"]).invoke("x")
+    auction(AuctionRunnable, ledger, agents, policy=Policy(exclusive_categories=["x"])).invoke("x")
     assert ledger.balance("C").balance == 100
     assert sound(ledger)
 
@@ -200,7 +201,7 @@ def test_a_ledger_needs_to_know_the_most_an_agent_may_owe(ledger):
 
 FAILURES = {
     "agent": {"agents": [*AGENTS, Agent("D", lambda: 1.0, owner="C")], "on_agent_error": "raise"},
-    "filter": {"candidate_filter": lambda prompt, reply: False},
+    "filter": {"policy": lambda prompt, reply: False},
     "started": {"on_event": lambda event: event.data["max_candidates"] / 0},
     "scored": {"on_event": lambda event: 1 / 0 if event.name == "auction.scored" else None},
 }
@@ -396,7 +397,7 @@ def test_a_call_under_anothers_key_leaves_its_hold_alone(kind, ledger):
 def test_agents_cannot_let_a_hold_expire(tmp_path):
     with Ledger(f"sqlite:///{tmp_path}/short.db", hold_for=timedelta(seconds=60)) as short:
         for timeout in (60.0, None):
-            with pytest.raises(ConfigurationError, match="hold expire"):
+            with pytest.raises(ConfigurationError, match="hold could expire"):
                 auction(AuctionRunnable, short, reward_timeout=timeout)
         auction(AuctionRunnable, short, reward_timeout=59.0)
 
@@ -460,7 +461,7 @@ async def test_no_sponsored_reply_goes_out_uncharged(kind, style, verb, ledger, 
     assert [(out["agent"], out["reason"]) for out in told["left_out"]] == [("B", "ledger"), ("C", "ledger")]
     assert "The ledger is down" not in str(told)
     with pytest.raises(LedgerUnavailableError, match="is down"):
-        await reply_of(auction(kind, down, on_ledger_error="raise"), style)
+        await reply_of(auction(kind, down, on_error="raise"), style)
     down.close()
     assert "charge" not in kinds_of(ledger)
     assert sound(ledger)
@@ -478,10 +479,10 @@ def test_a_reply_without_sponsors_is_drawn_from_the_reference(tmp_path):
 
 
 def test_nothing_that_is_no_ledger_is_taken_for_one():
-    with pytest.raises(ConfigurationError, match="ledger is 'x'"):
+    with pytest.raises(ConfigurationError, match=r"ledger must be a Ledger, .* got 'x'"):
         auction(AuctionRunnable, "x")
-    with pytest.raises(ConfigurationError, match="on_ledger_error"):
-        auction(AuctionRunnable, None, on_ledger_error="retry")
+    with pytest.raises(ConfigurationError, match="on_error"):
+        auction(AuctionRunnable, None, on_error="retry")
 
 
 def test_a_reply_from_a_cache_charges_nothing(ledger):
@@ -496,8 +497,8 @@ def test_a_reply_from_a_cache_charges_nothing(ledger):
 
 @KINDS
 def test_a_repr_tells_no_password(kind):
-    chain = kind(model=MarkovChatModel(), ledger=Ledger("postgresql://user:hidden@nowhere/x?sslpassword=hidden"))
-    assert "hidden" not in repr(chain) + str(chain) + repr(chain.ledger)
+    chain = kind(model=MarkovChatModel(), billing=Ledger("postgresql://user:hidden@nowhere/x?sslpassword=hidden"))
+    assert "hidden" not in repr(chain) + str(chain) + repr(chain.billing.ledger)
     with pytest.raises(ConfigurationError) as refused:
         Ledger("postgresql://user:hidden@nowhere:port/x")
     assert "hidden" not in str(refused.value) + repr(refused.value.__cause__)
@@ -563,7 +564,7 @@ def test_a_charge_whose_answer_was_lost_is_taken_back_before_the_next_hold(ledge
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_an_agents_turns_are_each_charged_once_under_one_key(ledger, asynchronous):
-    middleware = AuctionMiddleware(AGENTS, ledger=ledger, n_candidates=8, report_cap=5.0)
+    middleware = AuctionMiddleware(AGENTS, billing=ledger, n_candidates=8, report_cap=5.0)
     agent = create_agent(MarkovChatModel(), middleware=[middleware])
     config = {"configurable": {"idempotency_key": "1"}}
 

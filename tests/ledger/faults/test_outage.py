@@ -76,9 +76,9 @@ def test_a_server_that_stops_costs_sponsors_and_never_money(fragile, ledger, set
                 fragile.stop(mode)
             if on_ledger_error == "raise" and stage != "auction.settled":
                 with pytest.raises(LedgerUnavailableError, match=r"asking again .* is safe"):
-                    delivered_of(key, ledger, on_ledger_error="raise", on_event=stop)
+                    delivered_of(key, ledger, on_error="raise", on_event=stop)
             else:
-                delivered.append(delivered_of(key, ledger, on_ledger_error=on_ledger_error, on_event=stop))
+                delivered.append(delivered_of(key, ledger, on_error=on_ledger_error, on_event=stop))
                 assert (delivered[-1][2] is not None) == (stage == "auction.settled")
             fragile.start()
             delivered.append(delivered_of(f"{key}, back", ledger))

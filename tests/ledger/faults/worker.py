@@ -22,7 +22,7 @@ from uuid import uuid4
 from sqlalchemy import Engine, event, make_url
 from sqlalchemy.engine.default import DefaultDialect
 
-from llm_auction_chain import Agent, AuctionRunnable, AuctionWarning
+from llm_auction_chain import Agent, AuctionRunnable, AuctionWarning, Billing
 from llm_auction_chain.errors import LedgerError
 from llm_auction_chain.ledger import Ledger
 from llm_auction_chain.testing import MarkovChatModel
@@ -45,10 +45,10 @@ def likes(letter, n):
     return lambda prompt, reply: (0.5 + 0.25 * n) * reply.text.count(letter)
 
 
-def auction_of(key, ledger, **settings):
+def auction_of(key, ledger, on_error="reference", **settings):
     made = {"model": MarkovChatModel(), "agents": agents_of(key), "n_candidates": 4, "report_cap": 3.0}
-    made["currency"] = CURRENCY
-    return AuctionRunnable(**made, ledger=ledger, **settings)
+    billing = Billing(ledger=ledger, currency=CURRENCY, on_error=on_error)
+    return AuctionRunnable(**made, billing=billing, **settings)
 
 
 def config_of(key):
@@ -160,7 +160,7 @@ def deliver(task, key, ledger, fault):
         if told.name == task.get("fails_at") and fault.at is not None:
             raise OSError("a listener")
 
-    how = {"on_ledger_error": task.get("on_ledger_error", "reference"), "on_event": on_event}
+    how = {"on_error": task.get("on_ledger_error", "reference"), "on_event": on_event}
     try:
         reply = auction_of(key, ledger, **how).invoke("Say something", config_of(key))
     except (LedgerError, OSError) as error:

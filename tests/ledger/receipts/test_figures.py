@@ -165,7 +165,7 @@ def test_probabilities_are_those_of_the_log_probabilities_to_twelve_digits():
 
 @pytest.mark.parametrize("of", ["receipt", "view"])
 def test_a_report_on_a_reply_that_is_never_drawn_is_zero(of):
-    receipt = held([Agent("B", counts("b", 2.0)), Agent("C", counts("c", 1.0))], candidate_filter=no_b_first).receipt
+    receipt = held([Agent("B", counts("b", 2.0)), Agent("C", counts("c", 1.0))], policy=no_b_first).receipt
     forged = (receipt if of == "receipt" else receipt.view("B")).as_dict()
     j = forged["log_probabilities"].index(None)
     forged["agents"][0]["report"][j] = 1e100

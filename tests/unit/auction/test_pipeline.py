@@ -18,7 +18,6 @@ from langchain_core.runnables import ConfigurableField, RouterRunnable, Runnable
 
 from llm_auction_chain import (
     Agent,
-    Auction,
     AuctionRunnable,
     AuctionWarning,
     CandidatesError,
@@ -26,6 +25,7 @@ from llm_auction_chain import (
     ConfigurationError,
     PromptError,
     RewardError,
+    Sampling,
 )
 from llm_auction_chain.rewards import MentionReward
 from llm_auction_chain.testing import MarkovChatModel
@@ -222,23 +222,18 @@ async def test_a_usage_that_counts_costs_alone_is_one_of_no_tokens(kind):
 
 @pytest.mark.parametrize("settings", [
     {"tau": 0}, {"tau": -1.0}, {"tau": math.nan}, {"tau": math.inf}, {"tau": "soft"},
-    {"n_candidates": 0}, {"n_candidates": "many"}, {"min_candidates": 0}, {"min_candidates": 5},
+    {"n_candidates": 0}, {"n_candidates": "many"}, {"sampling": {"min_candidates": 0}},
+    {"sampling": {"min_candidates": 5}},
     {"payment_rule": "free"}, {"on_agent_error": "ignore"}, {"agents": [Agent("A", len), Agent("A", len)]},
     {"agents": ["A"]}, {"agents": 3}, {"unknown": 1}, {"model": "gpt"}, {"seed": -1}, {"seed": True}, {"tau": True},
-    {"n_candidates": True}, {"proposal": "context"}, {"scorer": 3}, {"min_ess": 0}, {"min_ess": 17.0},
-    {"min_ess": 2.0, "max_candidates": 3}, {"max_candidates": 8}, {"min_ess": 5.0, "max_candidates": 4},
+    {"n_candidates": True}, {"proposal": "context"}, {"sampling": {"scorer": 3}},
+    {"sampling": {"min_ess": 0}}, {"sampling": {"min_ess": 17.0}},
+    {"sampling": {"min_ess": 2.0, "max_candidates": 3}}, {"sampling": {"max_candidates": 8}},
+    {"sampling": {"min_ess": 5.0, "max_candidates": 4}},
 ])  # fmt: skip
 def test_settings_no_auction_can_run_with_are_refused(settings):
     with pytest.raises(ConfigurationError):
         AuctionRunnable(**{"model": MarkovChatModel(), "n_candidates": 4, **settings})
-
-
-@pytest.mark.parametrize(
-    "settings", [{"n_candidates": True}, {"on_agent_error": "x"}, {"model": 1}, {"min_candidates": 99}]
-)
-def test_the_core_refuses_them_too(settings):
-    with pytest.raises(ConfigurationError):
-        Auction(**{"model": MarkovChatModel(), **settings})
 
 
 @pytest.mark.parametrize("parts", [{"name": ""}, {"reward": 3}, {"owner": " "}, {"context": None}])
@@ -250,7 +245,7 @@ def test_an_agent_that_cannot_be_asked_is_refused(parts):
 @pytest.mark.parametrize("seed", [-1, True, 1.5])
 def test_a_bad_seed_is_refused(seed):
     with pytest.raises(ConfigurationError, match="seed"):
-        Auction(model=MarkovChatModel()).run([HumanMessage("x")], [], seed=seed)
+        AuctionRunnable(model=MarkovChatModel()).run("x", seed=seed)
 
 
 @pytest.mark.parametrize("given", [
@@ -285,12 +280,12 @@ async def test_a_failing_batched_call_is_kept_as_cause():
 
 
 def test_survivors_are_enough_when_there_are_min_candidates():
-    result = auction(Scripted(fails_every=4), TWO, min_candidates=3).run("x")
+    result = auction(Scripted(fails_every=4), TWO, sampling=Sampling(min_candidates=3)).run("x")
     assert len(result.candidates) == 3
     diagnostics = result.reply.response_metadata["auction"]["diagnostics"]
     assert (diagnostics["candidates"], diagnostics["failed_calls"]) == (3, 1)
     with pytest.raises(CandidatesError):
-        auction(Scripted(fails_every=2), TWO, min_candidates=3).run("x")
+        auction(Scripted(fails_every=2), TWO, sampling=Sampling(min_candidates=3)).run("x")
 
 
 def test_a_model_that_returns_no_message_is_refused():

@@ -15,11 +15,15 @@ from llm_auction_chain import (
     Agent,
     AuctionRunnable,
     AuctionWarning,
+    Billing,
     CandidatesError,
     ConfigurationError,
     ContextPrompt,
     DefensiveMixture,
+    Disclosure,
+    Policy,
     Reference,
+    Sampling,
 )
 from llm_auction_chain.agents import without_rivals
 from llm_auction_chain.mechanism import PAYMENT_RULES, settle
@@ -60,7 +64,7 @@ async def test_what_the_filter_excludes_has_no_weight_and_is_shown_to_no_agent(r
         shown.append(reply.text)
         return 1.0
 
-    for result in await both(auction([LIKES_B, LIKES_C, Agent("W", watches)], candidate_filter=rule)):
+    for result in await both(auction([LIKES_B, LIKES_C, Agent("W", watches)], policy=rule)):
         excluded = [candidate.excluded for candidate in result.candidates]
         assert excluded == ["b" in candidate.message.text for candidate in result.candidates]
         assert 0 < sum(excluded) < len(excluded)
@@ -74,14 +78,14 @@ async def test_what_the_filter_excludes_has_no_weight_and_is_shown_to_no_agent(r
 
 
 async def test_an_async_filter_is_awaited_and_refused_where_nothing_can_await_it():
-    result = await auction(candidate_filter=ano_b).arun("x")
+    result = await auction(policy=ano_b).arun("x")
     assert "b" not in result.reply.text
     with pytest.raises(ConfigurationError, match="ainvoke"):
-        auction(candidate_filter=ano_b).run("x")
+        auction(policy=ano_b).run("x")
 
 
 async def test_the_law_among_what_is_allowed_is_that_of_an_auction_over_it():
-    for result in await both(auction(candidate_filter=no_b)):
+    for result in await both(auction(policy=no_b)):
         kept = [j for j, candidate in enumerate(result.candidates) if not candidate.excluded]
         alone = settle(result.rewards[:, kept], result.log_weights[kept], tau=1.0, seed=0)
         assert result.settlement.probabilities[kept] == pytest.approx(alone.probabilities, rel=1e-12)
@@ -90,7 +94,7 @@ async def test_the_law_among_what_is_allowed_is_that_of_an_auction_over_it():
 
 async def test_the_fallback_is_the_reply_where_everything_is_excluded_and_nobody_pays():
     for fallback in ("Let me think.", AIMessage("Let me think.")):
-        held = auction(candidate_filter=lambda prompt, reply: False, fallback=fallback)
+        held = auction(policy=Policy(candidate_filter=lambda prompt, reply: False, fallback=fallback))
         for result in await both(held):
             assert result.reply.text == "Let me think."
             assert result.settlement.payments.tolist() == [0.0, 0.0]
@@ -99,7 +103,7 @@ async def test_the_fallback_is_the_reply_where_everything_is_excluded_and_nobody
 
 
 async def test_without_a_fallback_an_auction_with_nothing_to_return_says_so():
-    held = auction(candidate_filter=lambda prompt, reply: False)
+    held = auction(policy=lambda prompt, reply: False)
     with pytest.raises(CandidatesError, match="excludes all of 16 replies"):
         held.run("x")
     with pytest.raises(CandidatesError, match="excludes all of 16 replies"):
@@ -107,11 +111,13 @@ async def test_without_a_fallback_an_auction_with_nothing_to_return_says_so():
 
 
 def test_more_is_drawn_while_the_filter_leaves_too_little():
-    once = auction(model=MarkovChatModel(length=9), candidate_filter=no_b, n_candidates=4)
+    once = auction(model=MarkovChatModel(length=9), policy=no_b, n_candidates=4)
     more = auction(
-        model=MarkovChatModel(length=9), candidate_filter=no_b, n_candidates=4, min_ess=2.0, max_candidates=64,
-        fallback="nothing",
-    )  # fmt: skip
+        model=MarkovChatModel(length=9),
+        policy=Policy(candidate_filter=no_b, fallback="nothing"),
+        n_candidates=4,
+        sampling=Sampling(min_ess=2.0, max_candidates=64),
+    )
     assert more.run("x").draws > 4
     assert more.run("x").settlement.diagnostics.ess_weights >= 2.0
     assert sum(not candidate.excluded for candidate in more.run("x").candidates) >= 2
@@ -125,25 +131,31 @@ def test_more_is_drawn_while_the_filter_leaves_too_little():
 ])  # fmt: skip
 async def test_a_filter_that_fails_lets_nothing_through(rule, error):
     with pytest.raises(error, match="candidate_filter"):
-        auction(candidate_filter=rule).run("x")
+        auction(policy=rule).run("x")
     with pytest.raises(error, match="candidate_filter"):
-        await auction(candidate_filter=rule).arun("x")
+        await auction(policy=rule).arun("x")
 
 
 def test_without_agents_the_filter_still_has_enough_to_choose_from():
-    result = auction([], candidate_filter=no_b).run("x")
+    result = auction([], policy=no_b).run("x")
     assert result.draws == 16
     assert "b" not in result.reply.text
 
 
 @pytest.mark.parametrize("settings", [
-    {"candidate_filter": "rude"}, {"fallback": 3}, {"exclusive_categories": "cars"}, {"exclusive_categories": [""]},
+    {"policy": "rude"}, {"policy": {"fallback": 3}}, {"policy": {"exclusive_categories": "cars"}},
+    {"policy": {"exclusive_categories": [""]}}, {"policy": {"candidate_filter": "rude"}},
     {"reward_timeout": 0}, {"reward_timeout": True}, {"reward_timeout": float("nan")}, {"report_cap": -1.0},
-    {"currency": 3}, {"disclosure": 3}, {"disclosure_place": "middle"},
+    {"billing": {"currency": 3}}, {"disclosure": 3}, {"disclosure": {"place": "middle"}},
 ])  # fmt: skip
 def test_rules_no_auction_can_keep_are_refused(settings):
-    with pytest.raises(ConfigurationError, match=next(iter(settings)).replace("exclusive_", "")):
+    with pytest.raises(ConfigurationError, match=_innermost_name(settings)):
         auction(**settings)
+
+
+def _innermost_name(settings):
+    name, value = next(iter(settings.items()))
+    return (next(iter(value)) if isinstance(value, dict) else name).replace("exclusive_", "")
 
 
 CATEGORIES = st.lists(st.sampled_from(["cars", "air", "food"]), unique=True, max_size=2)
@@ -170,21 +182,21 @@ async def test_a_rival_left_out_is_named_and_never_asked():
         raise AssertionError
 
     agents = [Agent("First", LIKES_B.reward, categories=["cars"]), Agent("Second", never, categories=["cars"])]
-    for result in await both(auction(agents, exclusive_categories=["cars"], on_agent_error="raise")):
+    for result in await both(auction(agents, policy=Policy(exclusive_categories=["cars"]), on_agent_error="raise")):
         assert [agent.name for agent in result.agents] == ["First"]
         left_out = [{"agent": "Second", "reason": "category", "category": "cars"}]
         assert result.reply.response_metadata["auction"]["left_out"] == left_out
-    assert len(auction([LIKES_B, LIKES_C], exclusive_categories=["cars"]).run("x").agents) == 2
+    assert len(auction([LIKES_B, LIKES_C], policy=Policy(exclusive_categories=["cars"])).run("x").agents) == 2
 
 
 async def test_an_auction_counts_in_one_currency():
     euros, dollars = Agent("E", LIKES_B.reward, currency="EUR"), Agent("D", LIKES_C.reward, currency="USD")
     for result in await both(auction([euros, LIKES_C])):
         assert result.currency == result.reply.response_metadata["auction"]["currency"] == "EUR"
-    assert auction([LIKES_B], currency="GBP").run("x").currency == "GBP"
+    assert auction([LIKES_B], billing=Billing(currency="GBP")).run("x").currency == "GBP"
     assert auction([LIKES_B]).run("x").currency == ""
-    for settings in ({"agents": [euros, dollars]}, {"agents": [euros], "currency": "USD"}):
-        with pytest.raises(ConfigurationError, match="one unit of money"):
+    for settings in ({"agents": [euros, dollars]}, {"agents": [euros], "billing": Billing(currency="USD")}):
+        with pytest.raises(ConfigurationError, match=r"agents use different currencies: .*USD"):
             auction(**settings).run("x")
 
 
@@ -216,7 +228,7 @@ def test_the_decimals_of_the_metadata_add_up_and_are_those_of_the_floats(rule):
 
 def test_no_sum_of_money_is_infinite_or_nan():
     for amount in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="no amount"):
+        with pytest.raises(ValueError, match="must be finite"):
             as_decimal(amount)
 
 
@@ -277,8 +289,9 @@ def test_a_reply_is_sponsored_by_those_who_pay_and_made_it_likelier():
         assert (metadata["sponsored"], metadata["sponsors"]) == (likelier, ["B"] * likelier)
 
 
-def sponsored(**settings):
-    return auction([LIKES_B], disclosure="Ad: {sponsors}.", n_candidates=64, **settings).run("x")
+def sponsored(place="metadata", **settings):
+    disclosure = Disclosure(text="Ad: {sponsors}.", place=place)
+    return auction([LIKES_B], disclosure=disclosure, n_candidates=64, **settings).run("x")
 
 
 def test_a_disclosure_stays_in_the_metadata_or_goes_where_it_is_put():
@@ -287,9 +300,9 @@ def test_a_disclosure_stays_in_the_metadata_or_goes_where_it_is_put():
     assert plain.sponsors
     assert (plain.reply.text, plain.disclosure) == (drawn, "Ad: B.")
     assert plain.reply.response_metadata["auction"]["disclosure"] == "Ad: B."
-    assert sponsored(disclosure_place="start").reply.text == f"Ad: B.\n\n{drawn}"
-    assert sponsored(disclosure_place="end").reply.text == f"{drawn}\n\nAd: B."
-    free = auction([], disclosure="Ad: {sponsors}.", disclosure_place="end").run("x")
+    assert sponsored("start").reply.text == f"Ad: B.\n\n{drawn}"
+    assert sponsored("end").reply.text == f"{drawn}\n\nAd: B."
+    free = auction([], disclosure=Disclosure(text="Ad: {sponsors}.", place="end")).run("x")
     assert free.disclosure == free.reply.response_metadata["auction"]["disclosure"] == ""
     assert free.reply.text == free.candidates[0].message.text
 
@@ -304,7 +317,7 @@ def test_a_disclosure_is_a_block_of_its_own_where_the_content_is_blocks(place):
                 generation.message = generation.message.model_copy(update={"content": [{"type": "text", "text": text}]})
             return drawn
 
-    content = sponsored(model=Blocks(length=3), disclosure_place=place).reply.content
+    content = sponsored(place, model=Blocks(length=3)).reply.content
     assert [block["text"] == "Ad: B." for block in content] == [place == "start", place == "end"]
 
 
@@ -318,7 +331,7 @@ def test_a_reply_that_only_calls_tools_gets_no_text():
             return drawn
 
     wants = Agent("B", lambda prompt, reply: 2.0 * reply.tool_calls[0]["args"]["what"].count("b"))
-    disclosed = {"disclosure": "Ad: {sponsors}.", "disclosure_place": "end"}
+    disclosed = {"disclosure": Disclosure(text="Ad: {sponsors}.", place="end")}
     held = auction([wants], model=Calls(length=3), on_tool_calls="auction", **disclosed).run("x")
     assert held.reply.content == ""
     assert held.sponsors == (wants,)

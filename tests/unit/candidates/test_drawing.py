@@ -21,6 +21,7 @@ from llm_auction_chain import (
     DefensiveMixture,
     LogProbError,
     Reference,
+    Sampling,
     ScoringError,
     tau_sweep,
 )
@@ -138,7 +139,7 @@ def test_a_proposal_that_the_model_cannot_do_is_refused_with_a_remedy():
     with pytest.raises(ConfigurationError, match="give a scorer"):
         auction(Mute(), proposal=ContextPrompt()).run("Speak")
     with pytest.raises(ConfigurationError, match="logits"):
-        auction(Mute(), scorer=Scorer(), proposal=ContextProduct(0.3)).run("Speak")
+        auction(Mute(), sampling=Sampling(scorer=Scorer()), proposal=ContextProduct(0.3)).run("Speak")
 
 
 class Scorer:
@@ -160,18 +161,18 @@ class AsyncScorer(Scorer):
 async def test_a_scorer_of_ones_own_gives_the_same_weights():
     proposal = DefensiveMixture([(Reference(), 1), (ContextPrompt(), 3)])
     for scorer in (Scorer(), AsyncScorer()):
-        runnable = auction(Mute(), scorer=scorer, proposal=proposal)
+        runnable = auction(Mute(), sampling=Sampling(scorer=scorer), proposal=proposal)
         for result in (runnable.run("Speak"), await runnable.arun("Speak")):
             exact = exact_log_weights(proposal, {"reference": 4, "context prompt": 12})
             for candidate in result.candidates:
                 assert candidate.log_weight == pytest.approx(exact[candidate.message.text], abs=1e-12)
-    names = [name for name, _ in auction(Mute(), scorer=Scorer()).run("Speak").components]
+    names = [name for name, _ in auction(Mute(), sampling=Sampling(scorer=Scorer())).run("Speak").components]
     assert names == ["reference", "context prompt"]
 
 
 def test_equal_draws_are_scored_once():
     scorer = Scorer()
-    result = auction(Mute(), scorer=scorer).run("Speak")
+    result = auction(Mute(), sampling=Sampling(scorer=scorer)).run("Speak")
     assert len(scorer.asked) == 2
     for asked in scorer.asked:
         assert sorted(asked) == sorted({candidate.message.text for candidate in result.candidates})
@@ -180,7 +181,7 @@ def test_equal_draws_are_scored_once():
 
 def test_what_the_sampler_said_exactly_is_not_scored_again():
     scorer = Scorer()
-    auction(scorer=scorer).invoke("Speak", logprobs=True)
+    auction(sampling=Sampling(scorer=scorer)).invoke("Speak", logprobs=True)
     distinct = {text for asked in scorer.asked for text in asked}
     assert sum(map(len, scorer.asked)) <= len(distinct) + 2
 
@@ -194,12 +195,12 @@ def test_what_the_sampler_said_exactly_is_not_scored_again():
 ])  # fmt: skip
 def test_nonsense_of_a_scorer_is_an_error_and_no_weight(change, said):
     with pytest.raises(ScoringError, match=said):
-        auction(Mute(), scorer=Scorer(change)).run("Speak")
+        auction(Mute(), sampling=Sampling(scorer=Scorer(change))).run("Speak")
 
 
 def test_a_scorer_of_another_law_is_found_out_where_that_shows():
     with pytest.raises(LogProbError, match="does not score the law"):
-        auction(Mute(), scorer=Scorer(lambda scores: [-math.inf] * len(scores))).run("Speak")
+        auction(Mute(), sampling=Sampling(scorer=Scorer(lambda scores: [-math.inf] * len(scores)))).run("Speak")
 
 
 def test_candidates_that_the_reference_cannot_say_are_an_error_when_there_are_no_others():
@@ -208,32 +209,29 @@ def test_candidates_that_the_reference_cannot_say_are_an_error_when_there_are_no
             return [-math.inf if len(prompt) == 1 else -1.0] * len(replies)
 
     with pytest.raises(CandidatesError, match="Reference"):
-        auction(Mute(), scorer=Impossible(), proposal=ContextPrompt()).run("Speak")
+        auction(Mute(), sampling=Sampling(scorer=Impossible()), proposal=ContextPrompt()).run("Speak")
 
 
 def test_a_component_that_cannot_be_drawn_leaves_survivors_with_their_own_weights():
     """The survivors all come from the reference, so their weights are 0."""
-    result = auction(Mute(broken="TuneTown"), scorer=Scorer()).run("Speak")
+    result = auction(Mute(broken="TuneTown"), sampling=Sampling(scorer=Scorer())).run("Speak")
     assert result.components == (("reference", 8),)
     assert len(result.failures) == 8
     assert [candidate.log_weight for candidate in result.candidates] == pytest.approx([0.0] * result.distinct_replies)
     with pytest.raises(CandidatesError, match="down"):
-        auction(Mute(broken="TuneTown"), scorer=Scorer(), min_candidates=9).run("Speak")
+        auction(Mute(broken="TuneTown"), sampling=Sampling(scorer=Scorer(), min_candidates=9)).run("Speak")
 
 
 @pytest.mark.parametrize("model", [MODEL, Mute()])
 async def test_no_report_touches_candidates_or_weights_also_when_more_are_drawn(model):
     """The same seed with wildly different rewards: the same candidates and weights, bit for bit."""
-    settings = {
-        "min_ess": 30.0,
-        "max_candidates": 96,
-        "proposal": DefensiveMixture([(Reference(), 1), (ContextPrompt(), 3)]),
-    }
+    proposal = DefensiveMixture([(Reference(), 1), (ContextPrompt(), 3)])
     scorer = None if model is MODEL else Scorer()
+    sampling = Sampling(min_ess=30.0, max_candidates=96, scorer=scorer)
     seen = []
     for k, worth in enumerate((0.0, 1.0, -1e6, 1e6, math.nan)):
         model = model if scorer is None else Mute()
-        runnable = auction(model, scorer=scorer, agents=agents(worth), **settings)
+        runnable = auction(model, sampling=sampling, agents=agents(worth), proposal=proposal)
         one_by_one = {"max_concurrency": 1}  # Mute's replies depend on the order of its calls
         result = runnable.run("Speak", one_by_one) if k % 2 or scorer else await runnable.arun("Speak")
         seen.append([(c.message.text, c.log_weight, c.draws, c.component) for c in result.candidates])
@@ -242,11 +240,11 @@ async def test_no_report_touches_candidates_or_weights_also_when_more_are_drawn(
 
 
 def test_draws_go_on_until_the_weights_are_worth_enough():
-    result = auction(min_ess=40.0, max_candidates=400).run("Speak")
+    result = auction(sampling=Sampling(min_ess=40.0, max_candidates=400)).run("Speak")
     assert result.settlement.diagnostics.ess_weights >= 40
     assert result.draws % 16 == 0
     assert result.reply.response_metadata["auction"]["diagnostics"]["candidates"] == result.draws
-    short = auction(min_ess=40.0, max_candidates=40, proposal=ContextPrompt()).run("Speak")
+    short = auction(sampling=Sampling(min_ess=40.0, max_candidates=40), proposal=ContextPrompt()).run("Speak")
     assert short.draws == 40
     assert short.settlement.diagnostics.ess_weights < 40
 
@@ -259,7 +257,9 @@ def test_a_reply_keeps_token_log_probabilities_only_where_they_were_asked_for():
 
 def test_progress_counts_draws_weights_and_agents():
     seen = []
-    auction(min_ess=40.0, max_candidates=64, proposal=ContextPrompt()).run("Speak", progress=seen.append)
+    auction(sampling=Sampling(min_ess=40.0, max_candidates=64), proposal=ContextPrompt()).run(
+        "Speak", progress=seen.append
+    )
     stages = [stage for stage, _ in itertools.groupby(seen, key=lambda event: event.stage)]
     assert stages[:2] == ["candidates", "weights"]
     assert stages[-1] == "rewards"

@@ -5,7 +5,7 @@ import re
 import pytest
 from rich.console import Console
 
-from llm_auction_chain import Agent, AuctionRunnable
+from llm_auction_chain import Agent, AuctionRunnable, Billing, Policy
 from llm_auction_chain.cli.auction_tables import show
 from llm_auction_chain.testing import MarkovChatModel
 
@@ -40,7 +40,12 @@ def test_caps_rivals_currency_and_disclosure_are_said():
     ]
     model = MarkovChatModel(length=3)
     result = AuctionRunnable(
-        model=model, agents=agents, seed=3, exclusive_categories=["music"], currency="EUR", disclosure="Ad: {sponsors}"
+        model=model,
+        agents=agents,
+        seed=3,
+        policy=Policy(exclusive_categories=["music"]),
+        billing=Billing(currency="EUR"),
+        disclosure="Ad: {sponsors}",
     ).run("x")
     console = Console(width=80, color_system=None)
     with console.capture() as captured:

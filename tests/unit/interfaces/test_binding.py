@@ -11,7 +11,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
-from llm_auction_chain import Agent, AuctionRunnable, ChatAuction, ConfigurationError
+from llm_auction_chain import Agent, AuctionRunnable, ChatAuction, ConfigurationError, Disclosure
 from llm_auction_chain.testing import MarkovChatModel
 from tests.integration.provider import complete, provider, refuse
 from tests.unit.interfaces.caller import Caller, Replies, Spy, both, calling, numbered
@@ -109,7 +109,7 @@ async def test_the_async_pipeline_is_auctioned_too(server, interface):
     assert (len(held["payments"]), held["diagnostics"]["candidates"]) == (1, M)
 
 
-TOLD = {"disclosure": "Ad: {sponsors}", "disclosure_place": "end"}
+TOLD = {"disclosure": Disclosure(text="Ad: {sponsors}", place="end")}
 
 
 def check_parsed_as_drawn(reply):
@@ -336,8 +336,7 @@ async def test_texts_and_calls_bid_against_each_other(interface, calls):
     spy = Spy(lambda reply: 100.0 * (bool(reply.tool_calls) is calls))
     auction = interface(
         model=Caller(say=mixed), agents=[spy.agent()], n_candidates=M, on_tool_calls="auction",
-        disclosure="Ad", disclosure_place="end",
-    )  # fmt: skip
+        disclosure=Disclosure(text="Ad", place="end") )  # fmt: skip
     for reply in await both(auction.bind_tools([note])):
         assert bool(reply.tool_calls) is calls
         assert reply.content == "" if calls else reply.text.startswith("reply")

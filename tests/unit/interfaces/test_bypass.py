@@ -88,7 +88,7 @@ async def test_what_was_held_for_a_turn_that_calls_tools_unseen_is_released(inte
     agent = Agent("A", lambda prompt, reply: 1.0 * bool(reply.tool_calls), report_cap=4.0)
     with Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         ledger.deposit("A", 100)
-        auction = interface(model=wrap(Caller(say=once)), agents=[agent], n_candidates=M, ledger=ledger)
+        auction = interface(model=wrap(Caller(say=once)), agents=[agent], n_candidates=M, billing=ledger)
         for reply in await both(auction):
             assert reply.response_metadata["auction"]["charge"] is None
             assert (ledger.balance("A").balance, ledger.balance("A").held) == (Decimal(100), Decimal(0))

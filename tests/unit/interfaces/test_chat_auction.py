@@ -16,7 +16,7 @@ from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableBinding, RunnableLambda
 from langchain_openai import ChatOpenAI
 
-from llm_auction_chain import Agent, AuctionRunnable, ChatAuction, ConfigurationError
+from llm_auction_chain import Agent, AuctionRunnable, Billing, ChatAuction, ConfigurationError
 from tests.unit.interfaces.caller import COST, Caller, Spy, both
 
 M = 4
@@ -143,7 +143,13 @@ def test_an_auction_of_serialisable_parts_comes_back_equal(interface):
         "valid_namespaces": ["llm_auction_chain", "tests"],
         "allowed_objects": [interface, Plain, RunnableBinding],
     }
-    settings = {"n_candidates": 3, "tau": 0.5, "seed": 7, "currency": "EUR", "on_tool_calls": "auction"}
+    settings = {
+        "n_candidates": 3,
+        "tau": 0.5,
+        "seed": 7,
+        "billing": Billing(currency="EUR"),
+        "on_tool_calls": "auction",
+    }
     own = interface(model=Plain(said="y"), **settings)
     assert loads(dumps(own), **allowed) == own != interface(model=Plain(said="z"), **settings)
     over = interface(model=Plain(said="y").bind(stop=["x"]), **settings)

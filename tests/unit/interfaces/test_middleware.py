@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
 
-from llm_auction_chain import Agent, AuctionMiddleware, AuctionWarning, ChatAuction, ConfigurationError
+from llm_auction_chain import Agent, AuctionMiddleware, AuctionWarning, ChatAuction, ConfigurationError, Disclosure
 from tests.unit.interfaces.caller import Caller, Spy, both, calling
 
 M = 4
@@ -220,7 +220,7 @@ async def test_an_agents_structured_response_is_the_winners():
 async def test_what_an_agent_asks_the_provider_for_is_parsed_whatever_is_disclosed():
     model = Caller(say=lambda messages, number: AIMessage(json.dumps({"text": f"shape {number}"})))
     eager = Agent("eager", lambda prompt, reply: 100.0 * int(reply.text.split()[-1].strip('"}')))
-    own = AuctionMiddleware([eager], n_candidates=M, disclosure="Ad", disclosure_place="start")
+    own = AuctionMiddleware([eager], n_candidates=M, disclosure=Disclosure(text="Ad", place="start"))
     for state in await both(agent(own, model, response_format=ProviderStrategy(Shape)), GIVEN):
         (held,) = state["auctions"]
         assert (held["sponsored"], held["disclosure"]) == (True, "Ad")

@@ -13,9 +13,11 @@ from llm_auction_chain import (
     Agent,
     AuctionRunnable,
     AuctionWarning,
+    Billing,
     ContextProduct,
     ContextPrompt,
     DefensiveMixture,
+    Policy,
     Reference,
 )
 from llm_auction_chain.candidates import Candidate
@@ -115,18 +117,19 @@ def held(agents, **settings):
 def rich(rule="expected", **settings):
     """Return the receipt of an auction in which everything happens."""
     settings = {
-        "exclusive_categories": ["cars"],
-        "candidate_filter": no_b_first,
+        "policy": Policy(exclusive_categories=["cars"], candidate_filter=no_b_first),
         "proposal": MIXTURE,
         "n_candidates": 12,
         **settings,
     }
-    return held(crowd(), payment_rule=rule, currency="EUR", **settings).receipt
+    return held(crowd(), payment_rule=rule, billing=Billing(currency="EUR"), **settings).receipt
 
 
 def at_a_fallback():
     """Return the receipt of an auction whose filter lets nothing pass."""
-    return held(crowd()[:3], candidate_filter=lambda prompt, reply: False, fallback="Let me think.").receipt
+    return held(
+        crowd()[:3], policy=Policy(candidate_filter=lambda prompt, reply: False, fallback="Let me think.")
+    ).receipt
 
 
 def everything():
@@ -226,8 +229,7 @@ def auctions(draw):
         seed=draw(st.integers(0, 2**64)),
         proposal=draw(st.sampled_from([None, Reference(), MIXTURE])),
         n_candidates=draw(st.integers(1, 12)),
-        candidate_filter=allows,
-        fallback="Let me think.",
+        policy=Policy(candidate_filter=allows, fallback="Let me think."),
         report_cap=draw(st.sampled_from([None, None, 3.0])),
     )
 

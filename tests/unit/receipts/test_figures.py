@@ -52,7 +52,7 @@ def test_the_formulas_give_what_the_view_says(rule, agent):
 
 
 def test_the_law_without_an_agent_is_the_settlements_own():
-    result = held(crowd(), candidate_filter=no_b_first, proposal=MIXTURE)
+    result = held(crowd(), policy=no_b_first, proposal=MIXTURE)
     for i, agent in enumerate(result.agents):
         log_q, *_ = by_hand(result.receipt.view(agent.name).as_dict())
         for k, nats in log_q.items():

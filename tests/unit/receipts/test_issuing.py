@@ -74,7 +74,7 @@ def test_an_agent_shows_that_its_report_was_used_or_that_it_was_not():
 
 
 def test_a_view_opens_the_replies_its_agents_were_shown_and_no_others():
-    result = held(crowd(), candidate_filter=no_b_first)
+    result = held(crowd(), policy=no_b_first)
     receipt, view = result.receipt, result.receipt.view("Capped")
     assert receipt.digest_of(*result.prompt, part="prompt") == receipt.prompt
     assert {candidate.excluded for candidate in result.candidates} == {True, False}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_auction_chain import Agent, ConfigurationError
+from llm_auction_chain import Agent, ConfigurationError, Policy
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.receipts import Receipt, verify
 from llm_auction_chain.receipts.commitments import salt_of
@@ -55,7 +55,9 @@ def test_a_view_has_no_name_number_status_or_cap_of_anybody_else():
         Agent("Gnu", counts("c", 0.0625), pays=False),
         Agent("Rival", counts("c", 1.0), categories=["cars"]),
     ]
-    receipt = held([Agent("Mine", counts("b", 1.0)), *others], exclusive_categories=["cars"], proposal=MIXTURE).receipt
+    receipt = held(
+        [Agent("Mine", counts("b", 1.0)), *others], policy=Policy(exclusive_categories=["cars"]), proposal=MIXTURE
+    ).receipt
     told, text = (json.dumps(one.as_dict()) for one in (receipt, receipt.view("Mine")))
     secrets = {
         "Zebra",

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
-from llm_auction_chain import Agent, AuctionRunnable
+from llm_auction_chain import Agent, AuctionRunnable, Policy
 from llm_auction_chain.reports import Terms, collect
 from llm_auction_chain.rewards import LogRatioReward
 from llm_auction_chain.testing import MarkovChatModel
@@ -307,7 +307,7 @@ def test_extreme_reports_give_finite_json_whose_decimals_add_up(rule, amount, ta
     ]
     auction = AuctionRunnable(
         model=MarkovChatModel(), agents=agents, n_candidates=6, tau=tau, payment_rule=rule, seed=3,
-        candidate_filter=lambda prompt, reply: reply.text != "a", fallback="Sorry", report_cap=1e100,
+        policy=Policy(candidate_filter=lambda prompt, reply: reply.text != "a", fallback="Sorry"), report_cap=1e100,
     )  # fmt: skip
     result = auction.run("Say something")
     told = json.loads(json.dumps(result.reply.response_metadata["auction"], allow_nan=False))

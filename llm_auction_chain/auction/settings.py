@@ -1,0 +1,313 @@
+"""The settings of an auction: declared, documented and validated here, once, for every interface."""
+
+import difflib
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, Literal, Self, get_args
+
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    SkipValidation,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from llm_auction_chain.agents import Agent, check_agents, check_cap, check_categories
+from llm_auction_chain.auction.admission import SEEDS
+from llm_auction_chain.auction.billing import OnLedgerError, check_ledger, most_owed
+from llm_auction_chain.auction.events import EventHook
+from llm_auction_chain.candidates import (
+    CandidateFilter,
+    Proposal,
+    SequenceScorer,
+    Size,
+    all_in,
+    as_message,
+    check_proposal,
+)
+from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.ledger import AuctionLedger
+from llm_auction_chain.mechanism import PaymentRule
+from llm_auction_chain.mechanism.settle import check_payment_rule, check_tau
+from llm_auction_chain.reports import OnAgentError
+from llm_auction_chain.validators import choice, number, refuse, text, whole_number
+
+__all__ = [
+    "GROUPS",
+    "AgentSource",
+    "AuctionSettings",
+    "Billing",
+    "Disclosure",
+    "DisclosurePlace",
+    "FilterLike",
+    "OnToolCalls",
+    "Policy",
+    "Sampling",
+    "group_of",
+    "size_of",
+]
+
+AgentSource = Collection[Agent] | Callable[..., Any] | Runnable[Any, Any]
+"""A list of agents, or a callable (sync or async) or Runnable that returns one for a call's input."""
+FilterLike = Callable[..., Any] | Runnable[Any, bool]
+"""A rule `(prompt, reply) -> bool`, sync or async, or a Runnable over `{"prompt": ..., "reply": ...}`."""
+OnToolCalls = Literal["auction", "bypass"]
+DisclosurePlace = Literal["metadata", "start", "end"]
+
+_LONGEST_WAIT = 1e6  # seconds
+
+
+def _field(check: Callable[..., Any], **limits: Any) -> BeforeValidator:
+    """Return a validator that calls `check(name of the field, value, **limits)`."""
+
+    def validate(value: Any, info: ValidationInfo) -> Any:
+        return check(str(info.field_name), value, **limits)
+
+    return BeforeValidator(validate)
+
+
+def _optional(check: Callable[..., Any], **limits: Any) -> BeforeValidator:
+    """Return a validator like `_field` that also allows None."""
+    return _field(lambda name, value: None if value is None else check(name, value, **limits))
+
+
+def _value(check: Callable[[Any], Any]) -> BeforeValidator:
+    """Return a validator that calls `check(value)`, and keeps the value."""
+
+    def validate(value: Any) -> Any:
+        if value is not None:
+            check(value)
+        return value
+
+    return BeforeValidator(validate)
+
+
+def _choice(choices: Any) -> BeforeValidator:
+    return _field(choice, choices=get_args(choices))
+
+
+_TEXT = _field(text, empty=True)
+
+
+def _flag(name: str, value: Any) -> Any:
+    return choice(name, value, (True, False))
+
+
+def _scorer(name: str, value: Any) -> Any:
+    if value is not None and not isinstance(value, SequenceScorer):
+        raise refuse(name, "an object with score(prompt, replies)", value)
+    return value
+
+
+def _hook(name: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise refuse(name, "a function of an AuctionEvent", value)
+    return value
+
+
+def _model(name: str, value: Any) -> Any:
+    if not isinstance(value, Runnable):
+        raise refuse(name, "a LangChain chat model (any Runnable chat model)", value)
+    if any(isinstance(one, AuctionSettings) for one in all_in(value)):
+        raise refuse(name, "a model that is not an auction already", type(value).__name__, "Losers would be charged.")
+    return value
+
+
+def _agents(value: Any) -> Any:
+    return value if callable(value) or isinstance(value, Runnable) else check_agents(value)
+
+
+class _Settings(BaseModel):
+    """A group of settings. Errors are `ConfigurationError`s that name the setting."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _raise_configuration_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            if first["type"] != "extra_forbidden":
+                raise ConfigurationError(f"{name}: {first['msg']}, got {first['input']!r}.") from error
+            raise ConfigurationError(f"{cls.__name__} has no setting {name!r}. {_hint(cls, name)}") from error
+
+
+class Sampling(_Settings, frozen=True):
+    """How candidates are drawn and weighed."""
+
+    min_candidates: Annotated[int, _field(whole_number, least=1)] = 1
+    """Model calls may fail; the auction settles on this many candidates, or raises `CandidatesError`."""
+    min_ess: Annotated[float | None, _optional(number, least=1)] = None
+    """Draw further rounds of `n_candidates` while the effective sample size of the weights is below this. None draws
+    one round."""
+    max_candidates: Annotated[int | None, _optional(whole_number, least=1)] = None
+    """The most draws of all rounds. None: four rounds."""
+    native_n: Annotated[bool, _field(_flag)] = True
+    """Whether providers that can draw several replies in one request do so. False sends one request a reply."""
+    scorer: Annotated[SequenceScorer | None, SkipValidation, _field(_scorer)] = None
+    """Says how likely replies are, for a model that cannot say it itself."""
+
+
+class Policy(_Settings, frozen=True):
+    """What the platform allows, whatever agents report."""
+
+    candidate_filter: Annotated[FilterLike | None, SkipValidation, _value(CandidateFilter)] = None
+    """`(prompt, reply) -> bool`, sync or async, or a Runnable: which candidates may be returned."""
+    fallback: Annotated[str | AIMessage | None, SkipValidation, _value(as_message)] = None
+    """The reply where the filter excludes every candidate: a text or a message. None raises `CandidatesError`."""
+    exclusive_categories: Annotated[
+        Collection[str], SkipValidation, BeforeValidator(lambda value: check_categories(value, "the auction"))
+    ] = ()
+    """In each of these categories at most one owner takes part: the first in the agents' order."""
+
+
+class Billing(_Settings, frozen=True):
+    """How owners are charged."""
+
+    ledger: Annotated[AuctionLedger | None, SkipValidation, _value(check_ledger)] = None
+    """Charges every owner in the moment the reply is returned. None charges nobody."""
+    currency: Annotated[str, _TEXT] = ""
+    """The unit of rewards, payments and tau, such as "EUR". Empty where it has no name."""
+    on_error: Annotated[OnLedgerError, _choice(OnLedgerError)] = "reference"
+    """Where the ledger fails, `reference` replies without sponsors and payments, and `raise` raises the error."""
+
+
+class Disclosure(_Settings, frozen=True):
+    """What the user is told about sponsors."""
+
+    text: Annotated[str, _TEXT] = ""
+    """Told where the reply is sponsored. `{sponsors}` stands for the sponsors' names. Empty tells nothing."""
+    place: Annotated[DisclosurePlace, _choice(DisclosurePlace)] = "metadata"
+    """`metadata` leaves the reply's text alone; `start` and `end` add the disclosure to it, except to a reply in a
+    requested format."""
+
+
+def _group(kind: type[_Settings], name: str, is_value: Callable[[Any], bool]) -> BeforeValidator:
+    """Return a validator that accepts a group, or the commonest value of the group directly."""
+
+    def validate(value: Any, info: ValidationInfo) -> Any:
+        if value is None or isinstance(value, kind):
+            return value or kind()
+        if isinstance(value, Mapping):
+            return kind(**value)
+        if not is_value(value):
+            raise refuse(str(info.field_name), f"{kind.__name__}(...), or its {name}", value)
+        return kind(**{name: value})
+
+    return BeforeValidator(validate)
+
+
+def _is_scorer(value: Any) -> bool:
+    return isinstance(value, SequenceScorer)
+
+
+def _is_filter(value: Any) -> bool:
+    return callable(value) or isinstance(value, Runnable)
+
+
+def _is_ledger(value: Any) -> bool:
+    return callable(getattr(value, "charge", None))
+
+
+class AuctionSettings(_Settings):
+    """The settings that every interface takes."""
+
+    model: Annotated[Runnable[Any, Any], SkipValidation, _field(_model)]
+    """Any Runnable chat model."""
+    agents: Annotated[AgentSource, SkipValidation, BeforeValidator(_agents)] = ()
+    """The agents that bid: a list, or a callable or Runnable that returns one for a call's input.
+    `config={"configurable": {"agents": [...]}}` replaces it for one call."""
+    n_candidates: Annotated[int, _field(whole_number, least=1)] = 16
+    """M, the number of candidates. With `sampling=Sampling(min_ess=...)`, those of one round."""
+    tau: Annotated[float, BeforeValidator(check_tau)] = 1.0
+    """Weight of the reference model, money per nat, above 0. Small: agents decide. Large: the model decides."""
+    payment_rule: Annotated[PaymentRule, BeforeValidator(check_payment_rule)] = "expected"
+    """`expected`, `proportional`, `influence` or `pivot`; all four have the same mean payments."""
+    seed: Annotated[int | None, _optional(whole_number, below=SEEDS)] = None
+    """Replays auctions. None takes a fresh seed for each, which the result records."""
+    proposal: Annotated[Proposal | None, SkipValidation, _value(check_proposal)] = None
+    """What candidates are drawn from. None: the best that the model and the agents' contexts allow."""
+    reward_timeout: Annotated[float | None, _optional(number, above=0, most=_LONGEST_WAIT)] = 60.0
+    """Seconds for all agents together. An agent that misses the deadline abstains. None waits without limit."""
+    report_cap: Annotated[float | None, _value(lambda value: check_cap(value, "the auction"))] = None
+    """Money. Every reward is cut to the range from minus to plus this. None: each agent's own cap, if it has one."""
+    on_agent_error: Annotated[OnAgentError, _choice(OnAgentError)] = "abstain"
+    """Where an agent fails, `abstain` counts a report of zero, and `raise` raises `RewardError`."""
+    on_tool_calls: Annotated[OnToolCalls, _choice(OnToolCalls)] = "bypass"
+    """Where the model may call tools, `bypass` returns the reference model's own reply, without agents and payments,
+    and `auction` lets agents bid for tool calls as for any reply."""
+    on_event: Annotated[EventHook | None, SkipValidation, _field(_hook)] = None
+    """Called with an `AuctionEvent` after every stage, sync or async: counts and numbers, without texts. The same
+    events reach `astream_events` as custom events."""
+    sampling: Annotated[Sampling, _group(Sampling, "scorer", lambda value: isinstance(value, SequenceScorer))] = (
+        Sampling()
+    )
+    """How candidates are drawn: `Sampling(min_candidates, min_ess, max_candidates, native_n, scorer)`, or a scorer."""
+    policy: Annotated[Policy, _group(Policy, "candidate_filter", _is_filter)] = Policy()
+    """What is allowed: `Policy(candidate_filter, fallback, exclusive_categories)`, or a candidate filter."""
+    billing: Annotated[Billing, _group(Billing, "ledger", _is_ledger)] = Billing()
+    """How owners are charged: `Billing(ledger, currency, on_error)`, or a `Ledger`."""
+    disclosure: Annotated[Disclosure, _group(Disclosure, "text", lambda value: isinstance(value, str))] = Disclosure()
+    """What the user is told about sponsors: `Disclosure(text, place)`, or a text."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        """Refuse settings that exclude one another."""
+        size_of(self)
+        check_ledger(self.billing.ledger, reward_timeout=self.reward_timeout)
+        if self.billing.ledger is not None and isinstance(self.agents, Collection):
+            most_owed(tuple(self.agents), self.report_cap, negative=True)
+        return self
+
+
+def size_of(settings: AuctionSettings) -> Size:
+    """Return how many candidates are drawn.
+
+    Raises:
+        ConfigurationError: the settings exclude one another.
+    """
+    n, sampling = settings.n_candidates, settings.sampling
+    most, min_ess, fewest = sampling.max_candidates, sampling.min_ess, sampling.min_candidates
+    if fewest > n:
+        raise refuse("min_candidates", f"at most n_candidates, which is {n}", fewest)
+    if most is not None and most < n:
+        raise refuse("max_candidates", f"at least n_candidates, which is {n}", most)
+    if min_ess is None:
+        if most not in (None, n):
+            raise refuse("max_candidates", f"{n} where min_ess is not set", most, "Only min_ess draws further rounds.")
+        return Size(n=n, most=n, min_ess=0.0, fewest=fewest)
+    most = 4 * n if most is None else most
+    if min_ess > most:
+        raise refuse("min_ess", f"at most max_candidates, which is {most}", min_ess)
+    return Size(n=n, most=most, min_ess=min_ess, fewest=fewest)
+
+
+GROUPS: dict[str, type[_Settings]] = {
+    "sampling": Sampling,
+    "policy": Policy,
+    "billing": Billing,
+    "disclosure": Disclosure,
+}
+
+
+def group_of(name: str) -> str | None:
+    """Return the group that has a setting of this name, in words: `sampling=Sampling(min_ess=...)`."""
+    for group, kind in GROUPS.items():
+        if name in kind.model_fields:
+            return f"{group}={kind.__name__}({name}=...)"
+    return None
+
+
+def _hint(kind: type[BaseModel], name: str) -> str:
+    if (group := group_of(name)) and name not in kind.model_fields:
+        return f"Give it as {group}."
+    close = difflib.get_close_matches(name, kind.model_fields, n=1)
+    return f"Did you mean {close[0]!r}?" if close else f"It has {', '.join(sorted(kind.model_fields))}."
