@@ -5,9 +5,9 @@ import json
 import pytest
 
 from llm_auction_chain.receipts import verify
-from tests.unit.receipts.examples import changed, everything, resealed, rich
+from tests.unit.receipts.examples import all_receipts, changes_of, rich_receipt, with_new_digest
 
-MADE = everything()
+MADE = all_receipts()
 CHANGED = [name for name in MADE if name not in ("expected", "proportional", "influence")]
 RECEIPTS = ("pivot", "fallback", "alone")
 # A view cannot tell the digest of the receipt it is a part of, nor the salt of a message it does not have, nor which of
@@ -16,24 +16,24 @@ UNBOUND_IN_VIEWS = {"receipt", "salts.reply", "log_probabilities"}
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_what_an_auction_issues_holds(name):
+def test_a_receipt_from_an_auction_is_valid(name):
     assert verify(MADE[name]).differences == ()
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_one_change_anywhere_is_found(name):
+def test_one_change_anywhere_is_a_difference(name):
     tried = 0
-    for path, forged in changed(MADE[name]):
+    for path, forged in changes_of(MADE[name]):
         tried += 1
         assert not verify(forged).ok, path
     assert tried > 100
 
 
 @pytest.mark.parametrize("name", CHANGED)
-def test_a_forger_who_makes_a_new_digest_is_found_but_for_these_fields(name):
+def test_a_forger_who_makes_a_new_digest_is_detected_except_in_these_fields(name):
     missed = set()
-    for path, forged in changed(MADE[name]):
-        if path[:1] not in ((), ("digest",)) and verify(resealed(forged)).ok:
+    for path, forged in changes_of(MADE[name]):
+        if path[:1] not in ((), ("digest",)) and verify(with_new_digest(forged)).ok:
             missed.add(".".join(path) if path[0] == "salts" else path[0])
     if name in RECEIPTS:
         assert missed == set()
@@ -49,21 +49,21 @@ FIGURES = [
 
 
 @pytest.mark.parametrize("field", FIGURES)
-def test_a_change_is_told_where_it_was_made_or_by_the_commitment_to_it(field):
+def test_a_difference_is_at_the_changed_field_or_at_its_commitment(field):
     bound = {"tau": "opening", "time": "opening", "library": "opening", "model": "opening", "seed": "opening"}
     bound |= {"log_weights[0]": "opening", "agents[2].report": "reports[2]", "salt": "opening"}
     told = set()
-    for path, forged in changed(MADE["pivot"]):
+    for path, forged in changes_of(MADE["pivot"]):
         spelled = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
         if spelled == field or spelled.startswith(f"{field}["):
-            found = {difference.field for difference in verify(resealed(forged)).differences}
+            found = {difference.field for difference in verify(with_new_digest(forged)).differences}
             assert any(name.startswith((field, bound.get(field, field), "len(")) for name in found), (path, found)
             told |= found
     assert told
 
 
-def test_a_forger_with_the_salt_is_found_by_what_was_told_before_and_by_nothing_in_the_receipt_itself():
-    honest, forged = rich(seed=1), rich(seed=2)
+def test_a_forger_with_the_salt_is_detected_only_by_the_opening_that_agents_received():
+    honest, forged = rich_receipt(seed=1), rich_receipt(seed=2)
     swapped = {**forged.as_dict(), "auction_id": honest.auction_id}
     assert not verify(swapped).ok
     remade = forged.as_dict()
@@ -72,7 +72,7 @@ def test_a_forger_with_the_salt_is_found_by_what_was_told_before_and_by_nothing_
     assert remade["digest"] != honest.digest  # which a ledger, and a signature, keep
 
 
-def test_a_text_is_read_like_a_dict_and_a_key_that_stands_twice_is_refused():
+def test_a_text_is_read_like_a_dict_and_duplicate_keys_are_refused():
     text = json.dumps(MADE["pivot"])
     assert verify(text).ok
     assert verify(text.encode()).ok

@@ -1,4 +1,4 @@
-"""Whatever auction is held, its receipt and every agent's view of it hold, here and in a process without a network."""
+"""Every auction has a valid receipt and valid views, here and in a process without clock and network."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ import sys
 from hypothesis import HealthCheck, given, settings
 
 from llm_auction_chain.receipts import verify
-from tests.unit.receipts.examples import auctions, everything
+from tests.unit.receipts.examples import all_receipts, auctions
 
 OFFLINE = """
 import json, socket, sys, time
@@ -36,13 +36,13 @@ def test_a_receipt_and_every_view_of_it_hold(result):
 
 def test_another_process_needs_no_clock_and_no_network():
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", OFFLINE], input=json.dumps(everything()), capture_output=True, text=True, check=True
+        [sys.executable, "-c", OFFLINE], input=json.dumps(all_receipts()), capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
 
 
 def test_the_last_digits_of_another_processor_are_no_difference():
-    for name, receipt in everything().items():
+    for name, receipt in all_receipts().items():
         other = copy.deepcopy(receipt)
         for bid in other["agents"]:
             for figure in ("contribution", "expected", "payment"):
@@ -55,7 +55,7 @@ def test_the_last_digits_of_another_processor_are_no_difference():
 
 
 def test_a_reply_is_replayed_by_its_seed():
-    first, again = everything(), everything()
+    first, again = all_receipts(), all_receipts()
     fresh = {"auction_id", "time", "salt", "prompt", "candidates", "replies", "salts", "hidden", "reports", "opening",
              "digest", "receipt"}  # fmt: skip
     for name, receipt in first.items():

@@ -1,4 +1,4 @@
-"""Receipts to try: rich ones, random ones, and every small change of one."""
+"""Example receipts: rich ones, random ones, and every small change of one."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ def fails(prompt, reply):
     raise LookupError("no stock")
 
 
-def issued(reports, log_weights, *, tau, rule="expected", owners=None, pays=None, seed=7):
+def receipt_of(reports, log_weights, *, tau, rule="expected", owners=None, pays=None, seed=7):
     """Return the receipt of an auction with these reports, (N, M), and log-weights, (M,); `-inf` is never drawn."""
     n, m = np.shape(reports)
     owners, pays = owners or [f"owner-{k}" for k in range(n)], pays or [True] * n
@@ -67,8 +67,8 @@ def issued(reports, log_weights, *, tau, rule="expected", owners=None, pays=None
     )  # fmt: skip
 
 
-def recommitted(receipt):
-    """Return it with the commitments, and the digest, that a platform which has the salts would put."""
+def with_new_commitments(receipt):
+    """Return the receipt with commitments and digest to match, as a platform that has the salts would."""
     kind = AgentView if "salts" in receipt else Receipt
     made = kind.from_dict(receipt)
     salts = [report_salt(made.salt, k) for k in range(len(made.agents))] if kind is Receipt else None
@@ -77,11 +77,11 @@ def recommitted(receipt):
         for salt, bid in zip(salts or made.salts.reports, made.agents, strict=True)
     ]
     made = kind.from_dict({**receipt, "reports": reports})
-    return resealed({**made.as_dict(), "opening": opening_commitment(made.auction_id, made.commitments())})
+    return with_new_digest({**made.as_dict(), "opening": opening_commitment(made.auction_id, made.commitments())})
 
 
-def charged(receipt, agent, extra):
-    """Return it with so much more owed by an agent, and all sums and digests as they would then be."""
+def overcharge(receipt, agent, extra):
+    """Return the receipt with a higher payment of an agent, and with sums and digests to match."""
     forged = copy.deepcopy(receipt.as_dict())
     (bid,) = (bid for bid in forged["agents"] if bid["agent"] == agent)
     bid["expected"] += extra
@@ -90,7 +90,7 @@ def charged(receipt, agent, extra):
     bid["charge"] = as_text(as_decimal(bid["payment"]))
     if "revenue" in forged:
         forged["revenue"] = as_text(total(Decimal(bid["charge"]) for bid in forged["agents"]))
-    return resealed(forged)
+    return with_new_digest(forged)
 
 
 def crowd():
@@ -106,7 +106,7 @@ def crowd():
     ]  # fmt: skip
 
 
-def held(agents, **settings):
+def hold_auction(agents, **settings):
     """Return the result of an auction."""
     defaults = {"model": WORDS, "n_candidates": 9, "seed": 7}
     with warnings.catch_warnings():
@@ -114,7 +114,7 @@ def held(agents, **settings):
         return AuctionRunnable(agents=agents, **{**defaults, **settings}).run("Say something")
 
 
-def rich(rule="expected", **settings):
+def rich_receipt(rule="expected", **settings):
     """Return the receipt of an auction in which everything happens."""
     settings = {
         "policy": Policy(exclusive_categories=["cars"], candidate_filter=no_b_first),
@@ -122,20 +122,20 @@ def rich(rule="expected", **settings):
         "n_candidates": 12,
         **settings,
     }
-    return held(crowd(), payment_rule=rule, billing=Billing(currency="EUR"), **settings).receipt
+    return hold_auction(crowd(), payment_rule=rule, billing=Billing(currency="EUR"), **settings).receipt
 
 
 def at_a_fallback():
     """Return the receipt of an auction whose filter lets nothing pass."""
-    return held(
+    return hold_auction(
         crowd()[:3], policy=Policy(candidate_filter=lambda prompt, reply: False, fallback="Let me think.")
     ).receipt
 
 
-def everything():
+def all_receipts():
     """Return receipts and views of many kinds, as JSON, by name."""
-    receipts = {rule: rich(rule) for rule in PAYMENT_RULES}
-    made = {**receipts, "fallback": at_a_fallback(), "alone": held([]).receipt}
+    receipts = {rule: rich_receipt(rule) for rule in PAYMENT_RULES}
+    made = {**receipts, "fallback": at_a_fallback(), "alone": hold_auction([]).receipt}
     views = {f"{name} {agent}": receipts[name].view(agent) for name, agent in [
         ("expected", "TuneTown"), ("proportional", "Clicks"), ("influence", "Capped"), ("pivot", "User"),
         ("pivot", "Late"),
@@ -143,15 +143,15 @@ def everything():
     return {name: json.loads(json.dumps(one.as_dict(), allow_nan=False)) for name, one in {**made, **views}.items()}
 
 
-def resealed(receipt):
-    """Return it with the digest that a forger would put."""
+def with_new_digest(receipt):
+    """Return the receipt with a digest to match, as a forger would."""
     return {
         **receipt,
         "digest": digest({name: receipt[name] for name in receipt if name not in ("digest", "signature")}),
     }
 
 
-def changed(receipt):
+def changes_of(receipt):
     """Yield every small change of a receipt, with the path to it."""
     for path, value in _places(receipt, ()):
         for other in _others(value):
@@ -222,7 +222,7 @@ def auctions(draw):
         reward = {"letters": _letters, "click": _clicks, "fails": lambda worth: fails}[kind](worth)
         agents.append(Agent(name, reward, owner=owner, pays=paying, report_cap=cap, context=context))
     allows = draw(st.sampled_from([None, None, no_b_first, lambda prompt, reply: False]))
-    return held(
+    return hold_auction(
         agents,
         payment_rule=draw(st.sampled_from(PAYMENT_RULES)),
         tau=draw(st.one_of(st.floats(1e-6, 1e6), st.sampled_from([1.0, 1.0, 1e-12, 1e12]))),

@@ -5,9 +5,9 @@ import copy
 import pytest
 
 from llm_auction_chain.receipts import verify
-from tests.unit.receipts.examples import recommitted, resealed, rich
+from tests.unit.receipts.examples import rich_receipt, with_new_commitments, with_new_digest
 
-RECEIPT = rich("pivot").as_dict()
+RECEIPT = rich_receipt("pivot").as_dict()
 
 
 CONTRADICTIONS = [
@@ -27,27 +27,29 @@ CONTRADICTIONS = [
 
 
 @pytest.mark.parametrize("k", range(len(CONTRADICTIONS)))
-def test_what_contradicts_itself_is_told(k):
+def test_a_contradiction_is_a_difference(k):
     _, contradict, told = CONTRADICTIONS[k]
     forged = copy.deepcopy(RECEIPT)
     contradict(forged)
-    assert any(told in str(difference) for difference in verify(resealed(forged)).differences)
+    assert any(told in str(difference) for difference in verify(with_new_digest(forged)).differences)
 
 
 def test_an_excluded_reply_has_no_weight():
     forged = copy.deepcopy(RECEIPT)
     j = next(j for j, candidate in enumerate(forged["candidates"]) if candidate["excluded"])
     forged["log_weights"][j] = 0.0
-    assert f"log_weights[{j}] is 0.0; it should be null" in "".join(map(str, verify(resealed(forged)).differences))
+    assert f"log_weights[{j}] is 0.0; it should be null" in "".join(
+        map(str, verify(with_new_digest(forged)).differences)
+    )
 
 
 def test_the_seed_of_the_draw_is_that_of_the_auction():
-    forged = {**rich().as_dict(), "seed": "8"}
-    assert "draw_seed" in {found.field for found in verify(recommitted(forged)).differences}
+    forged = {**rich_receipt().as_dict(), "seed": "8"}
+    assert "draw_seed" in {found.field for found in verify(with_new_commitments(forged)).differences}
 
 
-def test_a_view_of_two_owners_is_none():
-    receipt = rich()
+def test_a_view_has_exactly_one_owner():
+    receipt = rich_receipt()
     one, other = receipt.view("Capped"), receipt.view("Clicks")
     forged = one.model_copy(update={"agents": one.agents + other.agents, "reports": one.reports + other.reports})
     told = [str(difference) for difference in verify(forged).differences]

@@ -12,7 +12,7 @@ from llm_auction_chain.receipts.commitments import commitment, message_digest
 SALT = "5a" * 32
 
 
-def test_a_commitment_is_a_plain_sha256_that_anybody_can_make():
+def test_a_commitment_is_a_plain_sha256():
     made = hashlib.sha256(b'{"salt":"' + SALT.encode() + b'","value":[0.5,null,"x"]}').hexdigest()
     assert commitment(SALT, [0.5, None, "x"]) == f"sha256:{made}"
 
@@ -58,7 +58,7 @@ def nested(depth):
     "half \ud800 a pair", {"\udc00": "\ud800"}, {"n": 2**80, "x": float("nan")}, {"b": b"\xff", 1: {2}}, nested(300),
     {"n": 10**5000}, (1, None, True), object,
 ])  # fmt: skip
-def test_whatever_a_message_holds_has_a_digest(said):
+def test_every_message_has_a_digest(said):
     message = AIMessage("", tool_calls=[{"name": "f", "args": {"said": said}, "id": "1"}])
     assert message_digest(SALT, message) == message_digest(SALT, message)
     json.loads(canonical(printable(said)))

@@ -5,7 +5,7 @@ import pytest
 from mpmath import mp, mpf
 
 from llm_auction_chain.mechanism import PAYMENT_RULES
-from tests.unit.receipts.examples import MIXTURE, crowd, held, no_b_first, rich
+from tests.unit.receipts.examples import MIXTURE, crowd, hold_auction, no_b_first, rich_receipt
 
 
 def noise_of(view):
@@ -40,7 +40,7 @@ def by_hand(view):
 @pytest.mark.parametrize("rule", PAYMENT_RULES)
 def test_the_formulas_give_what_the_view_says(rule, agent):
     with mp.workdps(60):
-        view = rich(rule).view(agent).as_dict()
+        view = rich_receipt(rule).view(agent).as_dict()
         _, contribution, expected, paid = by_hand(view)
         own = view["agents"]
         assert sum(bid["contribution"] for bid in own) == pytest.approx(float(contribution), rel=1e-9, abs=1e-12)
@@ -52,7 +52,7 @@ def test_the_formulas_give_what_the_view_says(rule, agent):
 
 
 def test_the_law_without_an_agent_is_the_settlements_own():
-    result = held(crowd(), policy=no_b_first, proposal=MIXTURE)
+    result = hold_auction(crowd(), policy=no_b_first, proposal=MIXTURE)
     for i, agent in enumerate(result.agents):
         log_q, *_ = by_hand(result.receipt.view(agent.name).as_dict())
         for k, nats in log_q.items():

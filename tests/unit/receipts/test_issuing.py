@@ -10,7 +10,7 @@ from llm_auction_chain.receipts.commitments import commitment, opening_commitmen
 from llm_auction_chain.rewards import ClickReward
 from llm_auction_chain.rewards.base import asked_by
 from llm_auction_chain.testing import MarkovChatModel
-from tests.unit.receipts.examples import MIXTURE, crowd, held, no_b_first, resealed
+from tests.unit.receipts.examples import MIXTURE, crowd, hold_auction, no_b_first, with_new_digest
 
 SALT = "5a" * 32
 
@@ -29,10 +29,10 @@ class Attentive:
 
 def attended():
     mine = Attentive()
-    return mine, held([Agent("Mine", mine), *crowd()[:2]], proposal=MIXTURE).receipt
+    return mine, hold_auction([Agent("Mine", mine), *crowd()[:2]], proposal=MIXTURE).receipt
 
 
-async def test_what_agents_are_told_while_they_are_asked_is_the_opening():
+async def test_agents_receive_the_opening_before_they_report():
     mine, receipt = attended()
     assert mine.told == receipt.opening == receipt.view("Mine").opening
     events = []
@@ -45,24 +45,24 @@ async def test_what_agents_are_told_while_they_are_asked_is_the_opening():
 
 
 @pytest.mark.parametrize("part", ["draw_seed", "tau", "replies", "seed", "weights", "draws", "agents"])
-def test_a_platform_that_changes_what_it_was_bound_to_is_found_by_the_agent_alone(part):
+def test_an_agent_alone_detects_a_platform_that_changes_what_it_committed_to(part):
     mine, receipt = attended()
     view = receipt.view("Mine").as_dict()
     if part in view["hidden"]:
         view["hidden"][part] = commitment(SALT, "another")
     else:
         view[part] = {"draw_seed": "8", "tau": 2.0, "replies": view["replies"][::-1]}[part]
-    assert "opening" in {difference.field for difference in verify(resealed(view)).differences}
+    assert "opening" in {difference.field for difference in verify(with_new_digest(view)).differences}
     # and one that makes a new opening, too, says something else than it said before
     parts = {"terms": {name: view[name] for name in receipt.terms()}}
     parts |= {name: view[name] for name in ("draw_seed", "replies")}
     opened = {name: commitment(view["salts"][name], value) for name, value in parts.items()}
     view["opening"] = opening_commitment(view["auction_id"], {**opened, **view["hidden"]})
-    assert "opening" not in {difference.field for difference in verify(resealed(view)).differences}
+    assert "opening" not in {difference.field for difference in verify(with_new_digest(view)).differences}
     assert view["opening"] != mine.told
 
 
-def test_an_agent_shows_that_its_report_was_used_or_that_it_was_not():
+def test_an_agent_can_show_whether_its_report_was_used():
     mine, receipt = attended()
     view = receipt.view("Mine")
     assert list(view.agents[0].report) == mine.said
@@ -70,11 +70,11 @@ def test_an_agent_shows_that_its_report_was_used_or_that_it_was_not():
     cheated = view.model_copy(
         update={"agents": (view.agents[0].model_copy(update={"report": (9.0,) * len(mine.said)}),)}
     )
-    assert "reports[0]" in {difference.field for difference in verify(resealed(cheated.as_dict())).differences}
+    assert "reports[0]" in {difference.field for difference in verify(with_new_digest(cheated.as_dict())).differences}
 
 
-def test_a_view_opens_the_replies_its_agents_were_shown_and_no_others():
-    result = held(crowd(), policy=no_b_first)
+def test_a_view_opens_the_replies_that_its_agents_saw_and_no_others():
+    result = hold_auction(crowd(), policy=no_b_first)
     receipt, view = result.receipt, result.receipt.view("Capped")
     assert receipt.digest_of(*result.prompt, part="prompt") == receipt.prompt
     assert {candidate.excluded for candidate in result.candidates} == {True, False}
@@ -96,7 +96,7 @@ def test_no_two_commitments_of_an_auction_have_one_salt_and_no_two_auctions_one_
 
 
 def test_a_cap_that_is_a_whole_number_beyond_those_of_json_is_a_float():
-    receipt = held([Agent("A", lambda prompt, reply: 1.0, report_cap=10**20)]).receipt
+    receipt = hold_auction([Agent("A", lambda prompt, reply: 1.0, report_cap=10**20)]).receipt
     assert verify(receipt).ok
     assert verify(receipt.view("A")).ok
     assert receipt.agents[0].report_cap == 1e20
@@ -110,16 +110,16 @@ FORGED = {
 
 @pytest.mark.parametrize("field", FORGED)
 def test_the_commitment_to_a_report_fixes_the_agent_its_terms_and_its_report(field):
-    receipt = held([Agent("Clicks", ClickReward(4.0, lambda prompt, reply: 0.2))]).receipt
+    receipt = hold_auction([Agent("Clicks", ClickReward(4.0, lambda prompt, reply: 0.2))]).receipt
     for one in (receipt, receipt.view("Clicks")):
         forged = one.as_dict()
         assert forged["agents"][0][field] != FORGED[field]
         forged["agents"][0][field] = FORGED[field]
-        assert "reports[0]" in {difference.field for difference in verify(resealed(forged)).differences}
+        assert "reports[0]" in {difference.field for difference in verify(with_new_digest(forged)).differences}
 
 
 def test_the_commitment_to_a_report_does_not_depend_on_the_outcome():
-    bid = held([Agent("A", lambda prompt, reply: 1.0)]).receipt.agents[0]
+    bid = hold_auction([Agent("A", lambda prompt, reply: 1.0)]).receipt.agents[0]
     outcome = {"contribution": 9.0, "expected": 9.0, "payment": 9.0, "charge": "9.000000", "price_per_click": 9.0}
     assert bid.model_copy(update=outcome).committed("x") == bid.committed("x")
     assert set(bid.committed("x")) == {"auction_id", *FORGED}

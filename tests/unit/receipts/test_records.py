@@ -14,16 +14,16 @@ from llm_auction_chain.receipts import Receipt, verify
 from llm_auction_chain.receipts.commitments import salt_of
 from tests.unit.receipts.examples import (
     MIXTURE,
-    everything,
+    all_receipts,
     fails,
-    held,
-    rich,
+    hold_auction,
+    rich_receipt,
 )
 
 ROOT = Path(__file__).parents[3]
 
 
-MADE = everything()
+MADE = all_receipts()
 RECEIPT = MADE["pivot"]
 
 
@@ -37,7 +37,7 @@ def counts(letter, worth):
 def test_views_of_auctions_that_differ_in_the_others_reports_alone_are_equal():
     mine, a, c = Agent("Mine", counts("b", 1.0)), counts("a", 0.5), counts("c", 2.0)
     one, other = (
-        held([mine, Agent("P", first, report_cap=cap), Agent("Q", second)]).receipt
+        hold_auction([mine, Agent("P", first, report_cap=cap), Agent("Q", second)]).receipt
         for first, second, cap in [(a, c, None), (c, a, 9.0)]
     )
     assert one.agents[1].report == other.agents[2].report != other.agents[1].report
@@ -48,14 +48,14 @@ def test_views_of_auctions_that_differ_in_the_others_reports_alone_are_equal():
     assert set(seen["hidden"]) == set(also["hidden"])
 
 
-def test_a_view_has_no_name_number_status_or_cap_of_anybody_else():
+def test_a_view_contains_no_name_number_status_or_cap_of_another_owner():
     others = [
         Agent("Zebra", counts("a", 0.123456), owner="Zoo", report_cap=77.125, categories=["cars"], context="TuneTown"),
         Agent("Yak", fails),
         Agent("Gnu", counts("c", 0.0625), pays=False),
         Agent("Rival", counts("c", 1.0), categories=["cars"]),
     ]
-    receipt = held(
+    receipt = hold_auction(
         [Agent("Mine", counts("b", 1.0)), *others], policy=Policy(exclusive_categories=["cars"]), proposal=MIXTURE
     ).receipt
     told, text = (json.dumps(one.as_dict()) for one in (receipt, receipt.view("Mine")))
@@ -87,8 +87,8 @@ def test_a_view_has_no_name_number_status_or_cap_of_anybody_else():
         assert secret not in text
 
 
-def test_neither_the_number_of_agents_nor_a_salt_of_theirs_can_be_told_from_a_view():
-    few, many = (held([Agent("Mine", counts("b", 1.0)), *more]).receipt.view("Mine").as_dict() for more in [
+def test_a_view_reveals_neither_the_number_of_agents_nor_a_salt_of_others():
+    few, many = (hold_auction([Agent("Mine", counts("b", 1.0)), *more]).receipt.view("Mine").as_dict() for more in [
         [], [Agent(str(k), counts("c", 0.0)) for k in range(5)],
     ])  # fmt: skip
     shape = {name: len(value) if isinstance(value, list | dict) else None for name, value in few.items()}
@@ -97,7 +97,7 @@ def test_neither_the_number_of_agents_nor_a_salt_of_theirs_can_be_told_from_a_vi
 
 
 def test_a_view_replays_the_draw_and_not_the_candidates():
-    receipt = rich(seed=2**60 + 3)
+    receipt = rich_receipt(seed=2**60 + 3)
     view = receipt.view("Capped")
     assert verify(view).ok
     assert receipt.seed == str(2**60 + 3)
@@ -109,7 +109,7 @@ def test_a_view_replays_the_draw_and_not_the_candidates():
 
 
 def test_an_owner_sees_all_of_its_agents_in_one_view():
-    receipt = rich()
+    receipt = rich_receipt()
     assert receipt.view("TuneTown") == receipt.view("StringSchool")
     assert [bid.agent for bid in receipt.view("TuneTown").agents] == ["TuneTown", "StringSchool"]
     with pytest.raises(ConfigurationError, match=r"'Rival' did not take part .* 'TuneTown', "):
@@ -117,7 +117,7 @@ def test_an_owner_sees_all_of_its_agents_in_one_view():
 
 
 def test_views_of_one_auction_agree_in_all_that_is_shared():
-    receipt = rich()
+    receipt = rich_receipt()
     shared = [
         {name: value for name, value in receipt.view(bid.agent).as_dict().items() if name not in
          ("agents", "reports", "salts", "digest")} for bid in receipt.agents
@@ -187,12 +187,12 @@ def test_receipts_and_views_satisfy_their_schemas_and_no_other(schemas):
         assert satisfies(made, full, full) is not of_view
         assert satisfies(made, view, view) is of_view
     assert not satisfies({**RECEIPT, "tau": "1"}, full, full)
-    assert rich().schema_ == RECEIPT["schema"]
+    assert rich_receipt().schema_ == RECEIPT["schema"]
 
 
 @pytest.mark.parametrize("told", [{}, {"schema": "llm_auction_chain.receipt/1"}, {"digest": object()}])
-def test_what_is_no_receipt_is_read_as_none(told):
+def test_from_dict_refuses_what_is_not_a_receipt(told):
     with pytest.raises(ConfigurationError, match="verify tells"):
         Receipt.from_dict(told)
-    honest = rich(seed=1)
+    honest = rich_receipt(seed=1)
     assert Receipt.from_dict(honest.as_dict()) == honest

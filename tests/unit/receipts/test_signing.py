@@ -1,4 +1,4 @@
-"""Signatures: who issued a receipt can be told from who only recomputed its digest."""
+"""A signature distinguishes the issuer of a receipt from a forger who only recomputes its digest."""
 
 import subprocess
 import sys
@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from llm_auction_chain import ConfigurationError, MissingDependencyError
 from llm_auction_chain.receipts import load_private_key, load_public_key, verify
-from tests.unit.receipts.examples import changed, resealed, rich
+from tests.unit.receipts.examples import changes_of, rich_receipt, with_new_digest
 
 KEY, OTHER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-RECEIPT = rich()
+RECEIPT = rich_receipt()
 PRIVATE = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
 PUBLIC = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
 
@@ -23,7 +23,7 @@ def hexadecimal(key):
 
 
 @pytest.mark.parametrize("made", [RECEIPT, RECEIPT.view("Capped")])
-def test_a_signature_holds_for_the_receipt_and_the_key_it_is_of(made):
+def test_a_signature_is_valid_for_its_receipt_and_its_key(made):
     signed = made.signed(KEY)
     for given in (signed, signed.as_dict()):
         for key in (None, KEY.public_key()):
@@ -33,13 +33,13 @@ def test_a_signature_holds_for_the_receipt_and_the_key_it_is_of(made):
     assert verify(made).signed_by is None
 
 
-def test_another_key_is_told():
+def test_a_signature_by_another_key_is_a_difference():
     found = verify(RECEIPT.signed(OTHER), public_key=KEY.public_key())
     assert [difference.field for difference in found.differences] == ["signature.public_key"]
     assert found.signed_by == hexadecimal(OTHER)
 
 
-def test_a_signature_under_a_borrowed_name_is_told():
+def test_a_signature_that_names_a_key_it_is_not_by_is_a_difference():
     forged = RECEIPT.signed(OTHER).as_dict()
     forged["signature"]["public_key"] = hexadecimal(KEY)
     for key in (None, KEY.public_key()):
@@ -48,9 +48,9 @@ def test_a_signature_under_a_borrowed_name_is_told():
         assert found.signed_by is None
 
 
-def test_what_does_not_have_the_digest_it_states_is_neither_signed_nor_said_to_be():
+def test_a_receipt_with_a_wrong_digest_cannot_be_signed_and_has_no_signer():
     for made in (RECEIPT, RECEIPT.view("Capped")):
-        bait = made.model_copy(update={"digest": rich(seed=1).digest})
+        bait = made.model_copy(update={"digest": rich_receipt(seed=1).digest})
         with pytest.raises(ConfigurationError, match="not that of its content"):
             bait.signed(KEY)
         altered = {**made.signed(KEY).as_dict(), "model": "another"}
@@ -58,18 +58,18 @@ def test_what_does_not_have_the_digest_it_states_is_neither_signed_nor_said_to_b
         assert (found.ok, found.signed_by) == (False, None)
 
 
-def test_what_is_unsigned_is_told_where_a_key_is_required():
+def test_a_missing_signature_is_a_difference_if_a_key_is_required():
     found = verify(RECEIPT, public_key=KEY.public_key())
     assert [str(difference) for difference in found.differences] == [
         f"signature is None; there should be one by {hexadecimal(KEY)}"
     ]
 
 
-def test_a_change_after_signing_is_found_though_its_digest_is_made_anew():
+def test_a_change_after_signing_is_a_difference_even_with_a_new_digest():
     signed = RECEIPT.view("Capped").signed(KEY).as_dict()
-    for path, forged in changed(signed):
+    for path, forged in changes_of(signed):
         if path[:1] not in ((), ("digest",)):
-            assert not verify(resealed(forged), public_key=KEY.public_key()).ok, path
+            assert not verify(with_new_digest(forged), public_key=KEY.public_key()).ok, path
 
 
 @pytest.mark.parametrize("value", ["00" * 64, "ff" * 64])

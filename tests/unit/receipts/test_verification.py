@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from llm_auction_chain import ConfigurationError
 from llm_auction_chain.receipts import AgentView, Receipt, verify
-from tests.unit.receipts.examples import everything, issued, resealed
+from tests.unit.receipts.examples import all_receipts, receipt_of, with_new_digest
 
-MADE = everything()
+MADE = all_receipts()
 
 
 RECEIPT, VIEW = MADE["pivot"], MADE["pivot User"]
@@ -57,7 +57,7 @@ def test_garbage_of_any_shape_is_a_difference(garbage):
 
 
 @pytest.mark.parametrize("names", [["agents"], ["agents", "candidates", "components", "left_out"], ["unknown"]])
-def test_of_hostile_lists_few_differences_are_told_and_nothing_is_copied_for_each(names):
+def test_hostile_lists_give_few_differences_and_cost_little_memory(names):
     text = json.dumps({"schema": RECEIPT["schema"], **{name: [{}] * 40_000 for name in names}})
     tracemalloc.start()
     found = verify(text)
@@ -69,15 +69,15 @@ def test_of_hostile_lists_few_differences_are_told_and_nothing_is_copied_for_eac
     assert [difference.field for difference in values.differences] == ["log_weights[0]", "probabilities[0]"]
 
 
-def test_of_many_differences_the_first_hundred_are_told_and_the_others_counted():
+def test_the_first_hundred_differences_are_listed_and_the_others_counted():
     found = verify({**RECEIPT, **{f"more {k}": k for k in range(150)}})
     assert (len(found.differences), found.more, found.ok) == (100, 50, False)
-    wide = issued(np.zeros((1, 500)), np.zeros(500), tau=1.0).as_dict()
-    found = verify(resealed({**wide, "log_probabilities": [-1.0] * 500}))
+    wide = receipt_of(np.zeros((1, 500)), np.zeros(500), tau=1.0).as_dict()
+    found = verify(with_new_digest({**wide, "log_probabilities": [-1.0] * 500}))
     assert (len(found.differences), found.more) == (100, 900)  # of each log-probability, and each probability
 
 
-def test_the_name_of_a_field_in_python_is_none_in_a_receipt():
+def test_a_python_field_name_is_unknown_in_a_receipt():
     told = {"schema_" if name == "schema" else name: value for name, value in RECEIPT.items()}
     assert {difference.field for difference in verify(told).differences} == {"schema", "schema_"}
     with pytest.raises(ConfigurationError):
@@ -120,7 +120,7 @@ def test_no_value_in_any_place_makes_verification_fail(receipt, k):
         for difference in verify(forged).differences:
             assert str(difference).isprintable()
         with contextlib.suppress(ValueError, RecursionError):  # what has no digest cannot get a new one
-            forged["digest"] = resealed(forged)["digest"]
+            forged["digest"] = with_new_digest(forged)["digest"]
         verify(forged)
 
 
