@@ -65,10 +65,12 @@ def callbacks(repeats: int) -> dict[str, float]:
     ):
         agents, shown = [Agent(f"agent {k}", reward) for k in range(AGENTS)], replies(tokens=tokens)
 
-        def bare(agents: list[Agent] = agents, shown: list[AIMessage] = shown) -> None:
-            for agent in agents:
+        def bare(
+            reward: Callable[[list[BaseMessage], AIMessage], float] = reward, shown: list[AIMessage] = shown
+        ) -> None:
+            for _ in range(AGENTS):
                 for reply in shown:
-                    agent.reward(PROMPT, reply)
+                    reward(PROMPT, reply)
 
         def in_a_loop(agents: list[Agent] = agents, shown: list[AIMessage] = shown) -> None:
             asyncio.run(collect(agents, PROMPT, shown, TERMS, waiter=AWAITING))

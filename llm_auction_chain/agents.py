@@ -1,15 +1,34 @@
 """Agents: who bids for the reply, and which of them may meet in one auction."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, SupportsFloat
+
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import Runnable
 
 from llm_auction_chain.errors import ConfigurationError
 
 __all__ = ["Agent", "cap_of", "check_agents", "check_cap", "check_categories", "without_rivals"]
 
 _LONGEST = 255  # characters of a name
+
+
+class ScoresReplies(Protocol):
+    """Says what all replies of an auction are worth in one call, sync or async."""
+
+    def score(self, prompt: list[BaseMessage], replies: list[AIMessage], /) -> Any:
+        """Return one amount per reply."""
+
+
+RewardLike = (
+    Callable[[list[BaseMessage], AIMessage], SupportsFloat | Awaitable[SupportsFloat]]
+    | ScoresReplies
+    | Runnable[Any, Any]
+)
+"""What may be an agent's reward: `(prompt, reply) -> amount`, sync or async; an object with `score(prompt, replies)`,
+which every `Reward` is; or a Runnable over `{"prompt": ..., "reply": ...}`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +55,7 @@ class Agent:
     """
 
     name: str
-    reward: Any = field(repr=False)  # what it bids is private, and a repr ends in traces
+    reward: RewardLike = field(repr=False)  # what it bids is private, and a repr ends in traces
     owner: str | None = None
     context: str = ""
     pays: bool = True

@@ -14,25 +14,13 @@ from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
-__all__ = ["Later", "attempt", "finished", "hearing", "in_thread"]
+__all__ = ["attempt", "finished", "hearing", "in_thread"]
 
 Call = Callable[[], Any]
 
 _TICK = 0.002  # seconds without an answer after which the calls under way are taken to be waiting for something
-
-
-class Later(NamedTuple):
-    """What a call returns that has only begun something: it is done when the future is, and no thread waits for it.
-
-    Attributes:
-        future: cancelled where nobody wants it any more.
-        read: makes the outcome of it; it raises nothing, and is called where the future is set.
-    """
-
-    future: Future[Any]
-    read: Callable[[], Any]
 
 
 class _Workers:
@@ -48,7 +36,7 @@ class _Workers:
         self._most = len(calls) if most is None else most
         self._threads = self._returned = self._seen = 0
         self._growing = False
-        self._later: list[Future[Any]] = []
+        self._futures: list[Future[Any]] = []
         if self._left:
             self._begin()
 
@@ -85,7 +73,7 @@ class _Workers:
     def close(self) -> None:
         """Begin no further call, and cancel what has only been begun."""
         self._left.clear()
-        for future in self._later:
+        for future in self._futures:
             future.cancel()
 
     def _work(self, others: int) -> None:
@@ -100,14 +88,11 @@ class _Workers:
                 return
             outcome = call()
             self._returned += 1  # by several threads at once, and any change will do
-            if isinstance(outcome, Later):
-                self._later.append(outcome.future)
-                outcome.future.add_done_callback(partial(self._read, place, outcome))
+            if isinstance(outcome, Future):
+                self._futures.append(outcome)
+                outcome.add_done_callback(partial(self._tell, place))
             else:
                 self._tell(place, outcome)
-
-    def _read(self, place: int, later: Later, _: Future[Any]) -> None:
-        self._tell(place, later.read())
 
 
 def finished(calls: Sequence[Call], timeout: float | None, *, most: int | None = None) -> Iterator[tuple[int, Any]]:

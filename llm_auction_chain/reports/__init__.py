@@ -1,6 +1,6 @@
-"""Asking agents what every reply is worth to them, behind a deadline."""
+"""Asking agents what every reply is worth to them, until a deadline."""
 
-from llm_auction_chain.reports.collect import collect
-from llm_auction_chain.reports.report import OnAgentError, Report, Terms
+from llm_auction_chain.reports.collect import OnAgentError, Terms, collect
+from llm_auction_chain.reports.report import Report
 
 __all__ = ["OnAgentError", "Report", "Terms", "collect"]

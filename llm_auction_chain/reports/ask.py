@@ -1,205 +1,119 @@
-"""Asking one agent, whatever kind of reward it has, behind a guard: what its code raises becomes a value."""
+"""Asking one agent, whatever kind of reward it has."""
 
 import asyncio
 import inspect
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Sequence
 from contextvars import copy_context
-from types import coroutine
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableSequence
 from langchain_core.runnables.base import RunnableBindingBase
 
-from llm_auction_chain.errors import RewardError
-from llm_auction_chain.reports.amounts import InvalidReportError
+from llm_auction_chain.agents import RewardLike
 from llm_auction_chain.rewards.base import Reward
 from llm_auction_chain.rewards.webhook import WebhookReward
-from llm_auction_chain.threads import finished
+from llm_auction_chain.threads import attempt, finished
+from llm_auction_chain.waiting import Waiter
 
-__all__ = ["Pending", "Raised", "ask", "attempt", "is_async", "leashed", "raised", "tried", "unwrapped"]
+__all__ = ["ask", "attempt_awaiting", "awaits"]
 
 
-def ask(
-    reward: Any,
+async def ask(
+    reward: RewardLike,
     prompt: list[BaseMessage],
     replies: list[AIMessage],
     config: RunnableConfig | None,
-    *,
-    awaiting: bool,
+    waiter: Waiter,
 ) -> Any:
-    """Return what a reward says of the replies: numbers, an awaitable of them, or a future that another thread sets.
+    """Return what a reward says of the replies.
 
     Args:
         reward: of any kind that an agent may have.
-        prompt: the agent's own copies, as are the replies.
-        replies: the candidates.
+        prompt: the agent's own copies.
+        replies: the agent's own copies of the candidates.
         config: traces a Runnable.
-        awaiting: whether an awaitable will be awaited in the loop that this auction runs in.
+        waiter: how the caller waits. A caller that blocks awaits an async reward in a new event loop.
     """
-    if type(reward) is WebhookReward:
-        return reward.submit(prompt, replies)
-    if awaiting and isinstance(reward, Reward) and reward.awaits:
-        return reward.ascore(prompt, replies)
-    if callable(score := getattr(reward, "score", None)):
-        return score(prompt, replies)
-    if isinstance(reward, Runnable):
-        return _of_runnable(
-            reward, [{"prompt": prompt, "reply": reply} for reply in replies], config, awaiting=awaiting
-        )
-    values = [reward(prompt, reply) for reply in replies]
-    strange = [value for value in values if type(value) is not float]  # few, and the question is slow
-    return _gather(values) if any(map(inspect.isawaitable, strange)) else values
-
-
-def _of_runnable(
-    reward: Runnable[Any, Any], questions: Sequence[Any], config: RunnableConfig | None, *, awaiting: bool
-) -> Any:
-    if awaiting and is_async(reward):
-        return reward.abatch(list(questions), config)
-    try:
-        return _invoked(reward, questions, config)
-    except (TypeError, NotImplementedError) as error:
-        # An async function says so in a TypeError; one of the reward's own is not worth asking twice.
-        if isinstance(error, TypeError) and "coroutine" not in str(error):
-            raise
-        return reward.abatch(list(questions), config)
-
-
-class Raised(NamedTuple):
-    """What an agent's code raised, as a value; what may be said of it was found where it was raised.
-
-    Its text, even its class, may be the agent's own code: nothing of it is looked at outside of the guard.
-
-    Attributes:
-        error: for the developer alone.
-        kind: the class of ours that it is, or Exception.
-        said: its type and text, or the rule that it broke.
-        detail: the same for the developer, with the number that was reported.
-    """
-
-    error: BaseException
-    kind: type[BaseException]
-    said: str
-    detail: str
-
-
-class Pending(NamedTuple):
-    """What a call in a thread returned to be awaited in the loop."""
-
-    awaitable: Any
-
-
-def tried(do: Callable[[], Any]) -> Any:
-    """Return what it returns, or `Raised`; for a thread of its own, where Ctrl-C is never heard but the agent's."""
-    try:
-        return do()
-    except BaseException as error:  # noqa: BLE001 - an agent's own code may raise anything
-        return raised(error)
-
-
-def raised(error: BaseException) -> Raised:
-    """Return an exception as a value. Its text runs here, so it costs the agent's own time."""
-    known = (InvalidReportError, RewardError, TimeoutError, KeyboardInterrupt)
-    kind = next((kind for kind in known if issubclass(type(error), kind)), Exception)
-    if type(error) is InvalidReportError:
-        return Raised(error, kind, error.rule, str(error))
-    try:
-        said = f"{type(error).__name__}: {error}".removesuffix(": ")
-    except BaseException:  # noqa: BLE001
-        said = "an exception that cannot be shown"
-    return Raised(error, kind, f"raised {said}", f"raised {said}")
-
-
-async def attempt(awaitable: Any) -> Any:
-    """Do as `tried`, awaiting in the caller's loop, which hears Ctrl-C; its own cancellation goes through, too.
-
-    A SystemExit that left a task would stop the loop, so whatever may raise one is awaited in here.
-    """
-    try:
-        return await awaitable
-    except KeyboardInterrupt:
-        raise
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        return raised(error)
-    except BaseException as error:  # noqa: BLE001 - an agent's own code may raise anything, SystemExit too
-        return raised(error)
-
-
-@coroutine
-def leashed(awaitable: Any) -> Generator[Any, Any, Any]:
-    """Await it. A first cancellation asks it to end, and it may clean up; a second one ends it.
-
-    So what suppresses its cancellation cannot keep a loop from closing.
-    """
-    steps = awaitable.__await__()
-    asked_to_end: BaseException | None = None
-    thrown: BaseException | None = None
-    while True:
-        try:
-            waits_for = steps.throw(thrown) if thrown is not None else next(steps)
-        except StopIteration as done:
-            return done.value
-        thrown = None
-        try:
-            yield waits_for
-        except asyncio.CancelledError as error:
-            if asked_to_end is not None:
-                steps.close()
-                raise
-            asked_to_end = thrown = error
-        except BaseException as error:  # noqa: BLE001 - whatever the loop says is for the awaitable to hear
-            thrown = error
-
-
-def unwrapped(outcome: Any) -> Any:
-    """Return the value, or raise what was raised."""
-    if type(outcome) is Raised:
-        raise outcome.error
-    return outcome
-
-
-def is_async(reward: Any) -> bool:
-    """Whether asking only starts what is awaited later, in this loop, so that it needs no thread."""
     if isinstance(reward, Reward):
-        return type(reward) is not WebhookReward and reward.awaits  # the webhooks' loop is their own
+        value: Any = await waiter.either(lambda: reward.score(prompt, replies), lambda: reward.ascore(prompt, replies))
+    elif callable(score := getattr(reward, "score", None)):
+        value = score(prompt, replies)
+    elif isinstance(reward, Runnable):
+        questions = [{"prompt": prompt, "reply": reply} for reply in replies]
+        return await waiter.either(
+            lambda: _batch(reward, questions, config), lambda: reward.abatch(list(questions), config)
+        )
+    else:
+        values = [reward(prompt, reply) for reply in replies]  # type: ignore[operator]
+        # Few values are not floats, and `isawaitable` is slow.
+        awaited = any(inspect.isawaitable(value) for value in values if type(value) is not float)
+        value = _gather(values) if awaited else values
+    if inspect.isawaitable(value):
+        value = await waiter.either(lambda: asyncio.run(_await(value)), lambda: value)
+    return value
+
+
+def awaits(reward: RewardLike) -> bool:
+    """Whether all of a reward's work can be awaited in the caller's loop, so that it needs no thread."""
+    if isinstance(reward, Reward):
+        # Writing and signing a webhook's request takes time that a loop should not lose.
+        return reward.awaits and not isinstance(reward, WebhookReward)
     verb = getattr(reward, "score", reward)
     if isinstance(verb, Runnable):
-        return _awaits(verb)
+        return _is_async(verb)
     return inspect.iscoroutinefunction(verb) or inspect.iscoroutinefunction(getattr(verb, "__call__", None))  # noqa: B004
 
 
-def _awaits(runnable: Runnable[Any, Any]) -> bool:
-    """Whether all of it can be awaited: LangChain's own threads, which it gets else, delay an exit where it hangs."""
+async def attempt_awaiting(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:
+    """Do as `threads.attempt` does. Ctrl-C and cancellation go through.
+
+    A SystemExit must not leave a task: it would stop the loop.
+    """
+    try:
+        return await awaitable, None
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise
+    except BaseException as error:  # noqa: BLE001 - an agent's code may raise anything
+        return None, error
+
+
+def _is_async(runnable: Runnable[Any, Any]) -> bool:
+    """Whether a Runnable awaits all of its work. LangChain's default thread would delay an exit if it hangs."""
     if isinstance(runnable, RunnableLambda):
         return hasattr(runnable, "afunc")
     if isinstance(runnable, RunnableSequence):
-        return all(map(_awaits, runnable.steps))
+        return all(map(_is_async, runnable.steps))
     if isinstance(runnable, RunnableBindingBase):
-        return _awaits(runnable.bound)
+        return _is_async(runnable.bound)
     return type(runnable).ainvoke is not Runnable.ainvoke
 
 
-def _invoked(reward: Runnable[Any, Any], questions: Sequence[Any], config: RunnableConfig | None) -> list[Any]:
-    """Do as `batch`, whose own threads would hold up the interpreter's exit where a question hangs."""
-
-    def ask(question: Any) -> Callable[[], Any]:
-        context = copy_context()
-        return lambda: context.run(tried, lambda: reward.invoke(question, config))
-
-    answers = [None] * len(questions)
-    most = (config or {}).get("max_concurrency")
-    for place, answer in finished([ask(question) for question in questions], timeout=None, most=most):
-        answers[place] = unwrapped(answer)
-    return answers
+def _batch(reward: Runnable[Any, Any], questions: Sequence[Any], config: RunnableConfig | None) -> list[Any]:
+    """Do as `reward.batch`, in threads that delay no exit."""
+    calls = [partial(copy_context().run, attempt, partial(reward.invoke, question, config)) for question in questions]
+    values = [None] * len(questions)
+    try:
+        for place, (value, error) in finished(calls, timeout=None, most=(config or {}).get("max_concurrency")):
+            if error is not None:
+                raise error
+            values[place] = value
+    except (TypeError, NotImplementedError) as error:
+        # LangChain raises a TypeError for an async function. Another TypeError is the reward's own.
+        if isinstance(error, TypeError) and "coroutine" not in str(error):
+            raise
+        return asyncio.run(reward.abatch(list(questions), config))
+    return values
 
 
 async def _gather(values: Sequence[Any]) -> list[Any]:
-    return [unwrapped(outcome) for outcome in await asyncio.gather(*map(_value, values))]
+    outcomes = await asyncio.gather(*(attempt_awaiting(_await(value)) for value in values))
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    return [value for value, _ in outcomes]
 
 
-async def _value(value: Any) -> Any:
-    return await attempt(leashed(value)) if inspect.isawaitable(value) else value
+async def _await(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value

@@ -1,23 +1,64 @@
-"""One round in which all agents are asked at once, until all have answered or time is up."""
+"""One round of reports: all agents are asked at once, until all have answered or time is up.
+
+An agent that raises, returns something else than numbers or is late reports zero for all candidates, pays nothing, and
+never removes a candidate. Each agent gets its own copies of the messages.
+"""
 
 import asyncio
-import contextlib
-import inspect
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 
-from llm_auction_chain.agents import Agent
-from llm_auction_chain.reports.ask import Pending, is_async, raised
-from llm_auction_chain.reports.report import Report, Round, Terms
-from llm_auction_chain.threads import finished, hearing
-from llm_auction_chain.waiting import Waiter
+from llm_auction_chain.agents import Agent, cap_of
+from llm_auction_chain.errors import RewardError
+from llm_auction_chain.messages import copies_of
+from llm_auction_chain.reports.ask import ask, attempt_awaiting, awaits
+from llm_auction_chain.reports.report import InvalidReportError, Report, failed_report, report_of, text_of
+from llm_auction_chain.rewards.base import AskedBy, asked_by
+from llm_auction_chain.rewards.log_ratio import grouped, groups_of_agent, log_ratios_of
+from llm_auction_chain.rewards.webhook import WebhookReward
+from llm_auction_chain.threads import attempt, finished, hearing
+from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
-__all__ = ["collect"]
+__all__ = ["OnAgentError", "Terms", "collect"]
 
-_AT_ONCE = 1 << 10  # replies copied for agents in one turn of an event loop
+OnAgentError = Literal["abstain", "raise"]
+_logger = logging.getLogger(__name__)
+_COPIES_AT_ONCE = 1 << 10  # replies copied for agents in one turn of an event loop
+_HIDDEN = ("agents", "idempotency_key")  # settings of the call that no agent may read
+_late_tasks: set["asyncio.Task[Any]"] = set()  # a loop keeps no reference to its tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """The terms on which agents are asked. They are the same for all agents, and depend on no report.
+
+    Attributes:
+        timeout: seconds for the whole round; None waits for ever.
+        report_cap: money; every reward is cut to within plus and minus this, or the agent's own cap if that is less.
+        on_agent_error: `abstain` turns a failure into a zero report; `raise` raises it, after all have answered.
+        refuse_negative: a negative reward of an agent that pays is invalid (the `proportional` rule needs that).
+        asked_by: the auction, for rewards that send its id to a remote bidder.
+        scorer: says how likely replies are, for log-ratios without a scorer of their own.
+        law: temperature and truncation that the replies were drawn with.
+    """
+
+    timeout: float | None = None
+    report_cap: float | None = None
+    on_agent_error: OnAgentError = "abstain"
+    refuse_negative: bool = False
+    asked_by: AskedBy | None = None
+    scorer: Any = None
+    law: Mapping[str, Any] | None = None
 
 
 async def collect(
@@ -30,10 +71,10 @@ async def collect(
     progress: Callable[[int], None] | None = None,
     waiter: Waiter,
 ) -> list[Report]:
-    """Ask every agent at once and return their reports, in the agents' order, when all have answered or time is up.
+    """Ask every agent at once and return their reports, in the agents' order.
 
-    A caller that blocks asks each agent in a thread. A caller that awaits asks async callbacks and Runnables in its
-    own loop: one that blocks instead of awaiting holds up that loop, deadline included.
+    If the caller blocks, each agent is asked in a thread. If it awaits, async callbacks and Runnables are asked in its
+    loop: one that blocks instead of awaiting holds up that loop, deadline included.
 
     Args:
         agents: the agents to ask.
@@ -41,136 +82,175 @@ async def collect(
         replies: the candidates.
         terms: deadline, caps and the like; None is `Terms()`.
         config: traces Runnable rewards.
-        progress: called with the number of agents that have answered or were late.
+        progress: called with the number of agents that have answered or were late. What it raises ends the round.
         waiter: how the caller waits.
 
     Raises:
         RewardError: an agent failed and `on_agent_error` is `raise`.
     """
-    terms = terms or Terms()
-    asked = Round(agents, prompt, replies, terms, config)
-    heard = _Heard(len(agents), progress)
+    asking = _Round(agents, prompt, replies, terms or Terms(), config, progress or (lambda _: None))
     try:
-        await waiter.either(
-            lambda: _in_threads(asked, heard, agents, terms),
-            lambda: _in_loop(asked, heard, agents, terms, max(1, _AT_ONCE // max(1, len(replies)))),
-        )
+        await waiter.either(asking.ask_in_threads, asking.ask_in_loop)
     finally:
-        asked.stop()
-    return asked.reports(heard.close())
+        asking.stop()
+    return asking.reports()
 
 
-def _in_threads(asked: Round, heard: "_Heard", agents: Sequence[Agent], terms: Terms) -> None:
-    for place, outcome in finished([asked.call(k) for k in range(len(agents))], terms.timeout):
-        if heard.hear(place, outcome):
-            break
+class _Round:
+    """The agents of a round, what each of them is given, and the outcomes so far."""
 
-
-async def _in_loop(asked: Round, heard: "_Heard", agents: Sequence[Agent], terms: Terms, at_once: int) -> None:
-    here = _Here(asked, heard)
-    threaded = [k for k, agent in enumerate(agents) if not _in_this_loop(agent)]
-    calls = [asked.call(k, awaiting=True) for k in threaded]
-    try:
-        async with hearing(calls, lambda place, outcome: here.hear(threaded[place], outcome)):
-            if agents:
-                awaited = set(range(len(agents))).difference(threaded)
-                await here.everybody(awaited, terms.timeout, at_once=at_once)
-    finally:
-        late = here.close()
-    if late:
-        await asyncio.sleep(0)  # so that they hear of it before this loop may close
-
-
-def _in_this_loop(agent: Agent) -> bool:
-    try:
-        return is_async(agent.reward)
-    except BaseException:  # noqa: BLE001 - its attributes may be the agent's own code; a thread will find out
-        return False
-
-
-_ABANDONED: set["asyncio.Task[Any]"] = set()  # a loop keeps no task alive, and these may still be cleaning up
-
-
-class _Here:
-    """A round's part that is awaited in the caller's loop."""
-
-    def __init__(self, asked: Round, heard: "_Heard") -> None:
-        self._asked, self._heard = asked, heard
-        self._all_are_there = asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def begin(self, k: int, awaitable: Any = None) -> None:
-        """Ask an agent here, or await what its call in a thread returned."""
-        task = asyncio.create_task(self._asked.aask(k, awaitable), context=self._asked.contexts[k])
-        self._tasks.add(task)
-        # a task that an agent's code cancelled came to nothing
-        task.add_done_callback(
-            lambda task: self.hear(k, raised(asyncio.CancelledError()) if task.cancelled() else task.result())
+    def __init__(
+        self,
+        agents: Sequence[Agent],
+        prompt: Sequence[BaseMessage],
+        replies: Sequence[AIMessage],
+        terms: Terms,
+        config: RunnableConfig | None,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._agents, self._terms, self._progress, self._n = agents, terms, progress, len(replies)
+        self._outcomes: dict[int, Any] = {}
+        self._copies_of_prompt, self._copies_of_replies = copies_of(prompt), copies_of(replies)
+        ratios = [log_ratios_of(agent.reward) for agent in agents]
+        groups = grouped(
+            (ratio for own in ratios for ratio in own), prompt, replies, scorer=terms.scorer, law=terms.law
         )
+        self._groups = list(groups.values())
+        here = copy_context()
+        here.run(asked_by.set, terms.asked_by)
+        self._contexts: list[Context] = []
+        self._configs: list[RunnableConfig | None] = []
+        for own_ratios in ratios:
+            context, own_config = here.copy(), _own(config)
+            if own_config is not None:
+                context.run(var_child_runnable_config.set, own_config)
+            if own_ratios:
+                context.run(groups_of_agent.set, {ratio: groups[ratio] for ratio in own_ratios})
+            self._contexts.append(context)
+            self._configs.append(own_config)
 
-    def hear(self, k: int, outcome: Any) -> None:
-        """Note an outcome, or await what it leaves to be awaited."""
-        if type(outcome) is not Pending:
-            if self._heard.hear(k, outcome):
-                self._all_are_there.set()
-        elif self._heard.open:
-            self.begin(k, outcome.awaitable)
-        elif inspect.iscoroutine(outcome.awaitable):
-            outcome.awaitable.close()  # too late to begin
+    def ask_in_threads(self) -> None:
+        """Ask every agent in a thread."""
+        calls = [partial(self._outcome_in_thread, k) for k in range(len(self._agents))]
+        for k, outcome in finished(calls, self._terms.timeout):
+            self._note(k, outcome)
+        self._close()
 
-    async def everybody(self, awaited: Iterable[int], timeout: float | None, *, at_once: int) -> None:  # noqa: ASYNC109 - late is no error here
-        """Ask so many at once until all are asked; return when there is nothing left to wait for, or time is up."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                for place, k in enumerate(awaited, 1):
-                    if self._all_are_there.is_set():  # the progress hook raised
-                        return
-                    self.begin(k)
-                    if place % at_once == 0:
-                        await asyncio.sleep(0)  # others have a turn: every agent gets its own copy of all replies
-                await self._all_are_there.wait()
-
-    def close(self) -> bool:
-        """Hear no more, cancel what is not done and wait for none of it; return whether there was any."""
-        self._heard.open = False
-        late = [task for task in self._tasks if not task.done()]
-        _ABANDONED.difference_update([task for task in _ABANDONED if task.get_loop().is_closed()])
-        for task in late:
-            _ABANDONED.add(task)
-            task.add_done_callback(_ABANDONED.discard)
-            task.cancel()
-        return bool(late)
-
-
-class _Heard:
-    """The outcomes that came in so far; once closed, it hears no more."""
-
-    def __init__(self, n: int, progress: Callable[[int], None] | None) -> None:
-        self.outcomes: list[Any] = [None] * n
-        self.open = True
-        self._done, self._progress = 0, progress
-        self._error: BaseException | None = None
-
-    def hear(self, k: int, outcome: Any) -> bool:
-        """Note an outcome; return whether there is nothing left to wait for."""
-        if self.open:
-            self.outcomes[k] = outcome
-            self._done += 1
-            self._tell(self._done)
-        return self._done == len(self.outcomes) or self._error is not None
-
-    def close(self) -> list[Any]:
-        """Return the outcomes, None for those that were late; raise what the progress hook raised."""
-        self.open = False
-        if self._error is None and self._done < len(self.outcomes):
-            self._tell(len(self.outcomes))
-        if self._error is not None:
-            raise self._error
-        return self.outcomes
-
-    def _tell(self, done: int) -> None:
+    async def ask_in_loop(self) -> None:
+        """Ask async agents in the running loop, and the others in threads."""
+        in_loop = [k for k, agent in enumerate(self._agents) if awaits(agent.reward)]
+        threaded = sorted(set(range(len(self._agents))).difference(in_loop))
+        calls = [partial(self._outcome_in_thread, k) for k in threaded]
+        arrived: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+        tasks: list[asyncio.Task[Any]] = []
+        deadline = asyncio.timeout(self._terms.timeout)
         try:
-            if self._progress:
-                self._progress(done)
-        except BaseException as error:  # noqa: BLE001 - it is raised where somebody can catch it
-            self._error = error
+            async with hearing(calls, lambda place, outcome: arrived.put_nowait((threaded[place], outcome))), deadline:
+                for place, k in enumerate(in_loop, 1):
+                    tasks.append(self._begin(k, arrived))
+                    if place % max(1, _COPIES_AT_ONCE // max(1, self._n)) == 0:
+                        await asyncio.sleep(0)  # gives other tasks of this loop a turn
+                for _ in self._agents:
+                    self._note(*await arrived.get())
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+        finally:
+            late = [task for task in tasks if not task.done()]
+            for task in late:
+                _late_tasks.add(task)
+                task.add_done_callback(_late_tasks.discard)
+                task.cancel()
+            if late:
+                await asyncio.sleep(0)  # they clean up before the caller may close this loop
+        while not arrived.empty():
+            self._note(*arrived.get_nowait())
+        self._close()
+
+    def stop(self) -> None:
+        """Tell scorers that nothing waits for them any more."""
+        for group in self._groups:
+            group.stop()
+
+    def reports(self) -> list[Report]:
+        """Return all reports, zero for agents that failed or were late.
+
+        Raises:
+            RewardError: one failed and `on_agent_error` is `raise`.
+        """
+        return [self._report(k) for k in range(len(self._agents))]
+
+    def _outcome_in_thread(self, k: int) -> Any:
+        """Return (report, None), (None, error), or the future of a webhook's amounts, for which no thread waits."""
+
+        def answer() -> Any:
+            reward = self._agents[k].reward
+            if type(reward) is WebhookReward:  # a subclass may score in its own way
+                return reward.submit(self._copies_of_prompt(), self._copies_of_replies())
+            return self._read(k, run(self._ask(k, BLOCKING)))
+
+        outcome = self._contexts[k].run(attempt, answer)
+        return outcome[0] if isinstance(outcome[0], Future) else outcome
+
+    def _begin(self, k: int, arrived: "asyncio.Queue[tuple[int, Any]]") -> "asyncio.Task[Any]":
+        """Ask an agent in a task of the running loop."""
+
+        async def answer() -> Report:
+            return self._read(k, await self._ask(k, AWAITING))
+
+        def deliver(task: "asyncio.Task[Any]") -> None:
+            # Not every cancellation is ours: an agent's own code may raise CancelledError.
+            arrived.put_nowait((k, (None, asyncio.CancelledError()) if task.cancelled() else task.result()))
+
+        task = asyncio.create_task(attempt_awaiting(answer()), context=self._contexts[k])
+        task.add_done_callback(deliver)
+        return task
+
+    async def _ask(self, k: int, waiter: Waiter) -> Any:
+        prompt, replies = self._copies_of_prompt(), self._copies_of_replies()
+        return await ask(self._agents[k].reward, prompt, replies, self._configs[k], waiter)
+
+    def _read(self, k: int, value: Any) -> Report:
+        agent = self._agents[k]
+        refuse_negative = self._terms.refuse_negative and agent.pays
+        cap = cap_of(agent, self._terms.report_cap)
+        return report_of(value, self._n, reward=agent.reward, cap=cap, refuse_negative=refuse_negative)
+
+    def _note(self, k: int, outcome: Any) -> None:
+        if isinstance(outcome, Future):
+            future = outcome
+            outcome = attempt(lambda: self._read(k, future.result()))
+        self._outcomes[k] = outcome
+        self._progress(len(self._outcomes))
+
+    def _close(self) -> None:
+        if len(self._outcomes) < len(self._agents):
+            self._progress(len(self._agents))
+
+    def _report(self, k: int) -> Report:
+        late = f"did not report within {self._terms.timeout} s"
+        report, error = self._outcomes.get(k, (None, None))
+        if report is not None:
+            return report  # type: ignore[no-any-return]
+        name = self._agents[k].name
+        if error is None:
+            report, text = Report(rewards=(0.0,) * self._n, status="timeout", reason=late), late
+        else:
+            report = failed_report(error, self._n)
+            text = str(error) if isinstance(error, InvalidReportError) else f"raised {text_of(error)}"
+        if self._terms.on_agent_error == "raise":
+            raise RewardError(f"{name!r} {text}") from error
+        _logger.warning("Agent %r abstains (%s): %s", name, report.status, report.reason)
+        return report
+
+
+def _own(config: RunnableConfig | None) -> RunnableConfig | None:
+    """Return an agent's own copy of the config. It names no other agent, and changes to it reach no other agent."""
+    if config is None:
+        return None
+    own = ensure_config(config)
+    callbacks = own.get("callbacks")
+    own["callbacks"] = callbacks.copy() if isinstance(callbacks, BaseCallbackManager) else list(callbacks or [])
+    own["tags"], own["metadata"] = list(own.get("tags") or []), dict(own.get("metadata") or {})
+    own["configurable"] = {name: value for name, value in own.get("configurable", {}).items() if name not in _HIDDEN}
+    return own

@@ -1,42 +1,23 @@
-"""Reports: every agent's reward for every candidate, from callbacks that nobody should trust.
+"""A report: what one agent says that the replies are worth to it, in money."""
 
-An agent that raises, returns nonsense or comes late reports zero for all candidates, pays nothing, and never removes a
-candidate. Whatever of its code runs here (the callback, what it returns, its exception's own text) runs behind one
-guard, which lets through only Ctrl-C and the cancellation of the auction itself; on copies of its own; and only until
-the deadline.
-"""
-
-import asyncio
-import inspect
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from contextvars import Context, copy_context
+import contextlib
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from decimal import Decimal
+from itertools import islice
 from typing import Any, Literal
 
-from langchain_core.callbacks import BaseCallbackManager
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import ensure_config, var_child_runnable_config
-
-from llm_auction_chain.agents import Agent, cap_of
 from llm_auction_chain.errors import RewardError
-from llm_auction_chain.messages import copies_of
-from llm_auction_chain.reports.amounts import InvalidReportError, amounts_of
-from llm_auction_chain.reports.ask import Pending, Raised, ask, attempt, leashed, tried, unwrapped
-from llm_auction_chain.rewards.base import AskedBy, asked_by
 from llm_auction_chain.rewards.click import ClickReward
-from llm_auction_chain.rewards.log_ratio import grouped, groups_of_agent, log_ratios_of
-from llm_auction_chain.rewards.webhook import WebhookReward
-from llm_auction_chain.threads import Later
 
-__all__ = ["OnAgentError", "Report", "Round", "Status", "Terms"]
+__all__ = ["InvalidReportError", "Report", "Status", "amounts_of", "failed_report", "report_of"]
 
-OnAgentError = Literal["abstain", "raise"]
 Status = Literal["reported", "capped", "timeout", "error", "invalid"]
+_LARGEST = 1e100
 _LONGEST_REASON = 200
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +26,10 @@ class Report:
 
     Attributes:
         rewards: (M,), money; all zero unless `status` is `reported` or `capped`.
-        status: `reported`; `capped`, a reward was beyond the agent's cap and cut to it; `timeout`, the report was late;
-            `error`, the agent's code raised; `invalid`, it returned something else than numbers.
-        reason: why, in at most 200 characters; empty where reported. It is public: the type and text of what the
-            agent's own code raised, or which rule its report broke; never a reported number, nor anything of another
-            agent.
+        status: `reported`; `capped`, a reward was beyond the agent's cap and was cut to it; `timeout`, the report was
+            late; `error`, the agent's code raised; `invalid`, it returned something else than numbers.
+        reason: why, in at most 200 characters; empty where reported. It is public: the type and text of the agent's
+            exception, or the rule that its report broke; never a reported number, and nothing of another agent.
         click_through: (M,), the predicted probability of a click, of an agent with a `ClickReward`; else None.
         value_per_click: its bid, money; None where `click_through` is.
     """
@@ -61,168 +41,117 @@ class Report:
     value_per_click: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """On which terms agents are asked: the same for all, and none of them a report's.
+class InvalidReportError(Exception):
+    """An agent returned something else than an amount for every reply.
 
     Attributes:
-        timeout: seconds for the whole round; None waits for ever.
-        report_cap: money; every reward is cut to within plus and minus this, or the agent's own cap if that is less.
-        on_agent_error: `abstain` turns a failure into a zero report; `raise` raises it, after all have answered.
-        refuse_negative: a negative reward of an agent that pays is invalid (the `proportional` rule needs that).
-        asked_by: the auction, for rewards that tell a remote bidder of it.
-        scorer: says how likely replies are, for the log-ratios that bring no scorer.
-        law: temperature and truncation that the replies were drawn with.
+        rule: the broken rule, without any reported number. The text may have one: it is for the developer.
     """
 
-    timeout: float | None = None
-    report_cap: float | None = None
-    on_agent_error: OnAgentError = "abstain"
-    refuse_negative: bool = False
-    asked_by: AskedBy | None = None
-    scorer: Any = None
-    law: Mapping[str, Any] | None = None
+    def __init__(self, rule: str, text: str) -> None:
+        super().__init__(text)
+        self.rule = rule
 
 
-class Round:
-    """One round of asking: what each agent is given, and what is made of its answer."""
+def report_of(value: Any, n_replies: int, *, reward: Any, cap: float | None, refuse_negative: bool) -> Report:
+    """Return the report that an agent's returned value is.
 
-    def __init__(
-        self,
-        agents: Sequence[Agent],
-        prompt: Sequence[BaseMessage],
-        replies: Sequence[AIMessage],
-        terms: Terms,
-        config: RunnableConfig | None,
-    ) -> None:
-        self._agents, self._terms = agents, terms
-        self._prompt, self._replies, self._n = copies_of(prompt), copies_of(replies), len(replies)
-        ratios = [log_ratios_of(agent.reward) for agent in agents]
-        groups = grouped(
-            (ratio for found in ratios for ratio in found), prompt, replies, scorer=terms.scorer, law=terms.law
-        )
-        self._groups = list(groups.values())
-        here = copy_context()
-        here.run(asked_by.set, terms.asked_by)
-        self.contexts: list[Context] = []
-        self._configs: list[RunnableConfig | None] = []
-        for found in ratios:
-            context, own = here.copy(), _own(config)
-            if own is not None:
-                context.run(var_child_runnable_config.set, own)
-            if found:
-                context.run(groups_of_agent.set, {ratio: groups[ratio] for ratio in found})
-            self.contexts.append(context)
-            self._configs.append(own)
+    Args:
+        value: one amount for every reply, in any iterable with an order.
+        n_replies: M.
+        reward: the agent's reward.
+        cap: money; amounts are cut to within plus and minus this.
+        refuse_negative: whether an amount below 0 is invalid.
 
-    def stop(self) -> None:
-        """Give up what nobody waits for any more."""
-        for group in self._groups:
-            group.stop()
+    Raises:
+        InvalidReportError: the value is not one finite number for every reply.
 
-    def call(self, k: int, *, awaiting: bool = False) -> Callable[[], Any]:
-        """Return the call that asks an agent in a thread; `awaiting` leaves what it awaits to `aask`."""
-
-        def answer() -> Any:
-            value = self._ask(k, awaiting=awaiting)
-            if type(value) is Future and type(self._agents[k].reward) is WebhookReward:
-                return Later(value, lambda: context.run(tried, lambda: self._answer(k, value.result())))
-            if not inspect.isawaitable(value):
-                return self._answer(k, value)
-            return Pending(value) if awaiting else self._answer(k, unwrapped(asyncio.run(attempt(value))))
-
-        context = self.contexts[k].copy()
-        return lambda: context.run(tried, answer)
-
-    async def aask(self, k: int, awaitable: Any = None) -> Any:
-        """Return an agent's report, or `Raised`; the awaitable is what its call in a thread returned."""
-
-        async def answer() -> Any:
-            value = self._ask(k, awaiting=True) if awaitable is None else awaitable
-            if awaitable is not None or inspect.isawaitable(value):
-                # A task of its own: an agent that cancels the task it runs in cancels nobody else's.
-                value = unwrapped(await asyncio.create_task(attempt(leashed(value))))
-            return self._answer(k, value)
-
-        return await attempt(answer())
-
-    def _answer(self, k: int, value: Any) -> Report:
-        """Return the report that a returned value is. It may be the agent's own code, so this runs behind the guard."""
-        agent = self._agents[k]
-        rewards = amounts_of(value, self._n, refuse_negative=self._terms.refuse_negative and agent.pays)
-        clicks, value = _per_click(agent.reward, rewards)
-        cap = cap_of(agent, self._terms.report_cap)
-        if cap is None or all(-cap <= reward <= cap for reward in rewards):
-            return Report(rewards=rewards, click_through=clicks, value_per_click=value)
-        return Report(
-            rewards=tuple(min(max(reward, -cap), cap) for reward in rewards),
-            status="capped",
-            reason="reported rewards beyond its cap; they count as the cap",
-            click_through=clicks,
-            value_per_click=value,
-        )
-
-    def _ask(self, k: int, *, awaiting: bool) -> Any:
-        """Return the agent's scores, or what they will come from. Its copies are its own, whatever it does to them."""
-        prompt, replies = self._prompt(), self._replies()
-        return ask(self._agents[k].reward, prompt, replies, self._configs[k], awaiting=awaiting)
-
-    def reports(self, outcomes: Sequence[Report | Raised | None]) -> list[Report]:
-        """Return all reports, zero where an agent failed or was late.
-
-        Raises:
-            RewardError: one failed and `on_agent_error` is `raise`.
-        """
-        return [self._report(k, outcome) for k, outcome in enumerate(outcomes)]
-
-    def _report(self, k: int, outcome: Report | Raised | None) -> Report:
-        if type(outcome) is Report:
-            return outcome
-        agent, late = self._agents[k], f"did not report within {self._terms.timeout} s"
-        if type(outcome) is Raised:
-            error, status, said, detail = (
-                outcome.error,
-                _STATUS.get(outcome.kind, "error"),
-                outcome.said,
-                outcome.detail,
-            )
-        else:
-            error, status, said, detail = None, "timeout", late, late
-        if self._terms.on_agent_error == "raise":
-            raise RewardError(f"{agent.name!r} {detail}") from error
-        said = "".join(letter if letter.isprintable() else " " for letter in said)
-        # Half a surrogate pair is text to Python, and to nothing that stores or prints it.
-        said = said.encode("utf-8", "replace").decode()
-        _logger.warning("Agent %r abstains: it %s", agent.name, said[:_LONGEST_REASON])
-        reason = said.removeprefix("raised ")[:_LONGEST_REASON]
-        return Report(rewards=(0.0,) * self._n, status=status, reason=reason)
+    >>> report_of([1, 3.5], 2, reward=None, cap=2.0, refuse_negative=False).rewards
+    (1.0, 2.0)
+    """
+    rewards = amounts_of(value, n_replies, refuse_negative=refuse_negative)
+    clicks = bid = None
+    if isinstance(reward, ClickReward) and reward.value_per_click:
+        bid = float(reward.value_per_click)
+        clicks = tuple(min(amount / bid, 1.0) for amount in rewards)
+    if cap is None or (min(rewards, default=0.0) >= -cap and max(rewards, default=0.0) <= cap):
+        return Report(rewards=rewards, click_through=clicks, value_per_click=bid)
+    return Report(
+        rewards=tuple(min(max(reward, -cap), cap) for reward in rewards),
+        status="capped",
+        reason="reported rewards beyond its cap; they count as the cap",
+        click_through=clicks,
+        value_per_click=bid,
+    )
 
 
-_STATUS: Mapping[type[BaseException], Status] = {
-    InvalidReportError: "invalid",
-    RewardError: "invalid",
-    TimeoutError: "timeout",
-}
+def failed_report(error: BaseException, n_replies: int) -> Report:
+    """Return the report of an agent whose code raised: zero for every reply.
+
+    >>> failed_report(LookupError("no bid"), 2)
+    Report(rewards=(0.0, 0.0), status='error', reason='LookupError: no bid', click_through=None, value_per_click=None)
+    """
+    status: Status = "error"
+    if isinstance(error, InvalidReportError | RewardError):
+        status = "invalid"
+    elif isinstance(error, TimeoutError):
+        status = "timeout"
+    reason = error.rule if isinstance(error, InvalidReportError) else text_of(error)
+    reason = "".join(letter if letter.isprintable() else " " for letter in reason)
+    # Half a surrogate pair is text in Python, but cannot be stored or printed.
+    reason = reason.encode("utf-8", "replace").decode()[:_LONGEST_REASON]
+    return Report(rewards=(0.0,) * n_replies, status=status, reason=reason)
 
 
-_UNTOLD = ("agents", "idempotency_key")  # of what a call's config chooses
+def text_of(error: BaseException) -> str:
+    """Return the type and text of an exception; its type alone where its text cannot be shown."""
+    with contextlib.suppress(Exception):
+        return f"{type(error).__name__}: {error}".removesuffix(": ")
+    return type(error).__name__
 
 
-def _own(config: RunnableConfig | None) -> RunnableConfig | None:
-    """Return an agent's own copy of the config: it is told no other agent and no key, and what it adds reaches none."""
-    if config is None:
-        return None
-    own = ensure_config(config)
-    callbacks = own.get("callbacks")
-    own["callbacks"] = callbacks.copy() if isinstance(callbacks, BaseCallbackManager) else list(callbacks or [])
-    own["tags"], own["metadata"] = list(own.get("tags") or []), dict(own.get("metadata") or {})
-    own["configurable"] = {name: value for name, value in own.get("configurable", {}).items() if name not in _UNTOLD}
-    return own
+def amounts_of(value: Any, n_replies: int, *, refuse_negative: bool = False) -> tuple[float, ...]:
+    """Return a report's amounts as floats.
+
+    Raises:
+        InvalidReportError: they are not one finite number for every reply.
+    """
+    if isinstance(value, str | bytes | bytearray | Mapping | AbstractSet) or not isinstance(value, Iterable):
+        raise _invalid(f"returned {type(value).__name__}; score must return one number per reply, as a list")
+    values = list(islice(value, n_replies + 1))
+    if len(values) != n_replies:
+        count = len(values) if len(values) < n_replies else f"more than {n_replies}"
+        raise _invalid(f"returned {count} rewards for {n_replies} replies; return one per reply")
+    if not {*map(type, values)} <= {float}:
+        values = [_number(j, item) for j, item in enumerate(values)]
+    _check_range(values, 0.0 if refuse_negative else -_LARGEST)
+    return tuple(values)
 
 
-def _per_click(reward: Any, rewards: tuple[float, ...]) -> tuple[tuple[float, ...] | None, float | None]:
-    """Return what a `ClickReward` predicted, from what it made of it, and its value of a click."""
-    if type(reward) is not ClickReward or not reward.value_per_click:
-        return None, None
-    value = float(reward.value_per_click)
-    return tuple(min(amount / value, 1.0) for amount in rewards), value
+def _number(j: int, item: Any) -> float:
+    """Return an amount as a float. A bool, a string, None and a complex number are not amounts of money."""
+    kind = type(item).__name__
+    if getattr(item, "shape", None) == () and hasattr(item, "item"):  # a scalar of NumPy or torch
+        item = item.item()
+    if isinstance(item, bool) or not isinstance(item, numbers.Real | Decimal):
+        raise _invalid(f"reported {kind} for candidate {j}; rewards must be numbers, in money")
+    try:
+        return float(item)
+    except (OverflowError, ValueError):
+        return math.inf
+
+
+def _check_range(rewards: Sequence[float], least: float) -> None:
+    if not rewards or (all(map(math.isfinite, rewards)) and min(rewards) >= least and max(rewards) <= _LARGEST):
+        return
+    for j, reward in enumerate(rewards):
+        must = "payment_rule='proportional' needs rewards >= 0"
+        if not -_LARGEST <= reward <= _LARGEST:  # nan too
+            must = "rewards must be finite, at most 1e100"
+        elif reward >= least:
+            continue
+        raise _invalid(f"reported a reward out of range; {must}", f"reported {reward} for candidate {j}; {must}")
+
+
+def _invalid(rule: str, text: str = "") -> InvalidReportError:
+    return InvalidReportError(rule, f"{text or rule}.")

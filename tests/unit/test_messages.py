@@ -1,0 +1,101 @@
+"""Inputs of a chain become messages, chat templates read text alone, and copies share nothing that can change."""
+
+import threading
+
+import pytest
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolCall
+from langchain_core.prompt_values import StringPromptValue
+
+from llm_auction_chain import ConfigurationError, PromptError
+from llm_auction_chain.messages import as_turns, copies_of, messages_of
+
+RICH = AIMessage(
+    [{"type": "text", "text": "a"}],
+    tool_calls=[ToolCall(name="buy", args={"items": ["pick"]}, id="1")],
+    response_metadata={"deep": {"list": [{"x": 1}]}, "tokens": [1, 2]},
+    usage_metadata={"input_tokens": 1, "output_tokens": 1, "total_tokens": 2},
+)
+
+
+class Odd(AIMessage):
+    """A message with a field that is no JSON."""
+
+    where: set = set()  # noqa: RUF012 - pydantic copies it
+
+
+def local(**fields):
+    """Return a message of a class that cannot be pickled."""
+
+    class Local(AIMessage):
+        pass
+
+    return Local(**fields)
+
+
+@pytest.mark.parametrize("given", [
+    "Hi", StringPromptValue(text="Hi"), [HumanMessage("Hi")], [("human", "Hi")], [{"role": "user", "content": "Hi"}],
+])  # fmt: skip
+def test_an_input_in_any_spelling_becomes_messages(given):
+    assert messages_of(given) == [HumanMessage("Hi")]
+
+
+@pytest.mark.parametrize("given", [None, 7, {"text": "Hi"}, [7], [("nobody", "Hi")]])
+def test_an_input_that_is_no_prompt_is_refused(given):
+    with pytest.raises(PromptError):
+        messages_of(given)
+
+
+@pytest.mark.parametrize("message", [
+    AIMessage("", tool_calls=[{"name": "buy", "args": {}, "id": "1"}]),
+    HumanMessage([{"type": "image", "url": "https://pictures.example/1"}]),
+])  # fmt: skip
+def test_a_chat_template_is_given_text_alone(message):
+    with pytest.raises(ConfigurationError, match="Reader"):
+        as_turns([message], "Reader")
+    with pytest.raises(PromptError):
+        as_turns([], "Reader")
+
+
+def test_what_a_model_thought_is_no_text_of_its_turn():
+    thought = AIMessage([{"type": "reasoning", "reasoning": "Hm"}, {"type": "text", "text": "Hi"}])
+    assert as_turns([SystemMessage("Be brief."), thought], "Reader")[1] == {"role": "assistant", "content": "Hi"}
+
+
+def spoil(value):
+    """Change every dict and list within."""
+    if isinstance(value, dict):
+        for inner in list(value.values()):
+            spoil(inner)
+        value["spoilt"] = True
+    if isinstance(value, list):
+        for inner in list(value):
+            spoil(inner)
+        value.append("spoilt")
+
+
+@pytest.mark.parametrize("message", [
+    RICH, HumanMessage("x", id="1", name="n"), Odd("a", where={1}), AIMessage("a", extra={"more": [1]}),
+    AIMessage("a", additional_kwargs={"t": (1, [2])}), local(content="a", response_metadata={"deep": [{}]}),
+])  # fmt: skip
+def test_copies_are_equal_of_the_same_kind_and_share_nothing_mutable(message):
+    copies = copies_of([message])
+    (first,), (second,) = copies(), copies()
+    assert type(first) is type(message)
+    assert first == second == message
+    assert first.model_fields_set == message.model_fields_set
+    assert first.model_dump() == message.model_dump()
+    first.content = "other"
+    for value in {**first.__dict__, **(first.__pydantic_extra__ or {})}.values():
+        spoil(value)
+    first.another = 1
+    assert second == message
+    assert second.model_fields_set == message.model_fields_set
+
+
+def test_a_message_that_cannot_be_copied_is_shared_and_one_that_holds_itself_is_copied():
+    lock = threading.Lock()
+    cyclic = AIMessage("b")
+    cyclic.response_metadata["self"] = cyclic.response_metadata
+    shared, copied = copies_of([AIMessage("a", response_metadata={"raw": lock}), cyclic])()
+    assert shared.response_metadata["raw"] is lock
+    assert copied.response_metadata["self"] is copied.response_metadata is not cyclic.response_metadata
