@@ -1,15 +1,17 @@
 """`llm-auction`: auctions, receipts and the ledger from the shell.
 
-What takes time to import is imported within `main`, so that Ctrl-C is heard while it loads.
+Modules that take time to import are imported within `main`, so that Ctrl-C works while they load.
 """
 
+import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
 from llm_auction_chain.cli.run import load_agents
 from llm_auction_chain.errors import (
@@ -20,25 +22,25 @@ from llm_auction_chain.errors import (
     PromptError,
 )
 
-if TYPE_CHECKING:
-    import argparse
-
-__all__ = ["load_agents", "main"]
+__all__ = ["load_agents", "main", "without_passwords"]
 
 _BAD_INPUT = 2
 _FAILED = 1
 _INTERRUPTED = 130
+# up to the last @ of the line: a mistyped password may hold one, or spaces
+_IN_ADDRESS = re.compile(r"(//[^:/@\s]*:).*@")
+_IN_QUERY = re.compile(r"(password=)[^&\s'\"]*", re.IGNORECASE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 is success; 1 that it failed, or that what was verified differs; 2 bad input; 130 that it was interrupted. Data
-    goes to standard output, and all else to standard error.
+    0 is success; 1 a failure, or a difference that a verification shows; 2 bad input; 130 an interrupt. Data goes to
+    standard output, everything else to standard error.
     """
     code = 0
     try:
-        with _heard_interrupts(), _spoken_warnings():
+        with _interrupts(), _short_warnings():
             import logging
 
             options = _parser().parse_args(arguments)
@@ -48,37 +50,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = int(options.do(options))
             sys.stdout.flush()
     except (ConfigurationError, MissingDependencyError, PromptError) as error:
-        return _say(str(error), _BAD_INPUT)
+        return _fail(str(error), _BAD_INPUT)
     except AuctionError as error:
-        return _say(str(error), _FAILED)
+        return _fail(str(error), _FAILED)
     except BrokenPipeError:
         _drop_output()
         return _FAILED
     except OSError as error:
         _drop_output()
         where = f": {error.filename}" if error.filename else ""
-        return _say(f"{error.strerror or error}{where}", _FAILED)
+        return _fail(f"{error.strerror or error}{where}", _FAILED)
     except KeyboardInterrupt:
-        return _say("interrupted", _INTERRUPTED)
+        return _fail("interrupted", _INTERRUPTED)
     return code
 
 
-def _say(message: str, code: int) -> int:
-    from llm_auction_chain.cli.passwords import without_passwords
+def without_passwords(text: str) -> str:
+    """Return a message with the passwords of database URLs replaced by `***`.
 
+    >>> without_passwords("no server at postgresql://me:secret@there/bank?sslpassword=other")
+    'no server at postgresql://me:***@there/bank?sslpassword=***'
+    """
+    return _IN_QUERY.sub(r"\1***", _IN_ADDRESS.sub(r"\1***@", text))
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors repeat no password of a URL that is mistyped or in the wrong place."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_passwords(message))
+
+
+def _parser() -> argparse.ArgumentParser:
+    from llm_auction_chain.cli.ledger import add_ledger
+    from llm_auction_chain.cli.receipts import add_verify
+    from llm_auction_chain.cli.run import add_run
+    from llm_auction_chain.cli.statements import add_statements
+
+    parser = _Parser(prog="llm-auction", description="Auctions over the replies of a language model.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_run(commands)
+    add_verify(commands)
+    add_statements(add_ledger(commands))
+    return parser
+
+
+def _fail(message: str, code: int) -> int:
     sys.stderr.write(f"llm-auction: {without_passwords(message)}\n")
     return code
 
 
 def _drop_output() -> None:
-    """Send what is still buffered nowhere: at exit it would fail again, with a traceback."""
-    with contextlib.suppress(OSError):  # standard output may be no file
+    """Send the buffered output nowhere: at exit it would fail again, with a traceback."""
+    with contextlib.suppress(OSError):  # standard output may not be a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
-def _heard_interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt after Ctrl-C, also where C code, NumPy's while it loads, made another error of it."""
+def _interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt after Ctrl-C, also where C code turned it into another error, as NumPy's does."""
     pressed = False
 
     def press(*_: Any) -> None:
@@ -90,7 +120,7 @@ def _heard_interrupts() -> Iterator[None]:
     try:
         if previous is signal.default_int_handler:
             signal.signal(signal.SIGINT, press)
-    except ValueError:  # only the main thread hears
+    except ValueError:  # only the main thread receives signals
         previous = None
     try:
         yield
@@ -104,35 +134,22 @@ def _heard_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _spoken_warnings() -> Iterator[None]:
-    """Say each warning of ours once, below whatever else is shown."""
-    heard: dict[str, None] = {}
+def _short_warnings() -> Iterator[None]:
+    """Print each `AuctionWarning` once, in one line, below all other output."""
+    messages: dict[str, None] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("always", AuctionWarning)
         show = warnings.showwarning
 
-        def hear(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        def collect(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
             if issubclass(category, AuctionWarning):
-                heard[str(message)] = None
+                messages[str(message)] = None
             else:
                 show(message, category, *rest, **more)
 
-        warnings.showwarning = hear
+        warnings.showwarning = collect
         try:
             yield
         finally:
-            for text in heard:
+            for text in messages:
                 sys.stderr.write(f"llm-auction: warning: {text}\n")
-
-
-def _parser() -> "argparse.ArgumentParser":
-    from llm_auction_chain.cli.ledger import add_ledger
-    from llm_auction_chain.cli.parsing import Parser
-    from llm_auction_chain.cli.receipts import add_verify
-    from llm_auction_chain.cli.run import add_run
-
-    parser = Parser(prog="llm-auction", description="Auctions over the replies of a language model.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_run, add_verify, add_ledger):
-        add(commands)
-    return parser

@@ -1,39 +1,30 @@
-"""`llm-auction ledger`: its commands, and what each takes."""
+"""`llm-auction ledger`: which ledger, and the commands that book and that look after it."""
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
-from llm_auction_chain.cli import bookings, statements, upkeep
-from llm_auction_chain.cli.ledger_url import DEFAULT_URL, VARIABLE
-from llm_auction_chain.cli.rows import add_format
+from llm_auction_chain.cli.tables import printable_text, write_json
+from llm_auction_chain.errors import ConfigurationError, LedgerError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+    from datetime import datetime
 
-__all__ = ["add_ledger"]
+    from sqlalchemy import URL
+
+    from llm_auction_chain.ledger import Booking, Ledger, Totals
+
+__all__ = ["LedgerCommands", "add_ledger", "open_ledger", "read_time"]
 
 _URL = "sqlite:///file.db, or postgresql+psycopg://user@host/database"
+_VARIABLE = "LLM_AUCTION_LEDGER"
+_DEFAULT_URL = "sqlite:///llm_auction.db"
 
 
-def add_ledger(commands: Any) -> None:
-    """Add the command, with commands of its own, to those of the parser."""
-    ledger = commands.add_parser(
-        "ledger",
-        help="deposits, balances, statements, and whether the books are right",
-        description=f"What agents owe. The ledger is that of --url, else of the environment variable {VARIABLE}, else "
-        f"{DEFAULT_URL}. A password belongs into the environment: an argument is seen in the list of processes. Only "
-        "`deposit` and `migrate` begin a ledger where there is none. Exit code 0: done; 1: refused, unavailable, or "
-        "what was verified differs; 2: bad input.",
-    )
-    ledger.add_argument("--url", help=_URL)
-    inner = _Commands(ledger.add_subparsers(dest="ledger_command", required=True, metavar="COMMAND"))
-    _add_bookings(inner)
-    _add_statements(inner)
-    _add_upkeep(inner)
-
-
-class _Commands:
-    """Adds commands, each of which takes `--url`, too."""
+class LedgerCommands:
+    """Adds commands to `llm-auction ledger`. Each takes `--url`, too."""
 
     def __init__(self, commands: Any) -> None:
         self._commands = commands
@@ -41,86 +32,262 @@ class _Commands:
     def add(
         self, name: str, do: "Callable[[argparse.Namespace], int]", text: str, *, more: str = ""
     ) -> "argparse.ArgumentParser":
+        """Add a command with its function and help, and return its parser."""
         import argparse
 
-        described = f"{text[0].upper()}{text[1:]}. {more}".strip()
-        parser: argparse.ArgumentParser = self._commands.add_parser(name, help=text, description=described)
+        description = f"{text[0].upper()}{text[1:]}. {more}".strip()
+        parser: argparse.ArgumentParser = self._commands.add_parser(name, help=text, description=description)
         parser.add_argument("--url", default=argparse.SUPPRESS, help=_URL)
         parser.set_defaults(do=do)
         return parser
 
 
-def _add_bookings(commands: _Commands) -> None:
-    deposit = commands.add("deposit", bookings.deposit, "book money that came, and print the booking")
-    withdraw = commands.add("withdraw", bookings.withdraw, "book money that went, and print the booking")
-    for parser in (deposit, withdraw):
-        parser.add_argument("owner", metavar="OWNER", help="whose account")
-        parser.add_argument("amount", metavar="AMOUNT", help="such as 12.50")
-        parser.add_argument("--currency", default="", metavar="C", help="of the amount; one without a name if left out")
-        parser.add_argument("--key", help="books it once however often it is asked, such as the bank's reference")
-        parser.add_argument("--note", default="", metavar="TEXT", help="kept with it")
-    deposit.add_argument(
-        "--decimals",
-        type=int,
-        metavar="N",
-        help="decimals of the currency, 0 to 6, set by its first booking; 6 where nothing is said",
+def add_ledger(commands: Any) -> LedgerCommands:
+    """Add the command to those of the parser, and return what takes more commands of the ledger."""
+    ledger = commands.add_parser(
+        "ledger",
+        help="deposits, balances, statements, and whether the books are right",
+        description=f"What agents owe. The ledger is that of --url, else of the environment variable {_VARIABLE}, else "
+        f"{_DEFAULT_URL}. Put a password into the environment: other users can read arguments in the list of "
+        "processes. Only `deposit` and `migrate` create a ledger. Exit code 0: success; 1: refused, unavailable, or "
+        "the verification shows a difference; 2: bad input.",
     )
-    reverse = commands.add("reverse", bookings.reverse, "give back what an auction was charged, and print the booking")
+    ledger.add_argument("--url", help=_URL)
+    inner = LedgerCommands(ledger.add_subparsers(dest="ledger_command", required=True, metavar="COMMAND"))
+    _add_bookings(inner)
+    _add_upkeep(inner)
+    return inner
+
+
+def _add_bookings(commands: LedgerCommands) -> None:
+    deposit = commands.add("deposit", _move, "book money that comes in, and print the booking")
+    withdraw = commands.add("withdraw", _move, "book money that goes out, and print the booking")
+    for parser in (deposit, withdraw):
+        parser.add_argument("owner", metavar="OWNER", help="the account's owner")
+        parser.add_argument("amount", metavar="AMOUNT", help="such as 12.50")
+        parser.add_argument("--currency", default="", metavar="C", help="of the amount; without it, one with no name")
+        parser.add_argument("--key", help="books it once, however often you repeat it, such as the bank's reference")
+        parser.add_argument("--note", default="", metavar="TEXT", help="kept with it")
+    decimals = "of the currency, 0 to 6, set by its first booking; the default is 6"
+    deposit.add_argument("--decimals", type=int, metavar="N", help=decimals)
+    reverse = commands.add("reverse", _reverse, "give back what an auction charged, and print the booking")
     reverse.add_argument("auction", metavar="AUCTION_ID")
     reverse.add_argument("--owner", metavar="O", help="only this owner's line")
     reverse.add_argument("--reason", default="", metavar="TEXT", help="kept with it")
     commands.add(
-        "expire-holds", bookings.expire_holds, "release holds whose time is over, and print their auctions, one a line"
+        "expire-holds", _expire_holds, "release holds whose time is over, and print their auctions, one a line"
     )
 
 
-def _add_statements(commands: _Commands) -> None:
-    balance = commands.add(
-        "balance",
-        statements.balance,
-        "how accounts stand: balance, held, available",
-        more="What is available is the balance less what is held; credit that an application grants is not counted.",
-    )
-    balance.add_argument("owner", nargs="?", metavar="OWNER", help="whose; everybody's if left out")
-    statement = commands.add(
-        "statement",
-        statements.statement,
-        "an account over a time: opening balance, entries with running balance, closing balance",
-        more="What only holds or releases cover moves no money and is left out; `export` has it.",
-    )
-    statement.add_argument("owner", metavar="OWNER", help="whose account")
-    export = commands.add(
-        "export",
-        statements.export,
-        "all entries, with the accounts of debit and credit: owner:NAME, cash, revenue",
-        more="One row after another, however many. `amount` was moved from debit to credit; `amount` + `residual` is "
-        "the exact charge; `held` is the change of what is held, which moves no money.",
-    )
-    export.add_argument("--owner", metavar="O", help="only this owner's")
-    for parser in (balance, statement, export):
-        parser.add_argument("--currency", metavar="C", help="only this currency")
-        add_format(parser)
-    for parser in (statement, export):
-        parser.add_argument("--since", metavar="DATE", help="ISO date or time, inclusive; UTC where no zone is said")
-        parser.add_argument("--until", metavar="DATE", help="the same, exclusive")
-        parser.add_argument("--month", metavar="2026-11", help="a month in UTC, in place of the two")
-
-
-def _add_upkeep(commands: _Commands) -> None:
+def _add_upkeep(commands: LedgerCommands) -> None:
     verify = commands.add(
-        "verify",
-        upkeep.verify,
-        "compute the chain again, and print bookings, head, and totals: cash = revenue + balances",
+        "verify", _verify, "compute the chain again, and print bookings, head, and totals: cash = revenue + balances"
     )
-    verify.add_argument("--head", metavar="HASH", help="one that `head` printed at some time; it must be in the chain")
-    commands.add(
-        "head", upkeep.head, "print number and hash of the last booking: noted elsewhere, it fixes all before it"
-    )
-    receipt = commands.add("receipt", upkeep.receipt, "print the stored receipt of an auction, JSON for `verify`")
+    verify.add_argument("--head", metavar="HASH", help="one that `head` printed before; it must be in the chain")
+    commands.add("head", _head, "print number and hash of the last booking: noted elsewhere, it fixes all before it")
+    receipt = commands.add("receipt", _receipt, "print the stored receipt of an auction, JSON for `verify`")
     receipt.add_argument("auction", metavar="AUCTION_ID")
-    receipt.add_argument("--agent", metavar="NAME", help="the view of this agent: nobody else's report in it")
+    receipt.add_argument("--agent", metavar="NAME", help="the view of this agent, without other agents' reports")
     erase = commands.add(
-        "erase-receipts", upkeep.erase_receipts, "delete stored receipts; the chain keeps their digests and verifies"
+        "erase-receipts", _erase_receipts, "delete stored receipts; the chain keeps their digests and verifies"
     )
     erase.add_argument("--before", required=True, metavar="DATE", help="of auctions charged before; ISO date or time")
-    commands.add("migrate", upkeep.migrate, "bring the schema to the newest revision; back the database up before")
+    commands.add("migrate", _migrate, "bring the schema to the newest revision; back up the database before")
+
+
+def _move(options: "argparse.Namespace") -> int:
+    """Deposit or withdraw."""
+    settings: dict[str, Any] = {"creates": options.ledger_command == "deposit"}
+    if getattr(options, "decimals", None) is not None:
+        settings["scales"] = {options.currency: options.decimals}
+    about = {"currency": options.currency, "key": options.key, "note": options.note}
+
+    def book(ledger: "Ledger") -> "Booking":
+        verb = ledger.deposit if options.ledger_command == "deposit" else ledger.withdraw
+        return verb(options.owner, options.amount, **about)
+
+    return _book(options, book, **settings)
+
+
+def _reverse(options: "argparse.Namespace") -> int:
+    return _book(options, lambda ledger: ledger.reverse(options.auction, owner=options.owner, reason=options.reason))
+
+
+def _book(options: "argparse.Namespace", book: "Callable[[Ledger], Booking]", **settings: Any) -> int:
+    """Book, and print the booking and the balances after it."""
+    with open_ledger(options, **settings) as ledger:
+        last = ledger.head().seq
+        booking = book(ledger)
+        if booking.seq <= last:
+            at = f"{booking.at:%Y-%m-%d %H:%M:%S} UTC"
+            sys.stderr.write(f"llm-auction: booked before, at {at}; nothing was booked now\n")
+        lines = [f"booking     {booking.seq}", f"hash        {booking.hash}"]
+        for entry in booking.entries:
+            account = ledger.balance(entry.owner, currency=entry.currency)
+            unit = f" {printable_text(entry.currency)}" if entry.currency else ""
+            lines.append(f"{booking.kind:<10}  {entry.amount:f}{unit}, {printable_text(entry.owner)}")
+            lines.append(f"balance     {account.balance:f}{unit}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _expire_holds(options: "argparse.Namespace") -> int:
+    with open_ledger(options) as ledger:
+        for auction in ledger.expire_holds():
+            sys.stdout.write(f"{printable_text(auction)}\n")
+    return 0
+
+
+def _verify(options: "argparse.Namespace") -> int:
+    with open_ledger(options) as ledger:
+        audit = ledger.verify(head=options.head)
+        totals = ledger.totals()
+    sys.stdout.write(f"bookings  {audit.bookings}\nhead      {audit.head or 'none'}\n")
+    for one in totals:
+        sys.stdout.write(f"{_total(one)}\n")
+    for difference in audit.differences:
+        sys.stdout.write(f"  {printable_text(difference)}\n")
+    ok = audit.ok and all(one.cash == one.revenue + one.balances for one in totals)
+    sys.stdout.write("OK\n" if ok else "DIFFERS\n")
+    return 0 if ok else 1
+
+
+def _total(one: "Totals") -> str:
+    equals = "=" if one.cash == one.revenue + one.balances else "is not"
+    sums = f"cash {one.cash:f} {equals} revenue {one.revenue:f} + balances {one.balances:f}"
+    return f"{printable_text(one.currency):<8}  {sums}; held {one.held:f}; residual {one.residual:f}"
+
+
+def _head(options: "argparse.Namespace") -> int:
+    with open_ledger(options) as ledger:
+        head = ledger.head()
+    sys.stdout.write(f"{head.seq} {head.hash}".rstrip() + "\n")
+    return 0
+
+
+def _receipt(options: "argparse.Namespace") -> int:
+    with open_ledger(options) as ledger:
+        stored = ledger.receipt_of(options.auction)
+        charged = ledger.charge_of(options.auction)
+    if stored is None:
+        reason = "it was erased, or the ledger keeps none" if charged else "no auction of this id was charged"
+        raise LedgerError(f"No receipt of {options.auction!r} is stored: {reason}.")
+    write_json(stored if options.agent is None else _view(stored, options.agent))
+    return 0
+
+
+def _view(stored: dict[str, Any], agent: str) -> dict[str, Any]:
+    import json
+
+    from pydantic import ValidationError
+
+    from llm_auction_chain.receipts import Receipt
+
+    try:
+        receipt = Receipt.model_validate_json(json.dumps(stored))
+    except ValidationError as error:
+        raise ConfigurationError("The stored receipt has another format, which has no views.") from error
+    return receipt.view(agent).as_dict()
+
+
+def _erase_receipts(options: "argparse.Namespace") -> int:
+    before = read_time(options.before, "--before")
+    with open_ledger(options) as ledger:
+        sys.stdout.write(f"erased  {ledger.erase_receipts(before)}\n")
+    return 0
+
+
+def _migrate(options: "argparse.Namespace") -> int:
+    with open_ledger(options, creates=True) as ledger:
+        ledger.migrate()
+    sys.stderr.write("llm-auction: the schema has the newest revision\n")
+    return 0
+
+
+def open_ledger(options: "argparse.Namespace", *, creates: bool = False, **settings: Any) -> "Ledger":
+    """Return the ledger of `--url`, else of the environment, else of the file `llm_auction.db`.
+
+    Args:
+        options: with `url`, or None.
+        creates: whether the command may create a ledger. All others refuse a path that may be mistyped.
+        **settings: of the ledger.
+
+    Raises:
+        ConfigurationError: it is not a database URL, or there is no ledger.
+        MissingDependencyError: the ledger, or the database, needs an extra.
+    """
+    from llm_auction_chain.ledger import Ledger
+
+    url = _read_url(options)
+    ledger = Ledger(url, **settings)
+    if not creates:
+        _check_exists(url)
+    return ledger
+
+
+def _read_url(options: "argparse.Namespace") -> "URL":
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    text, source = options.url, "--url"
+    if text is None:
+        text, source = os.environ.get(_VARIABLE, "") or _DEFAULT_URL, _VARIABLE
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):  # neither the error nor the text is repeated: they may hold a password
+        raise ConfigurationError(f"{source} is not a database URL. Give {_URL}.") from None
+    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ConfigurationError(f"{source} is a database in memory, which ends with the command. Name a file.")
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    if isinstance(password := url.query.get("password"), str):  # libpq's other place for it, which messages would show
+        url = url.difference_update_query(["password"]).set(password=password)
+    return url
+
+
+def _check_exists(url: "URL") -> None:
+    """Raise `ConfigurationError` where there is no ledger: to read one would create it."""
+    from pathlib import Path
+
+    from sqlalchemy import NullPool, create_engine, inspect
+    from sqlalchemy.exc import ArgumentError, DBAPIError
+
+    from llm_auction_chain.ledger.tables import VERSIONS
+
+    hint = "`llm-auction ledger deposit` or `migrate` creates one"
+    if url.get_backend_name() == "sqlite":
+        path = str(url.database)
+        path = path.removeprefix("file:").partition("?")[0] if "uri" in url.query else path
+        if not Path(path).exists():
+            raise ConfigurationError(f"There is no ledger at {path}. Check the path; {hint}.")
+    try:
+        with create_engine(url, poolclass=NullPool).connect() as connection:
+            exists = inspect(connection).has_table(VERSIONS)
+    except (DBAPIError, ArgumentError, ImportError, TypeError, ValueError):
+        return  # the ledger itself says what is wrong, and what to do
+    if not exists:
+        raise ConfigurationError(f"There is no ledger in {url!r}. Check the URL; {hint}.")
+
+
+def read_time(text: str, option: str) -> "datetime":
+    """Return an ISO date (its first moment) or time. Without a zone it is UTC.
+
+    Args:
+        text: the argument.
+        option: its name, for the message.
+
+    Raises:
+        ConfigurationError: it is neither.
+
+    >>> read_time("2026-11-02", "--since").isoformat(), read_time("2026-11-02T01:00+02:00", "--since").isoformat()
+    ('2026-11-02T00:00:00+00:00', '2026-11-01T23:00:00+00:00')
+    """
+    from datetime import UTC, datetime
+
+    try:
+        time = datetime.fromisoformat(text.strip())
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ConfigurationError(
+            f"{option} must be a date such as 2026-11-01 or a time such as 2026-11-01T12:00+01:00, got {text!r}."
+        ) from error

@@ -1,10 +1,11 @@
-"""`llm-auction verify`: receipts and agents' views, computed again from themselves alone."""
+"""`llm-auction verify`: computes receipts and agents' views again, from themselves alone."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TextIO
 
-from llm_auction_chain.cli.terminal import Column, open_console, write_line, write_table
+from llm_auction_chain.cli.tables import Column, open_console, write_json, write_line, write_list, write_table
 from llm_auction_chain.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -35,158 +36,146 @@ def _verify(options: "argparse.Namespace") -> int:
     from llm_auction_chain.receipts import load_public_key, verify
 
     key = None if options.key is None else load_public_key(options.key)
-    where = "standard input" if options.file == "-" else options.file
-    found = ((one, verify(one, public_key=key)) for one in _read(options.file, where))
-    first = next(found, None)
-    if first is None:
-        raise ConfigurationError(f"{where} holds no receipt; give one that `result.receipt` or the ledger wrote.")
-    second = next(found, None)
+    source = "standard input" if options.file == "-" else options.file
+    results = ((value, verify(value, public_key=key)) for value in _read(options.file, source))
+    first = list(islice(results, 2))
+    if not first:
+        raise ConfigurationError(f"{source} holds no receipt. Give one that `result.receipt` or the ledger wrote.")
+    if len(first) > 1:
+        write = _write_list if options.json else _write_lines
+        return write(chain(first, results))
+    ((value, verification),) = first
     if options.json:
-        return _write_json(first, second, found)
-    console = open_console(sys.stdout)
-    if second is None:
-        _show(console, *first, key_given=key is not None)
-        return 0 if first[1].ok else 1
-    return _sum_up(console, _all(first, second, found))
+        write_json(_as_json(value, verification))
+    else:
+        _show(open_console(sys.stdout), value, verification, key_given=key is not None)
+    return 0 if verification.ok else 1
 
 
-def _all(first: Any, second: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield second
-    yield from rest
-
-
-def _read(file: str, where: str) -> Iterator[Any]:
-    """Yield what is read, line by line where each line is an object of its own."""
+def _read(file: str, source: str) -> Iterator[Any]:
+    """Yield the values of a file: one, those of a list, or those of JSON Lines as they are read."""
     from contextlib import nullcontext
     from pathlib import Path
 
     try:
         with nullcontext(sys.stdin) if file == "-" else Path(file).open(encoding="utf-8-sig") as stream:
-            yield from _values(stream, where)
+            yield from _values(stream, source)
     except OSError as error:
-        raise ConfigurationError(f"{where} cannot be read: {error.strerror or error}.") from error
+        raise ConfigurationError(f"{source} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{where} is not UTF-8: {error}.") from error
+        raise ConfigurationError(f"{source} is not UTF-8: {error}.") from error
 
 
-def _values(stream: TextIO, where: str) -> Iterator[Any]:
+def _values(stream: TextIO, source: str) -> Iterator[Any]:
     first = next((line for line in stream if line.strip()), "")
     try:
-        loaded = _load(first, where) if first else None
+        loaded = _load(first, source) if first else None
     except ConfigurationError:  # the beginning of one document, or no JSON
         loaded = None
     if not isinstance(loaded, dict):
         whole = first + stream.read()
         if whole.strip():
-            document = _load(whole, where)
+            document = _load(whole, source)
             yield from document if isinstance(document, list) else [document]
         return
     yield loaded
     for line in stream:
         if line.strip():
-            yield _load(line, where)
+            yield _load(line, source)
 
 
-def _load(text: str, where: str) -> Any:
+def _load(text: str, source: str) -> Any:
     """Return the value of a JSON text that has no key twice in one object."""
     from llm_auction_chain.canonical_json import loads
 
     try:
         return loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{where} is not JSON: {error}.") from error
+        raise ConfigurationError(f"{source} is not JSON: {error}.") from error
 
 
-def _write_json(first: Any, second: Any, rest: Iterator[Any]) -> int:
-    import json
-
-    if second is None:
-        sys.stdout.write(json.dumps(_as_json(*first), indent=2, allow_nan=False) + "\n")
-        return 0 if first[1].ok else 1
-    before, ok = "[\n  ", True
-    for one, found in _all(first, second, rest):
-        sys.stdout.write(before + json.dumps(_as_json(one, found), allow_nan=False))
-        before, ok = ",\n  ", ok and found.ok
-    sys.stdout.write("\n]\n")
-    return 0 if ok else 1
-
-
-def _as_json(one: Any, found: "Verification") -> dict[str, Any]:
+def _as_json(value: Any, verification: "Verification") -> dict[str, Any]:
     from llm_auction_chain.canonical_json import printable
 
     return {
-        "auction_id": printable(one.get("auction_id")) if isinstance(one, dict) else None,
-        "schema": printable(one.get("schema")) if isinstance(one, dict) else None,
-        "ok": found.ok,
+        "auction_id": printable(value.get("auction_id")) if isinstance(value, dict) else None,
+        "schema": printable(value.get("schema")) if isinstance(value, dict) else None,
+        "ok": verification.ok,
         "differences": [
-            {
-                "field": each.field,
-                "stated": printable(each.stated),
-                "computed": printable(each.computed),
-                "rule": each.rule,
-            }
-            for each in found.differences
+            {"field": one.field, "stated": printable(one.stated), "computed": printable(one.computed), "rule": one.rule}
+            for one in verification.differences
         ],
-        "more": found.more,
-        "signed_by": found.signed_by,
+        "more": verification.more,
+        "signed_by": verification.signed_by,
     }
 
 
-def _sum_up(console: "Console", all_found: Iterator[Any]) -> int:
-    """Print a line for each that holds, what differs in the others, and how many are which."""
-    counts = {True: 0, False: 0}
-    for one, found in all_found:
-        counts[found.ok] += 1
-        name = str(one.get("auction_id", "without an id")) if isinstance(one, dict) else "no receipt"
-        write_line(console, f"{'OK' if found.ok else 'DIFFERS'}  {name}", "" if found.ok else "bold red")
-        _write_differences(console, found)
-    read = f"{counts[True] + counts[False]} receipts"
-    write_line(
-        console, f"{read}: all OK" if not counts[False] else f"{read}: {counts[True]} OK, {counts[False]} differ"
-    )
+def _write_list(results: "Iterable[tuple[Any, Verification]]") -> int:
+    """Write an object for each."""
+    codes = set()
+
+    def objects() -> Iterator[dict[str, Any]]:
+        for value, verification in results:
+            codes.add(0 if verification.ok else 1)
+            yield _as_json(value, verification)
+
+    write_list(objects())
+    return max(codes)
+
+
+def _write_lines(results: "Iterable[tuple[Any, Verification]]") -> int:
+    """Print a line for each, the differences, and the counts."""
+    console, counts = open_console(sys.stdout), {True: 0, False: 0}
+    for value, verification in results:
+        counts[verification.ok] += 1
+        name = str(value.get("auction_id", "without an id")) if isinstance(value, dict) else "no receipt"
+        style = "" if verification.ok else "bold red"
+        write_line(console, f"{'OK' if verification.ok else 'DIFFERS'}  {name}", style)
+        _write_differences(console, verification)
+    outcome = "all OK" if not counts[False] else f"{counts[True]} OK, {counts[False]} differ"
+    write_line(console, f"{counts[True] + counts[False]} receipts: {outcome}")
     return 1 if counts[False] else 0
 
 
-def _show(console: "Console", one: Any, found: "Verification", *, key_given: bool) -> None:
-    receipt = _shaped(one)
+def _show(console: "Console", value: Any, verification: "Verification", *, key_given: bool) -> None:
+    receipt = _parsed(value)
     if receipt is not None:
         _show_facts(console, receipt)
-        signer = _signer(found, signed=receipt.signature is not None, key_given=key_given)
+        signer = _signer(verification, signed=receipt.signature is not None, key_given=key_given)
         write_line(console, f"signed     {signer}")
-    if found.ok:
+    if verification.ok:
         write_line(console, "OK", "bold green")
         return
-    count = len(found.differences) + found.more
-    write_line(console, f"DIFFERS: {count} of what it states does not follow", "bold red")
-    _write_differences(console, found)
+    count = len(verification.differences) + verification.more
+    write_line(console, f"DIFFERS: {count} of its statements do not follow from the rest", "bold red")
+    _write_differences(console, verification)
 
 
-def _write_differences(console: "Console", found: "Verification") -> None:
-    for difference in found.differences:
+def _write_differences(console: "Console", verification: "Verification") -> None:
+    for difference in verification.differences:
         write_line(console, f"  {difference}")
-    if found.more:
-        write_line(console, f"  and {found.more} more")
+    if verification.more:
+        write_line(console, f"  and {verification.more} more")
 
 
-def _signer(found: "Verification", *, signed: bool, key_given: bool) -> str:
-    wrong = any(difference.field.startswith("signature") for difference in found.differences)
-    if wrong or (signed and found.signed_by is None):
+def _signer(verification: "Verification", *, signed: bool, key_given: bool) -> str:
+    wrong = any(difference.field.startswith("signature") for difference in verification.differences)
+    if wrong or (signed and verification.signed_by is None):
         return "not as it should be, see below"
-    if found.signed_by is None:
-        return "by nobody: whoever made it may have made all of it up"
-    return f"by {found.signed_by}, {'the key given' if key_given else 'a key it names itself: check whose, by --key'}"
+    if verification.signed_by is None:
+        return "no: its maker may have invented all of it"
+    return f"by {verification.signed_by}, {'the key given' if key_given else 'a key that it names: check it by --key'}"
 
 
-def _shaped(one: Any) -> "Receipt | AgentView | None":
-    """Return the receipt, or the view; None where it has the shape of neither."""
+def _parsed(value: Any) -> "Receipt | AgentView | None":
+    """Return the receipt or the view; None where it is neither."""
     import json
 
     from llm_auction_chain.receipts import AgentView, Receipt
 
     for kind in (Receipt, AgentView):
         try:
-            return kind.model_validate_json(json.dumps(one))
+            return kind.model_validate_json(json.dumps(value))
         except (ValueError, RecursionError):
             continue
     return None

@@ -5,7 +5,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from llm_auction_chain.cli.terminal import open_console
+from llm_auction_chain.cli.tables import open_console, write_json
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ def _run(options: "argparse.Namespace") -> int:
             raise ConfigurationError(f"{option} is empty; give a value, or leave it out for the default.")
     result = _hold(options, console)
     if options.json:
-        import json
-
-        sys.stdout.write(json.dumps(_as_json(result), indent=2, allow_nan=False) + "\n")
+        write_json(_as_json(result))
     else:
         from llm_auction_chain.cli.auction_tables import show
 

@@ -1,126 +1,140 @@
-"""Commands that tell of accounts and entries."""
+"""`llm-auction ledger balance`, `statement` and `export`: accounts and entries, over a period."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from llm_auction_chain.cli.ledger_url import open_ledger
-from llm_auction_chain.cli.periods import period_of
-from llm_auction_chain.cli.rows import plain, spelled, write_object, write_rows
+from llm_auction_chain.cli.ledger import open_ledger, read_time
+from llm_auction_chain.cli.tables import add_format, minute, plain, write_json, write_rows
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.money import negated, plus
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
+    from datetime import datetime
 
+    from llm_auction_chain.cli.ledger import LedgerCommands
     from llm_auction_chain.ledger import Account, Entry, Ledger, Statement
 
-__all__ = ["balance", "export", "statement"]
+__all__ = ["add_statements"]
 
 _OF_ACCOUNTS = ("owner", "currency", "balance", "held", "available")
 _OF_STATEMENTS = ("at", "seq", "kind", "auction_id", "note", "amount", "residual", "balance")
-_OF_EXPORTS = (
-    "seq",
-    "line",
-    "at",
-    "kind",
-    "auction_id",
-    "owner",
-    "currency",
-    "debit",
-    "credit",
-    "amount",
-    "residual",
-    "held",
-    "note",
-)
+_SHARED = ("seq", "line", "at", "kind", "auction_id", "owner", "currency")
+_OF_EXPORTS = (*_SHARED, "debit", "credit", "amount", "residual", "held", "note")
 _CASH = ("deposit", "withdrawal")
 _REVENUE = ("charge", "reversal")
 
 
-def balance(options: "argparse.Namespace") -> int:
-    """Tell how accounts stand."""
+def add_statements(commands: "LedgerCommands") -> None:
+    """Add the commands to those of the ledger."""
+    balance = commands.add(
+        "balance",
+        _balance,
+        "balance, held and available money of accounts",
+        more="Available is the balance less what is held. Credit that an application grants is not counted.",
+    )
+    balance.add_argument("owner", nargs="?", metavar="OWNER", help="the account's owner; all owners without it")
+    statement = commands.add(
+        "statement",
+        _statement,
+        "an account over a period: opening balance, entries with running balance, closing balance",
+        more="Holds and releases move no money and are left out; `export` has them.",
+    )
+    statement.add_argument("owner", metavar="OWNER", help="the account's owner")
+    export = commands.add(
+        "export",
+        _export,
+        "all entries, with the accounts of debit and credit: owner:NAME, cash, revenue",
+        more="Rows are written as they are read. `amount` moves from debit to credit; `amount` + `residual` is the "
+        "exact charge; `held` is the change of what is held, which moves no money.",
+    )
+    export.add_argument("--owner", metavar="O", help="only this owner's")
+    for parser in (balance, statement, export):
+        parser.add_argument("--currency", metavar="C", help="only this currency")
+        add_format(parser)
+    for parser in (statement, export):
+        parser.add_argument("--since", metavar="DATE", help="ISO date or time, inclusive; UTC without a zone")
+        parser.add_argument("--until", metavar="DATE", help="the same, exclusive")
+        parser.add_argument("--month", metavar="2026-11", help="a month in UTC, in place of the two")
+
+
+def _balance(options: "argparse.Namespace") -> int:
     with open_ledger(options) as ledger:
-        chosen = _accounts(ledger, options.owner, options.currency)
-    rows = ({name: getattr(account, name) for name in _OF_ACCOUNTS} for account in chosen)
+        accounts = _accounts(ledger, options.owner, options.currency)
+    rows = ({name: getattr(account, name) for name in _OF_ACCOUNTS} for account in accounts)
     write_rows(options.format, _OF_ACCOUNTS, rows, title="Accounts", of_table=_OF_ACCOUNTS)
     return 0
 
 
 def _accounts(ledger: "Ledger", owner: str | None, currency: str | None) -> "list[Account]":
-    """Return the accounts that are asked for.
+    """Return the accounts of an owner and a currency, or of all.
 
     Raises:
         ConfigurationError: the owner has none: the name may be mistyped.
     """
-    found = [account for account in ledger.accounts() if owner in (None, account.owner)]
-    chosen = [account for account in found if currency in (None, account.currency)]
-    if owner is not None and not chosen:
-        others = f"; there are accounts in {', '.join(repr(one.currency) for one in found)}" if found else ""
+    of_owner = [account for account in ledger.accounts() if owner in (None, account.owner)]
+    accounts = [account for account in of_owner if currency in (None, account.currency)]
+    if owner is not None and not accounts:
+        others = f"; there are accounts in {', '.join(repr(one.currency) for one in of_owner)}" if of_owner else ""
         unit = "" if currency is None else f" in {currency!r}"
         raise ConfigurationError(f"{owner!r} has no account{unit}{others}. `llm-auction ledger balance` lists all.")
-    return chosen
+    return accounts
 
 
-def statement(options: "argparse.Namespace") -> int:
-    """Tell of an account over a time."""
-    since, until = period_of(options)
+def _statement(options: "argparse.Namespace") -> int:
+    since, until = _period(options)
     with open_ledger(options) as ledger:
         accounts = _accounts(ledger, options.owner, options.currency)
         if len(accounts) > 1:
             currencies = ", ".join(repr(account.currency) for account in accounts)
-            raise ConfigurationError(f"{options.owner!r} has accounts in {currencies}; say which by --currency.")
-        told = ledger.statement(options.owner, currency=accounts[0].currency, since=since, until=until)
+            raise ConfigurationError(f"{options.owner!r} has accounts in {currencies}. Choose one by --currency.")
+        statement = ledger.statement(options.owner, currency=accounts[0].currency, since=since, until=until)
     if options.format == "json":
-        entries = [{name: plain(row[name]) for name in _OF_STATEMENTS} for row in _moves(told)]
-        amounts = {name: plain(getattr(told, name)) for name in ("opening", "deposited", "charged", "closing")}
-        period = {"since": spelled(since), "until": spelled(until)}
-        write_object({"owner": told.owner, "currency": told.currency, **period, **amounts, "entries": entries})
+        entries = [{name: plain(row[name]) for name in _OF_STATEMENTS} for row in _with_balances(statement)]
+        names = ("owner", "currency", "since", "until", "opening", "deposited", "charged", "closing")
+        write_json({**{name: plain(getattr(statement, name)) for name in names}, "entries": entries})
         return 0
     write_rows(
         options.format,
         _OF_STATEMENTS,
-        _bounded(told),
-        title=_title(told),
+        _with_bounds(statement),
+        title=_title(statement),
         of_table=("at", "kind", "about", "amount", "balance"),
     )
     return 0
 
 
-def _title(told: "Statement") -> str:
-    bounds = [("since", told.since), ("until", told.until)]
-    period = "".join(f", {word} {moment:%Y-%m-%d %H:%M} UTC" for word, moment in bounds if moment)
-    return f"{told.owner}{f', in {told.currency}' if told.currency else ''}{period}"
+def _title(statement: "Statement") -> str:
+    bounds = [("since", statement.since), ("until", statement.until)]
+    period = "".join(f", {word} {minute(time)} UTC" for word, time in bounds if time)
+    return f"{statement.owner}{f', in {statement.currency}' if statement.currency else ''}{period}"
 
 
-def _moves(told: "Statement") -> Iterator[dict[str, Any]]:
+def _with_balances(statement: "Statement") -> "Iterator[dict[str, Any]]":
     """Yield the entries that may move money, each with the balance after it."""
-    balance = told.opening
-    for entry in told.entries:
+    balance = statement.opening
+    for entry in statement.entries:
         balance = plus(balance, entry.amount)
         if entry.kind in _CASH + _REVENUE:
-            yield {
-                **{name: getattr(entry, name) for name in _OF_STATEMENTS if name != "balance"},
-                "balance": balance,
-            }
+            yield {**{name: getattr(entry, name) for name in _OF_STATEMENTS if name != "balance"}, "balance": balance}
 
 
-def _bounded(told: "Statement") -> Iterator[dict[str, Any]]:
+def _with_bounds(statement: "Statement") -> "Iterator[dict[str, Any]]":
     """Yield the opening balance, the entries, the closing balance."""
     nothing = dict.fromkeys(_OF_STATEMENTS)
-    yield {**nothing, "at": told.since, "kind": "opening", "balance": told.opening}
-    yield from _moves(told)
-    yield {**nothing, "at": told.until, "kind": "closing", "balance": told.closing}
+    yield {**nothing, "at": statement.since, "kind": "opening", "balance": statement.opening}
+    yield from _with_balances(statement)
+    yield {**nothing, "at": statement.until, "kind": "closing", "balance": statement.closing}
 
 
-def export(options: "argparse.Namespace") -> int:
-    """Tell all entries, as they are read."""
-    since, until = period_of(options)
+def _export(options: "argparse.Namespace") -> int:
+    since, until = _period(options)
     with open_ledger(options) as ledger:
-        found = ledger.entries(owner=options.owner, currency=options.currency, since=since, until=until)
+        entries = ledger.entries(owner=options.owner, currency=options.currency, since=since, until=until)
         write_rows(
             options.format,
             _OF_EXPORTS,
-            map(_exported, found),
+            map(_exported, entries),
             title="Entries",
             of_table=("seq", "at", "kind", "about", "debit", "credit", "amount", "currency", "held"),
         )
@@ -128,13 +142,45 @@ def export(options: "argparse.Namespace") -> int:
 
 
 def _exported(entry: "Entry") -> dict[str, Any]:
-    """Return an entry with the accounts of debit and credit, and what was moved between them."""
+    """Return an entry with the accounts of debit and credit, and the amount that moves between them."""
     debit = credit = None
     sign = -1 if entry.amount < 0 or (entry.amount == 0 and entry.residual < 0) else 1
     if entry.kind in _CASH + _REVENUE:
         accounts = ("cash" if entry.kind in _CASH else "revenue", f"owner:{entry.owner}")
         debit, credit = accounts[::sign]
-    same = {name: getattr(entry, name) for name in ("seq", "line", "at", "kind", "auction_id", "owner", "currency")}
-    moved = (entry.amount, entry.residual) if sign > 0 else (negated(entry.amount), negated(entry.residual))
-    amounts = {"amount": moved[0], "residual": moved[1], "held": entry.held}
-    return {**same, "debit": debit, "credit": credit, **amounts, "note": entry.note}
+    amount, residual = (entry.amount, entry.residual) if sign > 0 else (negated(entry.amount), negated(entry.residual))
+    return {
+        **{name: getattr(entry, name) for name in (*_SHARED, "held", "note")},
+        "debit": debit,
+        "credit": credit,
+        "amount": amount,
+        "residual": residual,
+    }
+
+
+def _period(options: "argparse.Namespace") -> "tuple[datetime | None, datetime | None]":
+    """Return the first moment of a period, and the first one after it; None is open.
+
+    Raises:
+        ConfigurationError: the options are not times, or not a period.
+    """
+    if options.month is not None:
+        if options.since is not None or options.until is not None:
+            raise ConfigurationError("--month is a period of its own; leave out --since and --until.")
+        return _month(options.month)
+    since = None if options.since is None else read_time(options.since, "--since")
+    until = None if options.until is None else read_time(options.until, "--until")
+    if since is not None and until is not None and since > until:
+        raise ConfigurationError(f"--since {options.since} is after --until {options.until}; swap them.")
+    return since, until
+
+
+def _month(text: str) -> "tuple[datetime, datetime]":
+    from datetime import UTC, datetime
+
+    try:
+        since = datetime.strptime(text.strip(), "%Y-%m").replace(tzinfo=UTC)
+        years, month = divmod(since.month, 12)
+        return since, since.replace(year=since.year + years, month=month + 1)
+    except ValueError as error:
+        raise ConfigurationError(f"--month must be a year and a month, such as 2026-11, got {text!r}.") from error

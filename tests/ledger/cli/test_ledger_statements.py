@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_auction_chain import Ledger
-from llm_auction_chain.cli.rows import guarded
+from llm_auction_chain.cli.tables import guarded
 
 
 def rows_of(said):

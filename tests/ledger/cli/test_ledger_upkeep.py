@@ -65,7 +65,7 @@ def test_a_stored_receipt_and_its_views_verify(say, booked, receipts, monkeypatc
     said = say("ledger", "receipt", auction, "--agent", "Nobody")
     assert (said.code, "'Nobody' did not take part" in said.err) == (2, True)
     said = say("ledger", "receipt", "unknown")
-    assert (said.code, said.out, "no such auction" in said.err) == (1, "", True)
+    assert (said.code, said.out, "no auction of this id" in said.err) == (1, "", True)
 
 
 def test_a_receipt_of_another_make_has_no_views(say, path):

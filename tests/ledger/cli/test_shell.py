@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from llm_auction_chain import Ledger
-from llm_auction_chain.cli.passwords import without_passwords
+from llm_auction_chain.cli import without_passwords
 
 COMMAND = [sys.executable, "-m", "llm_auction_chain.cli"]
 

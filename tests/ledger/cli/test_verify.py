@@ -138,7 +138,7 @@ def test_a_key_says_who_must_have_signed(say, saved, receipts, public):
     hexadecimal = key.public_key().public_bytes_raw().hex()
     said = say("verify", signed, "--key", file)
     assert (said.code, f"by {hexadecimal}, the key given" in said.out) == (0, True)
-    assert "check whose" in say("verify", signed).out
+    assert "check it by --key" in say("verify", signed).out
     assert json.loads(say("verify", signed, "--json").out)["signed_by"] == hexadecimal
     said = say("verify", signed, "--key", stranger)
     assert (said.code, "the key given" in said.out) == (1, False)
@@ -161,7 +161,7 @@ def test_who_signed_another_content_did_not_sign_this_one(say, saved, receipts, 
 def test_a_hundred_differences_are_printed_and_the_others_counted(say, saved, receipts):
     told = {**receipts[0].as_dict(), **{f"more {k}": k for k in range(150)}}
     said = say("verify", saved(told))
-    assert said.out.startswith("DIFFERS: 150 of what")
+    assert said.out.startswith("DIFFERS: 150 of its statements")
     assert said.out.endswith("  and 50 more\n")
     assert len(said.out.splitlines()) == 102
     found = json.loads(say("verify", saved(told), "--json").out)

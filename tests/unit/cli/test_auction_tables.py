@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from langchain_core.language_models import FakeListChatModel
 from rich.console import Console
 
 from llm_auction_chain import Agent, AuctionRunnable, Billing, Policy
@@ -27,7 +28,7 @@ def shown(width, agents=AGENTS, scale=1.0, **settings):
     ]
     model = MarkovChatModel(length=3, tilts={"guitars": (0.0, 2.0, 0.0)})
     result = AuctionRunnable(model=model, agents=scaled, n_candidates=16, seed=7, **settings).run("x")
-    console = Console(width=width, color_system=None)
+    console = Console(width=width, color_system=None, force_terminal=True)
     with console.capture() as captured:
         show(result, console)
     return result, captured.get()
@@ -47,7 +48,7 @@ def test_caps_rivals_currency_and_disclosure_are_said():
         billing=Billing(currency="EUR"),
         disclosure="Ad: {sponsors}",
     ).run("x")
-    console = Console(width=80, color_system=None)
+    console = Console(width=80, color_system=None, force_terminal=True)
     with console.capture() as captured:
         show(result, console)
     out = captured.get()
@@ -72,7 +73,8 @@ def test_nothing_vanishes_on_any_terminal(width, scale):
         assert f"{payment:.4f}" in out
     assert "(tune-group)" in out
     for j, candidate in enumerate(result.candidates):
-        assert any(re.match(rf"{j} +{candidate.message.text} +[a-z]", line) for line in lines), (j, out)
+        row, record = rf" *{j} +{candidate.message.text} +[a-z]", rf"  reply +{candidate.message.text} *$"
+        assert any(re.match(row if width > 40 else record, line) for line in lines), (j, out)
     assert "reported" not in out
     for fact in ("seed 7", result.auction_id, f"revenue {result.settlement.revenue:.4f}"):
         assert fact in out
@@ -97,6 +99,19 @@ def test_one_component_needs_no_letters():
     result, out = shown(80, agents=[Agent("A", lambda prompt, reply: 1.0)])
     assert f"draws {result.draws}, all from the reference" in out
     assert " x2" in out
+
+
+def test_escapes_in_replies_and_names_are_spelled_out():
+    agents = [Agent("[red]A\x1b[2J", lambda prompt, reply: 1.0)]
+    result = AuctionRunnable(model=FakeListChatModel(responses=["Hi\x1b[2J\tthere\u202e"]), agents=agents, seed=1).run(
+        "x"
+    )
+    console = Console(width=80, color_system=None, force_terminal=True)
+    with console.capture() as captured:
+        show(result, console)
+    assert not {"\x1b", "\u202e"} & set(captured.get())
+    assert "[red]A\\x1b[2J" in captured.get()
+    assert "Hi\\x1b[2J" in captured.get()
 
 
 def test_an_agent_that_abstains_gets_a_line_of_its_own():

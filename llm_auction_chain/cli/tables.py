@@ -1,0 +1,272 @@
+"""What commands print: tables on a terminal of any width, and rows as CSV or JSON.
+
+Amounts are exact decimals. Each row is written before the next is read. Texts move no cursor and hide nothing.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TextIO
+from unicodedata import category, normalize
+
+from llm_auction_chain.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    import argparse
+    from datetime import datetime
+
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = [
+    "Column",
+    "add_format",
+    "guarded",
+    "minute",
+    "open_console",
+    "plain",
+    "printable_text",
+    "write_json",
+    "write_line",
+    "write_list",
+    "write_rows",
+    "write_table",
+]
+
+_NARROWEST = 12  # characters that a column of texts keeps in a table
+_PAGE = 1000  # rows of a table: the widths of its columns follow from all of them
+_FIGURES = frozenset({"seq", "amount", "balance", "held", "available"})
+_FORMULA = ("=", "+", "-", "@", "'")  # and letters that look like them, such as a full-width =
+_UNSEEN = ("Cc", "Cf")  # of Unicode: control and format characters
+
+
+def open_console(stream: TextIO) -> "Console":
+    """Return a console.
+
+    Raises:
+        MissingDependencyError: rich is not installed.
+    """
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise MissingDependencyError("The command needs the cli extra: pip install 'llm-auction-chain[cli]'") from error
+    return Console(file=stream)
+
+
+def printable_text(text: str) -> str:
+    r"""Return a text with its escapes and control characters spelled out.
+
+    >>> printable_text("a\x1b[2Jb\n")
+    'a\\x1b[2Jb\\n'
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def write_line(console: "Console", text: str, style: str = "") -> None:
+    """Print a text without markup. Only a terminal breaks it: a line is a line to other programs."""
+    from rich.text import Text
+
+    console.print(Text(printable_text(text), style=style), soft_wrap=not console.is_terminal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        heading: the text above it.
+        short: the heading where the table has little room; empty for the same.
+        figure: whether it holds figures, which are never broken in two.
+        cut: whether a text that is too long ends in an ellipsis, instead of taking several lines.
+    """
+
+    heading: str
+    short: str = ""
+    figure: bool = False
+    cut: bool = False
+
+
+def write_table(
+    console: "Console", title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], *, bold: int | None = None
+) -> None:
+    """Print rows as a table. Where its figures leave texts no room, print each row as a record.
+
+    Args:
+        console: where to.
+        title: the text above the rows.
+        columns: at least one; a record begins with the cell of the first.
+        rows: each as long as `columns`.
+        bold: the index of a row to emphasise.
+    """
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [[printable_text(cell) for cell in row] for row in rows]
+    headings = [column.heading for column in columns]
+    short = [column.short or column.heading for column in columns]
+    for names in (headings, short):
+        table = _table(title, columns, names, rows, bold)
+        if console.measure(table, options=console.options.update(max_width=sys.maxsize)).minimum <= console.width:
+            for column in table.columns:
+                column.max_width = None
+            console.print(table)
+            return
+    write_line(console, title, "italic")
+    for k, (name, *cells) in enumerate(rows):
+        record = Table.grid(padding=(0, 1, 0, 0))
+        record.add_column(overflow="fold")
+        record.add_column(overflow="fold")
+        for heading, cell in zip(short[1:], cells, strict=True):
+            if cell:
+                record.add_row(heading, Text(cell))
+        style = "bold green" if k == bold else ""
+        if name:
+            console.print(Text(name), style=style)
+        console.print(Padding(record, (0, 0, 0, 2), expand=False), style=style)
+
+
+def _table(
+    title: str, columns: Sequence[Column], headings: Sequence[str], rows: Sequence[Sequence[str]], bold: int | None
+) -> "Table":
+    """Return the table with its texts at their narrowest."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(title, style="italic"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
+    )
+    for k, column in enumerate(columns):
+        widest = max(len(cell) for cell in (headings[k], *(row[k] for row in rows)))
+        table.add_column(
+            headings[k],
+            justify="right" if column.figure else "left",
+            no_wrap=column.figure or column.cut,
+            overflow="ellipsis" if column.cut else "fold",
+            min_width=widest if column.figure else None,
+            max_width=None if column.figure else _NARROWEST,
+        )
+    for k, row in enumerate(rows):
+        table.add_row(*map(Text, row), style="bold green" if k == bold else "")
+    return table
+
+
+def add_format(parser: "argparse.ArgumentParser") -> None:
+    """Add `--format` to a command."""
+    parser.add_argument(
+        "--format",
+        choices=("table", "csv", "json"),
+        default="table",
+        help="table (the default, on a terminal or not), csv or json; amounts are exact decimals, in JSON as text. In "
+        "CSV a text that begins with = + - @ or ' gets one more ' in front, so that no spreadsheet takes it for a "
+        "formula",
+    )
+
+
+def write_rows(
+    form: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, title: str, of_table: Sequence[str]
+) -> None:
+    """Write rows to standard output.
+
+    Args:
+        form: `table`, `csv` or `json`.
+        columns: of CSV and JSON.
+        rows: by column: texts, whole numbers, decimals, times, None.
+        title: of the table.
+        of_table: columns that the table shows; `about` is the auction and the note.
+    """
+    if form == "csv":
+        _write_csv(columns, rows)
+    elif form == "json":
+        write_list({name: plain(row[name]) for name in columns} for row in rows)
+    else:
+        _write_pages(of_table, rows, title)
+
+
+def write_json(value: Mapping[str, Any]) -> None:
+    """Write one object of JSON to standard output."""
+    import json
+
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_list(values: Iterable[Mapping[str, Any]]) -> None:
+    """Write a list of JSON to standard output, one object a line."""
+    import json
+
+    before = "[\n  "
+    for value in values:
+        sys.stdout.write(before + json.dumps(value, allow_nan=False))
+        before = ",\n  "
+    sys.stdout.write("[]\n" if before.startswith("[") else "\n]\n")
+
+
+def plain(value: Any) -> Any:
+    """Return a value as plain JSON: amounts and times as text, times as the ledger keeps them.
+
+    >>> from decimal import Decimal
+    >>> plain(Decimal("1E+2")), plain(3), plain(None)
+    ('100', 3, None)
+    """
+    from decimal import Decimal
+
+    from llm_auction_chain.canonical_json import time_text
+
+    if value is None or isinstance(value, int | str):
+        return value
+    return format(value, "f") if isinstance(value, Decimal) else time_text(value)
+
+
+def minute(time: "datetime") -> str:
+    """Return a time in UTC to the minute, for people.
+
+    >>> from datetime import UTC, datetime
+    >>> minute(datetime(2026, 11, 2, 9, 30, 59, tzinfo=UTC))
+    '2026-11-02 09:30'
+    """
+    return str(plain(time))[:16].replace("T", " ")
+
+
+def guarded(text: str) -> str:
+    """Return a text that no spreadsheet takes for a formula: the same text, or with one `'` in front.
+
+    >>> guarded("=1+1"), guarded("'quoted"), guarded("plain")
+    ("'=1+1", "''quoted", 'plain')
+    """
+    seen = (letter for letter in text if not letter.isspace() and category(letter) not in _UNSEEN)
+    return f"'{text}" if normalize("NFKC", next(seen, " ")).startswith(_FORMULA) else text
+
+
+def _write_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    import csv
+
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")  # names are themselves, whatever the terminal can show
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = (row[name] for name in columns)
+        writer.writerow([guarded(cell) if isinstance(cell, str) else plain(cell) for cell in cells])
+
+
+def _write_pages(names: Sequence[str], rows: Iterable[Mapping[str, Any]], title: str) -> None:
+    console = open_console(sys.stdout)
+    columns = [Column(heading=name, figure=name in _FIGURES) for name in names]
+    left = iter(rows)
+    page = list(islice(left, _PAGE))
+    if not page:
+        write_line(console, f"{title}: nothing")
+    while page:
+        write_table(console, title, columns, [[_cell(row, name) for name in names] for row in page])
+        page = list(islice(left, _PAGE))
+
+
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    if name == "about":
+        note = "" if row["kind"] == "hold" else row["note"]  # a hold's note is its end
+        return " ".join(filter(None, (row["auction_id"], note)))
+    if row[name] is None:
+        return ""
+    return minute(row["at"]) if name == "at" else str(plain(row[name]))
