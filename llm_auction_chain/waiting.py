@@ -15,9 +15,10 @@ awaits the coroutine as usual.
 """
 
 import asyncio
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, TypeVar
 
@@ -47,11 +48,26 @@ class Waiter(ABC):
         """
 
     @abstractmethod
-    async def together(self, calls: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
+    async def together(
+        self,
+        calls: Sequence[Callable[[], Coroutine[Any, Any, T]]],
+        *,
+        most: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[T]:
         """Return the results of calls that run side by side: each in a thread, or all in the loop.
 
-        Raises the first error, in the order of the calls.
+        Raises the first error as soon as it occurs. No further call begins then, and a loop cancels those under way.
+
+        Args:
+            calls: what to call.
+            most: calls that may be under way at once; None is all.
+            progress: called with the number of calls that have returned, where the caller runs.
         """
+
+    @abstractmethod
+    async def within(self, context: Context, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Return the result of a coroutine that runs in a context of its own."""
 
 
 class _Blocking(Waiter):
@@ -64,13 +80,28 @@ class _Blocking(Waiter):
         return call()
 
     @override
-    async def together(self, calls: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
+    async def together(
+        self,
+        calls: Sequence[Callable[[], Coroutine[Any, Any, T]]],
+        *,
+        most: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[T]:
         tasks = [partial(copy_context().run, attempt, partial(_finish, call)) for call in calls]
-        outcomes = dict(finished(tasks, timeout=None))
-        for k in range(len(calls)):
-            if outcomes[k][1] is not None:
-                raise outcomes[k][1]
-        return [outcomes[k][0] for k in range(len(calls))]
+        # a single call needs no thread
+        outcomes = finished(tasks, timeout=None, most=most) if len(tasks) > 1 else ((0, task()) for task in tasks)
+        results: dict[int, T] = {}
+        for place, (result, error) in outcomes:
+            if error is not None:
+                raise error
+            results[place] = result
+            if progress is not None:
+                progress(len(results))
+        return [results[place] for place in range(len(calls))]
+
+    @override
+    async def within(self, context: Context, coroutine: Coroutine[Any, Any, T]) -> T:
+        return context.run(run, coroutine)
 
 
 class _Awaiting(Waiter):
@@ -84,8 +115,34 @@ class _Awaiting(Waiter):
         return await (asyncio.shield(waiting) if shield else waiting)
 
     @override
-    async def together(self, calls: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
-        return await asyncio.gather(*(call() for call in calls))
+    async def together(
+        self,
+        calls: Sequence[Callable[[], Coroutine[Any, Any, T]]],
+        *,
+        most: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[T]:
+        gate = asyncio.Semaphore(most or len(calls) or 1)
+        returned = itertools.count(1)
+
+        async def one(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+            async with gate:
+                result = await call()
+            if progress is not None:
+                progress(next(returned))
+            return result
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(call)) for call in calls]
+        except BaseExceptionGroup as failures:
+            error = failures.exceptions[0]
+            raise error from error.__cause__
+        return [task.result() for task in tasks]
+
+    @override
+    async def within(self, context: Context, coroutine: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.create_task(coroutine, context=context)
 
 
 BLOCKING: Waiter = _Blocking()

@@ -1,6 +1,5 @@
 """One auction from admission to charge: the only module that knows all parts."""
 
-import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -27,7 +26,7 @@ from llm_auction_chain.candidates import CandidateFilter, Drawn, Plan, Size, Sou
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, Opening, open_auction
 from llm_auction_chain.reports import Report, Terms, collect
 from llm_auction_chain.rewards import AskedBy, log_ratios_of
-from llm_auction_chain.waiting import Waiter, run
+from llm_auction_chain.waiting import Waiter
 
 __all__ = ["hold_auction"]
 
@@ -129,15 +128,7 @@ def _plan(settings: AuctionSettings, call: Call, admitted: Admitted) -> Plan:
 async def _draw(plan: Plan, call: Call, waiter: Waiter) -> Drawn:
     """Draw the candidates and weigh them."""
     progress = events.Progress.of_candidates(call.progress)
-    from llm_auction_chain.candidates import adraw
-
-    async def work() -> Drawn:
-        return await waiter.either(
-            lambda: draw(plan, config=call.config, progress=progress),
-            lambda: adraw(plan, config=call.config, progress=progress),
-        )
-
-    return await _within(call.config, work(), waiter)
+    return await _within(call.config, draw(plan, waiter, config=call.config, progress=progress), waiter)
 
 
 async def _without_agents_if_tools_are_called(
@@ -258,7 +249,7 @@ async def _settle_without_sponsors(
 async def _within(config: RunnableConfig, work: Coroutine[Any, Any, _T], waiter: Waiter) -> _T:
     """Await work in a context where models, scorers and agents find the parent run and its tags."""
     with set_config_context(config) as context:
-        return await waiter.either(lambda: context.run(run, work), lambda: asyncio.create_task(work, context=context))
+        return await waiter.within(context, work)
 
 
 async def _compute(work: Callable[[], _T], waiter: Waiter, *, long: bool) -> _T:

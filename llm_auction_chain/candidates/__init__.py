@@ -1,7 +1,7 @@
 """Where replies come from, and how likely they were."""
 
 from llm_auction_chain.candidates.base import Candidate, LogProbs, SequenceScorer
-from llm_auction_chain.candidates.drawing import Drawn, adraw, draw
+from llm_auction_chain.candidates.drawing import Drawn, draw
 from llm_auction_chain.candidates.filtering import CandidateFilter, as_message
 from llm_auction_chain.candidates.isolation import hidden, quiet
 from llm_auction_chain.candidates.logprobs import read_log_probs
@@ -40,7 +40,6 @@ __all__ = [
     "SequenceScorer",
     "Size",
     "Source",
-    "adraw",
     "all_in",
     "as_message",
     "chat_model_of",

@@ -1,15 +1,13 @@
 """Candidates with their weights: rounds of sampling and scoring, until the weights are worth enough draws.
 
-Nothing here knows a report. What is asked of model and scorer is written once, as steps: a generator that yields work
-and receives its result. `draw` does the work, `adraw` awaits it.
+Nothing here knows a report.
 """
 
-import asyncio
 import math
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +15,16 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.runnables import RunnableConfig
 
-from llm_auction_chain.candidates.base import Candidate, Condition, LogitModel, LogProbs, SequenceScorer
+from llm_auction_chain.candidates.base import Candidate, Condition, LogitModel, LogProbs
 from llm_auction_chain.candidates.logprobs import read_log_probs
 from llm_auction_chain.candidates.plan import Plan
 from llm_auction_chain.candidates.proposals import log_weights, stratify
-from llm_auction_chain.candidates.source import Sampled, together
+from llm_auction_chain.candidates.source import Sampled
 from llm_auction_chain.errors import CandidatesError, LogProbError, ScoringError
 from llm_auction_chain.mechanism.diagnostics import effective_sample_size
+from llm_auction_chain.waiting import Waiter, run
 
-__all__ = ["Drawn", "adraw", "draw"]
+__all__ = ["Drawn", "draw"]
 
 FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[Literal["candidates", "weights"], int, int, float | None], None]
@@ -50,18 +49,14 @@ class Drawn:
     usage: UsageMetadata | None
 
 
-class _Work(NamedTuple):
-    """One piece of work in both colours."""
-
-    do: Callable[[], Any]
-    ado: Callable[[], Awaitable[Any]]
-
-
-def draw(plan: Plan, *, config: RunnableConfig | None = None, progress: Progress | None = None) -> Drawn:
-    """Draw the plan's candidates and weigh them.
+async def draw(
+    plan: Plan, waiter: Waiter, *, config: RunnableConfig | None = None, progress: Progress | None = None
+) -> Drawn:
+    """Sample and score until the weights are worth `min_ess` draws or there are `most`.
 
     Args:
         plan: what to draw.
+        waiter: how the caller waits for model, scorer and filter.
         config: the parent run's.
         progress: called with (stage, done, total, tokens per second); stages are `candidates` and `weights`.
 
@@ -71,33 +66,6 @@ def draw(plan: Plan, *, config: RunnableConfig | None = None, progress: Progress
         LogProbError: a weight would not be exact.
         ScoringError: the scorer failed.
     """
-    steps = _rounds(plan, config, progress)
-    answer = None
-    while isinstance(work := _next(steps, answer), _Work):
-        answer = work.do()
-    return work
-
-
-async def adraw(plan: Plan, *, config: RunnableConfig | None = None, progress: Progress | None = None) -> Drawn:
-    """Do as `draw`, awaiting."""
-    steps = _rounds(plan, config, progress)
-    answer = None
-    while isinstance(work := _next(steps, answer), _Work):
-        answer = await work.ado()
-    return work
-
-
-def _next(steps: Generator[_Work, Any, Drawn], answer: Any) -> _Work | Drawn:
-    """Return the next piece of work, or what all of it came to."""
-    try:
-        return steps.send(answer)
-    except StopIteration as done:
-        drawn: Drawn = done.value
-        return drawn
-
-
-def _rounds(plan: Plan, config: RunnableConfig | None, progress: Progress | None) -> Generator[_Work, Any, Drawn]:
-    """Sample and score until the weights are worth `min_ess` draws or there are `most`."""
     replies: list[tuple[int, AIMessage]] = []
     allowed: dict[tuple[Any, ...], bool] = {}
     log_probs = np.zeros((len(plan.conditions), 0))
@@ -107,16 +75,16 @@ def _rounds(plan: Plan, config: RunnableConfig | None, progress: Progress | None
     asked = 0
     while asked < plan.size.most:
         size = min(plan.size.n, plan.size.most - asked)
-        sampled: Sampled = yield _sampling(plan, size, asked, config, progress)
+        sampled = await _sample(plan, size, asked, waiter, config, progress)
         asked += size
         causes += sampled.causes
         if sampled.usage is not None:
             usage = add_usage(usage, sampled.usage)
         if not sampled.replies:
             break
-        yield from _filtering(plan, sampled.replies, allowed, config)
+        await _filter(plan, sampled.replies, allowed, waiter, config)
         if plan.weighs:
-            fresh = yield from _scores(plan, sampled.replies, progress)
+            fresh = await _scores(plan, sampled.replies, waiter, progress)
             log_probs = np.concatenate([log_probs, fresh], axis=1)
         else:
             log_probs = np.zeros((1, len(replies) + len(sampled.replies)))
@@ -137,52 +105,47 @@ def _rounds(plan: Plan, config: RunnableConfig | None, progress: Progress | None
     )
 
 
-def _sampling(plan: Plan, size: int, asked: int, config: RunnableConfig | None, progress: Progress | None) -> _Work:
-    """Return the work of drawing so many replies, the first `asked` being there."""
+async def _sample(
+    plan: Plan, size: int, asked: int, waiter: Waiter, config: RunnableConfig | None, progress: Progress | None
+) -> Sampled:
+    """Draw `size` replies after the first `asked`, and return each with the place of its condition in the plan."""
     counts = stratify(plan.shares, size)
 
-    def told(done: int, tokens_per_second: float | None) -> None:
+    def report(done: int, tokens_per_second: float | None) -> None:
         if progress:
             progress("candidates", asked + done, asked + size, tokens_per_second)
 
-    settings: dict[str, Any] = {
-        "seed": int(np.random.SeedSequence([plan.seed, asked]).generate_state(1, np.uint64)[0]) >> 11,
-        "tokens": plan.tokens,
-        "config": config,
-        "progress": told if progress else None,
-    }
-    wanted = [(condition, count) for condition, count in zip(plan.conditions, counts, strict=True) if count]
-    places = [place for place, count in enumerate(counts) if count]
-
-    def placed(sampled: Sampled) -> Sampled:
-        replies = tuple((places[k], message) for k, message in sampled.replies)
-        return Sampled(replies=replies, causes=sampled.causes, usage=sampled.usage)
-
-    async def later() -> Sampled:
-        return placed(await plan.source.asample(wanted, **settings))
-
-    return _Work(lambda: placed(plan.source.sample(wanted, **settings)), later)
+    sampled = await plan.source.sample(
+        [(condition, count) for condition, count in zip(plan.conditions, counts, strict=True) if count],
+        waiter,
+        seed=int(np.random.SeedSequence([plan.seed, asked]).generate_state(1, np.uint64)[0]) >> 11,
+        tokens=plan.tokens,
+        config=config,
+        progress=report if progress else None,
+    )
+    places = np.flatnonzero(counts).tolist()
+    return replace(sampled, replies=tuple((places[k], message) for k, message in sampled.replies))
 
 
-def _filtering(
+async def _filter(
     plan: Plan,
     drawn: Sequence[tuple[int, AIMessage]],
     allowed: dict[tuple[Any, ...], bool],
+    waiter: Waiter,
     config: RunnableConfig | None,
-) -> Generator[_Work, Any, None]:
+) -> None:
     """Note which replies may be returned; equal ones are asked about once."""
     fresh = {_identity(message): message for _, message in drawn if _identity(message) not in allowed}
-    if (rule := plan.filter) is None or not fresh:
+    if plan.filter is None or not fresh:
         allowed.update(dict.fromkeys(fresh, True))
         return
-    asked = plan.prompt, list(fresh.values()), config
-    said = yield _Work(lambda: rule.allowed(*asked), lambda: rule.aallowed(*asked))
-    allowed.update(zip(fresh, said, strict=True))
+    answers = await plan.filter.allowed(plan.prompt, list(fresh.values()), config, waiter)
+    allowed.update(zip(fresh, answers, strict=True))
 
 
-def _scores(
-    plan: Plan, drawn: Sequence[tuple[int, AIMessage]], progress: Progress | None
-) -> Generator[_Work, Any, FloatArray]:
+async def _scores(
+    plan: Plan, drawn: Sequence[tuple[int, AIMessage]], waiter: Waiter, progress: Progress | None
+) -> FloatArray:
     """Return the log-probabilities (C, draws), nats. Equal draws are scored once.
 
     Under the condition that a reply was drawn from, and under that condition's prompts alone, the sampler's own figure
@@ -201,7 +164,7 @@ def _scores(
     missing = [np.flatnonzero(np.isnan(row)) for row in scores]
     if progress:
         progress("weights", 0, len(drawn), None)
-    answers = yield _scoring(plan, distinct, missing)
+    answers = await _score(plan, distinct, missing, waiter)
     for row, columns_of_row, answer in zip(scores, missing, answers, strict=True):
         row[columns_of_row] = answer
     if progress:
@@ -225,45 +188,34 @@ def _alone(plan: Plan, condition: int, known: LogProbs) -> Iterator[tuple[int, f
                 yield other, total
 
 
-def _scoring(plan: Plan, replies: Sequence[AIMessage], missing: Sequence[npt.NDArray[np.int64]]) -> _Work:
-    """Return the work of scoring what is missing of the matrix (conditions, replies); its result is a list of rows."""
-    assert plan.scorer is not None  # noqa: S101 - for the type checker: a plan that weighs has one
-    scorer: SequenceScorer = plan.scorer
+async def _score(
+    plan: Plan, replies: Sequence[AIMessage], missing: Sequence[npt.NDArray[np.int64]], waiter: Waiter
+) -> list[FloatArray]:
+    """Return the rows of what is missing of the matrix (conditions, replies)."""
+    scorer = plan.scorer
+    assert scorer is not None  # noqa: S101 - for the type checker: a plan that weighs has one
     law = plan.source.law if scorer is plan.source.scorer else {}
+
+    async def ask(verb: str, *args: Any, **kwargs: Any) -> Any:
+        call, twin = getattr(scorer, verb), getattr(scorer, f"a{verb}", None)
+        if callable(twin):
+            return await waiter.either(lambda: call(*args, **kwargs, **law), lambda: twin(*args, **kwargs, **law))
+        return await waiter.in_thread(lambda: call(*args, **kwargs, **law))
+
     if isinstance(scorer, LogitModel):
         conditions = [(condition.prompts, condition.powers) for condition in plan.conditions]
         wanted = [np.isin(np.arange(len(replies)), need).tolist() for need in missing]
+        rows = await ask("score_conditions", conditions, replies, wanted=wanted)
+        picked = [[row[k] for k in need] for row, need in zip(rows, missing, strict=True)]
+        return [_checked(scorer, row, len(row)) for row in picked]
 
-        def checked(rows: Sequence[Sequence[float]]) -> list[FloatArray]:
-            picked = [[row[k] for k in need] for row, need in zip(rows, missing, strict=True)]
-            return [_checked(scorer, row, len(row)) for row in picked]
+    async def one(condition: Condition, need: npt.NDArray[np.int64]) -> FloatArray:
+        values = await ask("score", condition.prompts[0], [replies[k] for k in need]) if len(need) else []
+        return _checked(scorer, values, len(need))
 
-        def at_once() -> list[FloatArray]:
-            return checked(scorer.score_conditions(conditions, replies, wanted=wanted, **law))
-
-        async def awaited() -> list[FloatArray]:
-            if not callable(verb := getattr(scorer, "ascore_conditions", None)):
-                return await asyncio.to_thread(at_once)
-            return checked(await verb(conditions, replies, wanted=wanted, **law))
-
-        return _Work(at_once, awaited)
-    tasks = [
-        (condition.prompts[0], [replies[k] for k in need])
-        for condition, need in zip(plan.conditions, missing, strict=True)
-    ]
-
-    def one(prompt: Any, asked: list[AIMessage]) -> FloatArray:
-        return _checked(scorer, scorer.score(prompt, asked, **law) if asked else [], len(asked))
-
-    async def aone(prompt: Any, asked: list[AIMessage]) -> FloatArray:
-        if not asked or not callable(verb := getattr(scorer, "ascore", None)):
-            return await asyncio.to_thread(one, prompt, asked)
-        return _checked(scorer, await verb(prompt, asked, **law), len(asked))
-
-    return _Work(
-        lambda: [one(*task) for task in tasks],
-        lambda: together([partial(aone, *task) for task in tasks]),
-    )
+    tasks = [partial(one, *task) for task in zip(plan.conditions, missing, strict=True)]
+    # one after the other where they block: a scorer need not be safe in threads
+    return await waiter.either(lambda: [run(task()) for task in tasks], lambda: waiter.together(tasks))
 
 
 def _checked(scorer: object, values: Any, n: int) -> FloatArray:

@@ -9,6 +9,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
 from llm_auction_chain.errors import CandidatesError, ConfigurationError
+from llm_auction_chain.waiting import Waiter
 
 __all__ = ["CandidateFilter", "as_message"]
 
@@ -23,8 +24,9 @@ class CandidateFilter:
     Raises:
         ConfigurationError: a rule that cannot be called.
 
+    >>> from llm_auction_chain.waiting import BLOCKING, run
     >>> polite = CandidateFilter(lambda prompt, reply: "darn" not in reply.text)
-    >>> polite.allowed([], [AIMessage("Hello"), AIMessage("Oh darn")], None)
+    >>> run(polite.allowed([], [AIMessage("Hello"), AIMessage("Oh darn")], None, BLOCKING))
     [True, False]
     """
 
@@ -35,30 +37,27 @@ class CandidateFilter:
             )
         self._runnable: Runnable[Any, Any] = rule if isinstance(rule, Runnable) else _lambda(rule)
 
-    def allowed(
-        self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], config: RunnableConfig | None
+    async def allowed(
+        self,
+        prompt: Sequence[BaseMessage],
+        replies: Sequence[AIMessage],
+        config: RunnableConfig | None,
+        waiter: Waiter,
     ) -> list[bool]:
         """Return whether each reply may be returned.
 
         Raises:
-            CandidatesError: the rule failed; nothing is returned unchecked.
-            ConfigurationError: it said something else than True or False, or it is async.
+            CandidatesError: the rule failed; no reply is returned unchecked.
+            ConfigurationError: the rule returned something else than True or False, or is async in a sync call.
         """
+        pairs = [{"prompt": list(prompt), "reply": reply} for reply in replies]
         try:
-            said = self._runnable.batch(_questions(prompt, replies), config)
+            answers = await waiter.either(
+                lambda: self._runnable.batch(pairs, config), lambda: self._runnable.abatch(pairs, config)
+            )
         except Exception as error:
             raise _failed(error) from error
-        return _checked(said, len(replies))
-
-    async def aallowed(
-        self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], config: RunnableConfig | None
-    ) -> list[bool]:
-        """Do as `allowed`, awaiting."""
-        try:
-            said = await self._runnable.abatch(_questions(prompt, replies), config)
-        except Exception as error:
-            raise _failed(error) from error
-        return _checked(said, len(replies))
+        return _checked(answers, len(replies))
 
 
 def as_message(fallback: Any) -> AIMessage:
@@ -79,10 +78,6 @@ def _lambda(rule: Any) -> Runnable[Any, Any]:
 
         return RunnableLambda(awaited, name="candidate_filter")
     return RunnableLambda(lambda pair: rule(pair["prompt"], pair["reply"]), name="candidate_filter")
-
-
-def _questions(prompt: Sequence[BaseMessage], replies: Sequence[AIMessage]) -> list[dict[str, Any]]:
-    return [{"prompt": list(prompt), "reply": reply} for reply in replies]
 
 
 def _checked(said: Any, n: int) -> list[bool]:

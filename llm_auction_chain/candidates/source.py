@@ -4,19 +4,16 @@ A model that draws many replies in one request does so; any other Runnable is ca
 Truncated and empty replies are kept: dropping them would change the proposal.
 """
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextvars import copy_context
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, count, repeat
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
-from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.outputs import ChatGeneration
 from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.base import RunnableBindingBase
@@ -28,12 +25,11 @@ from llm_auction_chain.candidates.isolation import unheard
 from llm_auction_chain.candidates.native_n import ManyReplies, native
 from llm_auction_chain.candidates.unwrapping import Untraced, asks_for_a_shape, inside
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
-from llm_auction_chain.threads import finished
+from llm_auction_chain.waiting import Waiter, run
 
-__all__ = ["Sampled", "Source", "together"]
+__all__ = ["Sampled", "Source"]
 
 Progress = Callable[[int, float | None], None]
-_T = TypeVar("_T")
 _Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
 # What a scorer must know of how replies were drawn.
 _LAW = ("temperature", "top_p", "top_k")
@@ -109,115 +105,65 @@ class Source:
         self.asked_for_tokens: bool = bool(settings.get("logprobs"))
         self.asked_for_a_shape: bool = asks_for_a_shape(model, config, kwargs)
 
-    def sample(
+    async def sample(
         self,
         wanted: Sequence[tuple[Condition, int]],
+        waiter: Waiter,
         *,
         seed: int,
         tokens: bool,
         config: RunnableConfig | None,
         progress: Progress | None = None,
     ) -> Sampled:
-        """Draw so many replies under each condition.
+        """Draw replies.
 
         Args:
-            wanted: conditions, and how many replies of each.
+            wanted: conditions, and the number of replies of each.
+            waiter: how the caller waits for the model.
             seed: replays the draw where the model draws all replies itself.
             tokens: asks for tokens and log-probabilities, which a scorer needs.
             config: the parent run's.
             progress: called with the number of replies that have arrived, and tokens per second where the model counts.
 
         Raises:
-            AuctionError: a model of ours was set up wrongly; no call could have succeeded.
+            AuctionError: a model of ours is set up wrongly; no call could have succeeded.
             ConfigurationError: the model returns something else than messages.
         """
         child = ensure_config(config)
-        settings: dict[str, Any] = {"seed": seed, "tokens": tokens, "progress": progress}
+        extra = {"logprobs": True} if tokens else {}
         if self._traced:
-            return self._sample(wanted, child, **settings)
+            return await self._sample(wanted, child, seed, extra, waiter, progress)
         with unheard(child) as (silent, context):
-            return context.run(self._sample, wanted, silent, **settings)
+            return await waiter.within(context, self._sample(wanted, silent, seed, extra, waiter, progress))
 
-    def _sample(
+    async def _sample(
         self,
         wanted: Sequence[tuple[Condition, int]],
         child: RunnableConfig,
-        *,
         seed: int,
-        tokens: bool,
+        extra: dict[str, Any],
+        waiter: Waiter,
         progress: Progress | None,
     ) -> Sampled:
-        total = sum(count for _, count in wanted)
-        extra = {"logprobs": True} if tokens else {}
+        most = child.get("max_concurrency")
+        places = [place for place, (_, count) in enumerate(wanted) for _ in range(count)]
         if self._native is not None:
-            calls = self._calls(wanted, seed, extra, progress)
-            results: list[Any] = [None] * len(calls)
-            for index, result in _side_by_side([partial(self._generate, call, child) for call in calls], child):
-                results[index] = result
-            replies = _unpacked(wanted, results)
-            _tell(progress, total)
-        else:
-            prompts, places = _repeated(wanted)
-            answers: list[Any] = [None] * total
-            keywords = {**self._kwargs, **extra}
-            asked = zip(prompts, get_config_list(child, total), strict=True)
-            drawing = [partial(self._invoke, prompt, config, keywords) for prompt, config in asked]
-            for done, (index, reply) in enumerate(_side_by_side(drawing, child), 1):
-                answers[index] = reply
-                _tell(progress, done)
-            replies = list(zip(places, answers, strict=True))
-        return _sorted_out(replies)
-
-    async def asample(
-        self,
-        wanted: Sequence[tuple[Condition, int]],
-        *,
-        seed: int,
-        tokens: bool,
-        config: RunnableConfig | None,
-        progress: Progress | None = None,
-    ) -> Sampled:
-        """Do as `sample`, awaiting."""
-        child = ensure_config(config)
-        settings: dict[str, Any] = {"seed": seed, "tokens": tokens, "progress": progress}
-        if self._traced:
-            return await self._asample(wanted, child, **settings)
-        with unheard(child) as (silent, context):
-            drawing = self._asample(wanted, silent, **settings)
-            return await asyncio.create_task(drawing, context=context)
-
-    async def _asample(
-        self,
-        wanted: Sequence[tuple[Condition, int]],
-        child: RunnableConfig,
-        *,
-        seed: int,
-        tokens: bool,
-        progress: Progress | None,
-    ) -> Sampled:
-        total = sum(count for _, count in wanted)
-        extra = {"logprobs": True} if tokens else {}
-        if self._native is not None:
-            calls = self._calls(wanted, seed, extra, progress)
-            results = await together(
-                [partial(self._agenerate, call, child) for call in calls], child.get("max_concurrency")
+            requests = self._calls(wanted, seed, extra, progress)
+            results = await waiter.together(
+                [partial(self._generate, call, child, waiter) for call in requests], most=most
             )
-            replies = _unpacked(wanted, results)
-            _tell(progress, total)
+            if len(results) == len(wanted):
+                places = [place for place, result in enumerate(results) for _ in result]
+            replies = [reply for result in results for reply in result]
+            _tell(progress, sum(count for _, count in wanted))
         else:
-            prompts, places = _repeated(wanted)
-            answers: list[Any] = [None] * total
             keywords = {**self._kwargs, **extra}
-            arrived = count(1)
-
-            async def ask(index: int, config: RunnableConfig) -> None:
-                answers[index] = await self._ainvoke(prompts[index], config, keywords)
-                _tell(progress, next(arrived))
-
-            asked = enumerate(get_config_list(child, total))
-            await together([partial(ask, index, config) for index, config in asked], child.get("max_concurrency"))
-            replies = list(zip(places, answers, strict=True))
-        return _sorted_out(replies)
+            calls = [
+                partial(self._invoke, list(wanted[place][0].prompts[0]), config, keywords, waiter)
+                for place, config in zip(places, get_config_list(child, len(places)), strict=True)
+            ]
+            replies = await waiter.together(calls, most=most, progress=partial(_tell, progress))
+        return _sorted_out(list(zip(places, replies, strict=False)))
 
     def _calls(
         self, wanted: Sequence[tuple[Condition, int]], seed: int, extra: dict[str, Any], progress: Progress | None
@@ -237,53 +183,53 @@ class Source:
             (list(wanted[k][0].prompts[0]), {**given, **request, **heard.of(k)}) for k, request in enumerate(requests)
         ]
 
-    def _invoke(self, prompt: list[BaseMessage], config: RunnableConfig, keywords: dict[str, Any]) -> Any:
+    async def _invoke(
+        self, prompt: list[BaseMessage], config: RunnableConfig, keywords: dict[str, Any], waiter: Waiter
+    ) -> Any:
         """Return a reply, or what made it fail."""
+        model = self._model
         try:
-            return self._model.invoke(prompt, config, **keywords)
+            return await waiter.either(
+                lambda: model.invoke(prompt, config, **keywords), lambda: model.ainvoke(prompt, config, **keywords)
+            )
         except Exception as error:  # noqa: BLE001 - every failure of a model is kept in .causes
             return error
 
-    async def _ainvoke(self, prompt: list[BaseMessage], config: RunnableConfig, keywords: dict[str, Any]) -> Any:
-        try:
-            return await self._model.ainvoke(prompt, config, **keywords)
-        except Exception as error:  # noqa: BLE001 - every failure of a model is kept in .causes
-            return error
-
-    def _generate(self, call: _Call, child: RunnableConfig) -> list[Any]:
+    async def _generate(self, call: _Call, child: RunnableConfig, waiter: Waiter) -> list[Any]:
         """Return a request's messages, and what made parts of it fail."""
         prompt, keywords = call
         lost = self._losing(keywords)
 
-        def once(_: object, config: RunnableConfig) -> LLMResult:
-            assert self._native is not None  # noqa: S101 - for the type checker
-            if not self._traced:
-                return LLMResult(generations=[Untraced(self._native).generate(prompt, keywords)])
-            callbacks = _callbacks(_merge(self._bound_config, config))
-            return self._native.generate_prompt([ChatPromptValue(messages=prompt)], **callbacks, **keywords)
+        async def once(_: object, config: RunnableConfig) -> list[BaseMessage]:
+            return await self._request(prompt, keywords, config, waiter)
 
+        request: Runnable[Any, Any] = RunnableLambda(lambda _, config: run(once(_, config)), once, name="once")
+        for retry in self._retries:  # those that the user wrapped around the model
+            request = retry.model_copy(update={"bound": request, "kwargs": {}, "config": {}})
         try:
-            result = self._retrying(once).invoke(None, child) if self._retries else once(None, child)
+            if self._retries:
+                replies = await waiter.either(lambda: request.invoke(None, child), lambda: request.ainvoke(None, child))
+            else:
+                replies = await once(None, child)
         except Exception as error:  # noqa: BLE001 - every failure of a model is kept in .causes
             return [_failure(error)]
-        return [*_messages(result), *lost]
+        return [*replies, *lost]
 
-    async def _agenerate(self, call: _Call, child: RunnableConfig) -> list[Any]:
-        prompt, keywords = call
-        lost = self._losing(keywords)
-
-        async def once(_: object, config: RunnableConfig) -> LLMResult:
-            assert self._native is not None  # noqa: S101 - for the type checker
-            if not self._traced:
-                return LLMResult(generations=[await Untraced(self._native).agenerate(prompt, keywords)])
-            callbacks = _callbacks(_merge(self._bound_config, config))
-            return await self._native.agenerate_prompt([ChatPromptValue(messages=prompt)], **callbacks, **keywords)
-
-        try:
-            result = await (self._retrying(once).ainvoke(None, child) if self._retries else once(None, child))
-        except Exception as error:  # noqa: BLE001 - every failure of a model is kept in .causes
-            return [_failure(error)]
-        return [*_messages(result), *lost]
+    async def _request(
+        self, prompt: list[BaseMessage], keywords: dict[str, Any], config: RunnableConfig, waiter: Waiter
+    ) -> list[BaseMessage]:
+        model = self._native
+        assert model is not None  # noqa: S101 - for the type checker
+        if not self._traced:
+            generations: Sequence[Any] = await Untraced(model).generate(prompt, keywords, waiter)
+        else:
+            prompts, callbacks = [ChatPromptValue(messages=prompt)], _callbacks(_merge(self._bound_config, config))
+            result = await waiter.either(
+                lambda: model.generate_prompt(prompts, **callbacks, **keywords),
+                lambda: model.agenerate_prompt(prompts, **callbacks, **keywords),
+            )
+            generations = result.generations[0]
+        return [one.message for one in generations if isinstance(one, ChatGeneration)]
 
     def _losing(self, keywords: dict[str, Any]) -> list[Exception]:
         """Return the list to which a provider's requests add what made them fail."""
@@ -291,13 +237,6 @@ class Source:
         if isinstance(self._native, ManyReplies):
             keywords["failed"] = lost.append
         return lost
-
-    def _retrying(self, once: Callable[..., Any]) -> Runnable[Any, Any]:
-        """Return a request under the retries that the user wrapped around the model."""
-        request: Runnable[Any, Any] = RunnableLambda(once)
-        for retry in self._retries:
-            request = retry.model_copy(update={"bound": request, "kwargs": {}, "config": {}})
-        return request
 
 
 def _uncached(model: BaseChatModel) -> BaseChatModel:
@@ -332,24 +271,6 @@ def _failure(error: Exception) -> Exception:
     if isinstance(error, AuctionError) and not isinstance(error, CandidatesError):
         raise error
     return error
-
-
-def _repeated(wanted: Sequence[tuple[Condition, int]]) -> tuple[list[list[BaseMessage]], list[int]]:
-    """Return one prompt a reply, and its condition's index."""
-    places = list(chain.from_iterable(repeat(place, count) for place, (_, count) in enumerate(wanted)))
-    return [list(wanted[place][0].prompts[0]) for place in places], places
-
-
-def _unpacked(wanted: Sequence[tuple[Condition, int]], results: Sequence[list[Any]]) -> list[tuple[int, Any]]:
-    """Return every reply or failure of the requests with its condition's index."""
-    if len(results) == len(wanted):
-        return [(place, reply) for place, result in enumerate(results) for reply in result]
-    places = chain.from_iterable(repeat(place, count) for place, (_, count) in enumerate(wanted))
-    return list(zip(places, results[0], strict=False))
-
-
-def _messages(result: LLMResult) -> list[BaseMessage]:
-    return [one.message for one in result.generations[0] if isinstance(one, ChatGeneration)]
 
 
 def _sorted_out(replies: Sequence[tuple[int, Any]]) -> Sampled:
@@ -396,46 +317,6 @@ class _Heard:
             _tell(self._progress, sum(self._done), sum(self._rates) or None)
 
         return {"progress": hear}
-
-
-def _side_by_side(calls: Sequence[Callable[[], Any]], config: RunnableConfig) -> Iterator[tuple[int, Any]]:
-    """Yield (place, result) as calls return, at most `max_concurrency` at once; raise what one raises.
-
-    LangChain's `batch` has a pool of threads for it; these begin as one, which is twice as fast where a model answers
-    at once, and an exit waits for none of them.
-    """
-    if len(calls) == 1:
-        yield 0, calls[0]()
-        return
-    guarded = [partial(copy_context().run, _guarded, call) for call in calls]
-    for place, (result, error) in finished(guarded, timeout=None, most=config.get("max_concurrency")):
-        if error is not None:
-            raise error
-        yield place, result
-
-
-def _guarded(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    try:
-        return call(), None
-    except BaseException as error:  # noqa: BLE001 - raised where somebody waits for it
-        return None, error
-
-
-async def together(calls: Sequence[Callable[[], Coroutine[Any, Any, _T]]], limit: int | None = None) -> list[_T]:
-    """Await all, at most so many at once. Where one fails, or the caller is cancelled, none goes on."""
-    gate = asyncio.Semaphore(limit or len(calls))
-
-    async def one(call: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        async with gate:
-            return await call()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(call)) for call in calls]
-    except BaseExceptionGroup as failed:
-        error = failed.exceptions[0]
-        raise error from error.__cause__
-    return [task.result() for task in tasks]
 
 
 def _tell(progress: Progress | None, done: int, tokens_per_second: float | None = None) -> None:

@@ -26,6 +26,7 @@ from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.messages import messages_of
+from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
 __all__ = [
     "Untraced",
@@ -265,23 +266,25 @@ class Untraced(Runnable[LanguageModelInput, BaseMessage]):
 
     @override
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> BaseMessage:
-        return self.generate(messages_of(input), kwargs)[0].message
+        return run(self.generate(messages_of(input), kwargs, BLOCKING))[0].message
 
     @override
     async def ainvoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> BaseMessage:
-        return (await self.agenerate(messages_of(input), kwargs))[0].message
+        return (await self.generate(messages_of(input), kwargs, AWAITING))[0].message
 
-    # LangChain's one way to a model without a run: `generate(callbacks=[])` would still be heard by configure hooks
-    def generate(self, messages: list[BaseMessage], kwargs: Mapping[str, Any]) -> list[ChatGeneration]:
+    async def generate(
+        self, messages: list[BaseMessage], kwargs: Mapping[str, Any], waiter: Waiter
+    ) -> list[ChatGeneration]:
         """Return all replies of one request."""
-        return self.model._generate_with_cache(messages, **_for_the_model(kwargs)).generations  # noqa: SLF001
-
-    async def agenerate(self, messages: list[BaseMessage], kwargs: Mapping[str, Any]) -> list[ChatGeneration]:
-        """Do as `generate`, awaiting."""
-        drawn = await self.model._agenerate_with_cache(messages, **_for_the_model(kwargs))  # noqa: SLF001
-        return drawn.generations
+        # LangChain's one way to a model without a run: `generate(callbacks=[])` would still be heard by configure hooks
+        keywords = _for_the_model(kwargs)
+        result = await waiter.either(
+            lambda: self.model._generate_with_cache(messages, **keywords),  # noqa: SLF001
+            lambda: self.model._agenerate_with_cache(messages, **keywords),  # noqa: SLF001
+        )
+        return result.generations
 
 
 def _for_the_model(kwargs: Mapping[str, Any]) -> dict[str, Any]:
