@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
@@ -95,7 +95,9 @@ class _Workers:
                 self._tell(place, outcome)
 
 
-def finished(calls: Sequence[Call], timeout: float | None, *, most: int | None = None) -> Iterator[tuple[int, Any]]:
+def finished(
+    calls: Sequence[Call], timeout: float | None, *, most: int | None = None
+) -> Generator[tuple[int, Any], None, None]:
     """Yield (place, outcome) of the calls as they finish, until all have or the timeout, in seconds, is over.
 
     Args:

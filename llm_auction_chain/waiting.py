@@ -15,6 +15,7 @@ awaits the coroutine as usual.
 """
 
 import asyncio
+import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -87,16 +88,20 @@ class _Blocking(Waiter):
         most: int | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> list[T]:
-        tasks = [partial(copy_context().run, attempt, partial(_finish, call)) for call in calls]
-        # a single call needs no thread
-        outcomes = finished(tasks, timeout=None, most=most) if len(tasks) > 1 else ((0, task()) for task in tasks)
-        results: dict[int, T] = {}
-        for place, (result, error) in outcomes:
-            if error is not None:
-                raise error
-            results[place] = result
+        if len(calls) == 1:  # needs no thread
+            only = _finish(calls[0])
             if progress is not None:
-                progress(len(results))
+                progress(1)
+            return [only]
+        results: dict[int, T] = {}
+        tasks = [partial(copy_context().run, attempt, partial(_finish, call)) for call in calls]
+        with contextlib.closing(finished(tasks, timeout=None, most=most)) as outcomes:
+            for place, (result, error) in outcomes:
+                if error is not None:
+                    raise error
+                results[place] = result
+                if progress is not None:
+                    progress(len(results))
         return [results[place] for place in range(len(calls))]
 
     @override

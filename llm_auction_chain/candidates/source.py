@@ -14,7 +14,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration
-from langchain_core.prompt_values import ChatPromptValue
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import ensure_config, get_config_list
@@ -223,7 +223,8 @@ class Source:
         if not self._traced:
             generations: Sequence[Any] = await Untraced(model).generate(prompt, keywords, waiter)
         else:
-            prompts, callbacks = [ChatPromptValue(messages=prompt)], _callbacks(_merge(self._bound_config, config))
+            prompts: list[PromptValue] = [ChatPromptValue(messages=prompt)]
+            callbacks = _callbacks(_merge(self._bound_config, config))
             result = await waiter.either(
                 lambda: model.generate_prompt(prompts, **callbacks, **keywords),
                 lambda: model.agenerate_prompt(prompts, **callbacks, **keywords),
