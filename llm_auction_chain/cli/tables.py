@@ -111,6 +111,7 @@ def write_table(
         if console.measure(table, options=console.options.update(max_width=sys.maxsize)).minimum <= console.width:
             for column in table.columns:
                 column.max_width = None
+            table.expand = any(column.cut for column in columns)
             console.print(table)
             return
     write_line(console, title, "italic")
@@ -147,6 +148,7 @@ def _table(
             overflow="ellipsis" if column.cut else "fold",
             min_width=widest if column.figure else None,
             max_width=None if column.figure else _NARROWEST,
+            ratio=1 if column.cut else None,  # the room that the others leave
         )
     for k, row in enumerate(rows):
         table.add_row(*map(Text, row), style="bold green" if k == bold else "")

@@ -21,12 +21,12 @@ AGENTS = [
 ]
 
 
-def shown(width, agents=AGENTS, scale=1.0, **settings):
+def shown(width, agents=AGENTS, scale=1.0, length=3, **settings):
     scaled = [
         Agent(agent.name, lambda p, r, reward=agent.reward: scale * reward(p, r), agent.owner, agent.context)
         for agent in agents
     ]
-    model = MarkovChatModel(length=3, tilts={"guitars": (0.0, 2.0, 0.0)})
+    model = MarkovChatModel(length=length, tilts={"guitars": (0.0, 2.0, 0.0)})
     result = AuctionRunnable(model=model, agents=scaled, n_candidates=16, seed=7, **settings).run("x")
     console = Console(width=width, color_system=None, force_terminal=True)
     with console.capture() as captured:
@@ -80,6 +80,15 @@ def test_nothing_vanishes_on_any_terminal(width, scale):
         assert fact in out
 
 
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_long_reply_is_cut_and_leaves_the_figures_their_room(width):
+    result, out = shown(width, length=100)
+    for j, candidate in enumerate(result.candidates):
+        start, probability = candidate.message.text[:5], result.settlement.probabilities[j]
+        row = rf"^ *{j} +{start}[abc]+… .* {candidate.log_weight:.2f} .* {probability:.4f}$"
+        assert re.search(row, out, re.MULTILINE), (j, out)
+
+
 def test_draws_components_and_the_log_normaliser_are_shown():
     result, out = shown(80)
     assert len(result.components) > 1
@@ -102,10 +111,9 @@ def test_one_component_needs_no_letters():
 
 
 def test_escapes_in_replies_and_names_are_spelled_out():
+    model = FakeListChatModel(responses=["Hi\x1b[2J\tthere\u202e"])
     agents = [Agent("[red]A\x1b[2J", lambda prompt, reply: 1.0)]
-    result = AuctionRunnable(model=FakeListChatModel(responses=["Hi\x1b[2J\tthere\u202e"]), agents=agents, seed=1).run(
-        "x"
-    )
+    result = AuctionRunnable(model=model, agents=agents, n_candidates=1).run("x")
     console = Console(width=80, color_system=None, force_terminal=True)
     with console.capture() as captured:
         show(result, console)
