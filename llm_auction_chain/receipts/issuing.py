@@ -6,7 +6,6 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from langchain_core.messages import BaseMessage
 
 from llm_auction_chain.agents import Agent
@@ -121,7 +120,7 @@ def issue(
                 for reply, draws in zip(parts["replies"], parts["draws"]["candidates"], strict=True)
             ],
             "log_weights": parts["weights"],
-            "log_probabilities": _null_for_infinite(settlement.log_probabilities),
+            "log_probabilities": [nats if nats > -np.inf else None for nats in settlement.log_probabilities.tolist()],
             "probabilities": settlement.probabilities.tolist(),
             "winner": settlement.winner,
             "agents": bids,
@@ -154,7 +153,3 @@ def _bid(opening: Opening, k: int, report: Report, settlement: Settlement, price
         charge=as_text(as_decimal(payment)),
         price_per_click=price,
     )
-
-
-def _null_for_infinite(values: npt.NDArray[np.float64]) -> list[float | None]:
-    return [value if value > -np.inf else None for value in values.tolist()]

@@ -235,9 +235,7 @@ class _Shared(Record):
             ConfigurationError: the key is of another kind, or the stated digest is not that of the content.
         """
         if self.digest != self.computed_digest():
-            raise ConfigurationError(
-                f"The digest of {self.auction_id} is not that of its content; verify tells what is wrong."
-            )
+            raise ConfigurationError(f"The digest of {self.auction_id} is not that of its content; verify tells more.")
         public_key, value = signature_of(self.digest, key)
         signature = Signature(algorithm="Ed25519", public_key=public_key, value=value)
         return self.model_copy(update={"signature": signature})
