@@ -34,7 +34,7 @@ __all__ = [
     "write_table",
 ]
 
-_NARROWEST = 12  # characters that a column of texts keeps in a table
+_NARROWEST = 12  # characters: a table may break words longer than this
 _PAGE = 1000  # rows of a table: the widths of its columns follow from all of them
 _FIGURES = frozenset({"seq", "amount", "balance", "held", "available"})
 _FORMULA = ("=", "+", "-", "@", "'")  # and letters that look like them, such as a full-width =
