@@ -33,7 +33,7 @@ from llm_auction_chain.candidates import (
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.ledger import AuctionLedger
 from llm_auction_chain.mechanism import PaymentRule
-from llm_auction_chain.mechanism.settle import check_payment_rule, check_tau
+from llm_auction_chain.mechanism.settlement import check_payment_rule, check_tau
 from llm_auction_chain.reports import OnAgentError
 from llm_auction_chain.validators import choice, number, refuse, text, whole_number
 

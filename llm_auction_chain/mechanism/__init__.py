@@ -2,7 +2,7 @@
 
 from llm_auction_chain.mechanism.diagnostics import Diagnostics, effective_sample_size, pareto_k_hat
 from llm_auction_chain.mechanism.payments import PAYMENT_RULES, PaymentRule
-from llm_auction_chain.mechanism.settle import Settlement, settle
+from llm_auction_chain.mechanism.settlement import Settlement, settle
 
 __all__ = [
     "PAYMENT_RULES",

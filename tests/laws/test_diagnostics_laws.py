@@ -1,4 +1,4 @@
-"""What the diagnostics say of the weights: their definitions, and k-hat against arviz."""
+"""Diagnostics follow their definitions, and k-hat agrees with arviz."""
 
 import warnings
 
@@ -13,7 +13,7 @@ from llm_auction_chain.mechanism import pareto_k_hat, settle
 
 @st.composite
 def merged_auctions(draw):
-    """An auction over merged replies, how many draws each stands for, and the same auction over the draws."""
+    """Return an auction over merged replies, the number of draws of each, and the same auction over single draws."""
     n, m = draw(st.integers(0, 3)), draw(st.integers(1, 16))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     rewards, tau = rng.normal(size=(n, m)), draw(st.sampled_from([0.05, 1.0, 30.0]))

@@ -1,6 +1,5 @@
 """Every identity of docs/mechanism.md, on random and on extreme auctions."""
 
-import importlib
 import math
 
 import mpmath
@@ -10,9 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from llm_auction_chain.mechanism import PAYMENT_RULES, settle
-
-settle_module = importlib.import_module("llm_auction_chain.mechanism.settle")  # the name is the function's, too
+from llm_auction_chain.mechanism import PAYMENT_RULES, settle, settlement
 
 FLOATS = st.floats(-20, 20, allow_subnormal=False)
 
@@ -45,7 +42,7 @@ def extreme_auctions(draw):
 
 
 def exact(rewards, weights, tau, agents=None, digits=120):
-    """Log-laws p and p_-i, payments and contributions in so many digits, straight from the definitions."""
+    """Return log p, log p_-i, payments and contributions to many digits, straight from the definitions."""
     with mpmath.workdps(digits):
         live = [j for j in range(len(weights)) if np.isfinite(weights[j])]
         total = {j: sum(map(mpmath.mpf, rewards[:, j]), mpmath.mpf(0)) for j in live}
@@ -135,7 +132,7 @@ def test_adding_a_constant_to_a_report_adds_it_to_the_contribution_and_changes_n
 @pytest.mark.parametrize("rule", ["expected", "influence", "pivot"])
 @pytest.mark.parametrize("tau", [0.05, 1.0, 1e6])
 def test_a_constant_of_1e12_costs_no_digit(rule, tau):
-    """Rewards are sixteenths, so that adding the constant rounds nothing."""
+    """Rewards are sixteenths, so that adding the constant does not round them."""
     rng = np.random.default_rng(3)
     rewards = rng.integers(0, 32, size=(5, 9)) / 16
     plain = settle(rewards, tau=tau, payment_rule=rule, seed=8)
@@ -213,7 +210,7 @@ def test_extreme_numbers_neither_overflow_nor_give_nan(auction):
 
 
 def test_payments_survive_the_underflow_of_p():
-    """Without agent 0 candidate 0 wins; with it, p_0 is exp(-2000): the whole payment stands in q alone."""
+    """Without agent 0 candidate 0 wins. With it p_0 is exp(-2000): the payment follows from q alone."""
     rewards = np.array([[0.0, 3000.0], [1000.0, 0.0]])
     outcome = settle(rewards, tau=1.0, seed=1)
     assert outcome.probabilities[0] == 0.0
@@ -249,7 +246,7 @@ def test_a_large_tau_is_the_reference(auction, exponent):
 @given(auctions(), st.sampled_from([None, "together"]))
 @settings(deadline=None)
 def test_the_mean_charge_over_the_law_of_the_draw_is_the_expected_payment(auction, owners):
-    """Exact: every winner in turn, weighed with its probability."""
+    """This is exact: it averages over every winner by its probability."""
     rewards, weights, tau = auction
     rewards = np.abs(rewards)
     owners = owners and ["one"] * min(2, len(rewards)) + [str(k) for k in range(len(rewards) - 2)]
@@ -257,7 +254,7 @@ def test_the_mean_charge_over_the_law_of_the_draw_is_the_expected_payment(auctio
         mean = np.zeros(len(rewards))
         for j in np.flatnonzero(np.isfinite(weights)):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(settle_module, "draw", lambda scores, _, j=j: (int(j), np.zeros(len(scores))))
+                patch.setattr(settlement, "draw", lambda scores, _, j=j: (int(j), np.zeros(len(scores))))
                 outcome = settle(rewards, weights, tau=tau, payment_rule=rule, owners=owners, seed=1)
             assert outcome.winner == j
             mean += outcome.probabilities[j] * outcome.payments
@@ -266,7 +263,7 @@ def test_the_mean_charge_over_the_law_of_the_draw_is_the_expected_payment(auctio
 
 @pytest.mark.parametrize("owners", [None, ["one", "two", "one"]])
 def test_pivot_charges_the_expected_payment_on_average(owners):
-    """Sampled, for the charge depends on the noise: 4,000 draws, 5 standard errors, fails by chance below 1e-5."""
+    """The charge depends on the noise, so this samples 4,000 draws; 5 standard errors fail by chance below 1e-5."""
     rewards = np.array([[0.0, 1.0, 2.0, 0.5, 9.0], [1.5, 0.0, 0.2, 0.9, 9.0], [0.3, 0.6, 0.1, 0.0, 0.0]])
     weights = np.array([0.0, 0.3, -1.0, 0.1, -np.inf])
     rng = np.random.default_rng(5)
@@ -321,7 +318,7 @@ def test_pivot_is_truthful_for_every_noise_draw(auction, lie, seed):
 @given(auctions(), st.integers(0, 2**32))
 @settings(deadline=None)
 def test_influence_charges_how_much_likelier_the_agent_made_the_drawn_reply(auction, seed):
-    """And so leaves every agent its contribution, whatever is drawn."""
+    """So every agent keeps its contribution, whatever is drawn."""
     rewards, weights, tau = auction
     outcome = settle(rewards, weights, tau=tau, payment_rule="influence", seed=seed)
     law, without, _, _ = exact(rewards, weights, tau)
@@ -407,7 +404,7 @@ def test_a_report_however_large_costs_the_law_without_it_no_digit(size, agents):
 @pytest.mark.parametrize("gap", [100.0, 250.0, 500.0])
 @pytest.mark.parametrize("share", [1e-6, 0.03, 1.0, 60.0])
 def test_numbers_keep_their_digits_down_to_1e_250(gap, share):
-    """Candidate 1 has probability exp(-gap): every payment stands in it alone."""
+    """Candidate 1 has probability exp(-gap), and every payment follows from it alone."""
     rewards = np.array([[0.0, share, 0.25 * share], [1.0, 0.5, 0.75]])
     weights = np.array([0.0, -gap, -gap - 1.0])
     outcome = settle(rewards, weights, tau=1.0, seed=1)

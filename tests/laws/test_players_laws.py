@@ -1,4 +1,4 @@
-"""Owners, players who never pay, and what would have been the reply without each agent."""
+"""Owners, agents that never pay, and the winner without each agent."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def owner_pays(outcome, agents):
 
 @given(auctions(), RULES, SEEDS, st.floats(-20, 0))
 def test_the_others_pay_the_clarke_payments_against_the_welfare_that_counts_the_user(auction, rule, seed, dislike):
-    """A user's welfare is as good as a reference that likes what the user likes: `lw + r_user / tau`."""
+    """A user that never pays is equivalent to a reference model with log-weights `lw + r_user / tau`."""
     rewards, weights, tau = auction
     user = rewards[0] + dislike
     with_user = settle(
@@ -110,7 +110,7 @@ def test_cloning_or_inflating_identities_inside_one_owner_gains_nothing(auction,
 
 
 def test_splitting_over_owners_that_nobody_detects_drives_the_payment_to_nothing():
-    """What docs/agents.md warns of: one report, cut into k equal ones of k undetected owners."""
+    """docs/agents.md warns of this: one report is split into k equal ones of k owners."""
     rng = np.random.default_rng(5)
     report, others = 2 * rng.random(16), 2 * rng.random((2, 16))
     paid = []

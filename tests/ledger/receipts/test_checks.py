@@ -1,4 +1,4 @@
-"""Every change of a receipt is found: by its digest, and where that is made anew by what follows from the rest."""
+"""Every change of a receipt is a difference, and nearly every change with a new digest is one, too."""
 
 import json
 
@@ -10,8 +10,8 @@ from tests.unit.receipts.examples import all_receipts, changes_of, rich_receipt,
 MADE = all_receipts()
 CHANGED = [name for name in MADE if name not in ("expected", "proportional", "influence")]
 RECEIPTS = ("pivot", "fallback", "alone")
-# A view cannot tell the digest of the receipt it is a part of, nor the salt of a message it does not have, nor which of
-# two replies that are worth the same to the agent others made likelier.
+# Nothing in a view determines the digest of the full receipt, the salt of a message that the view does not contain, or
+# which of two replies that are worth the same to the agent the others made likelier.
 UNBOUND_IN_VIEWS = {"receipt", "salts.reply", "log_probabilities"}
 
 
@@ -67,9 +67,9 @@ def test_a_forger_with_the_salt_is_detected_only_by_the_opening_that_agents_rece
     swapped = {**forged.as_dict(), "auction_id": honest.auction_id}
     assert not verify(swapped).ok
     remade = forged.as_dict()
-    assert verify(remade).ok  # a whole other auction is a receipt as good as any
-    assert remade["opening"] != honest.opening  # which its agents know
-    assert remade["digest"] != honest.digest  # which a ledger, and a signature, keep
+    assert verify(remade).ok  # a different auction also has a valid receipt
+    assert remade["opening"] != honest.opening  # the agents know the opening
+    assert remade["digest"] != honest.digest  # a ledger and a signature preserve the digest
 
 
 def test_a_text_is_read_like_a_dict_and_duplicate_keys_are_refused():

@@ -1,4 +1,4 @@
-"""How far figures may lie off: honest ones always hold, and a forger moves next to nothing."""
+"""Tolerances: honest figures are always valid, and a forger can change almost nothing."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ def counts(letter, worth, constant=0.0):
 
 
 def random_auction(rng):
-    """Return reports, log-weights and terms: of any size against tau, with constants, twins and opposites."""
+    """Return reports, log-weights and terms: of any size relative to tau, with constants, duplicates and opposites."""
     n, m, tau = int(rng.integers(1, 7)), int(rng.integers(1, 12)), 10.0 ** rng.uniform(-9, 12)
     spreads = tau * 10.0 ** (
         rng.uniform(-9, 9, n) if rng.random() < 0.5 else rng.uniform(-7, 7) + rng.uniform(-2, 2, n)
@@ -199,7 +199,7 @@ def test_a_price_per_click_follows_from_the_value_that_the_agent_gave(rule):
         bid["click_through"] = [chance / 100 for chance in bid["click_through"]]
         bid["price_per_click"] *= 100
         assert "agents[0].report[0]" in {found.field for found in verify(with_new_commitments(forged)).differences}
-        bid["value_per_click"] *= 100  # which makes up for it, and is not what the agent's report was bound to
+        bid["value_per_click"] *= 100  # consistent again, but not what the agent committed to
         assert verify(with_new_commitments(forged)).ok
         assert [found.field for found in verify(with_new_digest(forged)).differences] == ["reports[0]"]
 
@@ -215,7 +215,7 @@ def test_a_cut_report_per_click_holds_and_a_value_without_clicks_does_not():
 
 
 def deciding_alone(rng):
-    """Return an owner's agents of whom each alone would decide, so that none would pay anything alone."""
+    """Return agents of one owner each of which would decide alone, so that none would pay anything alone."""
     tau, scale = 10.0 ** rng.uniform(-3, 0), 10.0 ** rng.uniform(2.5, 7)
     wishes = [{letter: rng.choice([0.0, 1.0, rng.random()]) * scale * tau for letter in "abc"} for _ in range(3)]
     owners, pays = ["o", "o", rng.choice(["o", "q"])], rng.random() < 0.7

@@ -30,7 +30,7 @@ def test_k_hat_is_none_if_no_tail_can_be_fitted(weights):
 
 
 def test_25_draws_and_five_weights_that_differ_have_a_k_hat():
-    assert pareto_k_hat(np.arange(25.0)) == pytest.approx(0.753916, abs=1e-6)  # arviz_stats 1.x says so, too
+    assert pareto_k_hat(np.arange(25.0)) == pytest.approx(0.753916, abs=1e-6)  # as arviz_stats 1.x
     assert pareto_k_hat(np.array([0.0, -0.1, -0.2, -0.3, -0.4] + [-1.0] * 45)) is not None
 
 

@@ -126,7 +126,7 @@ def rich_receipt(rule="expected", **settings):
 
 
 def at_a_fallback():
-    """Return the receipt of an auction whose filter lets nothing pass."""
+    """Return the receipt of an auction whose filter excludes every reply."""
     return hold_auction(
         crowd()[:3], policy=Policy(candidate_filter=lambda prompt, reply: False, fallback="Let me think.")
     ).receipt
@@ -169,7 +169,7 @@ def _places(value, path):
 
 
 def _others(value):  # noqa: PLR0911 - one a type
-    """Return what could stand in the place of a value."""
+    """Return other values for the place of a value."""
     if isinstance(value, dict):
         return [{**value, "more": 1}, *({k: v for k, v in value.items() if k != key} for key in value)]
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Commitments are plain salted digests; that of a message is of its role, content and tool calls."""
+"""Commitments are salted digests. That of a message covers its role, content and tool calls."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A view is enough to compute what its owner pays, by the formulas and nothing else."""
+"""A view and the formulas are enough to compute what its owner pays."""
 
 import numpy as np
 import pytest

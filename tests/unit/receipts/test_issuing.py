@@ -16,15 +16,15 @@ SALT = "5a" * 32
 
 
 class Attentive:
-    """Keeps what it was told when it was asked, and what it answered."""
+    """A reward that keeps the commitment that it received and the report that it returned."""
 
     def __init__(self):
-        self.told, self.said = None, None
+        self.received, self.reported = None, None
 
     def score(self, prompt, replies):
-        self.told = asked_by.get().commitment
-        self.said = [2.0 * reply.text.count("b") for reply in replies]
-        return self.said
+        self.received = asked_by.get().commitment
+        self.reported = [2.0 * reply.text.count("b") for reply in replies]
+        return self.reported
 
 
 def attended():
@@ -34,14 +34,14 @@ def attended():
 
 async def test_agents_receive_the_opening_before_they_report():
     mine, receipt = attended()
-    assert mine.told == receipt.opening == receipt.view("Mine").opening
+    assert mine.received == receipt.opening == receipt.view("Mine").opening
     events = []
     auction = AuctionRunnable(
         model=MarkovChatModel(), agents=[Agent("Mine", mine)], n_candidates=4, on_event=events.append
     )
     result = await auction.arun("x")
     (told,) = (event.data["commitment"] for event in events if event.name == "auction.candidates")
-    assert mine.told == told == result.receipt.opening == result.reply.response_metadata["auction"]["commitment"]
+    assert mine.received == told == result.receipt.opening == result.reply.response_metadata["auction"]["commitment"]
 
 
 @pytest.mark.parametrize("part", ["draw_seed", "tau", "replies", "seed", "weights", "draws", "agents"])
@@ -53,22 +53,22 @@ def test_an_agent_alone_detects_a_platform_that_changes_what_it_committed_to(par
     else:
         view[part] = {"draw_seed": "8", "tau": 2.0, "replies": view["replies"][::-1]}[part]
     assert "opening" in {difference.field for difference in verify(with_new_digest(view)).differences}
-    # and one that makes a new opening, too, says something else than it said before
+    # with a new opening the view is consistent, but the agent received another opening
     parts = {"terms": {name: view[name] for name in receipt.terms()}}
     parts |= {name: view[name] for name in ("draw_seed", "replies")}
     opened = {name: commitment(view["salts"][name], value) for name, value in parts.items()}
     view["opening"] = opening_commitment(view["auction_id"], {**opened, **view["hidden"]})
     assert "opening" not in {difference.field for difference in verify(with_new_digest(view)).differences}
-    assert view["opening"] != mine.told
+    assert view["opening"] != mine.received
 
 
 def test_an_agent_can_show_whether_its_report_was_used():
     mine, receipt = attended()
     view = receipt.view("Mine")
-    assert list(view.agents[0].report) == mine.said
-    assert view.reports[0] == receipt.reports[0]  # which the auditor finds in the receipt
+    assert list(view.agents[0].report) == mine.reported
+    assert view.reports[0] == receipt.reports[0]  # the auditor finds it in the receipt
     cheated = view.model_copy(
-        update={"agents": (view.agents[0].model_copy(update={"report": (9.0,) * len(mine.said)}),)}
+        update={"agents": (view.agents[0].model_copy(update={"report": (9.0,) * len(mine.reported)}),)}
     )
     assert "reports[0]" in {difference.field for difference in verify(with_new_digest(cheated.as_dict())).differences}
 

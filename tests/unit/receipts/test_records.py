@@ -155,7 +155,7 @@ TYPES = {
 
 
 def satisfies(value, schema, root):  # noqa: PLR0911 - one a kind
-    """Whether JSON satisfies a schema of the keywords that ours use, by the letter of the standard."""
+    """Return whether JSON satisfies a schema; only the keywords of our schemas are implemented."""
     if "$ref" in schema:
         return satisfies(value, root["$defs"][schema["$ref"].rpartition("/")[2]], root)
     if "anyOf" in schema:

@@ -1,4 +1,4 @@
-"""What `settle` refuses, each with an error of the package's own tree that says what to do."""
+"""`settle` refuses invalid arguments with an error of the package that says what to do."""
 
 import datetime as dt
 import math
