@@ -35,19 +35,15 @@ class Progress:
     tokens_per_second: float | None = None
 
     @staticmethod
-    def of_candidates(hook: "ProgressHook | None") -> Callable[[Stage, int, int, float | None], None] | None:
+    def of_candidates(hook: "ProgressHook") -> Callable[[Stage, int, int, float | None], None]:
         """Return the callback for the drawing of candidates."""
-        if hook is None:
-            return None
         return lambda stage, done, total, rate: hook(
             Progress(stage=stage, done=done, total=total, tokens_per_second=rate)
         )
 
     @staticmethod
-    def of_rewards(hook: "ProgressHook | None", total: int) -> Callable[[int], None] | None:
+    def of_rewards(hook: "ProgressHook", total: int) -> Callable[[int], None]:
         """Return the callback for the asking of agents."""
-        if hook is None:
-            return None
         return lambda done: hook(Progress(stage="rewards", done=done, total=total))
 
 

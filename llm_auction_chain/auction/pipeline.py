@@ -25,7 +25,7 @@ from llm_auction_chain.auction.settings import AuctionSettings, size_of
 from llm_auction_chain.candidates import CandidateFilter, Drawn, Plan, Size, Source, as_message, draw, make_plan
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, Opening, open_auction
 from llm_auction_chain.reports import Report, Terms, collect
-from llm_auction_chain.rewards import AskedBy, log_ratios_of
+from llm_auction_chain.rewards import AskedBy, Reward, log_ratios_of
 from llm_auction_chain.waiting import Waiter
 
 __all__ = ["hold_auction"]
@@ -33,7 +33,7 @@ __all__ = ["hold_auction"]
 _T = TypeVar("_T")
 _LIBRARY = version("llm-auction-chain")  # reads a file, which no event loop should wait for
 _BYPASSED = "the model calls tools, so no agent bids"
-_ONE = Size(n=1, most=1, min_ess=0.0, fewest=1)
+_ONE = Size(n=1, most=1, min_ess=0.0, fewest=1)  # without agents, one has the distribution of the reference model
 _MANY_REWARDS = 1 << 15  # settling more takes longer than an event loop should be held up
 _PER_AGENT = 64  # what an agent costs beside its rewards, counted in rewards
 _MANY_CANDIDATES = 512  # committing to more takes longer than an event loop should be held up
@@ -62,9 +62,10 @@ async def hold_auction(settings: AuctionSettings, call: Call, waiter: Waiter) ->
     check_prompt(call.prompt)
     async with _open_tab(settings, call, waiter) as tab:
         admitted = admit(settings, call, tab)
-        await call.notify(_started(settings, admitted))
+        size = size_of(settings) if admitted.agents or settings.policy.candidate_filter else _ONE
+        await call.notify(_started(admitted, size))
 
-        plan = _plan(settings, call, admitted)
+        plan = _plan(settings, call, admitted, size)
         drawn = await _draw(plan, call, waiter)
         admitted = await _without_agents_if_tools_are_called(settings, admitted, drawn, tab)
         opening = await _commit(settings, admitted, plan, drawn, waiter)
@@ -96,12 +97,7 @@ def _open_tab(settings: AuctionSettings, call: Call, waiter: Waiter) -> Tab:
     )
 
 
-def _size(settings: AuctionSettings, admitted: Admitted) -> Size:
-    """Return how many candidates are drawn; without agents, one has the distribution of the reference model."""
-    return size_of(settings) if admitted.agents or settings.policy.candidate_filter else _ONE
-
-
-def _plan(settings: AuctionSettings, call: Call, admitted: Admitted) -> Plan:
+def _plan(settings: AuctionSettings, call: Call, admitted: Admitted, size: Size) -> Plan:
     """Return what to draw, decided from the prompt, public descriptions, tau and a seed."""
     sampling, policy = settings.sampling, settings.policy
     return make_plan(
@@ -117,9 +113,9 @@ def _plan(settings: AuctionSettings, call: Call, admitted: Admitted) -> Plan:
         prompt=admitted.prompt,
         contexts=[agent.context for agent in admitted.agents],
         tau=settings.tau,
-        size=_size(settings, admitted),
+        size=size,
         seed=admitted.seed_of_candidates,
-        tokens=any(log_ratios_of(agent.reward) for agent in admitted.agents),
+        tokens=any(isinstance(one.reward, Reward) and bool(log_ratios_of(one.reward)) for one in admitted.agents),
         candidate_filter=None if policy.candidate_filter is None else CandidateFilter(policy.candidate_filter),
         fallback=None if policy.fallback is None else as_message(policy.fallback),
     )
@@ -127,7 +123,7 @@ def _plan(settings: AuctionSettings, call: Call, admitted: Admitted) -> Plan:
 
 async def _draw(plan: Plan, call: Call, waiter: Waiter) -> Drawn:
     """Draw the candidates and weigh them."""
-    progress = events.Progress.of_candidates(call.progress)
+    progress = events.Progress.of_candidates(call.progress) if call.progress else None
     return await _within(call.config, draw(plan, waiter, config=call.config, progress=progress), waiter)
 
 
@@ -188,7 +184,6 @@ async def _ask(
     waiter: Waiter,
 ) -> Sequence[Report]:
     """Ask every agent what each candidate is worth to it."""
-    possible = [candidate.message for candidate in drawn.candidates if candidate.possible]
     asked_by = AskedBy(auction_id=admitted.auction_id, currency=admitted.currency, commitment=opening.commitment)
     terms = Terms(
         timeout=settings.reward_timeout,
@@ -199,9 +194,15 @@ async def _ask(
         scorer=plan.scorer,
         law=plan.source.law if plan.scorer is plan.source.scorer else None,
     )
-    progress = events.Progress.of_rewards(call.progress, len(admitted.agents))
+    progress = events.Progress.of_rewards(call.progress, len(admitted.agents)) if call.progress else None
     reports = collect(
-        admitted.agents, admitted.prompt, possible, terms, config=call.config, progress=progress, waiter=waiter
+        admitted.agents,
+        admitted.prompt,
+        drawn.possible_replies,
+        terms,
+        config=call.config,
+        progress=progress,
+        waiter=waiter,
     )
     return await _within(call.config, reports, waiter)
 
@@ -257,13 +258,13 @@ async def _compute(work: Callable[[], _T], waiter: Waiter, *, long: bool) -> _T:
     return await waiter.in_thread(work) if long else work()
 
 
-def _started(settings: AuctionSettings, admitted: Admitted) -> events.AuctionEvent:
+def _started(admitted: Admitted, size: Size) -> events.AuctionEvent:
     return events.started(
         admitted.auction_id,
         agents=len(admitted.agents),
         left_out=len(admitted.left_out),
         bypassed=admitted.bypassed,
-        most=_size(settings, admitted).most,
+        most=size.most,
     )
 
 

@@ -48,6 +48,11 @@ class Drawn:
     causes: tuple[BaseException, ...]
     usage: UsageMetadata | None
 
+    @property
+    def possible_replies(self) -> list[AIMessage]:
+        """The replies that may be drawn, which are those that agents see."""
+        return [candidate.message for candidate in self.candidates if candidate.possible]
+
 
 async def draw(
     plan: Plan, waiter: Waiter, *, config: RunnableConfig | None = None, progress: Progress | None = None

@@ -2,14 +2,24 @@
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage
 
-from llm_auction_chain.canonical_json import digest, digest_without_floats, printable
+from llm_auction_chain.canonical_json import digest, digest_without_floats, digests, printables
 
-__all__ = ["commitment", "message_digest", "opening_commitment", "report_salt", "salt_of"]
+__all__ = [
+    "commitment",
+    "message_digest",
+    "message_digests",
+    "opening_commitment",
+    "part_commitments",
+    "report_salt",
+    "salt_of",
+]
+
+_WITH_FLOATS = frozenset({"terms", "weights", "agents"})  # parts of an opening
 
 
 def salt_of(salt: str, part: str) -> str:
@@ -39,15 +49,48 @@ def opening_commitment(auction_id: str, commitments: Mapping[str, str]) -> str:
     return digest({"auction_id": auction_id, **commitments})
 
 
+def part_commitments(salt: str, parts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the commitment to each part of an opening, by name, each with a salt of its own."""
+    salted = {name: {"salt": salt_of(salt, name), "value": part} for name, part in parts.items()}
+    exact = [salted[name] for name in salted if name in _WITH_FLOATS]
+    fast = [salted[name] for name in salted if name not in _WITH_FLOATS]
+    of_exact, of_fast = iter(digests(exact)), iter(digests(fast, floats=False))
+    return {name: next(of_exact if name in _WITH_FLOATS else of_fast) for name in salted}
+
+
 def message_digest(salt: str, *messages: BaseMessage) -> str:
     """Return a commitment to the role, content and tool calls of messages. Ids and metadata do not count."""
-    contents = [_content(message) for message in messages]
-    plain = all(type(one["content"]) is str and "calls" not in one for one in contents)
-    return commitment(salt, contents, floats=not plain)
+    return _digests_of_messages([(salt, messages)])[0]
 
 
-def _content(message: BaseMessage) -> dict[str, Any]:
-    calls = getattr(message, "tool_calls", None) or []
+def message_digests(salt: str, parts: Iterable[tuple[str, Sequence[BaseMessage]]]) -> list[str]:
+    """Return the digest of each pair of a part's name and messages, with the part's own salt."""
+    salts: dict[str, str] = {}
+    return _digests_of_messages(
+        [(salts.get(part) or salts.setdefault(part, salt_of(salt, part)), messages) for part, messages in parts]
+    )
+
+
+def _digests_of_messages(salted: Sequence[tuple[str, Sequence[BaseMessage]]]) -> list[str]:
+    plain = iter(printables([value for _, messages in salted for message in messages for value in _values(message)]))
+    contents = [[_content(message, plain) for message in messages] for _, messages in salted]
+    texts = all(type(one["content"]) is str and "calls" not in one for content in contents for one in content)
+    pairs = zip(salted, contents, strict=True)
+    return digests([{"salt": salt, "value": content} for (salt, _), content in pairs], floats=not texts)
+
+
+def _values(message: BaseMessage) -> list[Any]:
+    """Return the values of a message that its digest covers."""
     role = getattr(message, "role", message.type.removesuffix("MessageChunk").lower())
-    content = {"role": printable(role), "content": printable(message.content)}
-    return {**content, "calls": [printable([call["name"], call["args"]]) for call in calls]} if calls else content
+    return [role, message.content, *([call["name"], call["args"]] for call in _calls(message))]
+
+
+def _content(message: BaseMessage, values: Iterator[Any]) -> dict[str, Any]:
+    """Return the part of a message that its digest covers, from the plain values in the order of `_values`."""
+    content: dict[str, Any] = {"role": next(values), "content": next(values)}
+    calls = [next(values) for _ in _calls(message)]
+    return {**content, "calls": calls} if calls else content
+
+
+def _calls(message: BaseMessage) -> Sequence[Any]:
+    return getattr(message, "tool_calls", None) or ()

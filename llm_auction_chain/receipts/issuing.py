@@ -1,5 +1,6 @@
 """How a receipt comes about: an opening before any agent is asked, the receipt after the auction is settled."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -14,8 +15,13 @@ from llm_auction_chain.canonical_json import printable
 from llm_auction_chain.mechanism import Settlement
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.money import as_decimal, as_text
-from llm_auction_chain.receipts import commitments
-from llm_auction_chain.receipts.commitments import commitment, message_digest, report_salt, salt_of
+from llm_auction_chain.receipts.commitments import (
+    commitment,
+    message_digests,
+    opening_commitment,
+    part_commitments,
+    report_salt,
+)
 from llm_auction_chain.receipts.records import Bid, Receipt
 from llm_auction_chain.reports import Report
 
@@ -60,39 +66,47 @@ def open_auction(
     and of the candidates' messages. Replies that no agent is shown have a salt of their own, so that no agent can test
     texts against their digests.
     """
-    shown, not_shown = salt_of(salt, "reply"), salt_of(salt, "unshown reply")
+    possible = [one.log_weight > -math.inf for one in candidates]
+    replies = [
+        ("reply" if shown else "unshown reply", [one.message]) for one, shown in zip(candidates, possible, strict=True)
+    ]
+    prompt_digest, *reply_digests = message_digests(salt, [("prompt", prompt), *replies])
+    plain = printable(
+        {
+            "terms": terms,
+            "draws": {
+                "components": [{"component": name, "draws": count} for name, count in components],
+                "candidates": [
+                    {"component": one.component, "draws": one.draws, "excluded": one.excluded} for one in candidates
+                ],
+            },
+            "agents": {
+                "agents": [
+                    {
+                        "agent": agent.name,
+                        "owner": agent.payer,
+                        "pays": agent.pays,
+                        "report_cap": None if cap is None else float(cap),
+                    }
+                    for agent, cap in zip(agents, caps, strict=True)
+                ],
+                "left_out": left_out,
+                "bypassed": bypassed,
+            },
+            "auction_id": auction_id,
+        }
+    )
     parts = {
-        "terms": {**printable(terms), "prompt": message_digest(salt_of(salt, "prompt"), *prompt)},
+        "terms": {**plain["terms"], "prompt": prompt_digest},
         "seed": str(seed),
         "draw_seed": str(streams_of(seed)[1]),
-        "replies": [message_digest(shown if one.possible else not_shown, one.message) for one in candidates],
-        "draws": {
-            "components": [{"component": printable(name), "draws": count} for name, count in components],
-            "candidates": [
-                {"component": printable(one.component), "draws": one.draws, "excluded": one.excluded}
-                for one in candidates
-            ],
-        },
-        "weights": [float(one.log_weight) if one.possible else None for one in candidates],
-        "agents": {
-            "agents": [
-                {
-                    "agent": printable(agent.name),
-                    "owner": printable(agent.payer),
-                    "pays": agent.pays,
-                    "report_cap": None if cap is None else float(cap),
-                }
-                for agent, cap in zip(agents, caps, strict=True)
-            ],
-            "left_out": printable(left_out),
-            "bypassed": bypassed,
-        },
+        "replies": reply_digests,
+        "draws": plain["draws"],
+        "weights": [float(one.log_weight) if may else None for one, may in zip(candidates, possible, strict=True)],
+        "agents": plain["agents"],
     }
-    of_parts = {
-        name: commitment(salt_of(salt, name), part, floats=name in ("terms", "weights", "agents"))
-        for name, part in parts.items()
-    }
-    return Opening(commitment=commitments.opening_commitment(printable(auction_id), of_parts), salt=salt, parts=parts)
+    commitment_to_all = opening_commitment(plain["auction_id"], part_commitments(salt, parts))
+    return Opening(commitment=commitment_to_all, salt=salt, parts=parts)
 
 
 def issue(
