@@ -1,10 +1,10 @@
-"""Who bids: a directory of any number of agents, of which those that suit the query take part."""
+"""A directory of any number of agents. Those that are most similar to the query take part in its auction."""
 
 import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -18,46 +18,48 @@ from typing_extensions import override
 from llm_auction_chain.agents import Agent, check_agents
 from llm_auction_chain.errors import AuctionWarning, ConfigurationError
 from llm_auction_chain.messages import messages_of
+from llm_auction_chain.validators import refuse, whole_number
+from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
 __all__ = ["AgentDirectory"]
 
 Agents = dict[str, Agent]
 Query = Callable[[list[BaseMessage]], Any] | Runnable[Any, str]
 
-# The namespace of the documents' ids: with another one, no directory would know again what stores hold.
+# The namespace of the documents' ids. With another one, stores that are already filled would be useless.
 _NAMES = UUID("4b1ab1e5-7c1d-5c0e-9d3e-0a6d2f9b8c11")
 
 
 class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
-    """The `k` agents whose public descriptions (`Agent.context`) are most similar to the query, most similar first.
+    """Finds the `k` agents whose public descriptions (`Agent.context`) are most similar to the query.
 
-    `AuctionRunnable(agents=directory)` holds every auction among these. Nobody's reward is looked at, so no report
-    changes who competes with whom. Agents of `always` come first and are not counted. Where there is nothing to search
-    for (no human message, or one without text) only they take part. The search is traced as the retriever's run, with
-    documents and without rewards.
+    `AuctionRunnable(agents=directory)` holds every auction among these, the most similar first. The search reads no
+    reward, so no report changes which agents compete. Agents of `always` come first and do not count. If there is
+    nothing to search for (no human message, or one without text) only they take part. The search is traced as the
+    retriever's run, with documents and without rewards.
 
     Agents may be added and removed while auctions run, from any thread: searches run side by side, and wait while the
-    store is written. What a store, a retriever, `query` or `resolve` raises comes through as it is: its own type says
-    what may be tried again.
+    store is written. Errors of the store, the retriever, `query` and `resolve` are raised unchanged: their types say
+    what a retry can help.
 
     Attributes:
-        k: the most agents that are found.
-        always: who takes part in every auction: the user's satisfaction, rules of the house.
+        k: the most agents of one search.
+        always: agents that take part in every auction: the user's satisfaction, rules of the house.
 
     Args:
-        vector_store: any LangChain vector store; the directory writes its agents' descriptions into it.
-        agents: the first to be added.
+        vector_store: any LangChain vector store. The directory writes its agents' descriptions into it.
+        agents: the first agents.
         k: as above.
         always: as above.
-        query: from the messages to the text to search for, a function or a Runnable; None takes the last human
-            message's text.
-        retriever: in place of a vector store: finds documents that somebody else keeps, with the agent's name in
+        query: returns the text to search for, from the messages; a function or a Runnable. None takes the text of the
+            last human message.
+        retriever: instead of a vector store: returns documents that are kept elsewhere, each with an agent's name in
             `metadata["agent"]`.
-        resolve: returns the agent of a document that names none of `agents`, or None; in `ainvoke` it runs in a thread.
+        resolve: returns the agent of a document that names no agent of the directory, or None. It runs in a thread in
+            `ainvoke`.
 
     Raises:
-        ConfigurationError: a setting that nobody can be found with, an agent without a description, or agents that
-            cannot meet in one auction.
+        ConfigurationError: a setting is wrong, an agent has no description, or two agents cannot meet in one auction.
 
     >>> from langchain_core.vectorstores import InMemoryVectorStore
     >>> from llm_auction_chain.models.local.embeddings import StaticEmbeddings
@@ -82,9 +84,7 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
         retriever: Runnable[str, list[Document]] | None = None,
         resolve: Callable[[Document], Agent | None] | None = None,
     ) -> None:
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ConfigurationError(f"k is {k!r}; it must be a whole number of at least 1.")
-        self.k = k
+        self.k = whole_number("k", k, least=1)
         self.always = check_agents(always)
         self._store = vector_store
         self._retriever = _retriever(vector_store, retriever, k)
@@ -102,10 +102,8 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
 
     @override
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> list[Agent]:
-        """Return who takes part; further arguments go to the retriever (a vector store's `filter`, for example)."""
-        messages = messages_of(input)
-        text = _checked(_question(messages) if self._query is None else self._query.invoke(messages, config))
-        return self._found(text, config, kwargs) if text.strip() else list(self.always)
+        """Return the agents that take part. The retriever takes further arguments, for example a store's `filter`."""
+        return run(self._agents_for(input, config, kwargs, BLOCKING))
 
     @override
     async def ainvoke(
@@ -114,19 +112,31 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> list[Agent]:
-        """Do as `invoke`: a retriever is awaited, a vector store searched in a thread."""
-        messages = messages_of(input)
-        text = _checked(_question(messages) if self._query is None else await self._query.ainvoke(messages, config))
-        if not text.strip():
+        """Do as `invoke`. A retriever is awaited, and a vector store is searched in a thread."""
+        return await self._agents_for(input, config, kwargs, AWAITING)
+
+    async def _agents_for(
+        self, given: LanguageModelInput, config: RunnableConfig | None, kwargs: Mapping[str, Any], waiter: Waiter
+    ) -> list[Agent]:
+        messages, query, retriever = messages_of(given), self._query, self._retriever
+        if query is None:
+            words: Any = _question(messages)
+        else:
+            words = await waiter.either(lambda: query.invoke(messages, config), lambda: query.ainvoke(messages, config))
+        if not isinstance(words, str):
+            raise ConfigurationError(f"query returned {type(words).__name__}; it must return the text to search for.")
+        if not words.strip():
             return list(self.always)
         if self._store is not None:
-            return await run_in_executor(config, self._found, text, config, kwargs)
-        documents = await self._retriever.ainvoke(text, config, **kwargs)
-        return await run_in_executor(config, self._chosen, documents, self._agents)
+            return await waiter.in_thread(lambda: self._search(words, config, kwargs))
+        documents = await waiter.either(
+            lambda: retriever.invoke(words, config, **kwargs), lambda: retriever.ainvoke(words, config, **kwargs)
+        )
+        return await waiter.in_thread(lambda: self._chosen(documents, self._agents))
 
-    def _found(self, text: str, config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> list[Agent]:
-        with nullcontext() if self._store is None else self._gate.searching():
-            documents, agents = self._retriever.invoke(text, config, **kwargs), self._agents
+    def _search(self, words: str, config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> list[Agent]:
+        with self._gate.searching():
+            documents, agents = self._retriever.invoke(words, config, **kwargs), self._agents
         return self._chosen(documents, agents)
 
     def _chosen(self, documents: Sequence[Document], agents: Agents) -> list[Agent]:
@@ -154,14 +164,14 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
         return list(chosen.values())[: len(self.always) + self.k]
 
     def add(self, agents: Iterable[Agent]) -> None:
-        """Let agents join from the next search on; one of a name that is there already replaces it.
+        """Add agents, which take part from the next search on. An agent replaces another one of its name.
 
-        A description that has not changed is not embedded again, whether this directory or an earlier one over the same
-        store wrote it. Where the store fails, those whose descriptions were to be replaced are out until added again.
+        A description that is already in the store is not embedded again, even if an earlier directory wrote it. If the
+        store fails, agents whose descriptions were about to be replaced are out until they are added again.
         """
         joining = self._joining(agents)
         with self._gate.writing():
-            # Whom one query finds together must be able to meet.
+            # Any two agents may be results of one query.
             check_agents((*self.always, *{**self._agents, **joining}.values()))
             if self._store is not None and joining:
                 stale, fresh = _changes(joining, self._stored(joining))
@@ -177,7 +187,7 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
         await run_in_executor(None, self.add, agents)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Let agents leave, and take their descriptions out of the store.
+        """Remove agents, and their descriptions from the store.
 
         Raises:
             ConfigurationError: a name that is neither in the directory nor in the store.
@@ -206,21 +216,21 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
         return joining
 
     def _stored(self, names: Iterable[str]) -> dict[str, Document]:
-        """Return what the store holds of these agents."""
+        """Return the store's documents of these agents, by name."""
         if self._store is None:
             return {}
         try:
-            found = self._store.get_by_ids(_ids(names))
-        except NotImplementedError:  # then what this directory has written
+            documents = self._store.get_by_ids(_ids(names))
+        except NotImplementedError:  # then it holds the documents of this directory
             return {name: _document(self._agents[name]) for name in names if name in self._agents}
-        return {str(document.metadata.get("agent")): document for document in found}
+        return {str(document.metadata.get("agent")): document for document in documents}
 
 
 class _Gate:
-    """Many may search at once; who writes is alone, and goes before searches that come later.
+    """Lets many threads search at once, or one thread write. Later searches wait for a thread that waits to write.
 
-    In-process stores cannot be searched while they are written: FAISS, for one, moves its vectors. Whoever is inside
-    stays in its thread and waits for no other, so that no pool of threads can run dry.
+    In-process stores cannot be searched while they are written: FAISS, for example, moves its vectors. A thread inside
+    waits for no other, so a small pool of threads cannot run dry.
     """
 
     def __init__(self) -> None:
@@ -251,13 +261,13 @@ def _retriever(
     store: VectorStore | None, retriever: Runnable[str, list[Document]] | None, k: int
 ) -> Runnable[str, list[Document]]:
     if (store is None) == (retriever is None):
-        raise ConfigurationError("Give a vector_store, which the directory fills, or else a retriever.")
+        raise ConfigurationError("Give either a vector_store, which the directory fills, or a retriever.")
     if retriever is not None:
         if not isinstance(retriever, Runnable):
-            raise ConfigurationError(f"retriever is {retriever!r}; give a LangChain retriever.")
+            raise refuse("retriever", "a LangChain retriever", retriever)
         return retriever
     if not isinstance(store, VectorStore):
-        raise ConfigurationError(f"vector_store is {store!r}; give a LangChain vector store.")
+        raise refuse("vector_store", "a LangChain vector store", store)
     return store.as_retriever(search_kwargs={"k": k})
 
 
@@ -265,13 +275,13 @@ def _runnable(query: Query) -> Runnable[Any, Any]:
     if isinstance(query, Runnable):
         return query
     if not callable(query):
-        raise ConfigurationError(f"query is {query!r}; give a function or a Runnable from messages to text.")
+        raise refuse("query", "a function or a Runnable from messages to text", query)
     return RunnableLambda(query)
 
 
 def _plain(resolve: Callable[[Document], Agent | None]) -> Callable[[Document], Agent | None]:
     if not callable(resolve) or inspect.iscoroutinefunction(resolve):
-        raise ConfigurationError(f"resolve is {resolve!r}; give a function from a document to an Agent, not async.")
+        raise refuse("resolve", "a function from a document to an Agent, not async", resolve)
     return resolve
 
 
@@ -280,14 +290,8 @@ def _question(messages: Sequence[BaseMessage]) -> str:
     return next((str(message.text) for message in reversed(messages) if isinstance(message, HumanMessage)), "")
 
 
-def _checked(text: object) -> str:
-    if not isinstance(text, str):
-        raise ConfigurationError(f"query returned {type(text).__name__}; it must return the text to search for.")
-    return text
-
-
 def _ids(names: Iterable[str]) -> list[str]:
-    """Return the agents' ids in the store: UUIDs, because some stores take nothing else."""
+    """Return the agents' ids in the store. They are UUIDs, because some stores accept only those."""
     return [str(uuid5(_NAMES, name)) for name in names]
 
 
@@ -297,7 +301,7 @@ def _document(agent: Agent) -> Document:
 
 
 def _changes(joining: Agents, stored: Mapping[str, Document]) -> tuple[list[str], list[Document]]:
-    """Return whose descriptions must leave the store first, and what must be written."""
+    """Return the names whose documents must be deleted first, and the documents to write."""
 
     def differs(name: str, new: Document) -> bool:
         old = stored.get(name)

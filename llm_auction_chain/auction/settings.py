@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from llm_auction_chain.agents import Agent, check_agents, check_cap, check_categories
+from llm_auction_chain.agents import AgentSource, check_agents, check_cap, check_categories
 from llm_auction_chain.auction.admission import SEEDS
 from llm_auction_chain.auction.billing import OnLedgerError, check_ledger, most_owed
 from llm_auction_chain.auction.events import EventHook
@@ -52,8 +52,6 @@ __all__ = [
     "size_of",
 ]
 
-AgentSource = Collection[Agent] | Callable[..., Any] | Runnable[Any, Any]
-"""A list of agents, or a callable (sync or async) or Runnable that returns one for a call's input."""
 FilterLike = Callable[..., Any] | Runnable[Any, bool]
 """A rule `(prompt, reply) -> bool`, sync or async, or a Runnable over `{"prompt": ..., "reply": ...}`."""
 OnToolCalls = Literal["auction", "bypass"]

@@ -99,7 +99,7 @@ def document(name):
 
 @pytest.fixture(params=["sync", "async"])
 def call(request):
-    """Call a method in both colours."""
+    """Call a method of a directory, or its async twin."""
     if request.param == "sync":
         return lambda directory, verb, *arguments: getattr(directory, verb)(*arguments)
     return lambda directory, verb, *arguments: asyncio.run(getattr(directory, f"a{verb}")(*arguments))
@@ -344,18 +344,18 @@ def test_what_is_resolved_to_something_else_is_named(call):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "Give a vector_store, which the directory fills, or else a retriever"),
-        ({"vector_store": InMemoryVectorStore(None), "retriever": Fixed(documents=[])}, "Give a vector_store"),
-        ({"vector_store": [agent("Tyres")]}, "vector_store is .* give a LangChain vector store"),
-        ({"retriever": len}, "retriever is .* give a LangChain retriever"),
-        ({"vector_store": InMemoryVectorStore(None), "k": 0}, "k is 0; it must be a whole number of at least 1"),
-        ({"vector_store": InMemoryVectorStore(None), "k": True}, "k is True"),
-        ({"vector_store": InMemoryVectorStore(None), "k": 2.5}, "k is 2.5"),
-        ({"vector_store": InMemoryVectorStore(None), "query": "text"}, "query is 'text'; give a function"),
-        ({"vector_store": InMemoryVectorStore(None), "resolve": awaited}, "resolve is .* not async"),
+        ({}, "Give either a vector_store, which the directory fills, or a retriever"),
+        ({"vector_store": InMemoryVectorStore(None), "retriever": Fixed(documents=[])}, "Give either a vector_store"),
+        ({"vector_store": [agent("Tyres")]}, "vector_store must be a LangChain vector store, got"),
+        ({"retriever": len}, "retriever must be a LangChain retriever, got"),
+        ({"vector_store": InMemoryVectorStore(None), "k": 0}, "k must be a whole number of at least 1, got 0"),
+        ({"vector_store": InMemoryVectorStore(None), "k": True}, "got True"),
+        ({"vector_store": InMemoryVectorStore(None), "k": 2.5}, "got 2.5"),
+        ({"vector_store": InMemoryVectorStore(None), "query": "text"}, "query must be a function .*, got 'text'"),
+        ({"vector_store": InMemoryVectorStore(None), "resolve": awaited}, "resolve must be .* not async, got"),
         (
             {"vector_store": InMemoryVectorStore(None), "agents": ["Tyres"]},
-            "agents holds 'Tyres'; every entry must be an Agent",
+            "Every entry of agents must be an Agent, got 'Tyres'",
         ),
         ({"vector_store": InMemoryVectorStore(None), "always": [agent("Tyres")] * 2}, "Two agents are called 'Tyres'"),
         ({"vector_store": InMemoryVectorStore(None), "agents": [agent("Tyres")] * 2}, "Two agents are called 'Tyres'"),
@@ -498,8 +498,12 @@ def test_searches_run_side_by_side_and_writing_waits_for_them():
         early = [pool.submit(directory.invoke, "meeting") for _ in range(2)]
         store.meeting.wait(30)  # both are inside
         joining = pool.submit(directory.add, [agent("Inn", "An inn with a garden.")])
+        while not directory._gate._entrance.locked():  # the writer is at the gate, and no search is past it
+            threading.Event().wait(0.001)
+            assert not joining.done()
         with pytest.raises(TimeoutError):
             joining.result(timeout=0.2)
+        assert "An inn with a garden." not in held(store)
         late = pool.submit(directory.invoke, "an inn with a garden")
         store.go_on.set()
         assert all(one.result(timeout=30) for one in early)
