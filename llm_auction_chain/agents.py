@@ -172,7 +172,7 @@ def check_categories(categories: Any, whose: str) -> tuple[str, ...]:
     """
     if isinstance(categories, str) or not isinstance(categories, Collection):
         raise refuse(f"categories of {whose}", "a list of names", categories)
-    return tuple(text(f"Every category of {whose}", category) for category in categories)
+    return tuple(text(f"categories of {whose}: each", category) for category in categories)
 
 
 AgentSource = Collection[Agent] | Callable[..., Iterable[Agent] | Awaitable[Iterable[Agent]]] | Runnable[Any, Any]
