@@ -18,9 +18,9 @@ import numpy.typing as npt
 import yaml
 from langchain_core.messages import AIMessage, HumanMessage
 
-from llm_auction_chain.candidates.base import Condition
 from llm_auction_chain.candidates.proposals import (
     Component,
+    Condition,
     ContextProduct,
     ContextPrompt,
     DefensiveMixture,
@@ -119,7 +119,7 @@ class Solvable:
             tilts={"Ellis": (0, 0, 0, 0, tilt, 0), "Farrow": (0, 0, 0, 0, 0, tilt)},
         )
         tokens = np.array(list(product(range(6), repeat=7)))
-        prompts = [(HumanMessage("Speak"),), ContextPrompt().tell([HumanMessage("Speak")], ["Ellis", "Farrow"], 0)]
+        prompts = [(HumanMessage("Speak"),), ContextPrompt().describe([HumanMessage("Speak")], ["Ellis", "Farrow"], 0)]
         log_probs = []
         for prompt in prompts:
             first, following = model.laws([prompt], [1.0])
@@ -338,7 +338,7 @@ def wanted(question: dict[str, Any], seed: int) -> tuple[list[Condition], list[C
         for proposal in proposals:
             for each in conditions_of(proposal, prompt, sorted(told), tau=tau, seed=seed)[0]:
                 found[each.name] = each
-    alone = [Condition(name="alone", prompts=(ContextPrompt().tell(prompt, [one], seed),)) for one in told]
+    alone = [Condition(name="alone", prompts=(ContextPrompt().describe(prompt, [one], seed),)) for one in told]
     return list(found.values()), alone
 
 

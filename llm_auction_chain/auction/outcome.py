@@ -111,7 +111,7 @@ def _reply(result: AuctionResult, plan: Plan, place: DisclosurePlace) -> AIMessa
         for name, value in result.reply.response_metadata.items()
         if name != "logprobs" or plan.source.asked_for_tokens or not plan.tokens
     }
-    place = "metadata" if plan.source.asked_for_a_shape else place
+    place = "metadata" if plan.source.asked_for_format else place
     return result.reply.model_copy(
         update={
             "response_metadata": {**metadata, "auction": metadata_of(result)},

@@ -26,9 +26,9 @@ from llm_auction_chain.candidates import (
     Proposal,
     SequenceScorer,
     Size,
-    all_in,
     as_message,
     check_proposal,
+    runnables_in,
 )
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.ledger import AuctionLedger
@@ -111,7 +111,7 @@ def _hook(name: str, value: Any) -> Any:
 def _model(name: str, value: Any) -> Any:
     if not isinstance(value, Runnable):
         raise refuse(name, "a LangChain chat model (any Runnable chat model)", value)
-    if any(isinstance(one, AuctionSettings) for one in all_in(value)):
+    if any(isinstance(one, AuctionSettings) for one in runnables_in(value)):
         raise refuse(name, "a model that is not an auction already", type(value).__name__, "Losers would be charged.")
     return value
 

@@ -1,11 +1,8 @@
-"""Where replies come from, and how likely they were."""
+"""Where replies come from, and how likely they are."""
 
-from llm_auction_chain.candidates.base import Candidate, LogProbs, SequenceScorer
-from llm_auction_chain.candidates.drawing import Drawn, draw
+from llm_auction_chain.candidates.drawing import Candidate, Contexts, Drawn, Plan, Size, draw, make_plan
 from llm_auction_chain.candidates.filtering import CandidateFilter, as_message
-from llm_auction_chain.candidates.isolation import hidden, quiet
-from llm_auction_chain.candidates.logprobs import read_log_probs
-from llm_auction_chain.candidates.plan import Contexts, Plan, Size, make_plan
+from llm_auction_chain.candidates.logprobs import LogProbs, SequenceScorer, read_log_probs
 from llm_auction_chain.candidates.proposals import (
     ContextProduct,
     ContextPrompt,
@@ -14,14 +11,14 @@ from llm_auction_chain.candidates.proposals import (
     Reference,
     check_proposal,
 )
-from llm_auction_chain.candidates.source import Source
+from llm_auction_chain.candidates.source import Source, hidden, quiet
 from llm_auction_chain.candidates.unwrapping import (
-    all_in,
     chat_model_of,
     innermost,
     inside,
     name_of,
     offers_tools,
+    runnables_in,
     settings_of,
 )
 
@@ -40,7 +37,6 @@ __all__ = [
     "SequenceScorer",
     "Size",
     "Source",
-    "all_in",
     "as_message",
     "chat_model_of",
     "check_proposal",
@@ -53,5 +49,6 @@ __all__ = [
     "offers_tools",
     "quiet",
     "read_log_probs",
+    "runnables_in",
     "settings_of",
 ]

@@ -1,46 +1,204 @@
-"""Candidates with their weights: rounds of sampling and scoring, until the weights are worth enough draws.
+"""Candidates with their weights: what an auction draws, and the rounds of sampling, filtering and scoring.
 
-Nothing here knows a report.
+All of it is decided from the prompt, public descriptions, tau and a seed. No report exists yet.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.runnables import RunnableConfig
 
-from llm_auction_chain.candidates.base import Candidate, Condition, LogitModel, LogProbs
-from llm_auction_chain.candidates.logprobs import read_log_probs
-from llm_auction_chain.candidates.plan import Plan
-from llm_auction_chain.candidates.proposals import log_weights, stratify
-from llm_auction_chain.candidates.source import Sampled
-from llm_auction_chain.errors import CandidatesError, LogProbError, ScoringError
+from llm_auction_chain.candidates.filtering import CandidateFilter
+from llm_auction_chain.candidates.logprobs import SequenceScorer, log_prob_matrix
+from llm_auction_chain.candidates.proposals import (
+    Condition,
+    Proposal,
+    Reference,
+    conditions_of,
+    default_proposal,
+    log_weights,
+    stratify,
+)
+from llm_auction_chain.candidates.source import Sample, Source
+from llm_auction_chain.descriptions import descriptions_of
+from llm_auction_chain.errors import CandidatesError, ConfigurationError
 from llm_auction_chain.mechanism.diagnostics import effective_sample_size
-from llm_auction_chain.waiting import Waiter, run
+from llm_auction_chain.waiting import Waiter
 
-__all__ = ["Drawn", "draw"]
+__all__ = ["Candidate", "Contexts", "Drawn", "Plan", "Size", "draw", "make_plan"]
 
+Contexts = Literal["none", "used", "unused"]
 FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[Literal["candidates", "weights"], int, int, float | None], None]
-_ROUNDING = 1e-6  # nats by which a log-probability may be above 0
+_Replies = Sequence[tuple[int, AIMessage]]  # each with the place of the condition that it was drawn from
 _WITH_IDS = frozenset({"text", "tool_call", "tool_use", "function_call"})  # content blocks that providers number
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """What the rounds gave.
+class Candidate:
+    """One distinct reply that may be drawn.
 
     Attributes:
-        candidates: the distinct replies, in the order of their first draw, and the fallback where none may be returned.
+        message: the reply, with its own metadata.
+        log_weight: `log pi_ref - log pi_gen`, nats; the mean weight if several draws gave this reply; 0 if all draws
+            came from the reference.
+        draws: how many of the M draws gave this reply.
+        component: name of the proposal's component that drew it first.
+        excluded: whether the platform's filter forbids it; its log-weight is then -inf.
+    """
+
+    message: AIMessage
+    log_weight: float = 0.0
+    draws: int = 1
+    component: str = "reference"
+    excluded: bool = False
+
+    @property
+    def possible(self) -> bool:
+        """Whether it may be drawn at all."""
+        return self.log_weight > -math.inf
+
+    @property
+    def merged_log_weight(self) -> float:
+        """The weights of its draws by log-add-exp, nats: what `settle` takes, together with `draws`."""
+        return self.log_weight + math.log(self.draws)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How many draws.
+
+    Attributes:
+        n: draws of a round.
+        most: draws of all rounds.
+        min_ess: further rounds are drawn while the weights have a smaller effective sample size.
+        fewest: fewer draws than this are an error.
+    """
+
+    n: int
+    most: int
+    min_ess: float
+    fewest: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to draw.
+
+    Attributes:
+        source: the chat model.
+        scorer: computes how likely replies are; needed if there is more than the reference.
+        conditions: (C,), the reference first.
+        shares: (C,), of the draws; the reference's may be 0.
+        contexts: whether the agents' descriptions reach the proposal; `none` if there are none.
+        size: how many draws.
+        seed: replays them.
+        tokens: whether replies must come with their tokens, for weights or for agents' log-ratios.
+        filter: decides which replies may be returned; None allows all.
+        fallback: returned if the filter excludes all; None is an error.
+    """
+
+    source: Source
+    scorer: SequenceScorer | None
+    conditions: Sequence[Condition]
+    shares: Sequence[float]
+    contexts: Contexts
+    size: Size
+    seed: int
+    tokens: bool = False
+    filter: CandidateFilter | None = None
+    fallback: AIMessage | None = None
+
+    @property
+    def prompt(self) -> tuple[BaseMessage, ...]:
+        """The user's messages."""
+        return self.conditions[0].prompts[0]
+
+
+def make_plan(
+    source: Source,
+    *,
+    scorer: SequenceScorer | None,
+    proposal: Proposal | None,
+    prompt: Sequence[BaseMessage],
+    contexts: Iterable[str],
+    tau: float,
+    size: Size,
+    seed: int,
+    tokens: bool = False,
+    candidate_filter: CandidateFilter | None = None,
+    fallback: AIMessage | None = None,
+) -> Plan:
+    """Return what to draw for one auction.
+
+    Args:
+        source: the chat model.
+        scorer: computes how likely replies are; None is the model itself, if it can.
+        proposal: None is the best that model and scorer can do.
+        prompt: the user's messages.
+        contexts: the agents' public descriptions; their order does not matter.
+        tau: weight of the reference model, money per nat.
+        size: how many draws.
+        seed: decides the order of the descriptions, and the draws.
+        tokens: whether an agent's reward needs the replies' tokens, if the model reports them.
+        candidate_filter: decides which replies may be returned.
+        fallback: returned if it excludes all.
+
+    Raises:
+        ConfigurationError: the proposal needs a scorer and there is none, or logits and the model exposes none.
+    """
+    scorer = source.scorer if scorer is None else scorer
+    own_scorer = scorer is source.scorer
+    logits = source.logits and own_scorer
+    descriptions = descriptions_of(contexts)
+    if not descriptions:
+        chosen: Proposal = Reference()
+    elif proposal is None:
+        chosen = default_proposal(descriptions, scores=scorer is not None, logits=logits)
+    else:
+        chosen = proposal
+    conditions, shares = conditions_of(chosen, prompt, descriptions, tau=tau, seed=seed)
+    weighted = len(conditions) > 1
+    if weighted and scorer is None:
+        raise ConfigurationError(
+            f"proposal={proposal!r} needs the probability of every reply, which this model does not report. Use "
+            "ChatTransformers or ChatVLLM, give a scorer, or leave proposal out."
+        )
+    if not logits and not all(condition.plain for condition in conditions):
+        raise ConfigurationError(
+            f"proposal={proposal!r} draws from products of prompts, for which the model must expose its logits. Use "
+            "ChatTransformers without a scorer of its own, or a mixture of Reference() and ContextPrompt()."
+        )
+    used: Contexts = "used" if weighted else "unused"
+    return Plan(
+        source=source,
+        scorer=scorer,
+        conditions=conditions,
+        shares=shares,
+        contexts=used if descriptions else "none",
+        size=size,
+        seed=seed,
+        tokens=source.scorer is not None and (tokens or (weighted and own_scorer)),
+        filter=candidate_filter,
+        fallback=fallback,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """The candidates of one auction.
+
+    Attributes:
+        candidates: the distinct replies, in the order of their first draw; the fallback too if none may be returned.
         components: name and number of draws of every condition that was drawn from.
-        causes: what made the other calls fail.
-        usage: tokens of all model calls together; None where the model reports none.
+        causes: errors of the model calls that failed.
+        usage: tokens of all model calls together; None if the model reports none.
     """
 
     candidates: tuple[Candidate, ...]
@@ -57,7 +215,7 @@ class Drawn:
 async def draw(
     plan: Plan, waiter: Waiter, *, config: RunnableConfig | None = None, progress: Progress | None = None
 ) -> Drawn:
-    """Sample and score until the weights are worth `min_ess` draws or there are `most`.
+    """Draw replies and weigh them, in rounds, until the effective sample size or the number of draws is reached.
 
     Args:
         plan: what to draw.
@@ -72,7 +230,7 @@ async def draw(
         ScoringError: the scorer failed.
     """
     replies: list[tuple[int, AIMessage]] = []
-    allowed: dict[tuple[Any, ...], bool] = {}
+    allowed: dict[Hashable, bool] = {}
     log_probs = np.zeros((len(plan.conditions), 0))
     weights = np.zeros(0)
     causes: list[BaseException] = []
@@ -80,25 +238,22 @@ async def draw(
     asked = 0
     while asked < plan.size.most:
         size = min(plan.size.n, plan.size.most - asked)
-        sampled = await _sample(plan, size, asked, waiter, config, progress)
+        sample = await _sample(plan, size, asked, waiter, config, progress)
         asked += size
-        causes += sampled.causes
-        if sampled.usage is not None:
-            usage = add_usage(usage, sampled.usage)
-        if not sampled.replies:
+        causes += sample.causes
+        if sample.usage is not None:
+            usage = add_usage(usage, sample.usage)
+        if not sample.replies:
             break
-        await _filter(plan, sampled.replies, allowed, waiter, config)
-        if plan.weighs:
-            fresh = await _scores(plan, sampled.replies, waiter, progress)
-            log_probs = np.concatenate([log_probs, fresh], axis=1)
-        else:
-            log_probs = np.zeros((1, len(replies) + len(sampled.replies)))
-        replies += sampled.replies
-        weights = log_weights(log_probs, log_probs[0], np.bincount([c for c, _ in replies], minlength=len(log_probs)))
+        await _filter(plan, sample.replies, allowed, waiter, config)
+        log_probs = np.concatenate([log_probs, await _log_probs(plan, sample.replies, waiter, progress)], axis=1)
+        replies += sample.replies
+        counts = np.bincount([condition for condition, _ in replies], minlength=len(log_probs))
+        weights = log_weights(log_probs, log_probs[0], counts)
         weights = np.where([allowed[_identity(message)] for _, message in replies], weights, -np.inf)
-        if _worth(weights) >= plan.size.min_ess:
+        if np.isfinite(weights).any() and effective_sample_size(weights) >= plan.size.min_ess:
             break
-    candidates = _merged(plan, replies, weights, allowed)
+    candidates = _merge(plan, replies, weights, allowed)
     _check_enough(plan, candidates, len(replies), causes, asked)
     if not any(candidate.possible for candidate in candidates) and plan.fallback is not None:
         candidates += (Candidate(message=plan.fallback, component="fallback"),)
@@ -112,7 +267,7 @@ async def draw(
 
 async def _sample(
     plan: Plan, size: int, asked: int, waiter: Waiter, config: RunnableConfig | None, progress: Progress | None
-) -> Sampled:
+) -> Sample:
     """Draw `size` replies after the first `asked`, and return each with the place of its condition in the plan."""
     counts = stratify(plan.shares, size)
 
@@ -120,7 +275,7 @@ async def _sample(
         if progress:
             progress("candidates", asked + done, asked + size, tokens_per_second)
 
-    sampled = await plan.source.sample(
+    sample = await plan.source.sample(
         [(condition, count) for condition, count in zip(plan.conditions, counts, strict=True) if count],
         waiter,
         seed=int(np.random.SeedSequence([plan.seed, asked]).generate_state(1, np.uint64)[0]) >> 11,
@@ -129,18 +284,14 @@ async def _sample(
         progress=report if progress else None,
     )
     places = np.flatnonzero(counts).tolist()
-    return replace(sampled, replies=tuple((places[k], message) for k, message in sampled.replies))
+    return replace(sample, replies=tuple((places[k], message) for k, message in sample.replies))
 
 
 async def _filter(
-    plan: Plan,
-    drawn: Sequence[tuple[int, AIMessage]],
-    allowed: dict[tuple[Any, ...], bool],
-    waiter: Waiter,
-    config: RunnableConfig | None,
+    plan: Plan, replies: _Replies, allowed: dict[Hashable, bool], waiter: Waiter, config: RunnableConfig | None
 ) -> None:
-    """Note which replies may be returned; equal ones are asked about once."""
-    fresh = {_identity(message): message for _, message in drawn if _identity(message) not in allowed}
+    """Add to `allowed` which replies may be returned. The filter is asked once about equal replies."""
+    fresh = {_identity(message): message for _, message in replies if _identity(message) not in allowed}
     if plan.filter is None or not fresh:
         allowed.update(dict.fromkeys(fresh, True))
         return
@@ -148,99 +299,24 @@ async def _filter(
     allowed.update(zip(fresh, answers, strict=True))
 
 
-async def _scores(
-    plan: Plan, drawn: Sequence[tuple[int, AIMessage]], waiter: Waiter, progress: Progress | None
-) -> FloatArray:
-    """Return the log-probabilities (C, draws), nats. Equal draws are scored once.
-
-    Under the condition that a reply was drawn from, and under that condition's prompts alone, the sampler's own figure
-    is taken where it is exact: it is the law that was drawn from to the last bit, and saves a scoring.
-    """
-    places: dict[tuple[Any, ...], int] = {}
-    columns = [places.setdefault((*_identity(message), _token_ids(message)), len(places)) for _, message in drawn]
-    distinct = [drawn[columns.index(column)][1] for column in range(len(places))]
-    scores = np.full((len(plan.conditions), len(distinct)), np.nan)
-    for (condition, message), column in zip(drawn, columns, strict=True):
-        known = read_log_probs(message)
-        if known is not None and known.exact:
-            scores[condition, column] = known.total()
-            for other, total in _alone(plan, condition, known):
-                scores[other, column] = total
-    missing = [np.flatnonzero(np.isnan(row)) for row in scores]
+async def _log_probs(plan: Plan, replies: _Replies, waiter: Waiter, progress: Progress | None) -> FloatArray:
+    """Return the log-probabilities (C, M) of replies under every condition, nats; zeros for the reference alone."""
+    if len(plan.conditions) == 1:
+        return np.zeros((1, len(replies)))
+    assert plan.scorer is not None  # noqa: S101 - for the type checker: such a plan has one
     if progress:
-        progress("weights", 0, len(drawn), None)
-    answers = await _score(plan, distinct, missing, waiter)
-    for row, columns_of_row, answer in zip(scores, missing, answers, strict=True):
-        row[columns_of_row] = answer
+        progress("weights", 0, len(replies), None)
+    scores = await log_prob_matrix(
+        plan.scorer,
+        plan.conditions,
+        replies,
+        waiter,
+        identities=[_identity(message) for _, message in replies],
+        law=plan.source.law if plan.scorer is plan.source.scorer else {},
+    )
     if progress:
-        progress("weights", len(drawn), len(drawn), None)
-    for (condition, _), column in zip(drawn, columns, strict=True):
-        if np.isneginf(scores[condition, column]):
-            raise LogProbError(
-                f"A reply drawn from the {plan.conditions[condition].name} is impossible under it, says the scorer: it "
-                "does not score the law that replies are drawn from. Give both the same model, temperature and "
-                "truncation, or use proposal=Reference()."
-            )
-    return scores[:, columns]
-
-
-def _alone(plan: Plan, condition: int, known: LogProbs) -> Iterator[tuple[int, float]]:
-    """Yield (another condition, log-probability) of those that are one prompt of this condition, as it stands."""
-    for prompt, total in zip(plan.conditions[condition].prompts, known.prompt_totals, strict=False):
-        alone = Condition(name="", prompts=(prompt,))
-        for other, law in enumerate(plan.conditions):
-            if other != condition and law.same_law(alone):
-                yield other, total
-
-
-async def _score(
-    plan: Plan, replies: Sequence[AIMessage], missing: Sequence[npt.NDArray[np.int64]], waiter: Waiter
-) -> list[FloatArray]:
-    """Return the rows of what is missing of the matrix (conditions, replies)."""
-    scorer = plan.scorer
-    assert scorer is not None  # noqa: S101 - for the type checker: a plan that weighs has one
-    law = plan.source.law if scorer is plan.source.scorer else {}
-
-    async def ask(verb: str, *args: Any, **kwargs: Any) -> Any:
-        call, twin = getattr(scorer, verb), getattr(scorer, f"a{verb}", None)
-        if callable(twin):
-            return await waiter.either(lambda: call(*args, **kwargs, **law), lambda: twin(*args, **kwargs, **law))
-        return await waiter.in_thread(lambda: call(*args, **kwargs, **law))
-
-    if isinstance(scorer, LogitModel):
-        conditions = [(condition.prompts, condition.powers) for condition in plan.conditions]
-        wanted = [np.isin(np.arange(len(replies)), need).tolist() for need in missing]
-        rows = await ask("score_conditions", conditions, replies, wanted=wanted)
-        picked = [[row[k] for k in need] for row, need in zip(rows, missing, strict=True)]
-        return [_checked(scorer, row, len(row)) for row in picked]
-
-    async def one(condition: Condition, need: npt.NDArray[np.int64]) -> FloatArray:
-        values = await ask("score", condition.prompts[0], [replies[k] for k in need]) if len(need) else []
-        return _checked(scorer, values, len(need))
-
-    tasks = [partial(one, *task) for task in zip(plan.conditions, missing, strict=True)]
-    # one after the other where they block: a scorer need not be safe in threads
-    return await waiter.either(lambda: [run(task()) for task in tasks], lambda: waiter.together(tasks))
-
-
-def _checked(scorer: object, values: Any, n: int) -> FloatArray:
-    """Return a scorer's answer as log-probabilities (n,), or raise `ScoringError`."""
-    name = type(scorer).__name__
-    try:
-        scores = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ScoringError(f"{name} returned {str(values)[:100]}; score must return one number per reply.") from error
-    if scores.shape != (n,):
-        raise ScoringError(f"{name} returned scores of shape {scores.shape} for {n} replies; return one per reply.")
-    if not np.all(scores <= _ROUNDING):
-        raise ScoringError(
-            f"{name} returned {scores[~(scores <= _ROUNDING)][0]}; log-probabilities are at most 0, in nats."
-        )
-    return np.minimum(scores, 0.0)
-
-
-def _worth(weights: FloatArray) -> float:
-    return effective_sample_size(weights) if np.isfinite(weights).any() else 0.0
+        progress("weights", len(replies), len(replies), None)
+    return scores
 
 
 def _check_enough(
@@ -262,24 +338,24 @@ def _check_enough(
         )
     if plan.fallback is None:
         raise CandidatesError(
-            f"candidate_filter excludes all of {drawn} replies. Set fallback= to what is then said, draw more "
+            f"candidate_filter excludes all of {drawn} replies. Set fallback= to the reply for this case, draw more "
             "candidates, or loosen the filter."
         )
 
 
-def _components(plan: Plan, replies: Sequence[tuple[int, AIMessage]]) -> tuple[tuple[str, int], ...]:
+def _components(plan: Plan, replies: _Replies) -> tuple[tuple[str, int], ...]:
     counts = np.bincount([place for place, _ in replies], minlength=len(plan.conditions)).tolist()
     return tuple((condition.name, count) for condition, count in zip(plan.conditions, counts, strict=True) if count)
 
 
-def _merged(
+def _merge(
     plan: Plan,
-    replies: Sequence[tuple[int, AIMessage]],
+    replies: _Replies,
     weights: FloatArray,
-    allowed: Mapping[tuple[Any, ...], bool],
+    allowed: Mapping[Hashable, bool],
 ) -> tuple[Candidate, ...]:
-    """Return the distinct replies; a candidate's weight is the mean of its draws', which changes no payment."""
-    places: dict[tuple[Any, ...], list[int]] = {}
+    """Return the distinct replies. A candidate's weight is the mean of its draws' weights, which changes no payment."""
+    places: dict[Hashable, list[int]] = {}
     for k, (_, message) in enumerate(replies):
         places.setdefault(_identity(message), []).append(k)
     return tuple(
@@ -294,10 +370,10 @@ def _merged(
     )
 
 
-def _identity(message: AIMessage) -> tuple[Any, ...]:
-    """Return what makes two replies the same: what they say and call, and whether they ended or were cut.
+def _identity(message: AIMessage) -> Hashable:
+    """Return a key that equal replies share: content, calls, and whether they ended or were cut.
 
-    Ids are no part of it: a provider makes up a new one for every call.
+    Ids are left out: a provider makes up a new one for every call.
     """
     content: Any = message.content
     if isinstance(content, list):
@@ -313,12 +389,7 @@ def _without_ids(block: Any) -> Any:
 
 
 def _in_order(value: Any) -> Any:
-    """Return arguments under names in their order: a provider may write them in any."""
+    """Return arguments sorted by name: a provider may write them in any order."""
     if isinstance(value, dict):
         return sorted((str(name), repr(_in_order(inner))) for name, inner in value.items())
     return [_in_order(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _token_ids(message: AIMessage) -> tuple[int, ...] | None:
-    known = read_log_probs(message)
-    return known.token_ids if known else None

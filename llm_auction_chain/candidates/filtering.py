@@ -1,4 +1,4 @@
-"""Which candidates may be returned: the platform's rule, decided from prompt and reply alone."""
+"""The platform's rule of which replies may be returned."""
 
 import inspect
 from collections.abc import Sequence
@@ -9,20 +9,21 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 
 from llm_auction_chain.errors import CandidatesError, ConfigurationError
+from llm_auction_chain.validators import refuse
 from llm_auction_chain.waiting import Waiter
 
 __all__ = ["CandidateFilter", "as_message"]
 
 
 class CandidateFilter:
-    """Asks the platform's rule of every reply; it never sees an agent or a report, so no report can bend it.
+    """Applies the platform's rule to replies. The rule sees no agent and no report, so no report can influence it.
 
-    Attributes:
+    Args:
         rule: `(prompt, reply) -> bool`, sync or async, or a Runnable over `{"prompt": ..., "reply": ...}`. True: the
             reply may be returned.
 
     Raises:
-        ConfigurationError: a rule that cannot be called.
+        ConfigurationError: the rule cannot be called.
 
     >>> from llm_auction_chain.waiting import BLOCKING, run
     >>> polite = CandidateFilter(lambda prompt, reply: "darn" not in reply.text)
@@ -32,9 +33,7 @@ class CandidateFilter:
 
     def __init__(self, rule: Any) -> None:
         if not isinstance(rule, Runnable) and not callable(rule):
-            raise ConfigurationError(
-                f"candidate_filter is {rule!r}; give a function (prompt, reply) -> bool, or a Runnable."
-            )
+            raise refuse("candidate_filter", "a function (prompt, reply) -> bool, or a Runnable", rule)
         self._runnable: Runnable[Any, Any] = rule if isinstance(rule, Runnable) else _lambda(rule)
 
     async def allowed(
@@ -66,39 +65,37 @@ def as_message(fallback: Any) -> AIMessage:
         return fallback
     if isinstance(fallback, str):
         return AIMessage(fallback)
-    raise ConfigurationError(f"fallback is {fallback!r}; give a text or an AIMessage, or None for an error.")
+    raise refuse("fallback", "a text or an AIMessage, or None for an error", fallback)
 
 
 def _lambda(rule: Any) -> Runnable[Any, Any]:
-    """Return the rule as a Runnable, which LangChain asks concurrently, and traces."""
+    """Return the rule as a Runnable, which LangChain calls concurrently and traces."""
     if inspect.iscoroutinefunction(rule) or inspect.iscoroutinefunction(getattr(rule, "__call__", None)):  # noqa: B004
 
-        async def awaited(pair: dict[str, Any]) -> Any:
+        async def decide(pair: dict[str, Any]) -> Any:
             return await rule(pair["prompt"], pair["reply"])
 
-        return RunnableLambda(awaited, name="candidate_filter")
+        return RunnableLambda(decide, name="candidate_filter")
     return RunnableLambda(lambda pair: rule(pair["prompt"], pair["reply"]), name="candidate_filter")
 
 
-def _checked(said: Any, n: int) -> list[bool]:
-    """Return one decision per reply, or raise `ConfigurationError`."""
-    answers = list(said)
+def _checked(values: Any, n: int) -> list[bool]:
+    """Return one decision for each reply, or raise `ConfigurationError`."""
+    answers = list(values)
     for answer in answers:
         if not isinstance(answer, bool | np.bool_):
             if inspect.iscoroutine(answer):
                 answer.close()
-            raise ConfigurationError(
-                f"candidate_filter said {answer!r}; return True where the reply may be returned, or False. One that "
-                "awaits is written with async def."
-            )
+            hint = "Write a rule that awaits with async def."
+            raise refuse("The answer of candidate_filter", "True if the reply may be returned, or False", answer, hint)
     if len(answers) != n:
-        raise ConfigurationError(f"candidate_filter decided {len(answers)} of {n} replies; its batch must decide all.")
+        raise refuse("The batch of candidate_filter", f"{n} answers, one for each reply", len(answers))
     return [bool(answer) for answer in answers]
 
 
 def _failed(error: Exception) -> Exception:
     if isinstance(error, TypeError) and "coroutine" in str(error):
-        return ConfigurationError("candidate_filter is async; use ainvoke, abatch, astream or arun.")
+        return ConfigurationError("candidate_filter is async. Use ainvoke, abatch, astream or arun.")
     return CandidatesError(
         f"candidate_filter raised {type(error).__name__}: {error}. No reply is returned unchecked.", [error]
     )

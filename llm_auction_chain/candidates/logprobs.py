@@ -1,19 +1,230 @@
-"""Log-probabilities out of what models and providers put into a reply's metadata."""
+"""How likely replies are: log-probabilities from a reply's metadata, or from a scorer."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
-from typing import Any, NamedTuple, TypeGuard, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, get_args, runtime_checkable
 
-from langchain_core.messages import AIMessage
+import numpy as np
+import numpy.typing as npt
+from langchain_core.messages import AIMessage, BaseMessage
 
-from llm_auction_chain.candidates.base import Basis, LogProbs
-from llm_auction_chain.errors import LogProbError
+from llm_auction_chain.candidates.proposals import Condition
+from llm_auction_chain.errors import LogProbError, ScoringError
+from llm_auction_chain.waiting import Waiter, run
 
-__all__ = ["read_log_probs"]
+__all__ = ["Basis", "LogProbs", "LogitModel", "SequenceScorer", "log_prob_matrix", "read_log_probs"]
 
-# What OpenAI writes for a token outside the twenty likeliest, and vLLM for minus infinity: no log-probability at all.
+Basis = Literal["model", "sampler", "unknown"]
+FloatArray = npt.NDArray[np.float64]
+
+# OpenAI writes this figure for a token outside the twenty likeliest, and vLLM for minus infinity.
 _FLOOR = -9999.0
-_ENDED = ("stop", "eos")  # Together says "eos" for the model's own end
+_ENDED = ("stop", "eos")  # Together writes "eos" for the model's own end
+_ROUNDING = 1e-6  # nats by which a log-probability may be above 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogProbs:
+    """Log-probabilities of the tokens of one reply.
+
+    Attributes:
+        tokens: one per token in the order of sampling, the end token included, nats.
+        basis: `model`, the model's own distribution (temperature 1, no truncation); `sampler`, the distribution that
+            the reply was sampled from; `unknown`, one of the two.
+        complete: whether every sampled token is there: end token, tool calls and reasoning too.
+        token_ids: the tokens, if they are known.
+        prompt_totals: log-probabilities of the whole reply under each prompt of its condition alone, if the model
+            reports them; nats.
+    """
+
+    tokens: tuple[float, ...]
+    basis: Basis
+    complete: bool
+    token_ids: tuple[int, ...] | None = None
+    prompt_totals: tuple[float, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether all are there, under the distribution that the reply was sampled from."""
+        return self.complete and self.basis == "sampler"
+
+    def total(self, *, plain_sampler: bool = False) -> float:
+        """Return the log-probability of the whole reply under the distribution that it was sampled from, nats.
+
+        Args:
+            plain_sampler: whether it was sampled at temperature 1 without truncation: then every basis is the same.
+
+        Raises:
+            LogProbError: tokens are missing, or the basis is another distribution.
+
+        >>> LogProbs(tokens=(-1.0, -0.5), basis="unknown", complete=True).total(plain_sampler=True)
+        -1.5
+        """
+        if not self.complete:
+            raise LogProbError(
+                "The log-probabilities do not cover every token of the reply (end token, tool calls or hidden "
+                "reasoning are missing), so the reply has no exact weight. Give the auction a scorer, draw without "
+                "tools and reasoning, or use proposal=Reference()."
+            )
+        if not plain_sampler and self.basis != "sampler":
+            raise LogProbError(
+                f"The reply was drawn with a temperature or truncation, and its log-probabilities have basis "
+                f"{self.basis!r}, which may be another distribution. Draw at temperature=1 and top_p=1, or use "
+                "proposal=Reference()."
+            )
+        return float(sum(self.tokens))
+
+
+@runtime_checkable
+class SequenceScorer(Protocol):
+    """Computes how likely replies are. An optional `ascore` with the same arguments is awaited by async callers.
+
+    `llm_auction_chain.testing.ScorerConformance` holds the laws that every scorer must obey.
+    """
+
+    def score(self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage]) -> Sequence[float]:
+        """Return `log pi(reply | prompt)` for every reply, nats; `-inf` for one that cannot be drawn.
+
+        The distribution is the one that replies are sampled from: with its temperature and truncation, the end token
+        included. A reply that was cut has the probability of its prefix.
+
+        Raises:
+            LogProbError: a reply's tokens are unknown, or its log-probability is not exact.
+            ScoringError: the scorer failed.
+        """
+        ...
+
+
+@runtime_checkable
+class LogitModel(Protocol):
+    """A chat model that exposes its logits: it draws from, and scores under, conditions of several prompts.
+
+    Its `_generate` takes `conditions`, a list of `(prompts, powers, count)`, in place of `n`. A reply that comes with
+    `prompt_totals` needs no scoring under the prompts of its own condition.
+    """
+
+    def score_conditions(
+        self,
+        conditions: Sequence[tuple[Sequence[Sequence[BaseMessage]], Sequence[float]]],
+        replies: Sequence[AIMessage],
+        *,
+        wanted: Sequence[Sequence[bool]],
+    ) -> Sequence[Sequence[float]]:
+        """Return `log pi_c(reply)` (C, M) in nats, for conditions of `(prompts, powers)`.
+
+        Figures that are not `wanted` (C, M) are ignored. An optional `ascore_conditions` with the same arguments is
+        awaited by async callers.
+        """
+        ...
+
+
+async def log_prob_matrix(
+    scorer: SequenceScorer,
+    conditions: Sequence[Condition],
+    replies: Sequence[tuple[int, AIMessage]],
+    waiter: Waiter,
+    *,
+    identities: Sequence[Hashable],
+    law: Mapping[str, Any],
+) -> FloatArray:
+    """Return the log-probabilities (C, M) of replies under every condition, nats. Equal replies are scored once.
+
+    Under the condition that a reply was drawn from, and under that condition's prompts alone, the sampler's own figure
+    is taken if it is exact. It is the distribution of the draw to the last bit, and saves a scoring.
+
+    Args:
+        scorer: computes the figures that the replies do not bring along.
+        conditions: (C,).
+        replies: (M,), each with the place of the condition that it was drawn from.
+        waiter: how the caller waits for the scorer.
+        identities: (M,), the same for equal replies.
+        law: keywords for the scorer: the sampler's temperature and truncation.
+
+    Raises:
+        LogProbError: a reply is impossible under the condition that it was drawn from.
+        ScoringError: the scorer returned something else than log-probabilities.
+    """
+    exact = [read_log_probs(message) for _, message in replies]
+    keys = [(identity, known and known.token_ids) for identity, known in zip(identities, exact, strict=True)]
+    places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+    columns = [places[key] for key in keys]
+    distinct = [replies[columns.index(place)][1] for place in places.values()]
+    scores = np.full((len(conditions), len(distinct)), np.nan)
+    for (condition, _), known, column in zip(replies, exact, columns, strict=True):
+        if known is not None and known.exact:
+            scores[condition, column] = known.total()
+            for other, total in _under_single_prompts(conditions, condition, known):
+                scores[other, column] = total
+    missing = [np.flatnonzero(np.isnan(row)) for row in scores]
+    answers = await _score(scorer, conditions, distinct, missing, waiter, law)
+    for row, need, answer in zip(scores, missing, answers, strict=True):
+        row[need] = answer
+    for (condition, _), column in zip(replies, columns, strict=True):
+        if np.isneginf(scores[condition, column]):
+            raise LogProbError(
+                f"The scorer returned -inf for a reply that was drawn from the {conditions[condition].name}: it does "
+                "not score the distribution that replies are drawn from. Give both the same model, temperature and "
+                "truncation, or use proposal=Reference()."
+            )
+    return scores[:, columns]
+
+
+def _under_single_prompts(conditions: Sequence[Condition], own: int, known: LogProbs) -> Iterator[tuple[int, float]]:
+    """Yield (condition, log-probability) of the other conditions that are one prompt of a reply's own condition."""
+    for prompt, total in zip(conditions[own].prompts, known.prompt_totals, strict=False):
+        alone = Condition(name="", prompts=(prompt,))
+        for place, condition in enumerate(conditions):
+            if place != own and condition.same_law(alone):
+                yield place, total
+
+
+async def _score(
+    scorer: SequenceScorer,
+    conditions: Sequence[Condition],
+    replies: Sequence[AIMessage],
+    missing: Sequence[npt.NDArray[np.int64]],
+    waiter: Waiter,
+    law: Mapping[str, Any],
+) -> list[FloatArray]:
+    """Return the missing figures of each row of the matrix (conditions, replies)."""
+
+    async def ask(verb: str, *args: Any, **kwargs: Any) -> Any:
+        call, twin = getattr(scorer, verb), getattr(scorer, f"a{verb}", None)
+        if callable(twin):
+            return await waiter.either(lambda: call(*args, **kwargs, **law), lambda: twin(*args, **kwargs, **law))
+        return await waiter.in_thread(lambda: call(*args, **kwargs, **law))
+
+    if isinstance(scorer, LogitModel):
+        pairs = [(condition.prompts, condition.powers) for condition in conditions]
+        wanted = [np.isin(np.arange(len(replies)), need).tolist() for need in missing]
+        rows = await ask("score_conditions", pairs, replies, wanted=wanted)
+        return [_checked(scorer, [row[k] for k in need], len(need)) for row, need in zip(rows, missing, strict=True)]
+
+    async def row(condition: Condition, need: npt.NDArray[np.int64]) -> FloatArray:
+        values = await ask("score", condition.prompts[0], [replies[k] for k in need]) if len(need) else []
+        return _checked(scorer, values, len(need))
+
+    calls = [partial(row, *task) for task in zip(conditions, missing, strict=True)]
+    # one after the other where they block: a scorer need not be safe in threads
+    return await waiter.either(lambda: [run(call()) for call in calls], lambda: waiter.together(calls))
+
+
+def _checked(scorer: object, values: Any, n: int) -> FloatArray:
+    """Return the answer of a scorer as log-probabilities (n,), or raise `ScoringError`."""
+    name = type(scorer).__name__
+    try:
+        scores = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ScoringError(f"{name} returned {str(values)[:100]}; score must return one number per reply.") from error
+    if scores.shape != (n,):
+        raise ScoringError(f"{name} returned scores of shape {scores.shape} for {n} replies; return one per reply.")
+    if not np.all(scores <= _ROUNDING):
+        raise ScoringError(
+            f"{name} returned {scores[~(scores <= _ROUNDING)][0]}; log-probabilities are at most 0, in nats."
+        )
+    return np.minimum(scores, 0.0)
 
 
 class _Token(NamedTuple):
@@ -23,35 +234,33 @@ class _Token(NamedTuple):
 
 
 def read_log_probs(message: AIMessage) -> LogProbs | None:
-    """Return the log-probabilities that came along with a reply; None where there are none.
+    """Return the log-probabilities in the metadata of a reply; None if there are none.
 
-    A provider's are complete only where that can be proven: as many tokens as were billed, which spell the reply and,
-    where it ended by itself, one more that no reader sees, the end token. OpenAI lists every token but that one, so its
-    replies are complete only where they were cut. Of many replies to one request no single one's bill is known, and
-    none is complete. Providers do not say whether temperature and truncation are in their figures: the basis is
-    `unknown`.
+    Those of a provider are complete only if that can be proven: the tokens are as many as the billed ones, they spell
+    the reply and, unless it was cut, there is one more, the end token. OpenAI lists every token but the end token, so
+    its replies are complete only if they were cut. If one request returns several replies, no reply's own bill is
+    known, and none is complete. Providers do not report whether temperature and truncation are in their figures, so
+    the basis is `unknown`.
 
-    Shapes of `response_metadata["logprobs"]`:
+    Formats of `response_metadata["logprobs"]`:
 
-    - ours, and any that names its `basis`: `{"token_logprobs", "basis", "complete", "token_ids"}`, taken at its word,
+    - this library's, and any with a `basis`: `{"token_logprobs", "basis", "complete", "token_ids"}`, taken as declared,
       with `"prompt_totals"` from models that draw under several prompts at once;
-    - OpenAI and who speaks like it: `{"content": [{"token", "logprob", "bytes"}], "refusal": [...]}`;
+    - OpenAI and compatible providers: `{"content": [{"token", "logprob", "bytes"}], "refusal": [...]}`;
     - Together: `{"tokens", "token_logprobs", "token_ids"}`;
     - Ollama: `[{"token", "logprob", "bytes"}]`.
 
     Raises:
-        LogProbError: a model names the basis of its figures, and they are not what that shape promises.
+        LogProbError: the figures have a `basis`, and not the format that goes with it.
 
     >>> reply = AIMessage("Hi", response_metadata={"logprobs": {"content": [{"token": "Hi", "logprob": -0.5}]}})
     >>> read_log_probs(reply)
     LogProbs(tokens=(-0.5,), basis='unknown', complete=False, token_ids=None, prompt_totals=())
     """
-    given = message.response_metadata.get("logprobs")
-    if isinstance(given, Mapping) and "basis" in given:
-        return _declared(given)
-    tokens = (
-        _together(given) if isinstance(given, Mapping) and _is_list(given.get("token_logprobs")) else _listed(given)
-    )
+    data = message.response_metadata.get("logprobs")
+    if isinstance(data, Mapping) and "basis" in data:
+        return _declared(data)
+    tokens = _together(data) if isinstance(data, Mapping) and _is_list(data.get("token_logprobs")) else _listed(data)
     if not tokens or not all(_is_log_prob(token.log_prob) for token in tokens):
         return None
     ids = [token.token_id for token in tokens]
@@ -63,53 +272,53 @@ def read_log_probs(message: AIMessage) -> LogProbs | None:
     )
 
 
-def _declared(given: Mapping[str, Any]) -> LogProbs:
-    """Return what a model says of itself. Where it calls its figures incomplete, there may be more ids or fewer."""
-    values, ids, complete = given.get("token_logprobs"), given.get("token_ids"), given.get("complete")
-    totals = given.get("prompt_totals", [])
+def _declared(data: Mapping[str, Any]) -> LogProbs:
+    """Return the figures as a model declares them. If it declares them incomplete, the number of ids may differ."""
+    values, ids, complete = data.get("token_logprobs"), data.get("token_ids"), data.get("complete")
+    totals = data.get("prompt_totals", [])
     if (
         not (_is_list(values) and all(map(_is_log_prob, values)))
-        or given["basis"] not in get_args(Basis)
+        or data["basis"] not in get_args(Basis)
         or not isinstance(complete, bool)
         or not (_is_list(totals) and all(map(_is_log_prob, totals)))
         or not (ids is None or (_is_list(ids) and _are_ids(ids)))
         or (complete and ids is not None and len(ids) != len(values))
     ):
         raise LogProbError(
-            "A model names the basis of its log-probabilities, so response_metadata['logprobs'] must be "
+            "A model declares the basis of its log-probabilities, so response_metadata['logprobs'] must be "
             "{'token_logprobs': numbers up to 0, 'basis': 'model', 'sampler' or 'unknown', 'complete': True or False, "
-            f"'token_ids': None or one for each}}; it is {str(given)[:200]}. Correct the model."
+            f"'token_ids': None or one for each}}; it is {str(data)[:200]}. Correct the model."
         )
     return LogProbs(
         tokens=tuple(map(float, values)),
-        basis=given["basis"],
+        basis=data["basis"],
         complete=complete,
         token_ids=None if ids is None else tuple(map(int, ids)),
         prompt_totals=tuple(map(float, totals)),
     )
 
 
-def _together(given: Mapping[str, Any]) -> list[_Token]:
-    values = given["token_logprobs"]
-    texts, ids = ([*(found if _is_list(found := given.get(key)) else [])] for key in ("tokens", "token_ids"))
+def _together(data: Mapping[str, Any]) -> list[_Token]:
+    values = data["token_logprobs"]
+    texts, ids = ([*(value if _is_list(value := data.get(key)) else [])] for key in ("tokens", "token_ids"))
     spellings = [_spelled({"token": text}) for text in texts] if len(texts) == len(values) else [None] * len(values)
     ids = ids if len(ids) == len(values) else [None] * len(values)
     return [_Token(*fields) for fields in zip(values, spellings, ids, strict=True)]
 
 
-def _listed(given: Any) -> list[_Token]:
-    if isinstance(given, Mapping):
-        # A reply is text or a refusal. Of both together the order is unknown, and they spell neither: incomplete.
-        given = [entry for key in ("content", "refusal") if _is_list(part := given.get(key)) for entry in part]
-    if not _is_list(given):
+def _listed(data: Any) -> list[_Token]:
+    if isinstance(data, Mapping):
+        # A reply is text or a refusal. Of both together the order is unknown: they spell neither, and are incomplete.
+        data = [entry for key in ("content", "refusal") if _is_list(part := data.get(key)) for entry in part]
+    if not _is_list(data):
         return []
     return [
-        _Token(entry.get("logprob"), _spelled(entry)) if isinstance(entry, Mapping) else _Token(None) for entry in given
+        _Token(entry.get("logprob"), _spelled(entry)) if isinstance(entry, Mapping) else _Token(None) for entry in data
     ]
 
 
 def _spelled(entry: Mapping[str, Any]) -> bytes | None:
-    """Return a token's bytes: half a character is no text."""
+    """Return the bytes of a token, which may be half a character."""
     text, octets = entry.get("token"), entry.get("bytes")
     if _is_list(octets) and all(isinstance(octet, int) and 0 <= octet < 256 for octet in octets):  # noqa: PLR2004
         return bytes(octets)
@@ -117,7 +326,7 @@ def _spelled(entry: Mapping[str, Any]) -> bytes | None:
 
 
 def _is_whole(tokens: list[_Token], message: AIMessage) -> bool:
-    """Whether the tokens are all that were drawn: none billed beside them, and the reply's own end among them."""
+    """Whether these are all sampled tokens: as many as were billed, with the end token of a reply that was not cut."""
     usage, spellings = message.usage_metadata, [token.spelling for token in tokens if token.spelling is not None]
     if usage is None or not usage.get("output_tokens") == len(tokens) == len(spellings) or _hides_tokens(message):
         return False
@@ -133,7 +342,7 @@ def _is_whole(tokens: list[_Token], message: AIMessage) -> bool:
 
 
 def _hides_tokens(message: AIMessage) -> bool:
-    """Whether the model drew calls or thoughts, which providers list elsewhere, or not at all."""
+    """Whether the model sampled tool calls or reasoning, whose tokens providers list elsewhere, or not at all."""
     details = message.usage_metadata.get("output_token_details") if message.usage_metadata else None
     thought = message.additional_kwargs.get("reasoning_content") or (details and details.get("reasoning"))
     return bool(message.tool_calls or message.invalid_tool_calls or thought)
@@ -148,7 +357,7 @@ def _is_log_prob(value: Any) -> bool:
         return False
     try:
         return float(value) <= 0
-    except OverflowError:  # JSON knows whole numbers that no float can hold
+    except OverflowError:  # JSON allows whole numbers that no float can hold
         return False
 
 

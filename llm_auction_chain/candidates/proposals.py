@@ -1,12 +1,12 @@
-"""Proposals: what candidates are drawn from before any report is known, and the weights that undo it.
+"""Proposals: the distributions that candidates are drawn from, and the weights that correct for them.
 
-A proposal is a mixture of conditions. Its counts are fixed (stratified), every candidate is scored under every
-condition, and the balance heuristic
+A proposal is a mixture of conditions. The number of draws from each is fixed (stratified), every candidate is scored
+under every condition, and the balance heuristic
 
     lw_j = log pi_ref(y_j) - log sum_c (n_c / M) * pi_c(y_j)
 
-makes the law right in the limit; with n_ref draws from the reference it is at most log(M / n_ref). Conditions know the
-prompt, the agents' public descriptions, tau and a seed: never a report.
+makes the distribution of the reply exact in the limit. With n_ref draws from the reference it is at most
+log(M / n_ref). Conditions depend on the prompt, the agents' public descriptions, tau and a seed, never on a report.
 """
 
 import hashlib
@@ -19,12 +19,13 @@ import numpy.typing as npt
 from langchain_core.messages import BaseMessage, convert_to_messages
 from langchain_core.prompts import BasePromptTemplate
 
-from llm_auction_chain.candidates.base import Condition
 from llm_auction_chain.descriptions import with_instructions
 from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.validators import number, refuse
 
 __all__ = [
     "Component",
+    "Condition",
     "ContextProduct",
     "ContextPrompt",
     "DefensiveMixture",
@@ -40,15 +41,39 @@ __all__ = [
 Template = BasePromptTemplate[Any] | Callable[[list[BaseMessage], str], Sequence[BaseMessage]]
 
 _LONGEST_BLOCK = 4000  # characters of all descriptions in one prompt
-_MANY_AGENTS = 4  # above this many descriptions a product of all of them costs more than it brings
-# Short, and in quotation marks rather than markup: a small model recites longer words and delimiters, and what it
-# recites under every description looks to an agent like a reply it loves (docs/convergence.md).
+_MANY_AGENTS = 4  # with more descriptions, the product costs more than it gains
+# Short, with quotation marks and no markup: a small model repeats longer instructions and delimiters, and an agent
+# takes the repetition for a reply that it likes (docs/convergence.md).
 _INSTRUCTIONS = "Mention in your answer:\n\n{descriptions}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """A distribution of replies: token by token proportional to `prod_k pi(token | prompts[k]) ** powers[k]`.
+
+    Attributes:
+        name: for metadata and tables.
+        prompts: (K,), each a tuple of messages.
+        powers: (K,), not 0; `(1.0,)` for one prompt as it stands, which any chat model can draw from.
+    """
+
+    name: str
+    prompts: tuple[tuple[BaseMessage, ...], ...]
+    powers: tuple[float, ...] = (1.0,)
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one prompt as it stands."""
+        return self.powers == (1.0,)
+
+    def same_law(self, other: "Condition") -> bool:
+        """Whether both are the same distribution, under whatever name."""
+        return self.prompts == other.prompts and self.powers == other.powers
 
 
 @runtime_checkable
 class Component(Protocol):
-    """A part of a proposal: one condition per auction."""
+    """A part of a proposal: one condition for each auction."""
 
     def condition(
         self, prompt: Sequence[BaseMessage], descriptions: Sequence[str], *, tau: float, seed: int
@@ -59,7 +84,7 @@ class Component(Protocol):
 
 @dataclass(frozen=True)
 class Reference:
-    """The prompt as it stands: what the user would get without agents. Alone, every weight is 0."""
+    """The prompt as it stands, which gives the reply that a user gets without agents. On its own, every weight is 0."""
 
     def condition(
         self,
@@ -75,15 +100,15 @@ class Reference:
 
 @dataclass(frozen=True)
 class ContextPrompt:
-    """One prompt that tells the model about all agents (arXiv 2405.05905, section 6).
+    """One prompt that describes all agents to the model (arXiv 2405.05905, section 6).
 
     Attributes:
-        template: a prompt template with the variables `messages` and `descriptions`, or a callable of both; None tells
-            of the descriptions in a delimited block of a system message, and keeps the user's messages.
+        template: a prompt template with the variables `messages` and `descriptions`, or a callable of both; None puts
+            the descriptions into a block of a system message, and keeps the user's messages.
 
     >>> from langchain_core.messages import HumanMessage
-    >>> told = ContextPrompt().condition([HumanMessage("Hi")], ["TuneTown sells guitars."], tau=1.0, seed=0)
-    >>> "TuneTown sells guitars." in told.prompts[0][0].text, told.prompts[0][-1].text
+    >>> condition = ContextPrompt().condition([HumanMessage("Hi")], ["TuneTown sells guitars."], tau=1.0, seed=0)
+    >>> "TuneTown sells guitars." in condition.prompts[0][0].text, condition.prompts[0][-1].text
     (True, 'Hi')
     """
 
@@ -98,34 +123,36 @@ class ContextPrompt:
         seed: int,
     ) -> Condition:
         """Return the prompt with all descriptions, shuffled by the seed."""
-        return Condition(name="context prompt", prompts=(self.tell(prompt, descriptions, seed),))
+        return Condition(name="context prompt", prompts=(self.describe(prompt, descriptions, seed),))
 
-    def tell(self, prompt: Sequence[BaseMessage], descriptions: Sequence[str], seed: int) -> tuple[BaseMessage, ...]:
-        """Return the prompt's messages with the descriptions told, as many as the block holds."""
+    def describe(
+        self, prompt: Sequence[BaseMessage], descriptions: Sequence[str], seed: int
+    ) -> tuple[BaseMessage, ...]:
+        """Return the prompt's messages with as many descriptions as the block holds."""
         block = _block(_shuffled(descriptions, seed))
         messages = list(prompt)
         if self.template is None:
             return with_instructions(messages, _INSTRUCTIONS.format(descriptions=block))
         if isinstance(self.template, BasePromptTemplate):
-            told = self.template.invoke({"messages": messages, "descriptions": block}).to_messages()
+            described = self.template.invoke({"messages": messages, "descriptions": block}).to_messages()
         else:
-            told = convert_to_messages(self.template(messages, block))
-        if not told:
-            raise ConfigurationError(f"The template {self.template!r} returned no messages; return at least one.")
-        return tuple(told)
+            described = convert_to_messages(self.template(messages, block))
+        if not described:
+            raise ConfigurationError(f"The template {self.template!r} returned no messages. Return at least one.")
+        return tuple(described)
 
 
 @dataclass(frozen=True)
 class ContextProduct:
     """Every token is drawn from `pi_ref ** (1 - n * strength) * prod_i pi_i ** strength`, normalised.
 
-    pi_i is the model under agent i's description alone. Where rewards are `log(pi_i / pi_ref)` the target itself is
+    pi_i is the model under agent i's description alone. For rewards `log(pi_i / pi_ref)` the target itself is
     `pi_ref * prod_i (pi_i / pi_ref) ** (1 / tau)`, hence the strength 1/tau. Needs logits: local models only.
 
     Attributes:
-        strength: above 0; None is 1/tau, the platform's tau and never a report, but at most 1: money may be counted in
-            any unit, and a product beyond the agents' own laws draws what no model would say.
-        joint: one prompt with all descriptions in place of one per agent, a blend:
+        strength: above 0; None is 1/tau, but at most 1, because a higher power draws replies that are unlikely under
+            every prompt.
+        joint: whether one prompt has all descriptions, in place of one prompt for each agent:
             `pi_ref ** (1 - strength) * pi_all ** strength`.
         template: as for ContextPrompt.
     """
@@ -135,22 +162,20 @@ class ContextProduct:
     template: Template | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a strength that means nothing."""
-        if self.strength is not None and not (
-            isinstance(self.strength, int | float) and 0 < self.strength < float("inf")
-        ):
-            raise ConfigurationError(f"strength is {self.strength!r}; give a number above 0, or None for 1/tau.")
+        """Refuse an invalid strength."""
+        if self.strength is not None:
+            number("strength", self.strength, above=0)
 
     def condition(
         self, prompt: Sequence[BaseMessage], descriptions: Sequence[str], *, tau: float, seed: int
     ) -> Condition:
-        """Return the product of the reference and the prompts that tell of one agent each (or of all, `joint`)."""
+        """Return the product of the reference and the prompts that describe one agent each (or all, `joint`)."""
         power = 1.0 / max(tau, 1.0) if self.strength is None else float(self.strength)
         groups = [list(descriptions)] if self.joint else [[one] for one in sorted(descriptions)]
-        teller = ContextPrompt(self.template)
-        told = [teller.tell(prompt, group, seed) for group in groups]
+        context = ContextPrompt(self.template)
+        described = [context.describe(prompt, group, seed) for group in groups]
         kind = "blend" if self.joint else "product"
-        factors = [(tuple(prompt), 1.0 - power * len(told)), *((one, power) for one in told)]
+        factors = [(tuple(prompt), 1.0 - power * len(described)), *((one, power) for one in described)]
         prompts, powers = zip(*[factor for factor in factors if factor[1]], strict=True)
         return Condition(name=f"context {kind} {power:g}", prompts=prompts, powers=powers)
 
@@ -163,7 +188,7 @@ class DefensiveMixture:
         components: (component, share) pairs; shares are positive and need not sum to 1. A mixture may be a component.
 
     Raises:
-        ConfigurationError: no components, or a share that is not positive.
+        ConfigurationError: there are no components, or a share is not a positive number.
 
     Source: Hesterberg 1995 (defensive mixtures); Veach and Guibas 1995 (balance heuristic).
 
@@ -175,21 +200,20 @@ class DefensiveMixture:
     components: Sequence[tuple["Proposal", float]]
 
     def __post_init__(self) -> None:
-        """Refuse shares that no counts can be made of."""
+        """Refuse invalid components."""
         try:
             pairs = tuple((part, share) for part, share in self.components)
-        except TypeError as error:
-            raise ConfigurationError("DefensiveMixture takes pairs of a component and its share.") from error
+        except (TypeError, ValueError):
+            pairs = ()
         if not pairs:
-            raise ConfigurationError("DefensiveMixture has no components; give pairs of a component and its share.")
+            raise refuse("components", "pairs of a component and its share", self.components)
         object.__setattr__(self, "components", pairs)
         for part, share in self.components:
             check_proposal(part)
-            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < float("inf"):
-                raise ConfigurationError(f"The share of {part!r} is {share!r}; give a number above 0.")
+            number(f"The share of {part!r}", share, above=0)
 
     def parts(self) -> list[tuple[Component, float]]:
-        """Return the components with their shares of all draws, mixtures within it taken apart, equal ones as one."""
+        """Return the components, those of inner mixtures included, with their shares of all draws; equal ones once."""
         total = sum(share for _, share in self.components)
         merged: dict[Component, float] = {}
         for part, share in self.components:
@@ -206,16 +230,16 @@ def check_proposal(proposal: object) -> None:
     """Raise `ConfigurationError` unless it is a proposal."""
     component = callable(getattr(proposal, "condition", None)) and not isinstance(proposal, type)
     if not isinstance(proposal, DefensiveMixture) and not component:
-        raise ConfigurationError(
-            f"proposal is {proposal!r}; give Reference(), ContextPrompt(), ContextProduct(), a DefensiveMixture of "
-            "them, or an object with condition(prompt, descriptions, tau=, seed=)."
+        expected = "Reference(), ContextPrompt(), ContextProduct(), or a DefensiveMixture of them"
+        raise refuse(
+            "proposal", expected, proposal, "An object with condition(prompt, descriptions, tau=, seed=) will do."
         )
 
 
 def default_proposal(descriptions: Sequence[str], *, scores: bool, logits: bool) -> Proposal:
     """Return the proposal for agents with these descriptions and a model with these abilities.
 
-    Shares are those that did best over three families of rewards: see docs/convergence.md.
+    The shares did best over three families of rewards: see docs/convergence.md.
     """
     if not descriptions or not (scores or logits):
         return Reference()
@@ -226,7 +250,7 @@ def default_proposal(descriptions: Sequence[str], *, scores: bool, logits: bool)
 
 
 def stratify(shares: Sequence[float], n: int) -> list[int]:
-    """Return counts that sum to n, in proportion to the shares; each share above 0 gets one, the first ones first.
+    """Return counts that sum to n, in proportion to the shares. Each share above 0 gets at least one, if n allows.
 
     >>> stratify([0.25, 0.75], 16), stratify([0.1, 0.9], 2), stratify([0.1, 0.9], 1)
     ([4, 12], [1, 1], [1, 0])
@@ -263,12 +287,12 @@ def log_weights(
 
 
 def _shuffled(descriptions: Sequence[str], seed: int) -> list[str]:
-    """Return them in an order that the seed decides, not the agents."""
+    """Return the descriptions in an order that depends on the seed, not on the agents' order."""
     return sorted(descriptions, key=lambda text: hashlib.blake2b(f"{seed}:{text}".encode()).digest())
 
 
 def _block(descriptions: Sequence[str]) -> str:
-    """Return the descriptions as quoted lines, the first ones where all are too long."""
+    """Return the descriptions as quoted lines; only the first ones if all are too long."""
     lines, room = [], _LONGEST_BLOCK
     for line in (f'"{description}"' for description in descriptions):
         if len(line) < room:
@@ -282,8 +306,8 @@ def conditions_of(
 ) -> tuple[list[Condition], list[float]]:
     """Return the conditions of a proposal for one auction and their shares.
 
-    The reference comes first, with share 0 where the proposal does not draw from it; components that are one law here
-    are one condition.
+    The reference comes first, with share 0 if the proposal does not draw from it. Components that are the same
+    distribution here are one condition.
     """
     conditions = [Reference().condition(prompt, descriptions, tau=tau, seed=seed)]
     shares = [0.0]

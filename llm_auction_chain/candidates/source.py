@@ -1,15 +1,18 @@
 """Replies from any chat model: independent, uncached, traced as children or not at all, hidden from streams.
 
-A model that draws many replies in one request does so; any other Runnable is called once a reply, concurrently.
-Truncated and empty replies are kept: dropping them would change the proposal.
+A model that draws many replies in one request does so. Any other Runnable is called once for each reply, concurrently.
+Truncated and empty replies are kept, because dropping them would change the proposal.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
@@ -17,35 +20,41 @@ from langchain_core.outputs import ChatGeneration
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.config import ensure_config, get_config_list
+from langchain_core.runnables.config import ensure_config, get_config_list, patch_config, set_config_context
 from langchain_core.runnables.retry import RunnableRetry
 
-from llm_auction_chain.candidates.base import Condition, LogitModel, SequenceScorer
-from llm_auction_chain.candidates.isolation import unheard
+from llm_auction_chain.candidates.logprobs import LogitModel, SequenceScorer
 from llm_auction_chain.candidates.native_n import ManyReplies, native
-from llm_auction_chain.candidates.unwrapping import Untraced, asks_for_a_shape, inside
+from llm_auction_chain.candidates.proposals import Condition
+from llm_auction_chain.candidates.unwrapping import Untraced, asks_for_format, inside
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
 from llm_auction_chain.waiting import Waiter, run
 
-__all__ = ["Sampled", "Source"]
+__all__ = ["Sample", "Source", "hidden", "quiet"]
 
 Progress = Callable[[int, float | None], None]
 _Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
-# What a scorer must know of how replies were drawn.
-_LAW = ("temperature", "top_p", "top_k")
-_NO_TOKENS = UsageMetadata(input_tokens=0, output_tokens=0, total_tokens=0)  # a cache counts the costs alone
-_HELD = "llm_auction_chain.auction/"  # how the schema of an auction's metadata begins
-_OURS = frozenset({"conditions", "n", "progress", "seed"})
+_LAW = ("temperature", "top_p", "top_k")  # keywords of the sampler that a scorer needs
+_NO_TOKENS = UsageMetadata(input_tokens=0, output_tokens=0, total_tokens=0)
+_SCHEMA = "llm_auction_chain.auction/"  # prefix of the schema in an auction's metadata
+_RESERVED = frozenset({"conditions", "n", "progress", "seed"})
+
+# LangGraph is optional, so its names are copied here.
+_NO_STREAM = "nostream"  # the tag of runs that no stream shows
+_GRAPHS = "__pregel_"  # prefix of what a graph passes on to graphs in it
+_SAVER, _RUNTIME = "__pregel_checkpointer", "__pregel_runtime"
+_PLACE = frozenset({"checkpoint_ns", "checkpoint_id", "checkpoint_map"})
+_STREAMS = "tap_output_iter"  # an attribute of every handler that feeds astream_events, astream_log or LangGraph
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampled:
-    """What some model calls gave.
+class Sample:
+    """The replies of some model calls.
 
     Attributes:
-        replies: (condition's index, message), in the order of the conditions.
-        causes: what made the other calls fail.
-        usage: tokens of all calls together; None where the model reports none.
+        replies: (index of the condition, message), in the order of the conditions.
+        causes: errors of the calls that failed.
+        usage: tokens of all calls together; None if the model reports none.
     """
 
     replies: tuple[tuple[int, AIMessage], ...]
@@ -54,21 +63,21 @@ class Sampled:
 
 
 class Source:
-    """A chat model as the source of candidates, seen through its wrappers.
+    """A chat model, in its wrappers, as the source of candidates.
 
     Args:
         model: any Runnable chat model.
         config: the parent run's.
-        native_n: whether providers that draw many replies in one request are asked to.
+        native_n: whether one request may draw many replies if the provider can.
         traced: whether every call of the model is a run of its own.
-        kwargs: handed to the model.
+        kwargs: passed to the model.
 
     Attributes:
-        scorer: the model inside, where it can say how likely its replies are.
-        law: temperature and truncation that were bound to it.
+        scorer: the chat model in the wrappers, if it computes how likely its replies are.
+        law: temperature and truncation that are bound to it.
         logits: whether it draws from conditions of several prompts.
         asked_for_tokens: whether the call itself asks for log-probabilities.
-        asked_for_a_shape: whether the reply is in a format that is parsed.
+        asked_for_format: whether the call asks for a reply that is parsed.
     """
 
     def __init__(
@@ -80,9 +89,11 @@ class Source:
         traced: bool = True,
         kwargs: dict[str, Any],
     ) -> None:
-        if reserved := kwargs.keys() & _OURS:
-            raise ConfigurationError(f"{', '.join(sorted(reserved))}: the auction says that to the model itself.")
-        self._model = inner = inside(model, _uncached if traced else _untraced, config)
+        if reserved := kwargs.keys() & _RESERVED:
+            raise ConfigurationError(
+                f"{', '.join(sorted(reserved))}: the auction sets this keyword itself. Leave it out."
+            )
+        self._model = inner = inside(model, _uncached if traced else lambda chat: Untraced(_uncached(chat)), config)
         self._kwargs = settings = kwargs
         self._traced = traced
         self._bound_config = RunnableConfig()
@@ -103,7 +114,7 @@ class Source:
         self.law: dict[str, Any] = {name: settings[name] for name in _LAW if name in settings}
         self.logits: bool = self._native is not None and isinstance(self._native, LogitModel)
         self.asked_for_tokens: bool = bool(settings.get("logprobs"))
-        self.asked_for_a_shape: bool = asks_for_a_shape(model, config, kwargs)
+        self.asked_for_format: bool = asks_for_format(model, config, kwargs)
 
     async def sample(
         self,
@@ -114,16 +125,16 @@ class Source:
         tokens: bool,
         config: RunnableConfig | None,
         progress: Progress | None = None,
-    ) -> Sampled:
+    ) -> Sample:
         """Draw replies.
 
         Args:
             wanted: conditions, and the number of replies of each.
             waiter: how the caller waits for the model.
-            seed: replays the draw where the model draws all replies itself.
+            seed: replays the draw if the model draws all replies itself.
             tokens: asks for tokens and log-probabilities, which a scorer needs.
             config: the parent run's.
-            progress: called with the number of replies that have arrived, and tokens per second where the model counts.
+            progress: called with the number of replies that have arrived, and tokens per second if the model counts.
 
         Raises:
             AuctionError: a model of ours is set up wrongly; no call could have succeeded.
@@ -133,7 +144,7 @@ class Source:
         extra = {"logprobs": True} if tokens else {}
         if self._traced:
             return await self._sample(wanted, child, seed, extra, waiter, progress)
-        with unheard(child) as (silent, context):
+        with _untraced_context(child) as (silent, context):
             return await waiter.within(context, self._sample(wanted, silent, seed, extra, waiter, progress))
 
     async def _sample(
@@ -144,7 +155,7 @@ class Source:
         extra: dict[str, Any],
         waiter: Waiter,
         progress: Progress | None,
-    ) -> Sampled:
+    ) -> Sample:
         most = child.get("max_concurrency")
         places = [place for place, (_, count) in enumerate(wanted) for _ in range(count)]
         if self._native is not None:
@@ -155,21 +166,21 @@ class Source:
             if len(results) == len(wanted):
                 places = [place for place, result in enumerate(results) for _ in result]
             replies = [reply for result in results for reply in result]
-            _tell(progress, sum(count for _, count in wanted))
+            _report(progress, sum(count for _, count in wanted))
         else:
             keywords = {**self._kwargs, **extra}
             calls = [
                 partial(self._invoke, list(wanted[place][0].prompts[0]), config, keywords, waiter)
                 for place, config in zip(places, get_config_list(child, len(places)), strict=True)
             ]
-            replies = await waiter.together(calls, most=most, progress=partial(_tell, progress))
-        return _sorted_out(list(zip(places, replies, strict=False)))
+            replies = await waiter.together(calls, most=most, progress=partial(_report, progress))
+        return _sample_of(list(zip(places, replies, strict=False)))
 
     def _calls(
         self, wanted: Sequence[tuple[Condition, int]], seed: int, extra: dict[str, Any], progress: Progress | None
     ) -> list[_Call]:
-        """Return the requests: one for all conditions where logits are shown, else one for each."""
-        given = {**self._settings, **extra}
+        """Return the requests: one for all conditions if the model exposes logits, else one for each."""
+        keywords = {**self._settings, **extra}
         if self.logits and (len(wanted) > 1 or not wanted[0][0].plain):
             conditions = [(condition.prompts, condition.powers, count) for condition, count in wanted]
             requests = [{"seed": seed, "conditions": conditions}]
@@ -178,27 +189,30 @@ class Source:
             requests = [
                 {"seed": int(stream) >> 11, "n": count} for stream, (_, count) in zip(streams, wanted, strict=True)
             ]
-        heard = _Heard(progress, len(requests))
+        total = _TotalProgress(progress, len(requests))
         return [
-            (list(wanted[k][0].prompts[0]), {**given, **request, **heard.of(k)}) for k, request in enumerate(requests)
+            (list(wanted[k][0].prompts[0]), {**keywords, **request, **total.of(k)})
+            for k, request in enumerate(requests)
         ]
 
     async def _invoke(
         self, prompt: list[BaseMessage], config: RunnableConfig, keywords: dict[str, Any], waiter: Waiter
     ) -> Any:
-        """Return a reply, or what made it fail."""
+        """Return a reply, or the error of the call."""
         model = self._model
         try:
             return await waiter.either(
                 lambda: model.invoke(prompt, config, **keywords), lambda: model.ainvoke(prompt, config, **keywords)
             )
-        except Exception as error:  # noqa: BLE001 - every failure of a model is kept in .causes
+        except Exception as error:  # noqa: BLE001 - kept in .causes
             return error
 
     async def _generate(self, call: _Call, child: RunnableConfig, waiter: Waiter) -> list[Any]:
-        """Return a request's messages, and what made parts of it fail."""
+        """Return the messages of a request, and the errors of its parts that failed."""
         prompt, keywords = call
-        lost = self._losing(keywords)
+        lost: list[Exception] = []
+        if isinstance(self._native, ManyReplies):
+            keywords["failed"] = lost.append
 
         async def once(_: object, config: RunnableConfig) -> list[BaseMessage]:
             return await self._request(prompt, keywords, config, waiter)
@@ -211,7 +225,7 @@ class Source:
                 replies = await waiter.either(lambda: request.invoke(None, child), lambda: request.ainvoke(None, child))
             else:
                 replies = await once(None, child)
-        except Exception as error:  # noqa: BLE001 - every failure of a model is kept in .causes
+        except Exception as error:  # noqa: BLE001 - kept in .causes
             return [_failure(error)]
         return [*replies, *lost]
 
@@ -232,23 +246,12 @@ class Source:
             generations = result.generations[0]
         return [one.message for one in generations if isinstance(one, ChatGeneration)]
 
-    def _losing(self, keywords: dict[str, Any]) -> list[Exception]:
-        """Return the list to which a provider's requests add what made them fail."""
-        lost: list[Exception] = []
-        if isinstance(self._native, ManyReplies):
-            keywords["failed"] = lost.append
-        return lost
-
 
 def _uncached(model: BaseChatModel) -> BaseChatModel:
     """Return the model without its cache, which would make all candidates one."""
-    model._serialized  # noqa: B018, SLF001 - what tracers are told is found out once; the copy has it then
+    model._serialized  # noqa: B018, SLF001 - computed once here, so that every copy has it
     copied: BaseChatModel = model.model_copy(update={"cache": False})
     return copied
-
-
-def _untraced(model: BaseChatModel) -> Untraced:
-    return Untraced(_uncached(model))
 
 
 def _merge(first: RunnableConfig, second: RunnableConfig) -> RunnableConfig:
@@ -259,22 +262,17 @@ def _merge(first: RunnableConfig, second: RunnableConfig) -> RunnableConfig:
 
 
 def _callbacks(config: RunnableConfig) -> dict[str, Any]:
-    return {
-        "callbacks": config.get("callbacks"),
-        "tags": config.get("tags"),
-        "metadata": config.get("metadata"),
-        "run_name": config.get("run_name"),
-    }
+    return {name: config.get(name) for name in ("callbacks", "tags", "metadata", "run_name")}
 
 
 def _failure(error: Exception) -> Exception:
-    """Return what made a request fail; a model that was set up wrongly is no failure of a request."""
+    """Return the error of a request, or raise it if it shows that the model is set up wrongly."""
     if isinstance(error, AuctionError) and not isinstance(error, CandidatesError):
         raise error
     return error
 
 
-def _sorted_out(replies: Sequence[tuple[int, Any]]) -> Sampled:
+def _sample_of(replies: Sequence[tuple[int, Any]]) -> Sample:
     causes: list[BaseException] = []
     messages: list[tuple[int, AIMessage]] = []
     usage: UsageMetadata | None = None
@@ -287,20 +285,20 @@ def _sorted_out(replies: Sequence[tuple[int, Any]]) -> Sampled:
                 f"The model returned {type(reply).__name__}; an auction needs a chat model, which returns AIMessage. "
                 "Put output parsers after the auction: auction | parser."
             )
-        held = reply.response_metadata.get("auction")
-        if isinstance(held, Mapping) and str(held.get("schema")).startswith(_HELD):
+        auction = reply.response_metadata.get("auction")
+        if isinstance(auction, Mapping) and str(auction.get("schema")).startswith(_SCHEMA):
             raise ConfigurationError(
-                "The model's reply was drawn in an auction: something in the model is an auction already, and what "
-                "loses in this one would have been paid for in that one. Auction the model itself."
+                "The model contains an auction already: its reply was drawn in one. Replies that lose in the outer "
+                "auction would be charged in the inner one. Auction the model itself."
             )
         messages.append((place, reply))
         if reply.usage_metadata is not None:
             usage = add_usage(_NO_TOKENS if usage is None else usage, reply.usage_metadata)
-    return Sampled(replies=tuple(messages), causes=tuple(causes), usage=usage)
+    return Sample(replies=tuple(messages), causes=tuple(causes), usage=usage)
 
 
-class _Heard:
-    """Adds up what requests under way at the same time say of their progress."""
+class _TotalProgress:
+    """Adds up the progress of requests that run at the same time."""
 
     def __init__(self, progress: Progress | None, requests: int) -> None:
         self._progress = progress
@@ -308,18 +306,71 @@ class _Heard:
         self._rates = [0.0] * requests
 
     def of(self, request: int) -> dict[str, Any]:
-        """Return the keyword that lets a model of ours report."""
+        """Return the keyword by which one of this library's models reports its progress."""
         if self._progress is None:
             return {}
 
-        def hear(done: int, _total: int, tokens_per_second: float = 0.0) -> None:
+        def report(done: int, _total: int, tokens_per_second: float = 0.0) -> None:
             self._done[request] = done
             self._rates[request] = tokens_per_second
-            _tell(self._progress, sum(self._done), sum(self._rates) or None)
+            _report(self._progress, sum(self._done), sum(self._rates) or None)
 
-        return {"progress": hear}
+        return {"progress": report}
 
 
-def _tell(progress: Progress | None, done: int, tokens_per_second: float | None = None) -> None:
+def _report(progress: Progress | None, done: int, tokens_per_second: float | None = None) -> None:
     if progress is not None:
         progress(done, tokens_per_second)
+
+
+@contextmanager
+def _untraced_context(config: RunnableConfig) -> Iterator[tuple[RunnableConfig, Context]]:
+    """Yield the config without callbacks, and a context in which calls without a config have no callbacks either.
+
+    LangChain would take callbacks from the ambient config, from its hooks and from LangSmith's settings.
+    """
+    from langchain_core.tracers import context as tracers  # both are slow to import
+    from langsmith import tracing_context
+
+    silent = patch_config(config)
+    silent["callbacks"] = []
+    with tracing_context(enabled=False), set_config_context(silent) as context:
+        for hook, *_ in getattr(tracers, "_configure_hooks", ()):  # get_usage_metadata_callback has one
+            context.run(hook.set, None)
+        yield silent, context
+
+
+def hidden(config: RunnableConfig | None) -> RunnableConfig:
+    """Return the config for calls whose replies may lose: no stream shows them, no graph around the auction saves them.
+
+    A graph that is called with it takes no part in the streams, checkpoints and resuming of the graph around the
+    auction. It keeps that graph's context and store, and gets a stream writer that drops everything.
+    """
+    child = quiet(config)
+    outer = child.get("configurable", {})
+    inner = {name: value for name, value in outer.items() if not name.startswith(_GRAPHS) and name not in _PLACE}
+    if _SAVER in outer:
+        inner[_SAVER] = None  # without it, a graph saves all candidates in one thread of its own saver
+    if (runtime := outer.get(_RUNTIME)) is not None:
+        inner[_RUNTIME] = runtime.override(stream_writer=lambda _: None)
+    child["configurable"] = inner
+    return child
+
+
+def quiet(config: RunnableConfig | None) -> RunnableConfig:
+    """Return the config for child calls that tracers see and message streams do not.
+
+    LangGraph and `astream_events` stream by handlers. Those are left out, and LangGraph's own tag is added.
+    """
+    config = ensure_config(config)
+    child = patch_config(config)
+    child["tags"] = [*(tag for tag in config.get("tags", []) if tag != _NO_STREAM), _NO_STREAM]
+    handlers = config.get("callbacks")
+    if isinstance(handlers, BaseCallbackManager):
+        manager = handlers.copy()
+        inherited = [handler for handler in handlers.inheritable_handlers if not hasattr(handler, _STREAMS)]
+        manager.set_handlers(inherited, inherit=True)
+        child["callbacks"] = manager
+    elif handlers is not None:
+        child["callbacks"] = [handler for handler in handlers if not hasattr(handler, _STREAMS)]
+    return child

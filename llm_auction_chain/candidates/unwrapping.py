@@ -1,4 +1,4 @@
-"""A chat model inside what users wrap around it: bindings, retries, fallbacks, sequences, alternatives."""
+"""The chat models inside the wrappers of LangChain: bindings, retries, fallbacks, sequences, alternatives."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from langchain_core.runnables import (
     Runnable,
     RunnableBranch,
     RunnableConfig,
-    RunnableLambda,
+    RunnableParallel,
     RunnableSequence,
 )
 from langchain_core.runnables.base import RunnableBindingBase
@@ -21,7 +21,6 @@ from langchain_core.runnables.configurable import (
     RunnableConfigurableFields,
 )
 from langchain_core.runnables.fallbacks import RunnableWithFallbacks
-from langchain_core.tools import BaseTool
 from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError
@@ -30,19 +29,18 @@ from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
 __all__ = [
     "Untraced",
-    "all_in",
-    "asks_for_a_shape",
+    "asks_for_format",
     "chat_model_of",
-    "chat_models_in",
     "innermost",
     "inside",
     "name_of",
     "offers_tools",
+    "runnables_in",
     "settings_of",
 ]
 
-_TOLD_TRACERS = frozenset({"ls_structured_output_format", "structured_output_format"})
-_MADE_BY_CALL = ("langchain.chat_models.base", "_ConfigurableModel")  # by name: langchain is optional
+_FOR_TRACERS = frozenset({"ls_structured_output_format", "structured_output_format"})
+_INIT_CHAT_MODEL = ("langchain.chat_models.base", "_ConfigurableModel")  # by name: langchain is optional
 
 
 def inside(
@@ -50,21 +48,21 @@ def inside(
     change: Callable[[BaseChatModel], Runnable[Any, Any]],
     config: RunnableConfig | None = None,
 ) -> Runnable[Any, Any]:
-    """Return the model with every chat model in it changed; what is wrapped around them stays.
+    """Return the model with every chat model in it changed and the wrappers kept.
 
     Args:
-        model: any Runnable. What is no chat model, and holds none, is returned as it is.
-        change: from a chat model to what takes its place.
+        model: any Runnable. Parts without a chat model are returned as they are.
+        change: from a chat model to its replacement.
         config: chooses among configurable fields and alternatives; None leaves the choice to later calls.
     """
-    if _is_chosen_by_call(model):
-        return _choosing(model, change) if config is None else inside(_choice(model, config), change, config)
+    if _is_configurable(model):
+        return _configurable_inside(model, change) if config is None else inside(_choice(model, config), change, config)
     if isinstance(model, BaseChatModel):
         return change(model)
-    return _each_part(model, lambda part: inside(part, change, config))
+    return _with_parts(model, lambda part: inside(part, change, config))
 
 
-def _each_part(
+def _with_parts(
     model: Runnable[Any, Any], change: Callable[[Runnable[Any, Any]], Runnable[Any, Any]]
 ) -> Runnable[Any, Any]:
     """Return the model with every part changed that may make its reply."""
@@ -84,9 +82,9 @@ def _each_part(
     return model
 
 
-def _is_chosen_by_call(model: Runnable[Any, Any]) -> bool:
-    """Whether a call's config says which model it is: what `configurable_fields` and `init_chat_model` return."""
-    return isinstance(model, DynamicRunnable) or (type(model).__module__, type(model).__name__) == _MADE_BY_CALL
+def _is_configurable(model: Runnable[Any, Any]) -> bool:
+    """Whether the config of a call chooses the model: what `configurable_fields` and `init_chat_model` return."""
+    return isinstance(model, DynamicRunnable) or (type(model).__module__, type(model).__name__) == _INIT_CHAT_MODEL
 
 
 def _choice(model: Any, config: RunnableConfig | None) -> Runnable[Any, Any]:
@@ -97,15 +95,15 @@ def _choice(model: Any, config: RunnableConfig | None) -> Runnable[Any, Any]:
     except Exception:
         if config is not None:
             raise
-        return ChosenByCall(chooser=model)
+        return _Unchosen(chooser=model)
     return chosen
 
 
-class ChosenByCall(BaseChatModel):
-    """Stands for the chat model that a call's config has to choose: before, nothing of it is known.
+class _Unchosen(BaseChatModel):
+    """Stands for a chat model that only the config of a call can choose.
 
     Attributes:
-        chooser: the model that the calls are made to.
+        chooser: the configurable model.
     """
 
     chooser: Any
@@ -124,89 +122,88 @@ class ChosenByCall(BaseChatModel):
 
     @override
     def _generate(self, *_: Any, **__: Any) -> ChatResult:
-        raise ConfigurationError("The config of a call chooses the model, and this one is no call's.")
+        raise ConfigurationError("The config of a call chooses this model. Call it with such a config.")
 
 
-def _choosing(model: Runnable[Any, Any], change: Callable[[BaseChatModel], Runnable[Any, Any]]) -> Runnable[Any, Any]:
-    """Return the model with every chat model in it changed, among which calls choose as before."""
+def _configurable_inside(
+    model: Runnable[Any, Any], change: Callable[[BaseChatModel], Runnable[Any, Any]]
+) -> Runnable[Any, Any]:
+    """Return a configurable model with every chat model in it changed. Calls choose as before."""
     default = model.default if isinstance(model, DynamicRunnable) else _choice(model, None)
     changed = inside(default, change)
     if isinstance(model, RunnableConfigurableAlternatives):
-        others = {name: _chosen(one, change) for name, one in model.alternatives.items()}
+        others = {name: _alternative_inside(one, change) for name, one in model.alternatives.items()}
         return model.model_copy(update={"default": changed, "alternatives": others})
     if isinstance(changed, RunnableBindingBase) and changed.bound is default:
         bound: Runnable[Any, Any] = changed.model_copy(update={"bound": model})
         return bound
     if isinstance(model, DynamicRunnable) and type(changed) is type(default):
         return model.model_copy(update={"default": changed})
-    return changed  # what could be chosen is gone
+    return changed  # the replacement has no such fields to configure
 
 
-def _chosen(alternative: Any, change: Callable[[BaseChatModel], Runnable[Any, Any]]) -> Any:
+def _alternative_inside(alternative: Any, change: Callable[[BaseChatModel], Runnable[Any, Any]]) -> Any:
     if isinstance(alternative, Runnable):
         return inside(alternative, change)
     return lambda: inside(alternative(), change)
 
 
 def innermost(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
-    """Return what bindings, retries and configurable fields are wrapped around; a chat model, where there is one."""
+    """Return the Runnable inside bindings, retries and configurable fields: a chat model, if there is one."""
     while isinstance(model, RunnableBindingBase | RunnableConfigurableFields):
         model = model.bound if isinstance(model, RunnableBindingBase) else model.default
     return model
 
 
-def chat_models_in(model: Runnable[Any, Any], config: RunnableConfig | None = None) -> list[BaseChatModel]:
-    """Return the chat models inside, the one that is asked first in front; a config chooses among alternatives."""
-    found: list[BaseChatModel] = []
+def _chat_models_in(model: Runnable[Any, Any], config: RunnableConfig | None = None) -> list[BaseChatModel]:
+    """Return the chat models inside, in the order of their calls; a config chooses among alternatives."""
+    chats: list[BaseChatModel] = []
 
-    def note(chat: BaseChatModel) -> BaseChatModel:
-        found.append(chat)
+    def collect(chat: BaseChatModel) -> BaseChatModel:
+        chats.append(chat)
         return chat
 
-    inside(model, note, config)
-    return found
+    inside(model, collect, config)
+    return chats
 
 
-def all_in(model: Runnable[Any, Any]) -> Iterator[Runnable[Any, Any]]:
-    """Yield the model and all that it is made of, as its attributes and its functions' variables show it; no tools."""
-    left: list[Any] = [model]
-    seen: set[int] = set()
-    while left:
-        one = left.pop()
-        if not isinstance(one, Runnable | Mapping | list | tuple) or isinstance(one, BaseTool) or id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, list | tuple):
-            left += one
-        elif isinstance(one, Mapping):
-            left += one.values()
-        else:
-            yield one
-            left += one.deps if isinstance(one, RunnableLambda) else vars(one).values()
+def runnables_in(model: Runnable[Any, Any]) -> Iterator[Runnable[Any, Any]]:
+    """Yield the model and everything in its wrappers. Attributes and functions of other Runnables are not searched."""
+    yield model
+    parts: list[Any] = [part for part, _ in _parts(model, {})]
+    if isinstance(model, DynamicRunnable):
+        parts.append(model.default)
+    if isinstance(model, RunnableConfigurableAlternatives):
+        parts += model.alternatives.values()
+    if isinstance(model, RunnableParallel):
+        parts += model.steps__.values()
+    for part in parts:
+        if isinstance(part, Runnable):
+            yield from runnables_in(part)
 
 
 def name_of(model: Runnable[Any, Any], config: RunnableConfig | None = None) -> str:
-    """Return what a receipt calls a model: provider and name of each chat model inside, the first asked in front."""
+    """Return the name of a model in receipts: provider and name of each chat model inside, in the order of calls."""
     names: dict[str, None] = {}
-    for chat in chat_models_in(model, config):
-        told = chat._get_ls_params()  # noqa: SLF001 - LangChain's one way to a model's name
-        name = told.get("ls_model_name") or chat._llm_type  # noqa: SLF001
-        names[f"{told.get('ls_provider', type(chat).__name__)}/{name}"] = None
+    for chat in _chat_models_in(model, config):
+        params = chat._get_ls_params()  # noqa: SLF001 - LangChain's one way to a model's name
+        name = params.get("ls_model_name") or chat._llm_type  # noqa: SLF001
+        names[f"{params.get('ls_provider', type(chat).__name__)}/{name}"] = None
     return ", ".join(names) or type(innermost(model)).__name__
 
 
 def chat_model_of(model: Runnable[Any, Any]) -> BaseChatModel:
-    """Return the chat model inside that is asked first.
+    """Return the chat model inside that is called first.
 
     Raises:
         ConfigurationError: there is none.
     """
-    found = chat_models_in(model)
-    if not found:
+    chats = _chat_models_in(model)
+    if not chats:
         raise ConfigurationError(
             f"There is no chat model in {type(model).__name__}, nor in what it wraps. Give a LangChain chat model."
         )
-    return found[0]
+    return chats[0]
 
 
 def settings_of(model: Runnable[Any, Any]) -> dict[str, Any]:
@@ -219,29 +216,29 @@ def settings_of(model: Runnable[Any, Any]) -> dict[str, Any]:
 
 
 def offers_tools(model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call with these keywords lets the model call tools, bound anywhere in it; the outer keyword wins."""
+    """Whether a call with these keywords offers tools, bound anywhere in the model; the outer keyword wins."""
     return _is_given(("tools", "functions"), model, config, kwargs)
 
 
-def asks_for_a_shape(model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call with these keywords asks for a reply that is parsed, in a format bound anywhere in the model."""
-    return _is_given(("response_format", *_TOLD_TRACERS), model, config, kwargs)
+def asks_for_format(model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call with these keywords asks for a format that is parsed, bound anywhere in the model."""
+    return _is_given(("response_format", *_FOR_TRACERS), model, config, kwargs)
 
 
 def _is_given(
     names: Sequence[str], model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]
 ) -> bool:
-    """Whether a call with these keywords hands the model one of these names; the outer keyword wins."""
-    if _is_chosen_by_call(model):
+    """Whether one of the names reaches a chat model in a call with these keywords; the outer keyword wins."""
+    if _is_configurable(model):
         return _is_given(names, _choice(model, config), config, kwargs)
-    handed = _handed(model, kwargs)
-    if not handed:
+    parts = _parts(model, kwargs)
+    if not parts:
         return any(kwargs.get(name) for name in names)
-    return any(_is_given(names, part, config, keywords) for part, keywords in handed)
+    return any(_is_given(names, part, config, keywords) for part, keywords in parts)
 
 
-def _handed(model: Runnable[Any, Any], kwargs: Mapping[str, Any]) -> list[tuple[Runnable[Any, Any], Mapping[str, Any]]]:
-    """Return the parts that may make a model's reply, each with the keywords that a call with these hands it."""
+def _parts(model: Runnable[Any, Any], kwargs: Mapping[str, Any]) -> list[tuple[Runnable[Any, Any], Mapping[str, Any]]]:
+    """Return the parts that may make a model's reply, each with the keywords that a call with `kwargs` gives it."""
     if isinstance(model, RunnableWithFallbacks):
         return [(part, kwargs) for part in (model.runnable, *model.fallbacks)]
     if isinstance(model, RunnableBranch):
@@ -256,7 +253,7 @@ def _handed(model: Runnable[Any, Any], kwargs: Mapping[str, Any]) -> list[tuple[
 
 
 class Untraced(Runnable[LanguageModelInput, BaseMessage]):
-    """A chat model whose calls are nobody's runs: no callback hears of them, so nobody counts them twice.
+    """A chat model whose calls are no runs: no callback counts them a second time.
 
     Cache, rate limiter and output version are the model's own.
     """
@@ -278,15 +275,11 @@ class Untraced(Runnable[LanguageModelInput, BaseMessage]):
         self, messages: list[BaseMessage], kwargs: Mapping[str, Any], waiter: Waiter
     ) -> list[ChatGeneration]:
         """Return all replies of one request."""
-        # LangChain's one way to a model without a run: `generate(callbacks=[])` would still be heard by configure hooks
-        keywords = _for_the_model(kwargs)
+        # LangChain keeps these for tracers, and from the model.
+        keywords = {name: value for name, value in kwargs.items() if name not in _FOR_TRACERS}
+        # Not `generate(callbacks=[])`: its run would still reach the callbacks of configure hooks.
         result = await waiter.either(
             lambda: self.model._generate_with_cache(messages, **keywords),  # noqa: SLF001
             lambda: self.model._agenerate_with_cache(messages, **keywords),  # noqa: SLF001
         )
         return result.generations
-
-
-def _for_the_model(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords of a call without those that LangChain keeps for tracers, and from the model."""
-    return {name: value for name, value in kwargs.items() if name not in _TOLD_TRACERS}

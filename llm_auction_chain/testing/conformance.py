@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
-from llm_auction_chain.candidates.base import Condition, SequenceScorer
-from llm_auction_chain.candidates.proposals import Proposal, conditions_of, log_weights, stratify
+from llm_auction_chain.candidates.logprobs import SequenceScorer
+from llm_auction_chain.candidates.proposals import Condition, Proposal, conditions_of, log_weights, stratify
 from llm_auction_chain.testing.markov import MarkovChatModel
 
 __all__ = ["ProposalConformance", "RewardConformance", "ScorerConformance"]

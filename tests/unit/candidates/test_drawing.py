@@ -199,7 +199,7 @@ def test_nonsense_of_a_scorer_is_an_error_and_no_weight(change, said):
 
 
 def test_a_scorer_of_another_law_is_found_out_where_that_shows():
-    with pytest.raises(LogProbError, match="does not score the law"):
+    with pytest.raises(LogProbError, match="does not score the distribution"):
         auction(Mute(), sampling=Sampling(scorer=Scorer(lambda scores: [-math.inf] * len(scores)))).run("Speak")
 
 

@@ -128,8 +128,6 @@ def test_an_auction_over_an_auction_is_refused_however_it_is_wrapped(interface):
             RunnablePassthrough() | RouterRunnable({"one": plain, "other": held}),
             RunnableParallel(one=held) | (lambda replies: replies["one"]),
             plain.configurable_alternatives(choice, default_key="plain", other=held),
-            RunnableLambda(lambda given: held.invoke(given)),  # noqa: B023, PLW0108 - called by none
-            Holds(held=held),
         ):
             with pytest.raises(ConfigurationError, match="auction already"):
                 interface(model=wrapped)
@@ -142,12 +140,13 @@ async def test_an_auction_that_only_a_call_shows_ends_the_auction_around_it(inte
 
     held, choice = AuctionRunnable(model=MarkovChatModel(), agents=[AGENT], n_candidates=2), ConfigurableField(id="m")
     model = MarkovChatModel().configurable_alternatives(choice, default_key="plain", other=refers)
-    auction, config = interface(model=model, agents=[AGENT], n_candidates=2), {"configurable": {"m": "other"}}
-    assert auction.invoke("x").response_metadata["auction"]
-    with pytest.raises(ConfigurationError, match="an auction already"):
-        auction.invoke("x", config)
-    with pytest.raises(ConfigurationError, match="an auction already"):
-        await auction.ainvoke("x", config)
+    assert interface(model=model, agents=[AGENT], n_candidates=2).invoke("x").response_metadata["auction"]
+    for unseen, config in ((model, {"configurable": {"m": "other"}}), (Holds(held=held), {})):
+        auction = interface(model=unseen, agents=[AGENT], n_candidates=2)
+        with pytest.raises(ConfigurationError, match="an auction already"):
+            auction.invoke("x", config)
+        with pytest.raises(ConfigurationError, match="an auction already"):
+            await auction.ainvoke("x", config)
 
 
 def test_a_tool_may_be_an_auction():

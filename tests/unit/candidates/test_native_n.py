@@ -399,7 +399,7 @@ def test_a_sole_survivor_carries_no_exception_in_its_metadata(server, both):
 
 def test_a_provider_that_sends_no_reply_ends_in_an_error(server, both):
     server.answer = few(0)
-    with pytest.raises(CandidatesError, match="sent no reply"):
+    with pytest.raises(CandidatesError, match="answered without a reply"):
         both(3)
     assert server.counts == [3]
 
