@@ -1,6 +1,6 @@
 """`llm-auction`: auctions, receipts and the ledger from the shell.
 
-Modules that take time to import are imported within `main`, so that Ctrl-C works while they load.
+The commands are imported within `main`, so that Ctrl-C works while they load.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from llm_auction_chain.cli.run import load_agents
 from llm_auction_chain.errors import (
     AuctionError,
     AuctionWarning,
@@ -22,7 +21,7 @@ from llm_auction_chain.errors import (
     PromptError,
 )
 
-__all__ = ["load_agents", "main", "without_passwords"]
+__all__ = ["main", "without_passwords"]
 
 _BAD_INPUT = 2
 _FAILED = 1

@@ -2,11 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
 from llm_auction_chain.cli.tables import Column, printable_text, write_line, write_table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from llm_auction_chain.auction.result import AuctionResult
 
 __all__ = ["show"]
@@ -14,11 +16,8 @@ __all__ = ["show"]
 _MOST = 1e5  # a reward from here on is written with an exponent
 
 
-def show(result: "AuctionResult", console: "Console") -> None:
+def show(result: "AuctionResult", console: Console) -> None:
     """Print the candidates, the reply, what each agent pays, and the figures needed to check it."""
-    from rich.panel import Panel
-    from rich.text import Text
-
     _write_candidates(result, console)
     reply = "\n".join(map(printable_text, result.reply.text.expandtabs().splitlines()))
     console.print(Panel(Text(reply), title=f"The reply drawn: candidate {result.settlement.winner}"))
@@ -28,7 +27,7 @@ def show(result: "AuctionResult", console: "Console") -> None:
         write_line(console, line)
 
 
-def _write_candidates(result: "AuctionResult", console: "Console") -> None:
+def _write_candidates(result: "AuctionResult", console: Console) -> None:
     """Print the table of candidates. It has a column of draws only where candidates differ in them."""
     letters = _letters(result)
     several, merged = len(letters) > 1, result.draws > len(result.candidates)
@@ -56,7 +55,7 @@ def _write_candidates(result: "AuctionResult", console: "Console") -> None:
     write_table(console, "Candidates", columns, rows, bold=result.settlement.winner)
 
 
-def _write_agents(result: "AuctionResult", console: "Console") -> None:
+def _write_agents(result: "AuctionResult", console: Console) -> None:
     settlement = result.settlement
     figures = {
         ("contribution", "contr"): settlement.contributions,

@@ -1,48 +1,39 @@
 """`llm-auction ledger`: which ledger, and the commands that book and that look after it."""
 
+import json
 import os
 import sys
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_auction_chain.cli.tables import printable_text, write_json
 from llm_auction_chain.errors import ConfigurationError, LedgerError
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
-    from datetime import datetime
-
     from sqlalchemy import URL
 
     from llm_auction_chain.ledger import Booking, Ledger, Totals
 
-__all__ = ["LedgerCommands", "add_ledger", "open_ledger", "read_time"]
+__all__ = ["add_command", "add_ledger", "open_ledger", "read_time"]
 
 _URL = "sqlite:///file.db, or postgresql+psycopg://user@host/database"
 _VARIABLE = "LLM_AUCTION_LEDGER"
 _DEFAULT_URL = "sqlite:///llm_auction.db"
 
 
-class LedgerCommands:
-    """Adds commands to `llm-auction ledger`. Each takes `--url`, too."""
-
-    def __init__(self, commands: Any) -> None:
-        self._commands = commands
-
-    def add(
-        self, name: str, do: "Callable[[argparse.Namespace], int]", text: str, *, more: str = ""
-    ) -> "argparse.ArgumentParser":
-        """Add a command with its function and help, and return its parser."""
-        import argparse
-
-        description = f"{text[0].upper()}{text[1:]}. {more}".strip()
-        parser: argparse.ArgumentParser = self._commands.add_parser(name, help=text, description=description)
-        parser.add_argument("--url", default=argparse.SUPPRESS, help=_URL)
-        parser.set_defaults(do=do)
-        return parser
+def add_command(commands: Any, name: str, do: Callable[[Namespace], int], text: str, more: str = "") -> ArgumentParser:
+    """Add a command of the ledger with its function and help, and return its parser."""
+    description = f"{text[0].upper()}{text[1:]}. {more}".strip()
+    parser: ArgumentParser = commands.add_parser(name, help=text, description=description)
+    parser.add_argument("--url", default=SUPPRESS, help=_URL)
+    parser.set_defaults(do=do)
+    return parser
 
 
-def add_ledger(commands: Any) -> LedgerCommands:
+def add_ledger(commands: Any) -> Any:
     """Add the command to those of the parser, and return what takes more commands of the ledger."""
     ledger = commands.add_parser(
         "ledger",
@@ -53,15 +44,15 @@ def add_ledger(commands: Any) -> LedgerCommands:
         "the verification shows a difference; 2: bad input.",
     )
     ledger.add_argument("--url", help=_URL)
-    inner = LedgerCommands(ledger.add_subparsers(dest="ledger_command", required=True, metavar="COMMAND"))
+    inner = ledger.add_subparsers(dest="ledger_command", required=True, metavar="COMMAND")
     _add_bookings(inner)
     _add_upkeep(inner)
     return inner
 
 
-def _add_bookings(commands: LedgerCommands) -> None:
-    deposit = commands.add("deposit", _move, "book money that comes in, and print the booking")
-    withdraw = commands.add("withdraw", _move, "book money that goes out, and print the booking")
+def _add_bookings(commands: Any) -> None:
+    deposit = add_command(commands, "deposit", _move, "book money that comes in, and print the booking")
+    withdraw = add_command(commands, "withdraw", _move, "book money that goes out, and print the booking")
     for parser in (deposit, withdraw):
         parser.add_argument("owner", metavar="OWNER", help="the account's owner")
         parser.add_argument("amount", metavar="AMOUNT", help="such as 12.50")
@@ -70,32 +61,43 @@ def _add_bookings(commands: LedgerCommands) -> None:
         parser.add_argument("--note", default="", metavar="TEXT", help="kept with it")
     decimals = "of the currency, 0 to 6, set by its first booking; the default is 6"
     deposit.add_argument("--decimals", type=int, metavar="N", help=decimals)
-    reverse = commands.add("reverse", _reverse, "give back what an auction charged, and print the booking")
+    reverse = add_command(commands, "reverse", _reverse, "give back what an auction charged, and print the booking")
     reverse.add_argument("auction", metavar="AUCTION_ID")
     reverse.add_argument("--owner", metavar="O", help="only this owner's line")
     reverse.add_argument("--reason", default="", metavar="TEXT", help="kept with it")
-    commands.add(
-        "expire-holds", _expire_holds, "release holds whose time is over, and print their auctions, one a line"
+    add_command(
+        commands,
+        "expire-holds",
+        _expire_holds,
+        "release holds whose time is over, and print their auctions, one a line",
     )
 
 
-def _add_upkeep(commands: LedgerCommands) -> None:
-    verify = commands.add(
-        "verify", _verify, "compute the chain again, and print bookings, head, and totals: cash = revenue + balances"
+def _add_upkeep(commands: Any) -> None:
+    verify = add_command(
+        commands,
+        "verify",
+        _verify,
+        "compute the chain again, and print bookings, head, and totals: cash = revenue + balances",
     )
     verify.add_argument("--head", metavar="HASH", help="one that `head` printed before; it must be in the chain")
-    commands.add("head", _head, "print number and hash of the last booking: noted elsewhere, it fixes all before it")
-    receipt = commands.add("receipt", _receipt, "print the stored receipt of an auction, JSON for `verify`")
+    add_command(
+        commands, "head", _head, "print number and hash of the last booking: noted elsewhere, it fixes all before it"
+    )
+    receipt = add_command(commands, "receipt", _receipt, "print the stored receipt of an auction, JSON for `verify`")
     receipt.add_argument("auction", metavar="AUCTION_ID")
     receipt.add_argument("--agent", metavar="NAME", help="the view of this agent, without other agents' reports")
-    erase = commands.add(
-        "erase-receipts", _erase_receipts, "delete stored receipts; the chain keeps their digests and verifies"
+    erase = add_command(
+        commands,
+        "erase-receipts",
+        _erase_receipts,
+        "delete stored receipts; the chain keeps their digests and verifies",
     )
     erase.add_argument("--before", required=True, metavar="DATE", help="of auctions charged before; ISO date or time")
-    commands.add("migrate", _migrate, "bring the schema to the newest revision; back up the database before")
+    add_command(commands, "migrate", _migrate, "bring the schema to the newest revision; back up the database before")
 
 
-def _move(options: "argparse.Namespace") -> int:
+def _move(options: Namespace) -> int:
     """Deposit or withdraw."""
     settings: dict[str, Any] = {"creates": options.ledger_command == "deposit"}
     if getattr(options, "decimals", None) is not None:
@@ -109,11 +111,11 @@ def _move(options: "argparse.Namespace") -> int:
     return _book(options, book, **settings)
 
 
-def _reverse(options: "argparse.Namespace") -> int:
+def _reverse(options: Namespace) -> int:
     return _book(options, lambda ledger: ledger.reverse(options.auction, owner=options.owner, reason=options.reason))
 
 
-def _book(options: "argparse.Namespace", book: "Callable[[Ledger], Booking]", **settings: Any) -> int:
+def _book(options: Namespace, book: "Callable[[Ledger], Booking]", **settings: Any) -> int:
     """Book, and print the booking and the balances after it."""
     with open_ledger(options, **settings) as ledger:
         last = ledger.head().seq
@@ -131,14 +133,14 @@ def _book(options: "argparse.Namespace", book: "Callable[[Ledger], Booking]", **
     return 0
 
 
-def _expire_holds(options: "argparse.Namespace") -> int:
+def _expire_holds(options: Namespace) -> int:
     with open_ledger(options) as ledger:
         for auction in ledger.expire_holds():
             sys.stdout.write(f"{printable_text(auction)}\n")
     return 0
 
 
-def _verify(options: "argparse.Namespace") -> int:
+def _verify(options: Namespace) -> int:
     with open_ledger(options) as ledger:
         audit = ledger.verify(head=options.head)
         totals = ledger.totals()
@@ -158,14 +160,14 @@ def _total(one: "Totals") -> str:
     return f"{printable_text(one.currency):<8}  {sums}; held {one.held:f}; residual {one.residual:f}"
 
 
-def _head(options: "argparse.Namespace") -> int:
+def _head(options: Namespace) -> int:
     with open_ledger(options) as ledger:
         head = ledger.head()
     sys.stdout.write(f"{head.seq} {head.hash}".rstrip() + "\n")
     return 0
 
 
-def _receipt(options: "argparse.Namespace") -> int:
+def _receipt(options: Namespace) -> int:
     with open_ledger(options) as ledger:
         stored = ledger.receipt_of(options.auction)
         charged = ledger.charge_of(options.auction)
@@ -177,8 +179,6 @@ def _receipt(options: "argparse.Namespace") -> int:
 
 
 def _view(stored: dict[str, Any], agent: str) -> dict[str, Any]:
-    import json
-
     from pydantic import ValidationError
 
     from llm_auction_chain.receipts import Receipt
@@ -190,21 +190,21 @@ def _view(stored: dict[str, Any], agent: str) -> dict[str, Any]:
     return receipt.view(agent).as_dict()
 
 
-def _erase_receipts(options: "argparse.Namespace") -> int:
+def _erase_receipts(options: Namespace) -> int:
     before = read_time(options.before, "--before")
     with open_ledger(options) as ledger:
         sys.stdout.write(f"erased  {ledger.erase_receipts(before)}\n")
     return 0
 
 
-def _migrate(options: "argparse.Namespace") -> int:
+def _migrate(options: Namespace) -> int:
     with open_ledger(options, creates=True) as ledger:
         ledger.migrate()
     sys.stderr.write("llm-auction: the schema has the newest revision\n")
     return 0
 
 
-def open_ledger(options: "argparse.Namespace", *, creates: bool = False, **settings: Any) -> "Ledger":
+def open_ledger(options: Namespace, *, creates: bool = False, **settings: Any) -> "Ledger":
     """Return the ledger of `--url`, else of the environment, else of the file `llm_auction.db`.
 
     Args:
@@ -225,7 +225,7 @@ def open_ledger(options: "argparse.Namespace", *, creates: bool = False, **setti
     return ledger
 
 
-def _read_url(options: "argparse.Namespace") -> "URL":
+def _read_url(options: Namespace) -> "URL":
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -247,8 +247,6 @@ def _read_url(options: "argparse.Namespace") -> "URL":
 
 def _check_exists(url: "URL") -> None:
     """Raise `ConfigurationError` where there is no ledger: to read one would create it."""
-    from pathlib import Path
-
     from sqlalchemy import NullPool, create_engine, inspect
     from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -269,7 +267,7 @@ def _check_exists(url: "URL") -> None:
         raise ConfigurationError(f"There is no ledger in {url!r}. Check the URL; {hint}.")
 
 
-def read_time(text: str, option: str) -> "datetime":
+def read_time(text: str, option: str) -> datetime:
     """Return an ISO date (its first moment) or time. Without a zone it is UTC.
 
     Args:
@@ -282,8 +280,6 @@ def read_time(text: str, option: str) -> "datetime":
     >>> read_time("2026-11-02", "--since").isoformat(), read_time("2026-11-02T01:00+02:00", "--since").isoformat()
     ('2026-11-02T00:00:00+00:00', '2026-11-01T23:00:00+00:00')
     """
-    from datetime import UTC, datetime
-
     try:
         time = datetime.fromisoformat(text.strip())
         return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

@@ -1,18 +1,21 @@
 """`llm-auction verify`: computes receipts and agents' views again, from themselves alone."""
 
+import json
 import sys
+from argparse import Namespace
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from llm_auction_chain.cli.tables import Column, open_console, write_json, write_line, write_list, write_table
+from rich.console import Console
+
+from llm_auction_chain.canonical_json import loads, printable
+from llm_auction_chain.cli.tables import Column, write_json, write_line, write_list, write_table
 from llm_auction_chain.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    import argparse
-
-    from rich.console import Console
-
     from llm_auction_chain.receipts import AgentView, Receipt, Verification
 
 __all__ = ["add_verify"]
@@ -32,7 +35,7 @@ def add_verify(commands: Any) -> None:
     verify.add_argument("--json", action="store_true", help="print an object for one receipt, a list for several")
 
 
-def _verify(options: "argparse.Namespace") -> int:
+def _verify(options: Namespace) -> int:
     from llm_auction_chain.receipts import load_public_key, verify
 
     key = None if options.key is None else load_public_key(options.key)
@@ -48,15 +51,12 @@ def _verify(options: "argparse.Namespace") -> int:
     if options.json:
         write_json(_as_json(value, verification))
     else:
-        _show(open_console(sys.stdout), value, verification, key_given=key is not None)
+        _show(Console(), value, verification, key_given=key is not None)
     return 0 if verification.ok else 1
 
 
 def _read(file: str, source: str) -> Iterator[Any]:
     """Yield the values of a file: one, those of a list, or those of JSON Lines as they are read."""
-    from contextlib import nullcontext
-    from pathlib import Path
-
     try:
         with nullcontext(sys.stdin) if file == "-" else Path(file).open(encoding="utf-8-sig") as stream:
             yield from _values(stream, source)
@@ -86,8 +86,6 @@ def _values(stream: TextIO, source: str) -> Iterator[Any]:
 
 def _load(text: str, source: str) -> Any:
     """Return the value of a JSON text that has no key twice in one object."""
-    from llm_auction_chain.canonical_json import loads
-
     try:
         return loads(text)
     except (ValueError, RecursionError) as error:
@@ -95,8 +93,6 @@ def _load(text: str, source: str) -> Any:
 
 
 def _as_json(value: Any, verification: "Verification") -> dict[str, Any]:
-    from llm_auction_chain.canonical_json import printable
-
     return {
         "auction_id": printable(value.get("auction_id")) if isinstance(value, dict) else None,
         "schema": printable(value.get("schema")) if isinstance(value, dict) else None,
@@ -125,7 +121,7 @@ def _write_list(results: "Iterable[tuple[Any, Verification]]") -> int:
 
 def _write_lines(results: "Iterable[tuple[Any, Verification]]") -> int:
     """Print a line for each, the differences, and the counts."""
-    console, counts = open_console(sys.stdout), {True: 0, False: 0}
+    console, counts = Console(), {True: 0, False: 0}
     for value, verification in results:
         counts[verification.ok] += 1
         name = str(value.get("auction_id", "without an id")) if isinstance(value, dict) else "no receipt"
@@ -137,7 +133,7 @@ def _write_lines(results: "Iterable[tuple[Any, Verification]]") -> int:
     return 1 if counts[False] else 0
 
 
-def _show(console: "Console", value: Any, verification: "Verification", *, key_given: bool) -> None:
+def _show(console: Console, value: Any, verification: "Verification", *, key_given: bool) -> None:
     receipt = _parsed(value)
     if receipt is not None:
         _show_facts(console, receipt)
@@ -151,7 +147,7 @@ def _show(console: "Console", value: Any, verification: "Verification", *, key_g
     _write_differences(console, verification)
 
 
-def _write_differences(console: "Console", verification: "Verification") -> None:
+def _write_differences(console: Console, verification: "Verification") -> None:
     for difference in verification.differences:
         write_line(console, f"  {difference}")
     if verification.more:
@@ -169,8 +165,6 @@ def _signer(verification: "Verification", *, signed: bool, key_given: bool) -> s
 
 def _parsed(value: Any) -> "Receipt | AgentView | None":
     """Return the receipt or the view; None where it is neither."""
-    import json
-
     from llm_auction_chain.receipts import AgentView, Receipt
 
     for kind in (Receipt, AgentView):
@@ -181,7 +175,7 @@ def _parsed(value: Any) -> "Receipt | AgentView | None":
     return None
 
 
-def _show_facts(console: "Console", receipt: "Receipt | AgentView") -> None:
+def _show_facts(console: Console, receipt: "Receipt | AgentView") -> None:
     from llm_auction_chain.receipts import Receipt
 
     full = isinstance(receipt, Receipt)
@@ -190,13 +184,8 @@ def _show_facts(console: "Console", receipt: "Receipt | AgentView") -> None:
     write_line(console, f"time       {receipt.time}")
     write_line(console, f"kind       {'receipt: all of the auction' if full else 'view: what one owner may know'}")
     write_line(console, f"for        {'the platform and its auditor' if full else owner}")
-    columns = [
-        Column(heading="agent"),
-        Column(heading="owner"),
-        Column(heading="status"),
-        Column(heading="expected", figure=True),
-        Column(heading="charge", figure=True),
-    ]
+    columns = [Column(heading=name) for name in ("agent", "owner", "status")]
+    columns += [Column(heading=name, figure=True) for name in ("expected", "charge")]
     rows = [[bid.agent, bid.owner, bid.status, f"{bid.expected:.6f}", bid.charge] for bid in receipt.agents]
     unit = f", in {receipt.currency}" if receipt.currency else ""
     write_table(console, f"Payments (rule: {receipt.payment_rule}{unit})", columns, rows)

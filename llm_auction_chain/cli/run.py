@@ -1,20 +1,21 @@
 """`llm-auction run`: one auction, and all of it shown."""
 
-import sys
+from argparse import Namespace
 from dataclasses import fields
 from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_auction_chain.cli.tables import open_console, write_json
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from llm_auction_chain.cli.auction_tables import show
+from llm_auction_chain.cli.tables import write_json
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
-    import argparse
-    from pathlib import Path
-
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-
     from llm_auction_chain.agents import Agent
     from llm_auction_chain.auction.events import Progress
     from llm_auction_chain.auction.result import AuctionResult
@@ -43,45 +44,31 @@ def add_run(commands: Any) -> None:
     run.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
 
-def _run(options: "argparse.Namespace") -> int:
-    console = open_console(sys.stderr)
+def _run(options: Namespace) -> int:
     if options.max_tokens < 1:
         raise ConfigurationError(f"--max-tokens is {options.max_tokens}; it must be at least 1.")
     for option, value in (("--agents", options.agents), ("--model", options.model)):
         if value is not None and not value.strip():
             raise ConfigurationError(f"{option} is empty; give a value, or leave it out for the default.")
-    result = _hold(options, console)
+    result = _hold(options, Console(stderr=True))
     if options.json:
         write_json(_as_json(result))
     else:
-        from llm_auction_chain.cli.auction_tables import show
-
-        show(result, open_console(sys.stdout))
+        show(result, Console())
     return 0
 
 
-def _hold(options: "argparse.Namespace", errors: "Console") -> "AuctionResult":
+def _hold(options: Namespace, errors: Console) -> "AuctionResult":
     """Hold the auction, showing how far it has come."""
-    from pathlib import Path
-
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
 
     agents = load_agents(None if options.agents is None else Path(options.agents))
-    with Bars(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[rate]}"),
-        console=errors,
-    ) as bars:
+    texts = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
+    with Bars(texts[0], BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), texts[1], console=errors) as bars:
         loading = bars.add_task("loading the model", total=None, rate="")
         tasks: dict[str, Any] = {}
 
-        def show(progress: "Progress") -> None:
+        def advance(progress: "Progress") -> None:
             if progress.stage not in tasks:
                 tasks[progress.stage] = bars.add_task(_LABELS[progress.stage], total=progress.total, rate="")
             bars.start_task(tasks[progress.stage])
@@ -91,21 +78,13 @@ def _hold(options: "argparse.Namespace", errors: "Console") -> "AuctionResult":
         tasks["candidates"] = bars.add_task(_LABELS["candidates"], total=options.candidates, start=False, rate="")
         model = _load_model(options.model, options.max_tokens, bars, loading)
         bars.update(loading, total=1, completed=1)
-        auction = AuctionRunnable(
-            model=model,
-            agents=agents,
-            n_candidates=options.candidates,
-            tau=options.tau,
-            payment_rule=options.payment_rule,
-            seed=options.seed,
-        )
+        rules = {"tau": options.tau, "payment_rule": options.payment_rule, "seed": options.seed}
+        auction = AuctionRunnable(model=model, agents=agents, n_candidates=options.candidates, **rules)
         bars.start_task(tasks["candidates"])
-        return auction.run(options.question, progress=show)
+        return auction.run(options.question, progress=advance)
 
 
-def _load_model(name: str | None, max_tokens: int, bars: "Bars", loading: Any) -> Any:
-    from pathlib import Path
-
+def _load_model(name: str | None, max_tokens: int, bars: Bars, loading: Any) -> Any:
     provider, colon, _ = (name or "").partition(":")
     if name and colon and provider.isidentifier() and not Path(name).exists():
         try:
@@ -130,7 +109,7 @@ def _load_model(name: str | None, max_tokens: int, bars: "Bars", loading: Any) -
     return model
 
 
-def load_agents(path: "Path | None") -> "list[Agent]":
+def load_agents(path: Path | None) -> "list[Agent]":
     """Return the agents of a YAML file; None reads the one that ships with the package.
 
     Raises:
@@ -140,8 +119,6 @@ def load_agents(path: "Path | None") -> "list[Agent]":
         import yaml
     except ImportError as error:
         raise MissingDependencyError("Agents files need the cli extra: pip install 'llm-auction-chain[cli]'") from error
-    from importlib.resources import files
-
     where = "the default agents" if path is None else str(path)
     try:
         source = files("llm_auction_chain") / "agents.yaml" if path is None else path

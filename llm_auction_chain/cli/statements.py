@@ -1,18 +1,16 @@
 """`llm-auction ledger balance`, `statement` and `export`: accounts and entries, over a period."""
 
+from argparse import Namespace
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from llm_auction_chain.cli.ledger import open_ledger, read_time
+from llm_auction_chain.cli.ledger import add_command, open_ledger, read_time
 from llm_auction_chain.cli.tables import add_format, minute, plain, write_json, write_rows
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.money import negated, plus
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator
-    from datetime import datetime
-
-    from llm_auction_chain.cli.ledger import LedgerCommands
     from llm_auction_chain.ledger import Account, Entry, Ledger, Statement
 
 __all__ = ["add_statements"]
@@ -25,27 +23,30 @@ _CASH = ("deposit", "withdrawal")
 _REVENUE = ("charge", "reversal")
 
 
-def add_statements(commands: "LedgerCommands") -> None:
+def add_statements(commands: Any) -> None:
     """Add the commands to those of the ledger."""
-    balance = commands.add(
+    balance = add_command(
+        commands,
         "balance",
         _balance,
         "balance, held and available money of accounts",
-        more="Available is the balance less what is held. Credit that an application grants is not counted.",
+        "Available is the balance less what is held. Credit that an application grants is not counted.",
     )
     balance.add_argument("owner", nargs="?", metavar="OWNER", help="the account's owner; all owners without it")
-    statement = commands.add(
+    statement = add_command(
+        commands,
         "statement",
         _statement,
         "an account over a period: opening balance, entries with running balance, closing balance",
-        more="Holds and releases move no money and are left out; `export` has them.",
+        "Holds and releases move no money and are left out; `export` has them.",
     )
     statement.add_argument("owner", metavar="OWNER", help="the account's owner")
-    export = commands.add(
+    export = add_command(
+        commands,
         "export",
         _export,
         "all entries, with the accounts of debit and credit: owner:NAME, cash, revenue",
-        more="Rows are written as they are read. `amount` moves from debit to credit; `amount` + `residual` is the "
+        "Rows are written as they are read. `amount` moves from debit to credit; `amount` + `residual` is the "
         "exact charge; `held` is the change of what is held, which moves no money.",
     )
     export.add_argument("--owner", metavar="O", help="only this owner's")
@@ -58,7 +59,7 @@ def add_statements(commands: "LedgerCommands") -> None:
         parser.add_argument("--month", metavar="2026-11", help="a month in UTC, in place of the two")
 
 
-def _balance(options: "argparse.Namespace") -> int:
+def _balance(options: Namespace) -> int:
     with open_ledger(options) as ledger:
         accounts = _accounts(ledger, options.owner, options.currency)
     rows = ({name: getattr(account, name) for name in _OF_ACCOUNTS} for account in accounts)
@@ -81,7 +82,7 @@ def _accounts(ledger: "Ledger", owner: str | None, currency: str | None) -> "lis
     return accounts
 
 
-def _statement(options: "argparse.Namespace") -> int:
+def _statement(options: Namespace) -> int:
     since, until = _period(options)
     with open_ledger(options) as ledger:
         accounts = _accounts(ledger, options.owner, options.currency)
@@ -94,23 +95,15 @@ def _statement(options: "argparse.Namespace") -> int:
         names = ("owner", "currency", "since", "until", "opening", "deposited", "charged", "closing")
         write_json({**{name: plain(getattr(statement, name)) for name in names}, "entries": entries})
         return 0
-    write_rows(
-        options.format,
-        _OF_STATEMENTS,
-        _with_bounds(statement),
-        title=_title(statement),
-        of_table=("at", "kind", "about", "amount", "balance"),
-    )
+    bounds = [("since", since), ("until", until)]
+    period = "".join(f", {word} {minute(time)} UTC" for word, time in bounds if time)
+    title = f"{statement.owner}{f', in {statement.currency}' if statement.currency else ''}{period}"
+    of_table = ("at", "kind", "about", "amount", "balance")
+    write_rows(options.format, _OF_STATEMENTS, _with_bounds(statement), title=title, of_table=of_table)
     return 0
 
 
-def _title(statement: "Statement") -> str:
-    bounds = [("since", statement.since), ("until", statement.until)]
-    period = "".join(f", {word} {minute(time)} UTC" for word, time in bounds if time)
-    return f"{statement.owner}{f', in {statement.currency}' if statement.currency else ''}{period}"
-
-
-def _with_balances(statement: "Statement") -> "Iterator[dict[str, Any]]":
+def _with_balances(statement: "Statement") -> Iterator[dict[str, Any]]:
     """Yield the entries that may move money, each with the balance after it."""
     balance = statement.opening
     for entry in statement.entries:
@@ -119,7 +112,7 @@ def _with_balances(statement: "Statement") -> "Iterator[dict[str, Any]]":
             yield {**{name: getattr(entry, name) for name in _OF_STATEMENTS if name != "balance"}, "balance": balance}
 
 
-def _with_bounds(statement: "Statement") -> "Iterator[dict[str, Any]]":
+def _with_bounds(statement: "Statement") -> Iterator[dict[str, Any]]:
     """Yield the opening balance, the entries, the closing balance."""
     nothing = dict.fromkeys(_OF_STATEMENTS)
     yield {**nothing, "at": statement.since, "kind": "opening", "balance": statement.opening}
@@ -127,17 +120,12 @@ def _with_bounds(statement: "Statement") -> "Iterator[dict[str, Any]]":
     yield {**nothing, "at": statement.until, "kind": "closing", "balance": statement.closing}
 
 
-def _export(options: "argparse.Namespace") -> int:
+def _export(options: Namespace) -> int:
     since, until = _period(options)
     with open_ledger(options) as ledger:
         entries = ledger.entries(owner=options.owner, currency=options.currency, since=since, until=until)
-        write_rows(
-            options.format,
-            _OF_EXPORTS,
-            map(_exported, entries),
-            title="Entries",
-            of_table=("seq", "at", "kind", "about", "debit", "credit", "amount", "currency", "held"),
-        )
+        of_table = ("seq", "at", "kind", "about", "debit", "credit", "amount", "currency", "held")
+        write_rows(options.format, _OF_EXPORTS, map(_exported, entries), title="Entries", of_table=of_table)
     return 0
 
 
@@ -149,16 +137,11 @@ def _exported(entry: "Entry") -> dict[str, Any]:
         accounts = ("cash" if entry.kind in _CASH else "revenue", f"owner:{entry.owner}")
         debit, credit = accounts[::sign]
     amount, residual = (entry.amount, entry.residual) if sign > 0 else (negated(entry.amount), negated(entry.residual))
-    return {
-        **{name: getattr(entry, name) for name in (*_SHARED, "held", "note")},
-        "debit": debit,
-        "credit": credit,
-        "amount": amount,
-        "residual": residual,
-    }
+    shared = {name: getattr(entry, name) for name in (*_SHARED, "held", "note")}
+    return {**shared, "debit": debit, "credit": credit, "amount": amount, "residual": residual}
 
 
-def _period(options: "argparse.Namespace") -> "tuple[datetime | None, datetime | None]":
+def _period(options: Namespace) -> tuple[datetime | None, datetime | None]:
     """Return the first moment of a period, and the first one after it; None is open.
 
     Raises:
@@ -175,9 +158,7 @@ def _period(options: "argparse.Namespace") -> "tuple[datetime | None, datetime |
     return since, until
 
 
-def _month(text: str) -> "tuple[datetime, datetime]":
-    from datetime import UTC, datetime
-
+def _month(text: str) -> tuple[datetime, datetime]:
     try:
         since = datetime.strptime(text.strip(), "%Y-%m").replace(tzinfo=UTC)
         years, month = divmod(since.month, 12)

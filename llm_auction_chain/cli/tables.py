@@ -3,28 +3,35 @@
 Amounts are exact decimals. Each row is written before the next is read. Texts move no cursor and hide nothing.
 """
 
+import csv
+import json
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 from unicodedata import category, normalize
 
+from llm_auction_chain.canonical_json import time_text
 from llm_auction_chain.errors import MissingDependencyError
 
-if TYPE_CHECKING:
-    import argparse
-    from datetime import datetime
-
+try:
+    from rich import box
     from rich.console import Console
+    from rich.padding import Padding
     from rich.table import Table
+    from rich.text import Text
+except ImportError as error:
+    raise MissingDependencyError("The command needs the cli extra: pip install 'llm-auction-chain[cli]'") from error
 
 __all__ = [
     "Column",
     "add_format",
     "guarded",
     "minute",
-    "open_console",
     "plain",
     "printable_text",
     "write_json",
@@ -41,19 +48,6 @@ _FORMULA = ("=", "+", "-", "@", "'")  # and letters that look like them, such as
 _UNSEEN = ("Cc", "Cf")  # of Unicode: control and format characters
 
 
-def open_console(stream: TextIO) -> "Console":
-    """Return a console.
-
-    Raises:
-        MissingDependencyError: rich is not installed.
-    """
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise MissingDependencyError("The command needs the cli extra: pip install 'llm-auction-chain[cli]'") from error
-    return Console(file=stream)
-
-
 def printable_text(text: str) -> str:
     r"""Return a text with its escapes and control characters spelled out.
 
@@ -63,10 +57,8 @@ def printable_text(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
-def write_line(console: "Console", text: str, style: str = "") -> None:
+def write_line(console: Console, text: str, style: str = "") -> None:
     """Print a text without markup. Only a terminal breaks it: a line is a line to other programs."""
-    from rich.text import Text
-
     console.print(Text(printable_text(text), style=style), soft_wrap=not console.is_terminal)
 
 
@@ -88,25 +80,12 @@ class Column:
 
 
 def write_table(
-    console: "Console", title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], *, bold: int | None = None
+    console: Console, title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], *, bold: int | None = None
 ) -> None:
-    """Print rows as a table. Where its figures leave texts no room, print each row as a record.
-
-    Args:
-        console: where to.
-        title: the text above the rows.
-        columns: at least one; a record begins with the cell of the first.
-        rows: each as long as `columns`.
-        bold: the index of a row to emphasise.
-    """
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
-
+    """Print rows as a table, the row `bold` in bold. Where figures leave texts no room, print each row as a record."""
     rows = [[printable_text(cell) for cell in row] for row in rows]
-    headings = [column.heading for column in columns]
     short = [column.short or column.heading for column in columns]
-    for names in (headings, short):
+    for names in ([column.heading for column in columns], short):
         table = _table(title, columns, names, rows, bold)
         if console.measure(table, options=console.options.update(max_width=sys.maxsize)).minimum <= console.width:
             for column in table.columns:
@@ -130,12 +109,8 @@ def write_table(
 
 def _table(
     title: str, columns: Sequence[Column], headings: Sequence[str], rows: Sequence[Sequence[str]], bold: int | None
-) -> "Table":
+) -> Table:
     """Return the table with its texts at their narrowest."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(
         title=Text(title, style="italic"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
     )
@@ -155,7 +130,7 @@ def _table(
     return table
 
 
-def add_format(parser: "argparse.ArgumentParser") -> None:
+def add_format(parser: ArgumentParser) -> None:
     """Add `--format` to a command."""
     parser.add_argument(
         "--format",
@@ -170,14 +145,9 @@ def add_format(parser: "argparse.ArgumentParser") -> None:
 def write_rows(
     form: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, title: str, of_table: Sequence[str]
 ) -> None:
-    """Write rows to standard output.
+    """Write rows to standard output, as a `table` of the columns `of_table`, or all `columns` as `csv` or `json`.
 
-    Args:
-        form: `table`, `csv` or `json`.
-        columns: of CSV and JSON.
-        rows: by column: texts, whole numbers, decimals, times, None.
-        title: of the table.
-        of_table: columns that the table shows; `about` is the auction and the note.
+    Cells are texts, whole numbers, decimals, times or None. A table's column `about` is the auction and the note.
     """
     if form == "csv":
         _write_csv(columns, rows)
@@ -189,15 +159,11 @@ def write_rows(
 
 def write_json(value: Mapping[str, Any]) -> None:
     """Write one object of JSON to standard output."""
-    import json
-
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_list(values: Iterable[Mapping[str, Any]]) -> None:
     """Write a list of JSON to standard output, one object a line."""
-    import json
-
     before = "[\n  "
     for value in values:
         sys.stdout.write(before + json.dumps(value, allow_nan=False))
@@ -208,23 +174,18 @@ def write_list(values: Iterable[Mapping[str, Any]]) -> None:
 def plain(value: Any) -> Any:
     """Return a value as plain JSON: amounts and times as text, times as the ledger keeps them.
 
-    >>> from decimal import Decimal
     >>> plain(Decimal("1E+2")), plain(3), plain(None)
     ('100', 3, None)
     """
-    from decimal import Decimal
-
-    from llm_auction_chain.canonical_json import time_text
-
     if value is None or isinstance(value, int | str):
         return value
     return format(value, "f") if isinstance(value, Decimal) else time_text(value)
 
 
-def minute(time: "datetime") -> str:
+def minute(time: datetime) -> str:
     """Return a time in UTC to the minute, for people.
 
-    >>> from datetime import UTC, datetime
+    >>> from datetime import UTC
     >>> minute(datetime(2026, 11, 2, 9, 30, 59, tzinfo=UTC))
     '2026-11-02 09:30'
     """
@@ -242,8 +203,6 @@ def guarded(text: str) -> str:
 
 
 def _write_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    import csv
-
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8")  # names are themselves, whatever the terminal can show
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -254,7 +213,7 @@ def _write_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Non
 
 
 def _write_pages(names: Sequence[str], rows: Iterable[Mapping[str, Any]], title: str) -> None:
-    console = open_console(sys.stdout)
+    console = Console()
     columns = [Column(heading=name, figure=name in _FIGURES) for name in names]
     left = iter(rows)
     page = list(islice(left, _PAGE))

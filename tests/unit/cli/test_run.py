@@ -17,6 +17,12 @@ from tests.integration.provider import READ, WRITTEN, provider
 QUICK = ["--candidates", "3", "--max-tokens", "6", "--seed", "5"]
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """Have the command load a model that answers at once."""
+    monkeypatch.setattr(run, "_load_model", lambda *_: MarkovChatModel(tilts={"guitars": (0.0, 2.0, 0.0)}))
+
+
 def test_the_demo_shows_everything_needed_to_believe_it(capsys):
     assert main(["run", "How do I learn the guitar?", *QUICK]) == 0
     shown = capsys.readouterr()
@@ -35,7 +41,7 @@ def test_the_demo_shows_everything_needed_to_believe_it(capsys):
     assert "drawing candidates" in shown.err
 
 
-def test_the_same_seed_is_the_same_auction(capsys):
+def test_the_same_seed_is_the_same_auction(small, capsys):
     outcomes = []
     for _ in range(2):
         assert main(["run", "Hi", *QUICK, "--json"]) == 0
@@ -90,14 +96,14 @@ def test_an_agents_file_that_says_something_else_is_refused(text, tmp_path, caps
     assert "agents.yaml" in capsys.readouterr().err
 
 
-def test_a_reward_may_be_a_dotted_path(tmp_path, capsys):
+def test_a_reward_may_be_a_dotted_path(small, tmp_path, capsys):
     path = tmp_path / "agents.yaml"
     path.write_text("- {name: A, reward: 'math:dist'}")
     assert main(["run", "Hi", *QUICK, "--agents", str(path)]) == 0
     assert "error" in capsys.readouterr().out
 
 
-def test_an_agents_file_may_say_all_that_agents_and_plain_rewards_take(tmp_path, capsys):
+def test_an_agents_file_may_say_all_that_agents_and_plain_rewards_take(small, tmp_path, capsys):
     path = tmp_path / "agents.yaml"
     path.write_text("""
 - {name: A, reward: {regex: {pattern: '[a-z]+', value: 2.0}}, report_cap: 1.0, currency: EUR, categories: [music]}
@@ -133,11 +139,15 @@ def test_a_cache_folder_that_cannot_be_written_is_bad_input(tmp_path, capsys, mo
 SMALL = """
 import sys
 {first}
-from llm_auction_chain.cli import main, run
+from llm_auction_chain.cli import main
 def load(*_):
     from llm_auction_chain.testing import MarkovChatModel
     return MarkovChatModel()
-run._load_model = load
+class Loaded:  # replaces what loads the model as soon as the module is there
+    def find_spec(self, name, *_):
+        if name == "llm_auction_chain.interfaces.runnable":
+            sys.modules["llm_auction_chain.cli.run"]._load_model = load
+sys.meta_path.insert(0, Loaded())
 sys.exit(main(["run", "Hi", "--seed", "5", *sys.argv[1:]]))
 """
 
@@ -171,6 +181,12 @@ sys.meta_path.insert(0, Press())
 """
     done = run_small(first=first, stdout=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (130, "llm-auction: interrupted\n")
+
+
+def test_without_rich_the_error_names_what_to_install():
+    done = run_small(first="sys.modules['rich'] = None", stdout=subprocess.DEVNULL)
+    assert (done.returncode, "pip install 'llm-auction-chain[cli]'" in done.stderr) == (2, True)
+    assert "Traceback" not in done.stderr
 
 
 def test_warnings_reach_the_shell_user_once_and_in_one_line(capsys, monkeypatch):
