@@ -127,3 +127,17 @@ def test_numbers_of_every_kind_are_rewards(rewards):
     assert settle(rewards, [0, Decimal(0)], tau=Fraction(1), seed=7).probabilities == pytest.approx(
         settle([[0.0, 2.0]], tau=1.0, seed=7).probabilities
     )
+
+
+def test_a_log_weight_below_minus_1e100_counts_as_minus_infinity():
+    log_p = settle([[0.0, 0.0, 0.0]], [-1.1e100, 0.0, -1e100], tau=1.0).log_probabilities
+    assert log_p.tolist() == [-math.inf, 0.0, -1e100]
+    assert settle([[0.0]], [-1e100], tau=1.0).winner == 0
+
+
+@pytest.mark.parametrize("tau", [1e-100, 1e100])
+def test_the_bounds_of_tau_and_of_rewards_are_allowed(tau):
+    assert settle([[1e100, -1e100]], [1e100, 0.0], tau=tau).tau == tau
+    for beyond in (0.99e-100, 1.01e100):
+        with pytest.raises(ConfigurationError, match=r"tau must be a number above 0, from 1e-100 to 1e100, got"):
+            settle([[0.0]], tau=beyond)
