@@ -35,7 +35,7 @@ class _Workers:
         self._tell = tell
         self._most = len(calls) if most is None else most
         self._threads = self._returned = self._seen = 0
-        self._growing = False
+        self._growing = self._closed = False
         self._futures: list[Future[Any]] = []
         if self._left:
             self._begin()
@@ -71,7 +71,8 @@ class _Workers:
         return True
 
     def close(self) -> None:
-        """Begin no further call, and cancel what has only been begun."""
+        """Begin no further call, and cancel the futures that are not done."""
+        self._closed = True
         self._left.clear()
         for future in self._futures:
             future.cancel()
@@ -90,9 +91,13 @@ class _Workers:
             self._returned += 1  # by several threads at once, and any change will do
             if isinstance(outcome, Future):
                 self._futures.append(outcome)
-                outcome.add_done_callback(partial(self._tell, place))
+                outcome.add_done_callback(partial(self._tell_future, place))
             else:
                 self._tell(place, outcome)
+
+    def _tell_future(self, place: int, future: Future[Any]) -> None:
+        if not (self._closed and future.cancelled()):
+            self._tell(place, future)
 
 
 def finished(

@@ -21,7 +21,7 @@ def refuse(name: str, expected: str, value: object, hint: str = "") -> Configura
 
 
 def whole_number(name: str, value: object, *, least: int = 0, below: int | None = None) -> int:
-    """Return the value if it is a whole number from `least` up to, and not including, `below`, a power of two.
+    """Return the value if it is a whole number from `least` up to, and not including, `below`.
 
     Raises:
         ConfigurationError: it is not.
@@ -30,7 +30,8 @@ def whole_number(name: str, value: object, *, least: int = 0, below: int | None 
     4
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (below is not None and value >= below):
-        limit = "" if below is None else f" and below 2**{below.bit_length() - 1}"
+        bits = 0 if below is None else below.bit_length() - 1
+        limit = "" if below is None else f" and below {f'2**{bits}' if below == 2**bits > 1 << 16 else below}"
         raise refuse(name, f"a whole number of at least {least}{limit}", value)
     return value
 

@@ -1,0 +1,89 @@
+"""Code that is written once blocks a thread or awaits in a loop, as its caller wishes."""
+
+import asyncio
+import threading
+from contextvars import ContextVar
+
+import pytest
+
+from llm_auction_chain.waiting import AWAITING, BLOCKING, run
+
+
+@pytest.fixture(params=["blocking", "awaiting"])
+def call(request):
+    """Finish `work(waiter)`."""
+    if request.param == "blocking":
+        return lambda work: run(work(BLOCKING))
+    return lambda work: asyncio.run(work(AWAITING))
+
+
+async def side(waiter):
+    async def awaiting():
+        await asyncio.sleep(0)
+        return "awaiting"
+
+    return await waiter.either(lambda: "blocking", awaiting)
+
+
+def test_each_caller_waits_in_its_own_way():
+    assert run(side(BLOCKING)) == "blocking"
+    assert asyncio.run(side(AWAITING)) == "awaiting"
+
+
+def test_a_call_that_blocks_leaves_the_loop_free():
+    thread = asyncio.run(AWAITING.in_thread(threading.current_thread))
+    assert thread is not threading.main_thread()
+    assert thread.daemon
+    assert run(BLOCKING.in_thread(threading.current_thread)) is threading.current_thread()
+
+
+def test_calls_run_side_by_side_and_return_in_order():
+    everybody = threading.Barrier(8)
+
+    async def blocks(k):
+        everybody.wait(60)
+        return k
+
+    assert run(BLOCKING.together([lambda k=k: blocks(k) for k in range(8)])) == list(range(8))
+
+    async def awaited():
+        barrier = asyncio.Barrier(8)
+
+        async def meets(k):
+            await barrier.wait()
+            return k
+
+        return await AWAITING.together([lambda k=k: meets(k) for k in range(8)])
+
+    assert asyncio.run(asyncio.wait_for(awaited(), 60)) == list(range(8))
+
+
+def test_of_calls_that_fail_the_first_error_is_raised(call):
+    async def fails(k):
+        if k:
+            raise LookupError(k)
+
+    with pytest.raises(LookupError, match="1"):
+        call(lambda waiter: waiter.together([lambda k=k: fails(k) for k in range(3)]))
+
+
+def test_no_calls_have_no_results(call):
+    assert call(lambda waiter: waiter.together([])) == []
+
+
+def test_calls_see_the_callers_context(call):
+    name = ContextVar("name", default="nothing")
+
+    async def reads():
+        return name.get()
+
+    async def work(waiter):
+        name.set("set")
+        return await waiter.together([reads, reads]), await waiter.in_thread(name.get)
+
+    assert call(work) == (["set", "set"], "set")
+
+
+def test_code_that_awaits_anything_else_is_refused_without_a_loop():
+    with pytest.raises(RuntimeError, match="only through its Waiter"):
+        run(asyncio.sleep(0))
