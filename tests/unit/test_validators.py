@@ -31,9 +31,7 @@ def test_what_is_no_whole_number_within_the_limits_is_refused(value):
 
 
 def test_a_large_limit_is_shown_as_a_power():
-    with pytest.raises(
-        ConfigurationError, match=r"seed must be a whole number of at least 0 and below 2\*\*128, got -1"
-    ):
+    with pytest.raises(ConfigurationError, match=r"seed must be .* of at least 0 and below 2\*\*128, got -1"):
         whole_number("seed", -1, below=2**128)
 
 
