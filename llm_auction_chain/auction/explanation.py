@@ -1,31 +1,31 @@
-"""Why this reply, and why this price: one auction explained, as text and as data."""
+"""An explanation of one auction, as text and as data: why this reply, and why this price."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 __all__ = ["AgentExplanation", "Explanation"]
 
-_MANY = 1e6  # times as likely: more tells nothing more
+_MANY = 1e6  # larger ratios of probabilities are shown as this
 _SHORT = 60  # characters of a reply in a line of text
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgentExplanation:
-    """What one agent did to one auction.
+    """The influence of one agent on one auction.
 
     Attributes:
         agent: its name.
-        owner: who pays.
+        owner: the payer.
         pays: whether it is ever charged.
-        status: of its report; `reported` or what went wrong.
+        status: of its report: `reported`, or what went wrong.
         influence: total variation between p and p_-i, from 0 to 1: how far it moved the draw.
         probability: p of the reply drawn.
         probability_without: p_-i of the reply drawn.
-        reply_without: what the same noise would have drawn without it (and without its owner's other agents).
-        changed_the_reply: whether that is another reply.
-        contribution: money; what it adds to welfare, and gains itself when it pays.
-        payment: money charged for this draw; the decimal that `charge` says is what is billed.
-        charge: the payment as it is billed, in digits.
+        reply_without: the reply that the same noise draws without its owner's agents.
+        changed_the_reply: whether that reply differs.
+        contribution: money; what it adds to welfare, and its own gain if it pays.
+        payment: money, for this draw.
+        charge: the payment as it is billed, a decimal in digits.
         price_per_click: money; None unless its reward is a `ClickReward` and a click is possible.
     """
 
@@ -59,7 +59,7 @@ class AgentExplanation:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """One auction in words: `str` of it is the text, `as_dict` the data.
+    """One auction in words: `str()` gives the text, `as_dict()` the data.
 
     Attributes:
         auction_id: the auction.
@@ -79,13 +79,13 @@ class Explanation:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain JSON."""
-        told = asdict(self)
-        return {**told, "sponsors": list(self.sponsors), "agents": list(told["agents"])}
+        data = asdict(self)
+        return {**data, "sponsors": list(self.sponsors), "agents": list(data["agents"])}
 
     def __str__(self) -> str:
         """Return a few lines for people."""
         unit = f" Amounts are in {self.currency}." if self.currency else ""
-        who = f"Sponsored by {', '.join(self.sponsors)}." if self.sponsored else "Nobody who pays made it likelier."
+        who = f"Sponsored by {', '.join(self.sponsors)}." if self.sponsored else "No agent that pays made it likelier."
         return "\n".join([f"Reply: {_shortened(self.reply)}", f"{who}{unit}", *map(str, self.agents)])
 
 

@@ -1,11 +1,11 @@
 """One auction from admission to charge: the only module that knows all parts."""
 
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import set_config_context
 
 from llm_auction_chain.agents import cap_of
@@ -60,211 +60,181 @@ async def hold_auction(settings: AuctionSettings, call: Call, waiter: Waiter) ->
     Source: arXiv 2405.05905, algorithm 1.
     """
     check_prompt(call.prompt)
-    async with _open_tab(settings, call, waiter) as tab:
+    steps = _Steps(settings, call, waiter)
+    async with steps.open_tab() as tab:
         admitted = admit(settings, call, tab)
         size = size_of(settings) if admitted.agents or settings.policy.candidate_filter else _ONE
         await call.notify(_started(admitted, size))
 
-        plan = _plan(settings, call, admitted, size)
-        drawn = await _draw(plan, call, waiter)
-        admitted = await _without_agents_if_tools_are_called(settings, admitted, drawn, tab)
-        opening = await _commit(settings, admitted, plan, drawn, waiter)
+        plan = steps.plan(admitted, size)
+        drawn = await steps.draw(plan)
+        admitted = await steps.bypass_if_tools_are_called(admitted, drawn, tab)
+        opening = await steps.commit(admitted, plan, drawn)
         await call.notify(events.candidates(admitted.auction_id, drawn, opening.commitment))
 
-        reports = await _ask(settings, call, admitted, plan, drawn, opening, waiter)
+        reports = await steps.ask(admitted, plan, drawn, opening)
         await call.notify(events.scored(admitted.auction_id, reports))
 
-        result = await _settle(settings, admitted, plan, drawn, opening, reports, waiter)
+        result = await steps.settle(admitted, plan, drawn, opening, reports)
         charge = await tab.charge(result)
         if charge is None and tab.failure is not admitted.failure:
-            result = await _settle_without_sponsors(settings, admitted, plan, drawn, reports, tab, waiter)
+            result = await steps.settle_without_sponsors(admitted, plan, drawn, reports, tab)
         result = result.charged(charge)
         await call.notify(_settled(result))
     return result
 
 
-def _open_tab(settings: AuctionSettings, call: Call, waiter: Waiter) -> Tab:
-    """Return the auction's bookings, which begin with a hold of the most that every owner may owe."""
-    billing = settings.billing
-    negative = settings.payment_rule != "proportional"
-    return Tab(
-        billing.ledger,
-        call.auction_id,
-        {} if billing.ledger is None else most_owed(call.agents, settings.report_cap, negative=negative),
-        waiter,
-        currency=one_currency(billing.currency, call.agents),
-        on_error=billing.on_error,
-    )
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of one auction, each from what the steps before it returned."""
 
+    settings: AuctionSettings
+    call: Call
+    waiter: Waiter
 
-def _plan(settings: AuctionSettings, call: Call, admitted: Admitted, size: Size) -> Plan:
-    """Return what to draw, decided from the prompt, public descriptions, tau and a seed."""
-    sampling, policy = settings.sampling, settings.policy
-    return make_plan(
-        Source(
-            settings.model,
-            call.config,
-            native_n=sampling.native_n,
-            traced=call.traced,
-            kwargs=dict(call.model_kwargs),
-        ),
-        scorer=sampling.scorer,
-        proposal=settings.proposal,
-        prompt=admitted.prompt,
-        contexts=[agent.context for agent in admitted.agents],
-        tau=settings.tau,
-        size=size,
-        seed=admitted.seed_of_candidates,
-        tokens=any(isinstance(one.reward, Reward) and bool(log_ratios_of(one.reward)) for one in admitted.agents),
-        candidate_filter=None if policy.candidate_filter is None else CandidateFilter(policy.candidate_filter),
-        fallback=None if policy.fallback is None else as_message(policy.fallback),
-    )
-
-
-async def _draw(plan: Plan, call: Call, waiter: Waiter) -> Drawn:
-    """Draw the candidates and weigh them."""
-    progress = events.Progress.of_candidates(call.progress) if call.progress else None
-    return await _within(call.config, draw(plan, waiter, config=call.config, progress=progress), waiter)
-
-
-async def _without_agents_if_tools_are_called(
-    settings: AuctionSettings, admitted: Admitted, drawn: Drawn, tab: Tab
-) -> Admitted:
-    """Return the auction without agents where a candidate calls tools that the model hid before it drew.
-
-    This is decided from the candidates alone, before agents are asked, so the reply follows the reference model.
-    """
-    has_calls = any(one.message.tool_calls or one.message.invalid_tool_calls for one in drawn.candidates)
-    if has_calls and settings.on_tool_calls == "bypass":
-        admitted = replace(admitted, agents=(), left_out=(), bypassed=True)
-    if admitted.bypassed:
-        await tab.give_up(_BYPASSED)
-    return admitted
-
-
-async def _commit(settings: AuctionSettings, admitted: Admitted, plan: Plan, drawn: Drawn, waiter: Waiter) -> Opening:
-    """Commit to everything that the reply depends on except the reports, before agents are asked."""
-    terms = {
-        "library": _LIBRARY,
-        "mechanism": MECHANISM,
-        "time": admitted.time,
-        "model": admitted.model,
-        "contexts": plan.contexts,
-        "currency": admitted.currency,
-        "tau": float(settings.tau),
-        "payment_rule": settings.payment_rule,
-        "generator": GENERATOR,
-    }
-
-    def commit() -> Opening:
-        return open_auction(
-            auction_id=admitted.auction_id,
-            salt=admitted.salt,
-            prompt=admitted.prompt,
-            terms=terms,
-            seed=admitted.seed,
-            candidates=drawn.candidates,
-            agents=admitted.agents,
-            components=drawn.components,
-            caps=[cap_of(agent, settings.report_cap) for agent in admitted.agents],
-            left_out=[out.as_dict() for out in admitted.left_out],
-            bypassed=admitted.bypassed,
+    def open_tab(self) -> Tab:
+        """Return the auction's bookings, which begin with a hold of the most that every owner may owe."""
+        settings, agents, billing = self.settings, self.call.agents, self.settings.billing
+        negative = settings.payment_rule != "proportional"
+        return Tab(
+            billing.ledger,
+            self.call.auction_id,
+            {} if billing.ledger is None else most_owed(agents, settings.report_cap, negative=negative),
+            self.waiter,
+            currency=one_currency(billing.currency, agents),
+            on_error=billing.on_error,
         )
 
-    return await _compute(commit, waiter, long=len(drawn.candidates) >= _MANY_CANDIDATES)
+    def plan(self, admitted: Admitted, size: Size) -> Plan:
+        """Return what to draw, decided from the prompt, public descriptions, tau and a seed."""
+        call, sampling, policy = self.call, self.settings.sampling, self.settings.policy
+        kwargs = dict(call.model_kwargs)
+        return make_plan(
+            Source(self.settings.model, call.config, native_n=sampling.native_n, traced=call.traced, kwargs=kwargs),
+            scorer=sampling.scorer,
+            proposal=self.settings.proposal,
+            prompt=admitted.prompt,
+            contexts=[agent.context for agent in admitted.agents],
+            tau=self.settings.tau,
+            size=size,
+            seed=admitted.seed_of_candidates,
+            tokens=any(
+                isinstance(agent.reward, Reward) and bool(log_ratios_of(agent.reward)) for agent in admitted.agents
+            ),
+            candidate_filter=None if policy.candidate_filter is None else CandidateFilter(policy.candidate_filter),
+            fallback=None if policy.fallback is None else as_message(policy.fallback),
+        )
 
+    async def draw(self, plan: Plan) -> Drawn:
+        """Draw the candidates and weigh them."""
+        progress = events.Progress.of_candidates(self.call.progress) if self.call.progress else None
+        return await self._within(draw(plan, self.waiter, config=self.call.config, progress=progress))
 
-async def _ask(
-    settings: AuctionSettings,
-    call: Call,
-    admitted: Admitted,
-    plan: Plan,
-    drawn: Drawn,
-    opening: Opening,
-    waiter: Waiter,
-) -> Sequence[Report]:
-    """Ask every agent what each candidate is worth to it."""
-    asked_by = AskedBy(auction_id=admitted.auction_id, currency=admitted.currency, commitment=opening.commitment)
-    terms = Terms(
-        timeout=settings.reward_timeout,
-        report_cap=settings.report_cap,
-        on_agent_error=settings.on_agent_error,
-        refuse_negative=settings.payment_rule == "proportional",
-        asked_by=asked_by,
-        scorer=plan.scorer,
-        law=plan.source.law if plan.scorer is plan.source.scorer else None,
-    )
-    progress = events.Progress.of_rewards(call.progress, len(admitted.agents)) if call.progress else None
-    reports = collect(
-        admitted.agents,
-        admitted.prompt,
-        drawn.possible_replies,
-        terms,
-        config=call.config,
-        progress=progress,
-        waiter=waiter,
-    )
-    return await _within(call.config, reports, waiter)
+    async def bypass_if_tools_are_called(self, admitted: Admitted, drawn: Drawn, tab: Tab) -> Admitted:
+        """Return the auction without agents where a candidate calls tools that the model did not show beforehand.
 
+        This is decided from the candidates alone, before agents are asked, so the reply follows the reference model.
+        """
+        has_calls = any(one.message.tool_calls or one.message.invalid_tool_calls for one in drawn.candidates)
+        if has_calls and self.settings.on_tool_calls == "bypass":
+            admitted = replace(admitted, agents=(), left_out=(), bypassed=True)
+        if admitted.bypassed:
+            await tab.give_up(_BYPASSED)
+        return admitted
 
-async def _settle(
-    settings: AuctionSettings,
-    admitted: Admitted,
-    plan: Plan,
-    drawn: Drawn,
-    opening: Opening,
-    reports: Sequence[Report],
-    waiter: Waiter,
-) -> AuctionResult:
-    """Draw the reply and compute what every owner owes."""
+    async def commit(self, admitted: Admitted, plan: Plan, drawn: Drawn) -> Opening:
+        """Commit to everything that the reply depends on except the reports, before agents are asked."""
+        terms = {
+            "library": _LIBRARY,
+            "mechanism": MECHANISM,
+            "time": admitted.time,
+            "model": admitted.model,
+            "contexts": plan.contexts,
+            "currency": admitted.currency,
+            "tau": float(self.settings.tau),
+            "payment_rule": self.settings.payment_rule,
+            "generator": GENERATOR,
+        }
 
-    def settle() -> AuctionResult:
-        return settle_auction(settings, admitted, plan, drawn, opening, reports)
+        def commit() -> Opening:
+            return open_auction(
+                auction_id=admitted.auction_id,
+                salt=admitted.salt,
+                prompt=admitted.prompt,
+                terms=terms,
+                seed=admitted.seed,
+                candidates=drawn.candidates,
+                agents=admitted.agents,
+                components=drawn.components,
+                caps=[cap_of(agent, self.settings.report_cap) for agent in admitted.agents],
+                left_out=[out.as_dict() for out in admitted.left_out],
+                bypassed=admitted.bypassed,
+            )
 
-    rewards = len(admitted.agents) * max(_PER_AGENT, len(drawn.candidates))
-    return await _compute(settle, waiter, long=rewards >= _MANY_REWARDS)
+        return await self._compute(commit, long=len(drawn.candidates) >= _MANY_CANDIDATES)
 
+    async def ask(self, admitted: Admitted, plan: Plan, drawn: Drawn, opening: Opening) -> Sequence[Report]:
+        """Ask every agent what each candidate is worth to it."""
+        settings, call = self.settings, self.call
+        terms = Terms(
+            timeout=settings.reward_timeout,
+            report_cap=settings.report_cap,
+            on_agent_error=settings.on_agent_error,
+            refuse_negative=settings.payment_rule == "proportional",
+            asked_by=AskedBy(auction_id=admitted.auction_id, currency=admitted.currency, commitment=opening.commitment),
+            scorer=plan.scorer,
+            law=plan.source.law if plan.scorer is plan.source.scorer else None,
+        )
+        progress = events.Progress.of_rewards(call.progress, len(admitted.agents)) if call.progress else None
+        return await self._within(
+            collect(
+                admitted.agents,
+                admitted.prompt,
+                drawn.possible_replies,
+                terms,
+                config=call.config,
+                progress=progress,
+                waiter=self.waiter,
+            )
+        )
 
-async def _settle_without_sponsors(
-    settings: AuctionSettings,
-    admitted: Admitted,
-    plan: Plan,
-    drawn: Drawn,
-    reports: Sequence[Report],
-    tab: Tab,
-    waiter: Waiter,
-) -> AuctionResult:
-    """Return the result without the agents that pay, because the ledger could not charge them."""
-    stay = [k for k, agent in enumerate(admitted.agents) if not agent.pays]
-    uncharged = (LeftOut(agent=agent, reason="ledger") for agent in admitted.agents if agent.pays)
-    alone = replace(
-        admitted,
-        agents=tuple(admitted.agents[k] for k in stay),
-        left_out=(*admitted.left_out, *uncharged),
-        failure=tab.failure,
-    )
-    opening = await _commit(settings, alone, plan, drawn, waiter)
-    return await _settle(settings, alone, plan, drawn, opening, [reports[k] for k in stay], waiter)
+    async def settle(
+        self, admitted: Admitted, plan: Plan, drawn: Drawn, opening: Opening, reports: Sequence[Report]
+    ) -> AuctionResult:
+        """Draw the reply and compute what every owner owes."""
+        rewards = len(admitted.agents) * max(_PER_AGENT, len(drawn.candidates))
+        settle = partial(settle_auction, self.settings, admitted, plan, drawn, opening, reports)
+        return await self._compute(settle, long=rewards >= _MANY_REWARDS)
 
+    async def settle_without_sponsors(
+        self, admitted: Admitted, plan: Plan, drawn: Drawn, reports: Sequence[Report], tab: Tab
+    ) -> AuctionResult:
+        """Return the result without the agents that pay, because the ledger could not charge them."""
+        stay = [k for k, agent in enumerate(admitted.agents) if not agent.pays]
+        uncharged = (LeftOut(agent=agent, reason="ledger") for agent in admitted.agents if agent.pays)
+        alone = replace(
+            admitted,
+            agents=tuple(admitted.agents[k] for k in stay),
+            left_out=(*admitted.left_out, *uncharged),
+            failure=tab.failure,
+        )
+        opening = await self.commit(alone, plan, drawn)
+        return await self.settle(alone, plan, drawn, opening, [reports[k] for k in stay])
 
-async def _within(config: RunnableConfig, work: Coroutine[Any, Any, _T], waiter: Waiter) -> _T:
-    """Await work in a context where models, scorers and agents find the parent run and its tags."""
-    with set_config_context(config) as context:
-        return await waiter.within(context, work)
+    async def _within(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Await work in a context where models, scorers and agents find the parent run and its tags."""
+        with set_config_context(self.call.config) as context:
+            return await self.waiter.within(context, work)
 
-
-async def _compute(work: Callable[[], _T], waiter: Waiter, *, long: bool) -> _T:
-    """Return the result of a computation; a long one does not hold up an event loop."""
-    return await waiter.in_thread(work) if long else work()
+    async def _compute(self, work: Callable[[], _T], *, long: bool) -> _T:
+        """Return the result of a computation; a long one does not hold up an event loop."""
+        return await self.waiter.in_thread(work) if long else work()
 
 
 def _started(admitted: Admitted, size: Size) -> events.AuctionEvent:
+    taking_part, left_out = len(admitted.agents), len(admitted.left_out)
     return events.started(
-        admitted.auction_id,
-        agents=len(admitted.agents),
-        left_out=len(admitted.left_out),
-        bypassed=admitted.bypassed,
-        most=size.most,
+        admitted.auction_id, agents=taking_part, left_out=left_out, bypassed=admitted.bypassed, most=size.most
     )
 
 

@@ -1,4 +1,4 @@
-"""Which tau? What an auction that was held would have been at another one, from its stored candidates."""
+"""The same auction at other values of tau, from its stored candidates."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class TauPoint:
 
     Attributes:
         tau: weight of the reference model, money per nat.
-        settlement: law, draw, payments and diagnostics; the draw's noise is that of the auction held.
+        settlement: probabilities, draw, payments and diagnostics; the noise of the draw is that of the auction.
         welfare: `E_p[sum_i r_i]`, money.
         expected_revenue: `sum_i T_i`, money.
-        distance: `KL(p || p_0)` with `p_0 = softmax(lw)`, nats: how far the agents move the law of the reply away from
-            the reference's.
+        distance: `KL(p || p_0)` with `p_0 = softmax(lw)`, nats: how far the agents move the distribution of the reply
+            away from the reference model's.
     """
 
     tau: float
@@ -33,17 +33,17 @@ class TauPoint:
 
 
 def tau_sweep(result: AuctionResult, taus: Iterable[float]) -> tuple[TauPoint, ...]:
-    """Settle an auction's stored candidates again at every tau; no model and no agent is asked.
+    """Settle an auction's stored candidates again at every tau, without calls of the model or the agents.
 
-    Weights are those of `pi_ref` against the proposal really drawn from, so they hold at every tau. What changes is how
-    well the proposal fits: read `settlement.diagnostics`.
+    Weights compare `pi_ref` with the proposal that was drawn from, so they hold at every tau. What changes is how well
+    the proposal fits: see `settlement.diagnostics`.
 
     Args:
-        result: an auction that was held, with reports.
+        result: of an auction with agents.
         taus: money per nat, above 0.
 
     Raises:
-        ConfigurationError: a tau that is not a finite number above 0.
+        ConfigurationError: a tau is not a finite number above 0.
 
     Source: arXiv 2405.05905, section 4: tau weighs welfare against the distance from the reference.
 

@@ -1,4 +1,4 @@
-"""Tools and schemas: the model's own bindings, with the auction in the model's place."""
+"""Bindings of an auction: keywords, tools and schemas, with the auction in the place of its model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ AnyRunnable = Runnable[Any, Any]
 
 
 class AuctionBinding(RunnableBinding[LanguageModelInput, AIMessage]):  # type: ignore[no-redef]  # LangChain's own
-    """An auction with keywords and a config bound to it, which `run` and `arun` are given as all calls are."""
+    """An auction with bound keywords and a bound config. They apply to `run` and `arun` as to every other call."""
 
     @classmethod
     @override
@@ -32,7 +32,7 @@ class AuctionBinding(RunnableBinding[LanguageModelInput, AIMessage]):  # type: i
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> AuctionResult:
-        """Hold an auction and return all of it."""
+        """Hold an auction and return the whole result."""
         auction: Any = self.bound
         result: AuctionResult = auction.run(input, self._merge_configs(config), **{**self.kwargs, **kwargs})
         return result
@@ -43,7 +43,7 @@ class AuctionBinding(RunnableBinding[LanguageModelInput, AIMessage]):  # type: i
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> AuctionResult:
-        """Do as `run`, awaiting."""
+        """Do what `run` does, in an event loop."""
         auction: Any = self.bound
         result: AuctionResult = await auction.arun(input, self._merge_configs(config), **{**self.kwargs, **kwargs})
         return result
@@ -64,10 +64,10 @@ def with_tools(auction: Any, tools: Sequence[Any], **kwargs: Any) -> AnyRunnable
 
 
 def with_schema(auction: Any, schema: Any, **kwargs: Any) -> AnyRunnable:
-    """Return the model's own pipeline from prompt to parsed value, with the auction in the model's place.
+    """Return the model's own pipeline from prompt to parsed value, with the auction in the place of the model.
 
-    A reply of a schema's shape runs nothing, so it is auctioned though it may come as a call. It is parsed, so nothing
-    is put into its text.
+    A reply of the schema's shape runs no tool, so it is auctioned even where it is a tool call. It is parsed, so no
+    disclosure is put into its text.
     """
     disclosure = auction.disclosure.model_copy(update={"place": "metadata"})
     auction = auction.model_copy(update={"on_tool_calls": "auction", "disclosure": disclosure})
@@ -76,9 +76,10 @@ def with_schema(auction: Any, schema: Any, **kwargs: Any) -> AnyRunnable:
 
 
 def _over(auction: Any, bind: Callable[[BaseChatModel], AnyRunnable]) -> AnyRunnable:
-    """Return the auction over a model that was bound further.
+    """Return the auction over the model with a further binding.
 
-    Where there is one chat model, what it would be bound to is bound to the auction: tracers then see it in its run.
+    Where there is only one chat model, its keywords are bound to the auction instead, so that tracers see them in the
+    auction's run.
     """
     chat = innermost(auction.model)
     bound = bind(chat) if isinstance(chat, BaseChatModel) else None
@@ -92,33 +93,33 @@ def _over(auction: Any, bind: Callable[[BaseChatModel], AnyRunnable]) -> AnyRunn
 def _split(
     chat: BaseChatModel, schema: Any, kwargs: dict[str, Any]
 ) -> tuple[AnyRunnable, Callable[[AnyRunnable], AnyRunnable]]:
-    """Return what stands at the head of a model's pipeline, and what puts something else there."""
+    """Return the head of a model's pipeline, and a function that replaces the head."""
     try:
         pipeline = chat.with_structured_output(schema, **kwargs)
     except NotImplementedError as error:
         raise NotImplementedError(f"{type(chat).__name__} has no structured output.") from error
-    found = _headed(pipeline, chat)
-    if found is None:
+    split = _split_at_head(pipeline, chat)
+    if split is None:
         raise ConfigurationError(
-            f"The structured output of {type(chat).__name__} does not begin with the model, so no auction can take its "
-            "place. Bind the format yourself, and put the parser after the auction: auction | parser."
+            f"The structured output of {type(chat).__name__} must begin with the model, whose place the auction takes. "
+            "Bind the format yourself, and put the parser after the auction: auction | parser."
         )
-    return found
+    return split
 
 
-def _headed(
+def _split_at_head(
     pipeline: AnyRunnable, chat: BaseChatModel
 ) -> tuple[AnyRunnable, Callable[[AnyRunnable], AnyRunnable]] | None:
     if innermost(pipeline) is chat:
         return pipeline, lambda new: new
-    if isinstance(pipeline, RunnableSequence) and (found := _headed(pipeline.first, chat)):
-        head, put = found
+    if isinstance(pipeline, RunnableSequence) and (split := _split_at_head(pipeline.first, chat)):
+        head, put = split
         rest = [*pipeline.middle, pipeline.last]
         return head, lambda new: RunnableSequence(put(new), *rest, name=pipeline.name)
     if isinstance(pipeline, RunnableParallel):
         steps = dict(pipeline.steps__)
         for name, step in steps.items():
-            if found := _headed(step, chat):
-                head, put = found
+            if split := _split_at_head(step, chat):
+                head, put = split
                 return head, lambda new, name=name, put=put: RunnableParallel({**steps, name: put(new)})
     return None

@@ -1,7 +1,7 @@
 """`AuctionMiddleware`: an auction in LangChain's `create_agent`."""
 
 import warnings
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, NotRequired
 
 from langchain_core.messages import AIMessage
@@ -9,7 +9,7 @@ from langchain_core.runnables import Runnable, RunnablePassthrough
 from typing_extensions import override
 
 from llm_auction_chain.auction.events import AuctionEvent
-from llm_auction_chain.auction.settings import AuctionSettings
+from llm_auction_chain.auction.settings import AgentSource, AuctionSettings
 from llm_auction_chain.candidates import chat_model_of
 from llm_auction_chain.errors import AuctionWarning, ConfigurationError, MissingDependencyError
 from llm_auction_chain.interfaces.chat_model import ChatAuction
@@ -37,7 +37,7 @@ _AGENTS = "auction_agents"
 
 
 def _each_once(known: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return all auctions in their order; one that is told of twice is still one."""
+    """Return all auctions in their order, each once: an update may repeat one."""
     return list({auction["auction_id"]: auction for auction in [*known, *new]}.values())
 
 
@@ -46,8 +46,8 @@ class AuctionState(AgentState[Any]):
 
     Attributes:
         auctions: the metadata of every auction whose reply became a message of this thread, in order.
-        auction_agents: who takes part in this call; no checkpoint keeps it, as agents are code. Under a checkpointer,
-            which keeps a call's whole input, a middleware or the runtime context has to bring it, and not the input.
+        auction_agents: the agents of this call. No checkpoint stores it, because agents are code. With a checkpointer,
+            which stores a call's whole input, set it in a middleware or in the runtime context, not in the input.
     """
 
     auctions: NotRequired[Annotated[list[dict[str, Any]], OmitFromInput, _each_once]]
@@ -55,20 +55,20 @@ class AuctionState(AgentState[Any]):
 
 
 class AuctionMiddleware(AgentMiddleware[AuctionState, Any, Any]):
-    """Auction the replies of an agent's model; the final state's `auctions` say who paid what, turn by turn.
+    """Auction the replies of an agent's model. The final state's `auctions` list the payments of every turn.
 
-    Put it last in the list of middleware: then it is the innermost, the others see the true model, and what they retry
-    or replace is auctioned as well. A turn in which the agent may call tools is not auctioned unless `on_tool_calls` is
-    `auction`.
+    Put it last in the list of middleware. Then it is the innermost: the others see the model itself, and what they
+    retry or replace is auctioned as well. A turn in which the agent may call tools is not auctioned unless
+    `on_tool_calls` is `auction`.
 
     Args:
-        agents: a list of Agent, or a callable from the `ModelRequest` to one, sync or async. They are replaced by
-            `auction_agents` of the state, these by `auction_agents` of the runtime context, an attribute or a key, and
-            all by `config={"configurable": {"agents": [...]}}`.
-        **settings: as for `AuctionRunnable`. Events go to the stream writer too: `stream_mode="custom"` shows them.
+        agents: a list of Agent, or a callable, sync or async, that returns one for a `ModelRequest`. The first of these
+            replaces it: `config={"configurable": {"agents": [...]}}`, `auction_agents` in the runtime context (an
+            attribute or a key), `auction_agents` in the state.
+        **settings: as for `AuctionRunnable`. `stream_mode="custom"` shows the auction's events too.
 
     Raises:
-        ConfigurationError: a setting no auction can run with; or, in a call, a model that is an auction already.
+        ConfigurationError: a setting is invalid; or, in a call, the model is an auction already.
 
     >>> from langchain.agents import create_agent
     >>> from llm_auction_chain import Agent
@@ -82,11 +82,11 @@ class AuctionMiddleware(AgentMiddleware[AuctionState, Any, Any]):
 
     state_schema = AuctionState
 
-    def __init__(self, agents: Any = (), **settings: Any) -> None:
+    def __init__(self, agents: AgentSource = (), **settings: Any) -> None:
         super().__init__()
         if "model" in settings:
-            raise ConfigurationError("model: the agent's own is auctioned; give it to create_agent.")
-        # a model that is there in a call only; all else is checked now
+            raise ConfigurationError("model is the agent's own; give it to create_agent.")
+        # the model comes with each call; everything else is checked now
         self._checked = AuctionSettings(model=RunnablePassthrough(), agents=agents, **settings)
         self._settings = settings
 
@@ -108,46 +108,43 @@ class AuctionMiddleware(AgentMiddleware[AuctionState, Any, Any]):
         """Return the request with an auction over its model in the model's place."""
         if isinstance(chat_model_of(request.model), ChatAuction):
             raise ConfigurationError("The agent's model is an auction already; give create_agent the model itself.")
-        settings = {**self._settings, "agents": self._agents(request), "on_event": self._teller(request)}
+        settings = {**self._settings, "agents": self._agents(request), "on_event": self._event_hook(request)}
         return request.override(model=ChatAuction(model=request.model, **settings))
 
     def _agents(self, request: ModelRequest[Any]) -> Any:
         context = getattr(request.runtime, "context", None)
-        given = context.get(_AGENTS) if isinstance(context, Mapping) else getattr(context, _AGENTS, None)
-        if given is None:
-            given = (request.state or {}).get(_AGENTS)
-        agents = self._checked.agents if given is None else given
+        agents = context.get(_AGENTS) if isinstance(context, Mapping) else getattr(context, _AGENTS, None)
+        if agents is None:
+            agents = (request.state or {}).get(_AGENTS)
+        if agents is None:
+            agents = self._checked.agents
         if callable(agents) and not isinstance(agents, Runnable):
             return lambda _: agents(request)
         return agents
 
-    def _teller(self, request: ModelRequest[Any]) -> Callable[[AuctionEvent], Any]:
+    def _event_hook(self, request: ModelRequest[Any]) -> Callable[[AuctionEvent], Any]:
         write, own = getattr(request.runtime, "stream_writer", None), self._checked.on_event
 
-        def tell(event: AuctionEvent) -> Any:
+        def hook(event: AuctionEvent) -> Any:
             if write is not None:
                 write({"event": event.name, **event.data})
             return own(event) if own else None
 
-        return tell
+        return hook
 
 
 def _with_auctions(response: ModelResponse[Any]) -> ExtendedModelResponse[Any]:
-    """Return the response with what its auction came to, for the state."""
-    held = _held(response.result)
-    if not held:
+    """Return the response with its auction's metadata, for the state."""
+    auctions = [
+        message.response_metadata["auction"]
+        for message in response.result
+        if isinstance(message, AIMessage) and "auction" in message.response_metadata
+    ]
+    if not auctions:
         warnings.warn(
             "No auction was held: a middleware behind AuctionMiddleware replaced the model, or answered itself. Put "
             "AuctionMiddleware last.",
             AuctionWarning,
             stacklevel=2,
         )
-    return ExtendedModelResponse(model_response=response, command=Command(update={"auctions": held}))
-
-
-def _held(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    return [
-        message.response_metadata["auction"]
-        for message in messages
-        if isinstance(message, AIMessage) and "auction" in message.response_metadata
-    ]
+    return ExtendedModelResponse(model_response=response, command=Command(update={"auctions": auctions}))

@@ -267,7 +267,7 @@ def test_a_pipeline_that_does_not_begin_with_the_model_is_refused():
         def with_structured_output(self, schema, **kwargs):
             return RunnableLambda(lambda given: given) | self
 
-    with pytest.raises(ConfigurationError, match="Odd does not begin with the model"):
+    with pytest.raises(ConfigurationError, match="Odd must begin with the model"):
         ChatAuction(model=Odd(), n_candidates=M).with_structured_output(Person)
 
 
