@@ -39,7 +39,6 @@ from llm_auction_chain.validators import choice, number, refuse, text, whole_num
 
 __all__ = [
     "GROUPS",
-    "AgentSource",
     "AuctionSettings",
     "Billing",
     "Disclosure",

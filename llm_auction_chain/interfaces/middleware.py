@@ -8,8 +8,9 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnablePassthrough
 from typing_extensions import override
 
+from llm_auction_chain.agents import AgentSource
 from llm_auction_chain.auction.events import AuctionEvent
-from llm_auction_chain.auction.settings import AgentSource, AuctionSettings
+from llm_auction_chain.auction.settings import AuctionSettings
 from llm_auction_chain.candidates import chat_model_of
 from llm_auction_chain.errors import AuctionWarning, ConfigurationError, MissingDependencyError
 from llm_auction_chain.interfaces.chat_model import ChatAuction
