@@ -168,7 +168,7 @@ def make_plan(
     if weighted and scorer is None:
         raise ConfigurationError(
             f"proposal={proposal!r} needs the probability of every reply, which this model does not report. Use "
-            "ChatTransformers or ChatVLLM, give a scorer, or leave proposal out."
+            "ChatTransformers or ChatVLLM, set sampling=Sampling(scorer=...), or leave proposal out."
         )
     if not logits and not all(condition.plain for condition in conditions):
         raise ConfigurationError(
@@ -338,7 +338,7 @@ def _check_enough(
         )
     if plan.fallback is None:
         raise CandidatesError(
-            f"candidate_filter excludes all of {drawn} replies. Set fallback= to the reply for this case, draw more "
+            f"candidate_filter excludes all of {drawn} replies. Set policy=Policy(fallback=...), draw more "
             "candidates, or loosen the filter."
         )
 

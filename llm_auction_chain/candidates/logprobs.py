@@ -65,7 +65,7 @@ class LogProbs:
         if not self.complete:
             raise LogProbError(
                 "The log-probabilities do not cover every token of the reply (end token, tool calls or hidden "
-                "reasoning are missing), so the reply has no exact weight. Give the auction a scorer, draw without "
+                "reasoning are missing), so the reply has no exact weight. Set Sampling(scorer=...), draw without "
                 "tools and reasoning, or use proposal=Reference()."
             )
         if not plain_sampler and self.basis != "sampler":
