@@ -1,5 +1,5 @@
 # Each target sets up .venv by itself, once for every change of pyproject.toml or constraints.txt.
-.PHONY: demo test test-models test-ledger test-oldest test-vllm lint docs bench mutants clean
+.PHONY: demo test test-models test-ledger test-oldest test-vllm lint docs bench bench-quick mutants clean
 PYTHON ?= python3
 # CI sets it: measuring makes the tests half as fast again
 COVERAGE ?=
@@ -51,14 +51,11 @@ test-oldest: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/mechanism.py
-	$(BIN)/python benchmarks/convergence.py
-	$(BIN)/python benchmarks/engine.py
-	$(BIN)/python benchmarks/agents.py
-	$(BIN)/python benchmarks/directory.py
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/ledger.py
+BENCHMARKS := agents convergence directory engine ledger mechanism overhead
+
+# Each compares contenders that take turns in one run. The quick ones take less than 50 seconds each on two slow cores.
+bench bench-quick: $(STAMP)
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(if $(filter bench-quick,$@),--quick); done
 
 # Mutation testing takes hours, MUTANTS='llm_auction_chain.mechanism.*' less: see CONTRIBUTING.md.
 mutants: $(STAMP)

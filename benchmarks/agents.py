@@ -3,7 +3,6 @@
 Both sides of each ratio are measured in this run, in turn.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -14,6 +13,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+from front import Options, benchmark, take_turns
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from llm_auction_chain import Agent
@@ -78,7 +78,7 @@ def callbacks(repeats: int) -> dict[str, float]:
         def in_threads(agents: list[Agent] = agents, shown: list[AIMessage] = shown) -> None:
             run(collect(agents, PROMPT, shown, TERMS, waiter=BLOCKING))
 
-        plain, ours, awaited = alternate([bare, in_threads, in_a_loop], repeats)
+        plain, ours, awaited = least({"bare": bare, "threads": in_threads, "loop": in_a_loop}, repeats)
         calls = AGENTS * CANDIDATES
         print(
             f"{name:30} {plain / calls * 1e6:9.2f} {ours / calls * 1e6:8.2f} {awaited / calls * 1e6:9.2f}"
@@ -110,9 +110,12 @@ def webhooks(repeats: int) -> dict[str, float]:
                 raise SystemExit(f"{len(failed)} bidders failed: {failed[0]}")
 
         ask(awaiting=True)  # opens the connections
-        transfer, ours, awaited = alternate(
-            [partial(bare_transfer, port, shown), partial(ask, awaiting=False), partial(ask, awaiting=True)], repeats
-        )
+        contenders: dict[str, Callable[[], object]] = {
+            "bare": partial(bare_transfer, port, shown),
+            "threads": partial(ask, awaiting=False),
+            "loop": partial(ask, awaiting=True),
+        }
+        transfer, ours, awaited = least(contenders, repeats)
     print(f"{BIDDERS} webhook bidders of {LATENCY * 1e3:.0f} ms latency, milliseconds per round")
     print(f"bare transfer {transfer * 1e3:.1f}: the same bytes over open sockets, at bidders that answer at once")
     for name, taken in (("threads", ours), ("loop", awaited)):
@@ -121,7 +124,7 @@ def webhooks(repeats: int) -> dict[str, float]:
 
 
 def bare_transfer(port: int, shown: list[AIMessage]) -> float:
-    """Return the seconds in which open sockets send what a round sends, and read what it reads: nothing is signed."""
+    """Return the seconds that open sockets take to send and read the bytes of a round. Nothing is signed."""
     body = json.dumps({"prompt": [PROMPT[0].text], "replies": [reply.text for reply in shown]}).encode()
     request = b"POST /at-once HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
@@ -143,7 +146,7 @@ def bare_transfer(port: int, shown: list[AIMessage]) -> float:
 
 @contextlib.contextmanager
 def bidders() -> Iterator[int]:
-    """Run bidders in a process of their own, and give the port they listen at."""
+    """Run bidders in a process of their own, and yield their port."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
     process.start()
@@ -154,7 +157,7 @@ def bidders() -> Iterator[int]:
         process.join()
 
 
-def serve(told: Connection) -> None:
+def serve(parent: Connection) -> None:
     """Answer every bid request after the latency, or at once where its path says so."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -174,34 +177,22 @@ def serve(told: Connection) -> None:
 
     async def forever() -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=2 * BIDDERS)
-        told.send(server.sockets[0].getsockname()[1])
+        parent.send(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
     asyncio.run(forever())
 
 
-def alternate(calls: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Return the least seconds of each call, all called in turn; a call may say itself how many it took.
-
-    What else the machine does only adds to a measurement.
-    """
-    seconds: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        for call, taken in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
-            said = call()
-            taken.append(said if isinstance(said, float) else time.perf_counter() - start)
-    return [min(taken) for taken in seconds]
+def least(contenders: dict[str, Callable[[], object]], repeats: int) -> list[float]:
+    """Return the least seconds of each: other programs only add to a measurement."""
+    return [min(seconds) for seconds in take_turns(contenders, repeats).values()]
 
 
-def main() -> None:
-    """Print both tables and one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    repeats = 3 if parser.parse_args().quick else 15
-    ratios = {**callbacks(repeats), **webhooks(repeats)}
-    print(json.dumps({"benchmark": "agents", "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()}}))
+def measure(options: Options) -> dict[str, float]:
+    """Print both tables and return the ratios."""
+    repeats = 3 if options.quick else 15
+    return callbacks(repeats) | webhooks(repeats)
 
 
 if __name__ == "__main__":
-    main()
+    benchmark("agents", __doc__, measure, quick="fewer repetitions")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 import yaml
+from front import Options, benchmark
 from langchain_core.messages import AIMessage, HumanMessage
 
 from llm_auction_chain.candidates.proposals import (
@@ -265,10 +266,10 @@ def solvable(auctions: int, sizes: Sequence[int]) -> dict[str, dict[int, Point]]
                 f"{name:16s} {m:4d}  {point.distance:.4f}  {point.noise:.4f}   {point.welfare:.4f}   {point.gap:.4f}"
                 f"  {point.divergence:6.4f}  {point.slack[0]:6.4f} ({point.slack[1]:.4f}) {point.ess:6.1f}"
             )
-        told = [m for m in sizes if curves[name][m].distance > 3 * curves[name][m].noise and m >= 4]  # noqa: PLR2004
-        if len(told) > 1:
-            slope = np.polyfit(np.log(told), np.log([curves[name][m].distance for m in told]), 1)[0]
-            print(f"{name:16s} slope of log TV against log M, M = {told[0]} to {told[-1]}: {slope:.2f}")
+        clear = [m for m in sizes if curves[name][m].distance > 3 * curves[name][m].noise and m >= 4]  # noqa: PLR2004
+        if len(clear) > 1:
+            slope = np.polyfit(np.log(clear), np.log([curves[name][m].distance for m in clear]), 1)[0]
+            print(f"{name:16s} slope of log TV against log M, M = {clear[0]} to {clear[-1]}: {slope:.2f}")
     points = [point for curve in curves.values() for point in curve.values()]
     broken = sum(point.slack[0] + 3 * point.slack[1] < 0 for point in points)
     print(f"KL <= (J* - E[G_M]) / tau: broken beyond three standard errors in {broken} of {len(points)}")
@@ -309,14 +310,14 @@ class Pool:
 def draw_pool(question: dict[str, Any], draws: int, tokens: int, seed: int) -> Pool:
     """Draw and score everything that the analysis of one question needs."""
     start = time.perf_counter()
-    model = ChatTransformers(max_tokens=tokens, dtype="bfloat16")
+    model = ChatTransformers(max_tokens=tokens)
     conditions, alone = wanted(question, seed)
     drawings = [(each.prompts, each.powers, draws) for each in conditions]
     result = model._generate([], seed=seed, logprobs=True, conditions=drawings)  # noqa: SLF001
     replies = [cast("AIMessage", generation.message) for generation in result.generations]
     size = len(conditions)
-    asked = [(each.prompts, each.powers) for each in [*conditions, *alone]]
-    scores = np.array(model.score_conditions(asked, replies)).reshape(-1, size, draws)
+    laws = [(each.prompts, each.powers) for each in [*conditions, *alone]]
+    scores = np.array(model.score_conditions(laws, replies)).reshape(-1, size, draws)
     sampled = [sum(reply.response_metadata["logprobs"]["token_logprobs"]) for reply in replies]
     return Pool(
         names=np.array([each.name for each in conditions]),
@@ -329,28 +330,28 @@ def draw_pool(question: dict[str, Any], draws: int, tokens: int, seed: int) -> P
 
 
 def wanted(question: dict[str, Any], seed: int) -> tuple[list[Condition], list[Condition]]:
-    """Return the conditions drawn from, the reference first, and the model told of one agent each."""
+    """Return the conditions to draw from, the reference first, and conditions whose prompt describes one agent each."""
     prompt = [HumanMessage(question["ask"])]
-    told = [descriptions_of([agent["context"]])[0] for agent in question["agents"]]
-    proposals: list[Proposal] = [*SINGLES.values(), default_proposal(sorted(told), scores=True, logits=True)]
-    found = {}
+    contexts = [descriptions_of([agent["context"]])[0] for agent in question["agents"]]
+    proposals: list[Proposal] = [*SINGLES.values(), default_proposal(sorted(contexts), scores=True, logits=True)]
+    conditions = {}
     for tau in sorted({tau for _, tau in FAMILIES.values()}):
         for proposal in proposals:
-            for each in conditions_of(proposal, prompt, sorted(told), tau=tau, seed=seed)[0]:
-                found[each.name] = each
-    alone = [Condition(name="alone", prompts=(ContextPrompt().describe(prompt, [one], seed),)) for one in told]
-    return list(found.values()), alone
+            for each in conditions_of(proposal, prompt, sorted(contexts), tau=tau, seed=seed)[0]:
+                conditions[each.name] = each
+    alone = [Condition(name="alone", prompts=(ContextPrompt().describe(prompt, [one], seed),)) for one in contexts]
+    return list(conditions.values()), alone
 
 
 def load_pool(
     question: dict[str, Any], draws: int, tokens: int, seed: int, cache: Path, *, only_cached: bool = False
 ) -> Pool | None:
     """Return a question's pool, from the cache where it holds it; None where it does not and `only_cached`."""
-    told = [
+    laws = [
         (each.powers, [[str(message.text) for message in prompt] for prompt in each.prompts])
         for each in chain.from_iterable(wanted(question, seed))
     ]
-    key = hashlib.blake2b(json.dumps([told, draws, seed, tokens]).encode(), digest_size=8).hexdigest()
+    key = hashlib.blake2b(json.dumps([laws, draws, seed, tokens]).encode(), digest_size=8).hexdigest()
     path = cache / f"{key}.npz"
     if only_cached and not path.exists():
         return None
@@ -389,14 +390,14 @@ def evaluate(
     ess: dict[tuple[str, int, str], list[float]] = {}
     for k, (question, pool) in enumerate(zip(questions, pools, strict=True)):
         prompt = [HumanMessage(question["ask"])]
-        told = descriptions_of([agent["context"] for agent in question["agents"]])
-        default = default_proposal(told, scores=True, logits=True)
+        contexts = descriptions_of([agent["context"] for agent in question["agents"]])
+        default = default_proposal(contexts, scores=True, logits=True)
         components, draws = pool.texts.shape
         order = np.random.default_rng(k).random((resamples, components, draws)).argsort(axis=-1)
         for family, (kind, tau) in FAMILIES.items():
             rewards = (topical(question, pool) if kind == "topical" else pool.ratio).sum(axis=0) / tau
             for name, proposal in {**SINGLES, "default": default, **MIXTURES}.items():
-                conditions, shares = conditions_of(proposal, prompt, told, tau=tau, seed=k)
+                conditions, shares = conditions_of(proposal, prompt, contexts, tau=tau, seed=k)
                 for m in sizes:
                     counts = np.zeros(components, dtype=int)
                     for condition, count in zip(conditions, stratify(shares, m), strict=True):
@@ -496,10 +497,10 @@ def losses(measured: Measured, name: str, m: int, chosen: Sequence[int]) -> tupl
 
 def drift(pools: Sequence[Pool]) -> None:
     """Print how far a draw's log-probability differs between sampling and scoring, for every single component."""
-    print("\nScored minus sampled log-probability of a draw's own component, nats (rounding of bfloat16)")
+    print("\nScored minus sampled log-probability of a draw's own component, nats (rounding of the dtype)")
     for name, component in SINGLES.items():
-        told = component.condition([HumanMessage("")], ["", ""], tau=1.0, seed=0).name
-        off = [pool.log_probs[k, k] - pool.sampled[k] for pool in pools for k in np.flatnonzero(pool.names == told)]
+        own = component.condition([HumanMessage("")], ["", ""], tau=1.0, seed=0).name
+        off = [pool.log_probs[k, k] - pool.sampled[k] for pool in pools for k in np.flatnonzero(pool.names == own)]
         print(f"{name:20s} mean {np.mean(off):6.3f}   deviation {np.std(off):.3f}   largest {np.abs(off).max():.2f}")
 
 
@@ -542,51 +543,48 @@ def label(axis: "Axes", title: str, below: str, *, legend: bool = True) -> None:
         axis.legend(fontsize=7)
 
 
-def main() -> None:
-    """Print the tables and one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two questions, fewer and shorter draws")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for pictures and for analysing earlier draws."""
     parser.add_argument("--plot", action="store_true", help=f"write the pictures into {PICTURES.parent.name}/img")
     parser.add_argument("--cache", type=Path, help="folder that keeps draws and scores, to analyse again without model")
     parser.add_argument("--cached", action="store_true", help="only the questions that the cache holds")
-    given = parser.parse_args()
+
+
+def measure(options: Options) -> dict[str, float]:
+    """Print the tables and return the ratios."""
+    quick = options.quick
     error = soft_best_of_n()
     curves = solvable(4000, [2**k for k in range(8)])
-    if not given.quick:
+    if not quick:
         tilts(4000)
     questions = yaml.safe_load(QUESTIONS.read_text(encoding="utf-8"))["questions"]
-    questions = questions[:: 3 if given.quick else 1][: QUICK_QUESTIONS if given.quick else None]
-    draws, tokens = (QUICK_DRAWS, QUICK_TOKENS) if given.quick else (DRAWS, TOKENS)
-    sizes = (draws // 2, draws) if given.quick else (draws // 4, draws // 2, draws)
+    questions = questions[:: 3 if quick else 1][: QUICK_QUESTIONS if quick else None]
+    draws, tokens = (QUICK_DRAWS, QUICK_TOKENS) if quick else (DRAWS, TOKENS)
+    sizes = (draws // 2, draws) if quick else (draws // 4, draws // 2, draws)
     print(f"\nEmbedded model, {tokens} tokens, {draws} draws of every component", flush=True)
     with TemporaryDirectory() as scratch:
-        cache = given.cache or Path(scratch)
+        cache = options.cache or Path(scratch)
         cache.mkdir(parents=True, exist_ok=True)
         loaded = [
-            load_pool(each, draws, tokens, k, cache, only_cached=given.cached) for k, each in enumerate(questions)
+            load_pool(each, draws, tokens, k, cache, only_cached=options.cached) for k, each in enumerate(questions)
         ]
     questions = [question for question, pool in zip(questions, loaded, strict=True) if pool]
     pools = [pool for pool in loaded if pool]
     print(f"{len(pools)} questions, drawn and scored in {sum(float(pool.seconds) for pool in pools):.0f} s")
-    measured = evaluate(questions, pools, sizes, 50 if given.quick else 200)
+    measured = evaluate(questions, pools, sizes, 50 if quick else 200)
     ratios = report(measured, sizes)
     by_agents(measured, questions, max(sizes))
     drift(pools)
-    if given.plot:
+    if options.plot:
         plot(curves, measured, max(sizes))
     at = {name: curve[16].distance for name, curve in curves.items()}
-    ratios = {
+    return {
         "mixture_vs_context_m16": at["1/4 + 3/4"] / at["context prompt"],
         "mixture_vs_reference_m16": at["1/4 + 3/4"] / at["reference"],
         "softbon_max_error": error,
         **ratios,
     }
-    print(
-        json.dumps(
-            {"benchmark": "convergence", "ratios": {key: float(f"{value:.4g}") for key, value in ratios.items()}}
-        )
-    )
 
 
 if __name__ == "__main__":
-    main()
+    benchmark("convergence", __doc__, measure, quick="two questions, fewer and shorter draws", add_options=add_options)

@@ -1,11 +1,10 @@
-"""How long does it take to choose 10 of 10,000 agents, and are they the right ones? All measured in this run, in turns.
+"""How long does it take to choose 10 of 10,000 agents, and are they the right ones? All take turns in this run.
 
 Needs `faiss-cpu` and `langchain-community`.
 """
 
 import argparse
 import importlib
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from front import Options, benchmark
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
 from llm_auction_chain import Agent
@@ -28,7 +28,7 @@ K = 10
 EF_SEARCH = (16, 64, 256)
 TYPICAL_EF = 64
 
-# Who: what they offer; what somebody who needs them says.
+# Trade: what it offers; what a customer asks.
 TRADES: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "Plumber": (
         ("burst pipes repaired day and night", "new bathrooms fitted", "drains unblocked"),
@@ -166,8 +166,8 @@ def questions(count: int) -> dict[str, str]:
         for trade, (_, needs) in TRADES.items()
         for need, place, frame in product(needs, PLACES, frames)
     }
-    asked = list(every)
-    return {asked[k]: every[asked[k]] for k in np.random.default_rng(1).permutation(len(asked))[:count]}
+    queries = list(every)
+    return {queries[k]: every[queries[k]] for k in np.random.default_rng(1).permutation(len(queries))[:count]}
 
 
 def stores(embeddings: StaticEmbeddings) -> Iterator[tuple[str, VectorStore]]:
@@ -197,46 +197,49 @@ def selectors(directories: Mapping[str, AgentDirectory], exact: Select, hnsw: An
 
         return tuned
 
-    found = {EXACT: exact, **{name: through(directory) for name, directory in directories.items()}}
-    select = found.pop("FAISS, HNSW")
-    return found | {f"FAISS, HNSW, efSearch {ef}": searching(ef, select) for ef in EF_SEARCH}
+    selects = {EXACT: exact, **{name: through(directory) for name, directory in directories.items()}}
+    select = selects.pop("FAISS, HNSW")
+    return selects | {f"FAISS, HNSW, efSearch {ef}": searching(ef, select) for ef in EF_SEARCH}
 
 
-def measure(
+def time_queries(
     selects: Mapping[str, Select], queries: Sequence[str]
 ) -> tuple[dict[str, FloatArray], dict[str, list[Any]]]:
-    """Return seconds of the processor a query, and the names found.
+    """Return the processor's seconds for each query, and the names in each result.
 
-    Every query is asked of all, in an order of its own: what comes later finds more in caches.
+    Every query goes to all of them in a random order, because the later ones find more in caches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in selects}
-    found: dict[str, list[Any]] = {name: [] for name in selects}
+    results: dict[str, list[Any]] = {name: [] for name in selects}
     rng = np.random.default_rng(2)
     for query in queries:
         for name in map(str, rng.permutation(list(selects))):
             start = time.process_time()
             names = selects[name](query)
             seconds[name].append(time.process_time() - start)
-            found[name].append(names)
-    return {name: np.array(taken) for name, taken in seconds.items()}, found
+            results[name].append(names)
+    return {name: np.array(taken) for name, taken in seconds.items()}, results
 
 
-def recall(similar: FloatArray, found: Sequence[Sequence[str]]) -> float:
-    """Return the share of the K most similar that was found; equally similar ones are equally right."""
+def recall(similar: FloatArray, results: Sequence[Sequence[str]]) -> float:
+    """Return the share of the K most similar among the results; equally similar ones are equally right."""
     least = np.partition(similar, -K, axis=1)[:, -K] - 1e-6
     right = [
-        sum(row[int(name)] >= bar for name in names) for row, bar, names in zip(similar, least, found, strict=True)
+        sum(row[int(name)] >= bar for name in names) for row, bar, names in zip(similar, least, results, strict=True)
     ]
-    return float(sum(right)) / (K * len(found))
+    return float(sum(right)) / (K * len(results))
 
 
-def main() -> None:
-    """Print the table and one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--agents", type=int, default=10_000)
-    parser.add_argument("--queries", type=int, default=200)
-    arguments = parser.parse_args()
-    texts, wanted = descriptions(arguments.agents), questions(arguments.queries)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the sizes."""
+    parser.add_argument("--agents", type=int, help="10,000, or 2,000 where quick")
+    parser.add_argument("--queries", type=int, help="200, or 50 where quick")
+
+
+def measure(options: Options) -> dict[str, float]:
+    """Print the table and return the ratios."""
+    agents_of_all, queries_of_all = (2_000, 50) if options.quick else (10_000, 200)
+    texts, wanted = descriptions(options.agents or agents_of_all), questions(options.queries or queries_of_all)
     queries = list(wanted)
     embeddings = StaticEmbeddings()
     embeddings.embed_query("read the table")
@@ -258,18 +261,20 @@ def main() -> None:
         return [str(k) for k in best[np.argsort(-similar[best])]]
 
     selects = selectors(directories, exact, hnsw)
-    measure(selects, queries[:2])
-    seconds, found = measure(selects, queries)
+    time_queries(selects, queries[:2])
+    seconds, results = time_queries(selects, queries)
     similar = np.array([matrix @ np.array(embeddings.embed_query(query), np.float32) for query in queries], np.float64)
     right = [
-        any(texts[int(k)].startswith(wanted[q]) for k in ten) for q, ten in zip(queries, found[EXACT], strict=True)
+        any(texts[int(k)].startswith(wanted[q]) for k in ten) for q, ten in zip(queries, results[EXACT], strict=True)
     ]
     print(f"the right trade in the right place is among the exact {K} for {np.mean(right):.0%} of the queries")
-    report(seconds, {name: recall(similar, names) for name, names in found.items()}, building)
+    return report(seconds, {name: recall(similar, names) for name, names in results.items()}, building)
 
 
-def report(seconds: Mapping[str, FloatArray], recalls: Mapping[str, float], building: Mapping[str, float]) -> None:
-    """Print the table and one line of JSON."""
+def report(
+    seconds: Mapping[str, FloatArray], recalls: Mapping[str, float], building: Mapping[str, float]
+) -> dict[str, float]:
+    """Print the table and return the ratios."""
     plain = float(np.median(seconds[EXACT]))
     print(f"{'':27} {'median ms':>9} {'p95 ms':>8} {'ratio':>7} {'recall@10':>9} {'build s':>8}")
     for name, taken in seconds.items():
@@ -278,11 +283,9 @@ def report(seconds: Mapping[str, FloatArray], recalls: Mapping[str, float], buil
         print(f"{name:27} {median:9.2f} {late:8.2f} {median / plain / 1e3:7.2f} {recalls[name]:9.3f} {built}")
     keys = {"memory": "InMemoryVectorStore", "flat": "FAISS, flat", "hnsw": f"FAISS, HNSW, efSearch {TYPICAL_EF}"}
     medians = {key: float(np.median(seconds[name])) for key, name in keys.items()}
-    ratios = {f"directory_recall_{key}": round(recalls[name], 4) for key, name in keys.items()}
-    ratios |= {f"directory_vs_exact_{key}": round(taken / plain, 3) for key, taken in medians.items()}
-    milliseconds = {f"directory_selection_ms_{key}": round(taken * 1e3, 3) for key, taken in medians.items()}
-    print(json.dumps({"benchmark": "directory", "ratios": ratios, "milliseconds": milliseconds}))
+    ratios = {f"directory_recall_{key}": recalls[name] for key, name in keys.items()}
+    return ratios | {f"directory_vs_exact_{key}": taken / plain for key, taken in medians.items()}
 
 
 if __name__ == "__main__":
-    main()
+    benchmark("directory", __doc__, measure, quick="2,000 agents and 50 queries", add_options=add_options)

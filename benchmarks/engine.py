@@ -1,18 +1,19 @@
 """What does an auction's model work cost, against plain transformers, vLLM, and the arithmetic itself?
 
-Every contender gets the same tokens, on the same two cores, in this run, in turn. Work: M replies are drawn from the
-proposal, and every one is scored under the proposal's other laws and under every agent's own system prompt.
+All contenders take turns in this run, with the same tokens, on the same two cores, in the dtype that these compute in.
+Work: M replies are drawn from the proposal. Each is scored under the proposal's other laws and under every agent's own
+system prompt.
 
 - ours: the engine of this package.
 - transformers: `generate` for each law, then whole texts for each law in one batch.
 - vLLM: one batch of draws, one batch of prompts with log-probabilities, in the environment of `make test-vllm`.
 - floor: the model's weight matrices times as many rows, by `torch.nn.functional.linear`, and nothing else.
 - packed floor: the same products with matrices that oneDNN has reordered beforehand, which takes a second copy of them.
+  In bfloat16 only: the engine packs no other matrices.
 - one reply: one plain reply of 64 tokens by transformers, what a user has without an auction.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 from engine_contenders import THREADS, VLLM, Ours, Plain, exact, load, memory
-from engine_floor import Floor, linear, packed
+from engine_floor import CHUNKS, QUICK_CHUNKS, Floor, linear, packed
 from engine_workload import Encode, Floats, Turn, Workload, build
+from front import Options, benchmark
 
+from llm_auction_chain.models.local.capabilities import dtype_named
 from llm_auction_chain.models.local.weights import embedded_model_path
 
-Contender = Callable[[int, Sequence[int]], Turn]  # from a seed, and the lengths of the replies we drew in this round
+Contender = Callable[[int, Sequence[int]], Turn]  # from a seed, and the lengths of our replies in this round
 
 ROOT = Path(__file__).parents[1]
 VLLM_PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm/bin/python"))
@@ -40,18 +43,19 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 }
 QUICK = {"m": 8, "tokens": 16}
 ONE_REPLY, CHECKED = 64, 8
+QUICK_CHECKED = 2
 # Rounding of logits to bfloat16 costs about .04 nats a token, in either direction: .04 sqrt(T) over T tokens, and more
 # where powers multiply it. Another agent's prompt, the mistake hardest to see, costs .2 sqrt(T) or more at 64 tokens.
 BOUND = 0.15  # nats / sqrt(tokens) / |powers|, mean over replies, for every law
 
 
 def say(what: str) -> None:
-    """Tell those who wait."""
+    """Print progress."""
     print(what, file=sys.stderr, flush=True)
 
 
-def measure(contenders: Mapping[str, Contender], rounds: int) -> dict[str, list[Turn]]:
-    """Return the turns of every round; one round before them is thrown away."""
+def play(contenders: Mapping[str, Contender], rounds: int) -> dict[str, list[Turn]]:
+    """Return the turns of every round; one round before them does not count."""
     turns: dict[str, list[Turn]] = {name: [] for name in contenders}
     for seed in range(rounds + 1):
         for name, contender in contenders.items():
@@ -81,46 +85,50 @@ def print_times(turns: Mapping[str, Sequence[Turn]], rounds: int) -> None:
 
 
 def print_breakdown(ours: Ours, work: Workload) -> None:
-    """Print where our seconds go, from a run of its own whose methods are timed."""
-    print("\nours, where the seconds go (a run of its own)")
+    """Print where our seconds go, from another run with timed methods."""
+    print("\nours, where the seconds go (another run)")
     for part, spent in ours.breakdown(work).items():
         print(
             f"{part:24} {sum(spent.values()):7.2f}  " + ", ".join(f"{key} {value:.2f}" for key, value in spent.items())
         )
 
 
-def agree(
-    path: Path, work: Workload, scorers: Mapping[str, Ours | Plain | VLLM], turns: Mapping[str, Turn]
-) -> list[str]:
-    """Compare every contender's log-probabilities with whole texts in float32, and return who is off.
+def check(
+    path: Path, work: Workload, scorers: Mapping[str, Ours | Plain | VLLM], turns: Mapping[str, Turn], checked: int
+) -> None:
+    """Compare every contender's log-probabilities with those of whole texts in float32.
 
-    All score the same replies, some of ours. What they came to in their own turn, the figures from drawing among them,
-    is compared for some of their own replies. The last column is in nats / sqrt(tokens) / |powers|.
+    All score the same replies, some of ours. The log-probabilities of their own turn are compared for some of their own
+    replies. The last column is in nats / sqrt(tokens) / |powers|.
+
+    Raises:
+        SystemExit: a contender is off by more than rounding.
     """
     model = load(path, torch.float32)
-    some = np.linspace(0, len(work.own) - 1, min(CHECKED, len(work.own))).round().astype(int)
+    some = np.linspace(0, len(work.own) - 1, min(checked, len(work.own))).round().astype(int)
     print(f"\n|nats from float32|, {len(some)} replies  a token: mean    max  a reply: mean    max  worst law")
     off, replies = [], [turns["ours"].replies[m] for m in some]
     known = exact(model, work, replies)
     for name, scorer in scorers.items():
-        found = {"scores": (scorer.score(work, replies), known, replies)}
+        compared = {"scores": (scorer.score(work, replies), known, replies)}
         turn = turns[name]
         own = [turn.replies[m] for m in some]
         if turn.log_probs is not None:
-            found["turn"] = (turn.log_probs[:, some], known if own == replies else exact(model, work, own), own)
-        for what, compared in found.items():
-            worst = print_difference(f"{name}, {what}", work, *compared)
-            # Not a number is off too.
+            compared["turn"] = (turn.log_probs[:, some], known if own == replies else exact(model, work, own), own)
+        for what, values in compared.items():
+            worst = print_difference(f"{name}, {what}", work, *values)
+            # nan is off too.
             if not worst <= BOUND:
                 off.append(f"{name}'s {what} are off by {worst:.3f} nats / sqrt(tokens) under some law, above {BOUND}")
-    return off
+    if off:
+        sys.exit("; ".join(off))
 
 
 def print_difference(
-    name: str, work: Workload, found: Floats, known: Floats, replies: Sequence[Sequence[int]]
+    name: str, work: Workload, values: Floats, known: Floats, replies: Sequence[Sequence[int]]
 ) -> float:
-    """Print a line of the table, and return what is held against the bound: the mean of the worst law."""
-    a_reply, lengths = np.abs(found - known), np.array([len(reply) for reply in replies])
+    """Print a line of the table, and return the mean of the worst law, which `BOUND` limits."""
+    a_reply, lengths = np.abs(values - known), np.array([len(reply) for reply in replies])
     a_token = a_reply / lengths
     laws = (a_reply / np.sqrt(lengths)).mean(axis=1) / np.linalg.norm(work.powers, axis=1)
     worst = float(laws.max())
@@ -141,32 +149,31 @@ def print_growth(ours: Ours, floor: Floor, work: Callable[..., Workload]) -> Non
             print(f"{value:10d} {mine:8.2f} {least:8.2f} {mine / least:7.2f}", flush=True)
 
 
-def compare_memory(path: Path, work: Workload) -> float | None:
-    """Print the memory of fresh processes, and return the ratio of the peaks; None where transformers alone cannot."""
+def compare_memory(path: Path, dtype: str, work: Workload) -> dict[str, float]:
+    """Print the memory of fresh processes, and return the ratio of the peaks if transformers can do the work."""
     names = ("ours", "transformers") if work.plain else ("ours",)
     print(f"\n{'MiB of a fresh process':24}  loaded    peak  growth")
     peaks = []
     for name in names:
-        found = memory(name, path, work)
-        print(f"{name:24} {found['loaded']:7.0f} {found['peak']:7.0f} {found['peak'] - found['loaded']:7.0f}")
-        peaks.append(found["peak"])
-    return peaks[0] / peaks[1] if work.plain else None
+        used = memory(name, path, dtype, work)
+        print(f"{name:24} {used['loaded']:7.0f} {used['peak']:7.0f} {used['peak'] - used['loaded']:7.0f}")
+        peaks.append(used["peak"])
+    return {"memory_vs_transformers": peaks[0] / peaks[1]} if work.plain else {}
 
 
 def one_reply(plain: Plain, work: Workload, tokens: int) -> Contender:
-    """Return the drawing of one plain reply of so many tokens."""
+    """Return the contender that draws one plain reply of this length."""
     alone = Workload(prompts=work.prompts[:1], powers=[[1.0]], counts=[1], max_tokens=tokens, ends=False)
     return lambda seed, _: plain.drawn(alone, seed)
 
 
 def work_of(name: str, encode: Encode, *, quick: bool) -> Callable[..., Workload]:
-    """Return what builds a workload, with its sizes changed at will."""
+    """Return a builder of the workload, which takes other sizes as keywords."""
     return lambda **sizes: build(encode, **{**WORKLOADS[name], **(QUICK if quick else {}), **sizes})
 
 
-def main() -> None:
-    """Print the tables and one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the workload."""
     parser.add_argument(
         "--workload",
         choices=WORKLOADS,
@@ -174,47 +181,51 @@ def main() -> None:
         help="W1: 32 replies of 64 tokens, 3 agents; W2: 16 replies that end by themselves, up to 256 tokens; "
         "W3: W1 with 16 agents; W4: W1 with the default proposal, a product, which the others cannot draw from",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="turns of every contender that are counted")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of every contender that count")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "bfloat16", "float32"),
+        default="auto",
+        help="auto: bfloat16 where the processor has instructions for it, else float32",
+    )
     parser.add_argument("--no-vllm", action="store_true", help="leave vLLM out")
     parser.add_argument("--growth", action="store_true", help="also measure more and fewer replies, agents and tokens")
-    parser.add_argument("--quick", action="store_true", help="2 rounds of 8 replies of 16 tokens: whether it works")
-    given = parser.parse_args()
-    rounds = 2 if given.quick else given.rounds
+
+
+def measure(options: Options) -> dict[str, float]:
+    """Print the tables and return the ratios."""
+    rounds = 2 if options.quick else options.rounds
     torch.set_num_threads(THREADS)
+    dtype = str(dtype_named(options.dtype, torch.device("cpu"))).removeprefix("torch.")
     path = embedded_model_path()
-    ours, plain = Ours(path), Plain(path)
-    sized = work_of(given.workload, ours.engine.encode, quick=given.quick)
+    ours, plain = Ours(path, dtype), Plain(path, dtype)
+    sized = work_of(options.workload, ours.engine.encode, quick=options.quick)
     work = sized()
-    vllm = start_vllm(path) if work.plain and not given.no_vllm else None
+    vllm = start_vllm(path, dtype) if work.plain and not options.no_vllm else None
     try:
-        print(f"{given.workload}: {describe(work)}; {THREADS} threads, bfloat16")
-        floor, ready = Floor.of(plain.model, linear), Floor.of(plain.model, packed)
+        print(f"{options.workload}: {describe(work)}; {THREADS} threads, {dtype}", flush=True)
+        products = {"floor": linear} | ({"packed floor": packed} if dtype == "bfloat16" else {})
+        chunks = QUICK_CHUNKS if options.quick else CHUNKS
+        floors = {name: Floor.of(plain.model, product, chunks) for name, product in products.items()}
         scorers: dict[str, Ours | Plain | VLLM] = {"ours": ours}
         scorers |= {"transformers": plain} if work.plain else {}
         scorers |= {"vLLM": vllm} if vllm else {}
-        turns = measure(
+        turns = play(
             {name: (lambda seed, _, scorer=scorer: scorer.turn(work, seed)) for name, scorer in scorers.items()}
-            | {"floor": lambda _, lengths: floor.turn(work, lengths)}
-            | {"packed floor": lambda _, lengths: ready.turn(work, lengths)}
-            | {"one reply": one_reply(plain, work, QUICK["tokens"] if given.quick else ONE_REPLY)},
+            | {name: (lambda _, lengths, floor=floor: floor.turn(work, lengths)) for name, floor in floors.items()}
+            | {"one reply": one_reply(plain, work, QUICK["tokens"] if options.quick else ONE_REPLY)},
             rounds,
         )
         print_times(turns, rounds)
         print_breakdown(ours, work)
-        off = agree(path, work, scorers, {name: several[-1] for name, several in turns.items()})
+        last = {name: several[-1] for name, several in turns.items()}
+        check(path, work, scorers, last, QUICK_CHECKED if options.quick else CHECKED)
     finally:
         if vllm:
             vllm.close()
-    if given.growth:
-        print_growth(ours, floor, sized)
-    result = ratios(turns) | {"memory_vs_transformers": compare_memory(path, work)}
-    rounded = {key: value and float(f"{value:.4g}") for key, value in result.items()}
-    seconds = {name: round(median(turn.seconds for turn in several), 3) for name, several in turns.items()}
-    print(
-        json.dumps({"benchmark": "engine", "workload": given.workload, **rounded, "rounds": rounds, "seconds": seconds})
-    )
-    if off:
-        sys.exit("; ".join(off))
+    if options.growth:
+        print_growth(ours, floors["floor"], sized)
+    return ratios(turns) | compare_memory(path, dtype, work)
 
 
 def describe(work: Workload) -> str:
@@ -227,31 +238,29 @@ def describe(work: Workload) -> str:
     )
 
 
-def start_vllm(path: Path) -> VLLM | None:
+def start_vllm(path: Path, dtype: str) -> VLLM | None:
     """Return vLLM ready for work, or None where it is not installed."""
     if not VLLM_PYTHON.exists():
         print(f"no vLLM at {VLLM_PYTHON}: it is left out; `make test-vllm` installs it, or set VLLM_PYTHON")
         return None
     say("vLLM loads, which takes up to a minute")
-    return VLLM(VLLM_PYTHON, path)
+    return VLLM(VLLM_PYTHON, path, dtype)
 
 
-def ratios(turns: Mapping[str, Sequence[Turn]]) -> dict[str, float | None]:
-    """Return our seconds against the others'; None where another had no turn."""
-    ours = per_thousand(turns["ours"])
-    against = {name: per_thousand(turns[name]) / ours if name in turns else None for name in ("transformers", "vLLM")}
-    one, whole = (median(turn.seconds for turn in turns[name]) for name in ("one reply", "ours"))
-    least = median(turn.seconds for turn in turns["floor"])
-    print(f"\nours is {whole / one:.2f} times one plain reply; the floor alone is {least / one:.2f} times")
-    return {
-        "cost_vs_one_reply": whole / one,
-        "floor_vs_one_reply": least / one,
-        "speedup_vs_transformers": against["transformers"],
-        "speedup_vs_vllm": against["vLLM"],
-        "time_vs_floor": ours / per_thousand(turns["floor"]),
-        "time_vs_packed_floor": ours / per_thousand(turns["packed floor"]),
-    }
+def ratios(turns: Mapping[str, Sequence[Turn]]) -> dict[str, float]:
+    """Return the ratios of our seconds to those of the contenders that took part."""
+    a_thousand = {name: per_thousand(several) for name, several in turns.items()}
+    mine = a_thousand["ours"]
+    one, whole, least = (median(turn.seconds for turn in turns[name]) for name in ("one reply", "ours", "floor"))
+    print(f"\nours takes {whole / one:.2f} times as long as one plain reply; the floor alone {least / one:.2f} times")
+    slower = {"transformers": "transformers", "vllm": "vLLM"}
+    lower = {"floor": "floor", "packed_floor": "packed floor"}
+    return (
+        {"cost_vs_one_reply": whole / one, "floor_vs_one_reply": least / one}
+        | {f"speedup_vs_{key}": a_thousand[name] / mine for key, name in slower.items() if name in turns}
+        | {f"time_vs_{key}": mine / a_thousand[name] for key, name in lower.items() if name in turns}
+    )
 
 
 if __name__ == "__main__":
-    main()
+    benchmark("engine", __doc__, measure, quick="2 rounds of 8 replies of 16 tokens", add_options=add_options)

@@ -1,7 +1,7 @@
 """Who does an auction's model work in `engine.py`: this package, plain transformers, vLLM, and the bare arithmetic.
 
-Run as a script it reads {"contender": ..., "path": ..., "workload": ...} from stdin, does the work once, and prints the
-process's memory: `python benchmarks/engine_contenders.py`.
+Run as a script it reads {"contender": ..., "path": ..., "dtype": ..., "workload": ...} from stdin, does the work once,
+and prints the process's memory: `python benchmarks/engine_contenders.py`.
 """
 
 import json
@@ -31,13 +31,13 @@ THREADS = 2
 
 
 class Ours:
-    """This package's engine: `sample`, then one `score` for all that sampling did not tell."""
+    """This package's engine: `sample`, then one `score` for the log-probabilities that sampling did not return."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dtype: str) -> None:
         from llm_auction_chain.models.local.engine import Engine
         from llm_auction_chain.models.local.sampler import Sampler
 
-        self.engine = Engine.load(path, dtype="bfloat16", device="cpu")
+        self.engine = Engine.load(path, dtype=dtype, device="cpu")
         self.sampler = Sampler()
         self._ends = self.engine.ends
 
@@ -65,7 +65,7 @@ class Ours:
         return list(self.engine.sample(drawings, seed=seed, max_tokens=work.max_tokens, sampler=self.sampler))
 
     def complete(self, work: Workload, drawn: Sequence[Any]) -> Floats:
-        """Return the log-probabilities (C, M): those known from drawing, and the missing ones in one call."""
+        """Return the log-probabilities (C, M): those from drawing, and the missing ones in one call."""
         replies = [reply.token_ids for reply in drawn]
         log_probs = self.engine.score(work.prompts, work.powers, replies, self.sampler, wanted=work.wanted)
         for m, (reply, own) in enumerate(zip(drawn, work.own, strict=True)):
@@ -81,16 +81,16 @@ class Ours:
 
     def breakdown(self, work: Workload) -> dict[str, dict[str, float]]:
         """Return the seconds of each kind of work within drawing and scoring."""
-        found = {}
+        seconds = {}
         with stopwatch() as spent:
             start = time.perf_counter()
             drawn = self.draw(work, 1)
-            found["draw"] = {**spent, "other": time.perf_counter() - start - sum(spent.values())}
+            seconds["draw"] = {**spent, "other": time.perf_counter() - start - sum(spent.values())}
             spent.clear()
             start = time.perf_counter()
             self.complete(work, drawn)
-            found["score"] = {**spent, "other": time.perf_counter() - start - sum(spent.values())}
-        return found
+            seconds["score"] = {**spent, "other": time.perf_counter() - start - sum(spent.values())}
+        return seconds
 
 
 @contextmanager
@@ -117,22 +117,22 @@ def stopwatch() -> Iterator[dict[str, float]]:
 def _timed(method: Callable[..., Any], what: str, spent: dict[str, float]) -> Callable[..., Any]:
     """Return the method with its seconds added up; of a generator those within its steps."""
 
-    def steps(made: Iterator[Any]) -> Generator[Any, None, Any]:
+    def steps(generator: Iterator[Any]) -> Generator[Any, None, Any]:
         while True:
             start = time.perf_counter()
             try:
-                step = next(made)
+                step = next(generator)
             except StopIteration as end:
                 return end.value
             finally:
                 spent[what] += time.perf_counter() - start
             yield step
 
-    def call(*args: Any, **given: Any) -> Any:
+    def call(*args: Any, **keywords: Any) -> Any:
         start = time.perf_counter()
-        made = method(*args, **given)
+        result = method(*args, **keywords)
         spent[what] += time.perf_counter() - start
-        return steps(made) if isinstance(made, Iterator) else made
+        return steps(result) if isinstance(result, Iterator) else result
 
     return call
 
@@ -146,8 +146,8 @@ def load(path: Path, dtype: torch.dtype) -> Any:
 class Plain:
     """transformers as its documentation has it: `generate` for each law, then whole texts for each law."""
 
-    def __init__(self, path: Path) -> None:
-        self.model = load(path, torch.bfloat16)
+    def __init__(self, path: Path, dtype: str) -> None:
+        self.model = load(path, getattr(torch, dtype))
         self._end = self.model.generation_config.eos_token_id
 
     def turn(self, work: Workload, seed: int) -> Turn:
@@ -170,7 +170,7 @@ class Plain:
 
     def draw(self, work: Workload, prompt: list[int], count: int) -> list[list[int]]:
         """Return `count` replies in one batch."""
-        # `generate` fills what it is not told from here.
+        # `generate` takes its defaults from here.
         self.model.generation_config.eos_token_id = self._end if work.ends else None
         ids = torch.tensor([prompt])
         drawn = self.model.generate(
@@ -202,10 +202,10 @@ class Plain:
 class VLLM:
     """vLLM in a process of its own, `engine_vllm.py`, that is stopped while others are measured: it waits in a loop."""
 
-    def __init__(self, python: Path, path: Path) -> None:
+    def __init__(self, python: Path, path: Path, dtype: str) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(  # noqa: S603
-            [python, Path(__file__).with_name("engine_vllm.py"), path],
+            [python, Path(__file__).with_name("engine_vllm.py"), path, dtype],
             env={**os.environ, **_fastest(python)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -244,10 +244,10 @@ class VLLM:
     ) -> list[tuple[list[int], list[int]]]:
         return [(work.prompt(c), list(replies[m])) for c, m in np.argwhere(wanted).tolist()]
 
-    def _ask(self, **asked: Any) -> dict[str, Any]:
+    def _ask(self, **request: Any) -> dict[str, Any]:
         os.killpg(self._process.pid, signal.SIGCONT)
         if self._process.stdin is not None:
-            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         return self._answer()
 
@@ -302,29 +302,29 @@ def _cut(reply: list[int], end: int) -> list[int]:
     return reply[: reply.index(end) + 1] if end in reply else reply
 
 
-def memory(contender: str, path: Path, work: Workload) -> dict[str, float]:
+def memory(contender: str, path: Path, dtype: str, work: Workload) -> dict[str, float]:
     """Return MiB of a fresh process in which a contender did the work once: when loaded, and at most."""
-    asked = {"contender": contender, "path": str(path), "workload": asdict(work)}
+    request = {"contender": contender, "path": str(path), "dtype": dtype, "workload": asdict(work)}
     done = subprocess.run(  # noqa: S603
-        [sys.executable, __file__], input=json.dumps(asked), stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, __file__], input=json.dumps(request), stdout=subprocess.PIPE, text=True, check=True
     )
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+    mebibytes: dict[str, float] = json.loads(done.stdout)
+    return mebibytes
 
 
 def main() -> None:
     """Do the work once and print what memory it took."""
-    asked = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     torch.set_num_threads(THREADS)
     kinds: dict[str, type[Ours | Plain]] = {"ours": Ours, "transformers": Plain}
-    contender = kinds[asked["contender"]](Path(asked["path"]))
+    contender = kinds[request["contender"]](Path(request["path"]), request["dtype"])
     loaded = _status("VmRSS")
-    contender.turn(Workload(**asked["workload"]), 1)
+    contender.turn(Workload(**request["workload"]), 1)
     print(json.dumps({"loaded": loaded, "peak": _status("VmHWM")}))
 
 
 def _status(name: str) -> float:
-    """Return MiB from what Linux tells of this process; `getrusage` would count the parent before it too."""
+    """Return MiB from the status of this process in Linux; `getrusage` would count its parent too."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 

@@ -11,7 +11,8 @@ from engine_workload import Turn, Workload
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-CHUNKS = (64, 128, 256, 512, 1024, 2048)  # rows multiplied at once: the fastest of these
+CHUNKS = (64, 128, 256, 512, 1024, 2048)  # rows to multiply at once: the floor takes the fastest
+QUICK_CHUNKS = (128, 512)
 
 Product = Callable[[torch.Tensor], object]
 
@@ -33,7 +34,7 @@ class Floor:
     at_once: dict[bool, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: Any, product: Callable[[torch.Tensor], Product]) -> "Floor":
+    def of(cls, model: Any, product: Callable[[torch.Tensor], Product], chunks: Sequence[int] = CHUNKS) -> "Floor":
         """Return the floor of a model for one way to multiply by a matrix (out, in)."""
         head = model.get_output_embeddings()
         modules = [each for each in model.modules() if isinstance(each, torch.nn.Linear | Conv1D) and each is not head]
@@ -42,9 +43,9 @@ class Floor:
             [(weight.shape[1], product(weight)) for weight in weights], (head.weight.shape[1], product(head.weight))
         )
         for width in {width for width, _ in (*floor.layers, floor.head)}:
-            floor.inputs[width] = torch.randn(max(CHUNKS), width).to(head.weight.dtype)
+            floor.inputs[width] = torch.randn(max(chunks), width).to(head.weight.dtype)
         for of_head in (False, True):
-            seconds = {size: floor._seconds_a_row(size, of_head=of_head) for size in CHUNKS}
+            seconds = {size: floor._seconds_a_row(size, of_head=of_head) for size in chunks}
             floor.at_once[of_head] = min(seconds, key=lambda size: seconds[size])
         return floor
 
@@ -95,6 +96,6 @@ def linear(weight: torch.Tensor) -> Product:
 
 
 def packed(weight: torch.Tensor) -> Product:
-    """Return the product with a matrix that oneDNN has brought into its own order beforehand."""
+    """Return the product with a matrix that oneDNN has reordered beforehand."""
     ready = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)  # noqa: SLF001
     return lambda rows: torch.ops.mkldnn._linear_pointwise(rows, ready, None, "none", [], "")  # noqa: SLF001

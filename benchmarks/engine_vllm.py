@@ -24,11 +24,11 @@ BLOCK = 32
 PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent dies
 
 
-def load(model: str) -> LLM:
+def load(model: str, dtype: str) -> LLM:
     """Return the engine, as fast as its own switches make it on a processor."""
     return LLM(
         model=model,
-        dtype="bfloat16",
+        dtype=dtype,
         enforce_eager=True,
         enable_chunked_prefill=False,
         max_model_len=LONGEST,
@@ -40,14 +40,14 @@ def load(model: str) -> LLM:
 
 def draw(llm: LLM, wanted: Sequence[tuple[list[int], int]], *, max_tokens: int, ends: bool) -> dict[str, Any]:
     """Draw `count` replies to every prompt, all in one batch."""
-    asked = [
+    settings = [
         SamplingParams(n=count, max_tokens=max_tokens, ignore_eos=not ends, logprobs=0, detokenize=False)
         for _, count in wanted
     ]
     # The next auction has another question.
     llm.reset_prefix_cache()
     start = time.perf_counter()
-    answers = llm.generate([{"prompt_token_ids": prompt} for prompt, _ in wanted], asked, use_tqdm=False)
+    answers = llm.generate([{"prompt_token_ids": prompt} for prompt, _ in wanted], settings, use_tqdm=False)
     seconds = time.perf_counter() - start
     drawn = [reply for answer in answers for reply in answer.outputs]
     return {
@@ -59,9 +59,9 @@ def draw(llm: LLM, wanted: Sequence[tuple[list[int], int]], *, max_tokens: int, 
 
 def score(llm: LLM, pairs: Sequence[tuple[list[int], list[int]]]) -> dict[str, Any]:
     """Return the log-probability of every reply behind its prompt; the one token drawn after it is thrown away."""
-    asked = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+    settings = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
     start = time.perf_counter()
-    answers = llm.generate([{"prompt_token_ids": prompt + reply} for prompt, reply in pairs], asked, use_tqdm=False)
+    answers = llm.generate([{"prompt_token_ids": prompt + reply} for prompt, reply in pairs], settings, use_tqdm=False)
     log_probs = [
         sum(answer.prompt_logprobs[len(prompt) + k][token].logprob for k, token in enumerate(reply))
         for answer, (prompt, reply) in zip(answers, pairs, strict=True)
@@ -75,11 +75,11 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    llm = load(sys.argv[1])
+    llm = load(*sys.argv[1:])
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
-        answer = draw(llm, asked.pop("draw"), **asked) if "draw" in asked else score(llm, asked["score"])
+        request = json.loads(line)
+        answer = draw(llm, request.pop("draw"), **request) if "draw" in request else score(llm, request["score"])
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -31,7 +31,7 @@ BRANDS = (
     ("Bluecrag", "sun creams", "they stay on for a whole day of sweat and high sun"),
 )
 CONTEXT = "{brand} offers {product}: {claim}."
-# What an agent's own model is told; about 120 tokens.
+# The system prompt of an agent's own model; about 120 tokens.
 SYSTEM = (
     "You are the advertising assistant of {brand}, a company that offers {product}. Answer the user's question "
     "truthfully, in a friendly and plain tone. Wherever it fits naturally, mention {brand} and say why its {product} "
@@ -80,15 +80,15 @@ class Workload:
         return list(self.prompts[self.used[c][0]])
 
     def known(self, c: int, own: int) -> bool:
-        """Return whether drawing a reply from the law `own` has told its log-probability under the law c.
+        """Return whether drawing a reply from the law `own` also returns its log-probability under the law c.
 
-        Drawing from a product tells it behind each of the product's prompts too.
+        Drawing from a product returns it behind each of the product's prompts too.
         """
         return c == own or (len(self.used[c]) == 1 and self.used[c][0] in self.used[own])
 
     @property
     def wanted(self) -> npt.NDArray[np.bool_]:
-        """The laws (C, M) that are still to be evaluated once the replies are drawn."""
+        """Which laws (C, M) remain to be evaluated after the replies are drawn."""
         return np.array([[not self.known(c, own) for own in self.own] for c in range(len(self.powers))])
 
 
@@ -145,14 +145,14 @@ def build(
     from llm_auction_chain.descriptions import descriptions_of
     from llm_auction_chain.messages import as_turns
 
-    told = [{"brand": brand, "product": product, "claim": claim} for brand, product, claim in BRANDS[:agents]]
-    descriptions = descriptions_of([CONTEXT.format(**each) for each in told])
+    companies = [{"brand": brand, "product": product, "claim": claim} for brand, product, claim in BRANDS[:agents]]
+    descriptions = descriptions_of([CONTEXT.format(**each) for each in companies])
     halves = DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)])
     proposal = default_proposal(descriptions, scores=True, logits=True) if default else halves
     question = HumanMessage(QUESTION)
     conditions, shares = conditions_of(proposal, [question], descriptions, tau=1.0, seed=0)
     laws: list[tuple[Sequence[Sequence[Any]], Sequence[float]]] = [(each.prompts, each.powers) for each in conditions]
-    laws += [([[SystemMessage(SYSTEM.format(**each)), question]], [1.0]) for each in told]
+    laws += [([[SystemMessage(SYSTEM.format(**each)), question]], [1.0]) for each in companies]
     encoded = [[tuple(encode(as_turns(prompt, "the benchmark"))) for prompt in prompts] for prompts, _ in laws]
     places = {prompt: k for k, prompt in enumerate(dict.fromkeys(prompt for prompts in encoded for prompt in prompts))}
     powers = np.zeros((len(laws), len(places)))

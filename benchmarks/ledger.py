@@ -1,14 +1,12 @@
-"""What a ledger costs: 8-owner auctions, held and charged, against the same rows in bare transactions, in one run.
+"""What does a ledger cost? Auctions of eight owners, held and charged, against the same rows in bare transactions.
 
 Both write the same rows of bookings, entries and receipts into the same tables of the same kind of database, with the
-same settings of durability; the bare side neither looks for earlier bookings, nor checks cover, nor keeps accounts,
-nor hashes, nor is kept by triggers from changing what it wrote.
+same settings of durability. The bare side does not look for earlier bookings, check cover, keep accounts or hash, and
+no triggers guard its rows.
 """
 
 import argparse
-import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from front import Options, benchmark
 from sqlalchemy import Engine, create_engine, event, insert, select
 
 from llm_auction_chain import Agent, AuctionRunnable, Ledger
@@ -47,14 +46,14 @@ def receipt() -> dict[str, Any]:
 
 
 class Bare:
-    """Writes rows that a ledger wrote elsewhere, each booking's in a transaction of its own."""
+    """Writes the rows of a ledger's bookings again, one transaction for each booking."""
 
     def __init__(self, url: str) -> None:
         self.engine = bare_engine(url)
         tables.METADATA.create_all(self.engine)
 
     def write(self, rows: list[dict[Any, list[dict[str, Any]]]]) -> None:
-        """Write bookings, a transaction each."""
+        """Write the rows of bookings, one transaction for each booking."""
         for booking in rows:
             with self.engine.begin() as connection:
                 for table, values in booking.items():
@@ -80,18 +79,18 @@ def bare_engine(url: str) -> Engine:
 
 
 def rows_after(engine: Engine, seq: int) -> list[dict[Any, list[dict[str, Any]]]]:
-    """Return the rows of all bookings after one, by table."""
+    """Return the rows of each booking after a given one, by table."""
     with engine.begin() as connection:
         bookings = connection.execute(select(tables.bookings).where(tables.bookings.c.seq > seq)).mappings().all()
         entries = connection.execute(select(tables.entries).where(tables.entries.c.seq > seq)).mappings().all()
         kept = {row["auction_id"]: row for row in connection.execute(select(tables.receipts)).mappings()}
-    found = []
+    by_booking = []
     for row in sorted(bookings, key=lambda one: one["seq"]):
         one = {tables.bookings: [dict(row)], tables.entries: [dict(e) for e in entries if e["seq"] == row["seq"]]}
         if row["kind"] == "charge" and row["auction_id"] in kept:
             one[tables.receipts] = [dict(kept[row["auction_id"]])]
-        found.append(one)
-    return found
+        by_booking.append(one)
+    return by_booking
 
 
 def contest(kind: str, ours: str, theirs: str, turns: int) -> dict[str, float]:
@@ -120,7 +119,7 @@ def contest(kind: str, ours: str, theirs: str, turns: int) -> dict[str, float]:
     each = {name: median(taken) / BATCH * 1e3 for name, taken in times.items()}
     ratio = each["ledger"] / each["bare"]
     print(f"{kind:<12} {each['ledger']:>12.2f} {each['bare']:>10.2f} {ratio:>8.2f} {1e3 / each['ledger']:>12.0f}")
-    return {f"{kind}_vs_bare": ratio, f"{kind}_auctions_per_second": 1e3 / each["ledger"]}
+    return {f"{kind}_vs_bare": ratio}
 
 
 def book(ledger: Ledger, numbers: list[int], body: dict[str, Any]) -> None:
@@ -144,8 +143,7 @@ def growth(url: str, total: int) -> dict[str, float]:
         began = time.perf_counter()
         audit = ledger.verify()
         taken = time.perf_counter() - began
-        found = "ok" if audit.ok else audit.differences
-        print(f"verify: {found}, {audit.bookings} bookings, {taken:.1f} s")
+        print(f"verify: {'ok' if audit.ok else audit.differences}, {audit.bookings} bookings, {taken:.1f} s")
     return {"growth": costs[-1] / costs[0]}
 
 
@@ -171,26 +169,25 @@ def postgresql(folder: Path) -> Iterator[Callable[[str], str]]:
         server.cleanup()
 
 
-def main() -> int:
-    """Run it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=15, help=f"of {BATCH} auctions for each side")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the sizes."""
+    parser.add_argument("--turns", type=int, help=f"of {BATCH} auctions for each side: 15, or 4 where quick")
     parser.add_argument("--growth", type=int, default=0, metavar="N", help="also fill a SQLite ledger with N auctions")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    options = parser.parse_args()
+
+
+def measure(options: Options) -> dict[str, float]:
+    """Print the tables and return the ratios."""
+    turns = options.turns or (4 if options.quick else 15)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         print(f"{'database':<12} {'ledger, ms':>12} {'bare, ms':>10} {'ratio':>8} {'auctions/s':>12}")
-        figures = contest("sqlite", f"sqlite:///{folder}/ours.db", f"sqlite:///{folder}/bare.db", options.turns)
+        ratios = contest("sqlite", f"sqlite:///{folder}/ours.db", f"sqlite:///{folder}/bare.db", turns)
         with postgresql(folder) as database:
-            figures |= contest("postgresql", database("ours"), database("bare"), options.turns)
+            ratios |= contest("postgresql", database("ours"), database("bare"), turns)
         if options.growth:
-            figures |= growth(f"sqlite:///{folder}/growth.db", options.growth)
-    print(json.dumps({key: round(value, 3) for key, value in figures.items()}))
-    if options.json:
-        options.json.write_text(json.dumps(figures))
-    return 0
+            ratios |= growth(f"sqlite:///{folder}/growth.db", options.growth)
+    return ratios
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    benchmark("ledger", __doc__, measure, quick="4 turns of each side", add_options=add_options)

@@ -1,14 +1,12 @@
 """How fast is `settle`, against one exponential over the same matrix? Both measured in this run, alternated."""
 
-import argparse
-import json
 import time
 import tracemalloc
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
+from front import Options, benchmark, take_turns
 
 from llm_auction_chain.mechanism import PAYMENT_RULES, settle
 
@@ -18,37 +16,35 @@ TYPICAL = "tau 1, rewards 0..1"
 
 
 def cases(rewards: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Case]:
-    """Return the typical auction, and those where sums lose digits, exponentials underflow or copies are made."""
+    """Return the typical auction, and auctions where sums lose digits, exponentials underflow or arrays are copied."""
     n, m = rewards.shape
     rng = np.random.default_rng(1)
-    found: dict[str, Case] = {TYPICAL: (rewards, {})}
+    every_case: dict[str, Case] = {TYPICAL: (rewards, {})}
     for tau in (1e-5, 0.001, 0.003, 0.01, 0.1, 10.0, 30.0, 100.0, 1e3, 1e6):
-        found[f"tau {tau:g}"] = (rewards, {"tau": tau})
+        every_case[f"tau {tau:g}"] = (rewards, {"tau": tau})
     for factor in (100.0, 1000.0):
-        found[f"rewards x {factor:g}"] = (rewards * factor, {})
+        every_case[f"rewards x {factor:g}"] = (rewards * factor, {})
     for share in (0.01, 0.1):
-        found[f"{share:.0%} of rewards not 0"] = (rewards * (rng.random(rewards.shape) < share), {})
-    found["rewards -1..1"] = (2.0 * rewards - 1.0, {})
-    found["a constant of 1e12"] = (rewards + 1e12, {})
+        every_case[f"{share:.0%} of rewards not 0"] = (rewards * (rng.random(rewards.shape) < share), {})
+    every_case["rewards -1..1"] = (2.0 * rewards - 1.0, {})
+    every_case["a constant of 1e12"] = (rewards + 1e12, {})
     for name, every in (("one weight -inf", m), ("half the weights -inf", 2)):
-        found[name] = (rewards, {"log_weights": np.where(np.arange(m) % every, 0.0, -np.inf)})
-    found["owners in pairs"] = (rewards, {"owners": [k // 2 for k in range(n)]})
+        every_case[name] = (rewards, {"log_weights": np.where(np.arange(m) % every, 0.0, -np.inf)})
+    every_case["owners in pairs"] = (rewards, {"owners": [k // 2 for k in range(n)]})
     for rule in PAYMENT_RULES[1:]:
-        found[f"rule {rule}"] = (rewards, {"payment_rule": rule})
-    return found
+        every_case[f"rule {rule}"] = (rewards, {"payment_rule": rule})
+    return every_case
 
 
-def main() -> None:
-    """Print the tables and one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    repeats = 25 if parser.parse_args().quick else 101
+def measure(options: Options) -> dict[str, float]:
+    """Print the tables and return the ratios."""
+    repeats = 25 if options.quick else 101
     matrix = np.random.default_rng(0).random((1000, 1024))
     print(f"{'1,000 agents x 1,024 candidates':32} exp ms   settle ms   ratio")
     ratios = {}
     for name, (rewards, arguments) in cases(matrix).items():
         settings: dict[str, Any] = {"tau": 1.0, "seed": 1} | arguments
-        plain, taken = alternate(partial(np.exp, matrix), partial(settle, rewards, **settings), repeats)
+        plain, taken = least({"exp": partial(np.exp, matrix), "settle": partial(settle, rewards, **settings)}, repeats)
         ratios[name] = taken / plain
         print(f"{name:32} {plain * 1e3:6.2f} {taken * 1e3:11.2f} {ratios[name]:7.2f}")
     worst = max(ratios, key=lambda name: ratios[name])
@@ -58,12 +54,7 @@ def main() -> None:
     memory = tracemalloc.get_traced_memory()[1] / matrix.nbytes
     tracemalloc.stop()
     print_curves(repeats)
-    result = {
-        "settle_vs_exp": round(ratios[TYPICAL], 3),
-        "settle_vs_exp_worst": round(ratios[worst], 3),
-        "memory_vs_matrix": round(memory, 3),
-    }
-    print(json.dumps({"benchmark": "mechanism", "ratios": result}))
+    return {"settle_vs_exp": ratios[TYPICAL], "settle_vs_exp_worst": ratios[worst], "memory_vs_matrix": memory}
 
 
 def print_curves(repeats: int) -> None:
@@ -75,24 +66,17 @@ def print_curves(repeats: int) -> None:
         print(f"\n{axis:>10}   settle ms   ns per entry")
         for shape in shapes:
             matrix = np.random.default_rng(0).random(shape)
-            _, ours = alternate(lambda: None, partial(settle, matrix, tau=1.0, seed=1), repeats)
+            (ours,) = least({"settle": partial(settle, matrix, tau=1.0, seed=1)}, repeats)
             print(f"{shape[axis == 'candidates']:10d} {ours * 1e3:11.2f} {ours * 1e9 / matrix.size:14.2f}")
 
 
-def alternate(first: Callable[[], object], second: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Return the least seconds of both, called in turn: of the processor, all threads.
+def least(contenders: dict[str, Any], repeats: int) -> list[float]:
+    """Return the least seconds of each, of the processor, all threads.
 
-    What else wants the processor only adds to a measurement, in slices of 4 ms on some machines: the least is nearest
-    to the truth.
+    Other programs only add to a measurement, in slices of 4 ms on some machines: the least is nearest to the truth.
     """
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for call, taken in zip((first, second), seconds, strict=True):
-            start = time.process_time()
-            call()
-            taken.append(time.process_time() - start)
-    return min(seconds[0]), min(seconds[1])
+    return [min(seconds) for seconds in take_turns(contenders, repeats, clock=time.process_time).values()]
 
 
 if __name__ == "__main__":
-    main()
+    benchmark("mechanism", __doc__, measure, quick="fewer repetitions")

@@ -3,17 +3,15 @@
 The model answers at once, so all that is measured is LangChain's work and ours.
 """
 
-import argparse
 import asyncio
 import gc
-import json
 import sys
-import time
 from collections.abc import Callable
 from itertools import count
 from statistics import median
 from typing import Any
 
+from front import Options, benchmark, take_turns
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
@@ -21,13 +19,13 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from llm_auction_chain import Agent, AuctionRunnable, ChatAuction
 
 CANDIDATES, AGENTS = 16, 8
-WARM_UP = 5  # turns that count for nobody
+WARM_UP = 5  # rounds that do not count
 PROMPT: list[BaseMessage] = [HumanMessage("How do I learn the guitar?")]
 NUMBERS = count()
 
 
 class Instant(BaseChatModel):
-    """Replies with a text that nobody has had yet, at once."""
+    """Replies with a new text, at once."""
 
     def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
         usage = {"input_tokens": 8, "output_tokens": 4, "total_tokens": 12}
@@ -59,20 +57,8 @@ def bare(replies: list[AIMessage], callbacks: list[Callable[[Any, Any], float]])
             callback(PROMPT, reply)
 
 
-def contest(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each; they take turns, so that the machine's moods are everybody's."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(repeats + WARM_UP):
-        for name, do in contenders.items():
-            began = time.perf_counter()
-            do()
-            if turn >= WARM_UP:
-                times[name].append(time.perf_counter() - began)
-    return {name: median(taken) for name, taken in times.items()}
-
-
 def speed(repeats: int) -> dict[str, float]:
-    """Print milliseconds of each call style, and return its ratio to the batch of the same colour."""
+    """Print the milliseconds of each call style, and return its ratio to a plain batch, sync or async."""
     model = Instant()
     callbacks = [likes(k) for k in range(AGENTS)]
     settings: dict[str, Any] = {"model": model, "n_candidates": CANDIDATES, "seed": 1}
@@ -87,7 +73,7 @@ def speed(repeats: int) -> dict[str, float]:
             for reply in replies:
                 await alikes(PROMPT, reply)
 
-    taken = contest(
+    turns = take_turns(
         {
             "batch + callbacks": lambda: bare(model.batch([PROMPT] * CANDIDATES), callbacks),
             "AuctionRunnable": lambda: runnable.invoke(PROMPT),
@@ -96,8 +82,10 @@ def speed(repeats: int) -> dict[str, float]:
             "AuctionRunnable, async": lambda: loop.run_until_complete(awaited.ainvoke(PROMPT)),
         },
         repeats,
+        warm_up=WARM_UP,
     )
     loop.close()
+    taken = {name: median(seconds) for name, seconds in turns.items()}
     print(f"{CANDIDATES} candidates, {AGENTS} agents: ms")
     for name, seconds in taken.items():
         print(f"{name:24} {seconds * 1e3:8.2f}")
@@ -110,7 +98,7 @@ def speed(repeats: int) -> dict[str, float]:
 
 
 def memory(auctions: int) -> float:
-    """Print what Python holds on the way, and return objects' blocks per auction that are never given back."""
+    """Print how many memory blocks Python holds, and return how many an auction never gives back."""
     agents = [Agent(f"agent {k}", likes(k)) for k in range(AGENTS)]
     runnable = AuctionRunnable(model=Instant(), agents=agents, n_candidates=CANDIDATES)
     step = auctions // 10
@@ -128,16 +116,11 @@ def memory(auctions: int) -> float:
     return (held[-1] - held[0]) / (step * 9)
 
 
-def main() -> None:
-    """Print the tables and one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    quick = parser.parse_args().quick
-    ratios = speed(50 if quick else 300)
-    ratios["blocks_kept_per_auction"] = memory(1000 if quick else 10_000)
-    result = {name: round(value, 3) for name, value in ratios.items()}
-    print(json.dumps({"benchmark": "overhead", "ratios": result}))
+def measure(options: Options) -> dict[str, float]:
+    """Print the tables and return the ratios."""
+    ratios = speed(50 if options.quick else 300)
+    return ratios | {"blocks_kept_per_auction": memory(1000 if options.quick else 10_000)}
 
 
 if __name__ == "__main__":
-    main()
+    benchmark("overhead", __doc__, measure, quick="fewer repetitions")

@@ -10,6 +10,8 @@ import pytest
 import trustme
 from hypothesis import settings
 
+# torch's threads wait for each other longer than these tests compute, ten times as long on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

@@ -117,9 +117,9 @@ def test_bfloat16_is_as_close_as_its_rounding(name, tmp_path):
 def test_a_prompt_that_fills_the_window_is_refused(llama):
     with pytest.raises(ContextWindowError, match=f"{WINDOW} tokens and the model reads {WINDOW}"):
         llama.engine.sample([([[1] * WINDOW], [1.0], 2)], seed=0, **OPTIONS)
-    with pytest.raises(ContextWindowError, match="shorten"):
+    with pytest.raises(ContextWindowError, match="Shorten the prompt"):
         llama.engine.sample([([SEVEN, [1] * (WINDOW + 5)], [0.5, 0.5], 2)], seed=0, **OPTIONS)
-    with pytest.raises(ContextWindowError, match="shorten"):
+    with pytest.raises(ContextWindowError, match="Shorten the prompt"):
         llama.engine.score([SEVEN, [1] * WINDOW], [[1.0, 0.0]], [[2]], Sampler())
 
 

@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import pytest
 import torch
 
-from llm_auction_chain.models.local.device import dtype_named
+from llm_auction_chain.models.local.capabilities import dtype_named
 from llm_auction_chain.models.local.weights import embedded_model_path
 
 ROOT = Path(__file__).parents[2]

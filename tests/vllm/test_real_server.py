@@ -17,7 +17,7 @@ from langchain_core.messages import HumanMessage, SystemMessage
 from llm_auction_chain import Agent, AuctionRunnable, ChatTransformers
 from llm_auction_chain.candidates import ContextPrompt
 from llm_auction_chain.errors import CandidatesError, ContextWindowError, LogProbError, ScoringError
-from llm_auction_chain.models.local.device import dtype_named
+from llm_auction_chain.models.local.capabilities import dtype_named
 from llm_auction_chain.models.local.weights import embedded_model_path
 from llm_auction_chain.models.vllm.chat_model import ChatVLLM
 from llm_auction_chain.rewards import MentionReward

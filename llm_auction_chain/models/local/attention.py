@@ -1,7 +1,7 @@
-"""Attention of many sequences behind shared prefixes: what a transformers model calls in place of its own.
+"""Attention of many sequences behind shared prefixes. A transformers model calls it in place of its own.
 
-A pass reads the tokens of all sequences as one row, (1, tokens). Sequences stand behind prefixes, whose keys and values
-exist once. Every query sees its prefix and its own sequence, in one softmax.
+A pass reads the tokens of all sequences as one row, (1, tokens). The keys and values of a prefix exist once, however
+many sequences stand behind it. Every query sees its prefix and its own sequence, in one softmax.
 """
 
 import abc
@@ -21,18 +21,18 @@ __all__ = ["NAME", "Group", "Growing", "Pass", "Prefix", "Reading"]
 
 NAME = "shared_prefix"
 KeysValues = tuple[torch.Tensor, torch.Tensor]
-_GROWS_BY = 16  # tokens for which room is made at once behind a growing sequence
+_GROWS_BY = 16  # tokens of room that a growing sequence gets at once
 _VECTOR = 32  # numbers of bfloat16 that the widest CPU registers hold
-# What some models tell their attention, and ours cannot do.
-_UNKNOWN = ("block_indices", "indices", "position_bias", "sinks")
+# Options of other attentions that ours does not support.
+_UNSUPPORTED = ("block_indices", "indices", "position_bias", "sinks")
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Prefix:
-    """A prompt, or as much of it as has been read.
+    """A prompt, or the part of it that earlier passes read.
 
     Attributes:
-        tokens: those read.
+        tokens: of that part.
         layers: keys and values of each layer, (key heads, tokens, width).
         state: (hidden,), behind the last token.
     """
@@ -42,23 +42,23 @@ class Prefix:
     state: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
 
     def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Append what a layer has read of the next tokens."""
+        """Append a layer's keys and values of the next tokens."""
         if layer in self.layers:
-            known = self.layers[layer]
-            self.layers[layer] = (torch.cat([known[0], keys], 1), torch.cat([known[1], values], 1))
+            earlier = self.layers[layer]
+            self.layers[layer] = (torch.cat([earlier[0], keys], 1), torch.cat([earlier[1], values], 1))
         else:
             self.layers[layer] = (keys.contiguous(), values.contiguous())
 
 
-class How(NamedTuple):
-    """What a layer asks of its attention.
+class Settings(NamedTuple):
+    """A layer's settings of its attention.
 
     Attributes:
-        layer: which one asks.
+        layer: its number.
         scaling: factor of the scores.
-        window: how many tokens a token sees, itself included; None is all before it.
-        softcap: scores are squashed to stay below it.
-        sinks: (heads,) scores of a token that has no value.
+        window: how many tokens a token sees, itself included. None is all tokens before it.
+        softcap: an upper bound that the scores approach.
+        sinks: (heads,), scores of a token without a value.
     """
 
     layer: int
@@ -76,24 +76,24 @@ class Pass(abc.ABC):
         """Return the place (tokens,) of every token in its text."""
 
     @abc.abstractmethod
-    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: How) -> torch.Tensor:
-        """Return what the tokens attend to, (tokens, heads, width).
+    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, settings: Settings) -> torch.Tensor:
+        """Return the attention's output, (tokens, heads, width).
 
-        Scores have the shape (key heads, tokens * queries of a key head, keys): a key head's queries are rows of one
-        matrix product, so that no key is repeated.
+        Scores have the shape (key heads, tokens * queries of a key head, keys). A key head's queries are the rows of
+        one matrix product, so no key is repeated.
 
         Args:
             query: (heads, tokens, width).
             keys: (key heads, tokens, width).
             values: as the keys.
-            how: what the layer asks.
+            settings: of the layer.
         """
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """Make every layer of a model that is called inside attend as this pass says.
+        """Make every layer of a model use this pass within the block.
 
-        Not an argument of the model's: not every family hands unknown arguments down to its attention.
+        The pass is no argument of the model, because some families drop unknown arguments.
         """
         token = _current.set(self)
         try:
@@ -107,10 +107,10 @@ class Group:
     """Texts of one length behind one prefix.
 
     Attributes:
-        prefix: what they stand behind.
-        count: how many texts.
-        length: how many tokens each has.
-        reads: whether the one text becomes a part of its prefix.
+        prefix: before the texts.
+        count: of texts.
+        length: tokens of each text.
+        reads: whether the only text becomes a part of its prefix.
     """
 
     prefix: Prefix
@@ -120,15 +120,15 @@ class Group:
 
     @property
     def size(self) -> int:
-        """How many tokens they have together."""
+        """The tokens of all texts."""
         return self.count * self.length
 
 
 class Reading(Pass):
-    """Whole texts, read at once.
+    """A pass over whole texts.
 
     Attributes:
-        groups: in the order of their tokens.
+        groups: of texts, in the order of their tokens.
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
@@ -144,45 +144,45 @@ class Reading(Pass):
         return torch.cat([place.repeat(group.count) for place, group in zip(places, self.groups, strict=True)])
 
     @override
-    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: How) -> torch.Tensor:
+    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, settings: Settings) -> torch.Tensor:
         attended = query.new_empty(query.shape[1], query.shape[0], values.shape[-1])
         start = 0
         for group in self.groups:
             tokens = slice(start, start := start + group.size)
-            attended[tokens] = self._group(group, query[:, tokens], keys[:, tokens], values[:, tokens], how)
+            attended[tokens] = self._group(group, query[:, tokens], keys[:, tokens], values[:, tokens], settings)
         return attended
 
     def _group(
-        self, group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: How
+        self, group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, settings: Settings
     ) -> torch.Tensor:
-        """Return what one group's tokens attend to, (tokens, heads, width)."""
+        """Return the attention's output for one group, (tokens, heads, width)."""
         heads, seen = keys.shape[0], group.length
-        rows = _rows(query, heads, how.scaling)
-        earlier = group.prefix.layers.get(how.layer)
+        rows = _rows(query, heads, settings.scaling)
+        earlier = group.prefix.layers.get(settings.layer)
         before = 0 if earlier is None else earlier[0].shape[1]
         scores = rows.new_empty(heads, rows.shape[1], _rounded(seen + before))
         scores[..., seen + before :] = -torch.inf
         blocks = scores.view(heads, group.count, seen, -1, scores.shape[-1])
         own_keys, own_values = (part.reshape(heads * group.count, seen, -1) for part in (keys, values))
-        own = _scores(rows.view(heads * group.count, -1, rows.shape[-1]), own_keys, how)
-        bias = self._bias(before, seen, how.window, scores)
+        own = _scores(rows.view(heads * group.count, -1, rows.shape[-1]), own_keys, settings)
+        bias = self._bias(before, seen, settings.window, scores)
         torch.add(own.view(*blocks.shape[:-1], seen), bias[..., before:], out=blocks[..., :seen])
         if earlier is not None:
-            theirs = _scores(rows, earlier[0], how).view(*blocks.shape[:-1], before)
-            if how.window is None:
+            theirs = _scores(rows, earlier[0], settings).view(*blocks.shape[:-1], before)
+            if settings.window is None:
                 blocks[..., seen : seen + before] = theirs
             else:
                 torch.add(theirs, bias[..., :before], out=blocks[..., seen : seen + before])
-        weights = _softmax(scores, how.sinks)
+        weights = _softmax(scores, settings.sinks)
         attended = torch.bmm(weights[..., :seen].reshape(own.shape), own_values).view(heads, rows.shape[1], -1)
         if earlier is not None:
             attended = torch.baddbmm(attended, weights[..., seen : seen + before], earlier[1])
         if group.reads:
-            group.prefix.extend(how.layer, keys, values)
+            group.prefix.extend(settings.layer, keys, values)
         return _tokens(attended, group.size)
 
     def _bias(self, before: int, seen: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-        """Return what is added to scores, (seen, 1, before + seen): -inf where a token may not look, else 0."""
+        """Return what to add to the scores, (seen, 1, before + seen): -inf where a token must not look, else 0."""
         end = before + seen
         reach = end if window is None else min(window, end)
         key = (before, seen, reach)
@@ -195,15 +195,15 @@ class Reading(Pass):
 
 
 class Growing(Pass):
-    """Sequences that get one token at a time, each behind its prefix.
+    """Sequences behind prefixes that get one token in every pass.
 
-    Their own keys and values lie in one buffer, with room for more tokens: a product over all of the room takes less
-    time than one over its used part, which would have to be copied first.
+    One buffer holds their own keys and values, with room for more tokens. A product over the whole buffer takes less
+    time than one over its used part, which needs a copy first.
 
     Attributes:
-        prefixes: what they stand behind.
-        counts: how many sequences stand behind each prefix, one prefix after another.
-        length: how many tokens each sequence has.
+        prefixes: (P,).
+        counts: (P,), sequences behind each prefix, one prefix after another.
+        length: tokens of each sequence.
     """
 
     def __init__(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> None:
@@ -222,7 +222,7 @@ class Growing(Pass):
             index = torch.tensor(kept, dtype=torch.int64, device=both[0].device)
             self._layers[layer] = both[0].index_select(1, index), both[1].index_select(1, index)
 
-    def grown(self) -> None:
+    def advance(self) -> None:
         """Count the token that all layers have read."""
         self.length += 1
         self._biases.clear()
@@ -233,24 +233,24 @@ class Growing(Pass):
         return torch.tensor(places, device=device).repeat_interleave(torch.tensor(self.counts, device=device))
 
     @override
-    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: How) -> torch.Tensor:
+    def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, settings: Settings) -> torch.Tensor:
         heads, count, shared = keys.shape[0], keys.shape[1], query.shape[0] // keys.shape[0]
-        rows = _rows(query, heads, how.scaling)
-        own_keys, own_values = self._kept(how.layer, keys, values)
+        rows = _rows(query, heads, settings.scaling)
+        own_keys, own_values = self._kept(settings.layer, keys, values)
         room = own_keys.shape[1]
-        earlier = [prefix.layers[how.layer] for prefix in self.prefixes]
-        longest = max(known[0].shape[1] for known in earlier)
+        earlier = [prefix.layers[settings.layer] for prefix in self.prefixes]
+        longest = max(prefix_keys.shape[1] for prefix_keys, _ in earlier)
         scores = rows.new_full((heads, count * shared, _rounded(room + longest)), -torch.inf)
-        own = _scores(rows.view(heads * count, shared, -1), own_keys, how).view(heads, count * shared, room)
-        torch.add(own, self._bias(room, how.window, own), out=scores[..., :room])
+        own = _scores(rows.view(heads * count, shared, -1), own_keys, settings).view(heads, count * shared, room)
+        torch.add(own, self._bias(room, settings.window, own), out=scores[..., :room])
         places = [slice(end - size, end) for size, end in self._slices(shared)]
         for place, (theirs, _) in zip(places, earlier, strict=True):
             # A token at place t behind P tokens sees those from P + t + 1 - window on.
-            start = 0 if how.window is None else max(0, theirs.shape[1] + self.length + 1 - how.window)
+            start = 0 if settings.window is None else max(0, theirs.shape[1] + self.length + 1 - settings.window)
             if start < theirs.shape[1]:
-                found = _scores(rows[:, place], theirs[:, start:], how)
-                scores[:, place, room + start : room + theirs.shape[1]] = found
-        weights = _softmax(scores, how.sinks)
+                on_prefix = _scores(rows[:, place], theirs[:, start:], settings)
+                scores[:, place, room + start : room + theirs.shape[1]] = on_prefix
+        weights = _softmax(scores, settings.sinks)
         attended = torch.bmm(weights[..., :room].reshape(heads * count, shared, room), own_values)
         attended = attended.view(heads, count * shared, -1)
         for place, (_, theirs) in zip(places, earlier, strict=True):
@@ -266,24 +266,24 @@ class Growing(Pass):
             yield count * shared, end
 
     def _kept(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
-        """Return what each sequence knows of itself, (key heads * count, room, width), this token included."""
+        """Return the sequences' own keys and values, (key heads * count, room, width), with this token's."""
         if layer not in self._layers or self._layers[layer][0].shape[2] == self.length:
-            known = self._layers.get(layer, (None, None))
-            self._layers[layer] = self._widened(keys, known[0]), self._widened(values, known[1])
+            earlier = self._layers.get(layer, (None, None))
+            self._layers[layer] = self._widened(keys, earlier[0]), self._widened(values, earlier[1])
         room = self._layers[layer]
         room[0][:, :, self.length] = keys
         room[1][:, :, self.length] = values
         return room[0].flatten(0, 1), room[1].flatten(0, 1)
 
-    def _widened(self, fresh: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
-        """Return a buffer with room for more tokens; zeros, as what is hidden may not be nan either."""
+    def _widened(self, fresh: torch.Tensor, earlier: torch.Tensor | None) -> torch.Tensor:
+        """Return a buffer with room for more tokens. It holds zeros, because hidden values must not be nan."""
         room = fresh.new_zeros(*fresh.shape[:2], self.length + _GROWS_BY, fresh.shape[-1])
-        if known is not None:
-            room[:, :, : self.length] = known
+        if earlier is not None:
+            room[:, :, : self.length] = earlier
         return room
 
     def _bias(self, room: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-        """Return what is added to scores of a sequence's own tokens, (room,): -inf where there is none, or too far."""
+        """Return what to add to the scores of own tokens, (room,): -inf for no token or one too far away, else 0."""
         start = 0 if window is None else max(0, self.length + 1 - window)
         if (room, start) not in self._biases:
             bias = like.new_full((room,), -torch.inf)
@@ -305,19 +305,19 @@ def _tokens(rows: torch.Tensor, tokens: int) -> torch.Tensor:
     return rows.view(heads, tokens, size // tokens, width).transpose(0, 1).flatten(1, 2)
 
 
-def _scores(rows: torch.Tensor, keys: torch.Tensor, how: How) -> torch.Tensor:
-    """Return the scores of rows with keys, kept below the cap where there is one."""
+def _scores(rows: torch.Tensor, keys: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """Return the scores of rows with keys, below the cap where there is one."""
     scores = torch.bmm(rows, keys.transpose(1, 2))
-    return scores if how.softcap is None else torch.tanh(scores / how.softcap) * how.softcap
+    return scores if settings.softcap is None else torch.tanh(scores / settings.softcap) * settings.softcap
 
 
 def _rounded(keys: int) -> int:
-    """Return the number of scores in a row: on CPUs a softmax over whole vectors takes a third less time."""
+    """Return a length of whole vectors for a row of scores: on CPUs its softmax takes a third less time."""
     return -(-keys // _VECTOR) * _VECTOR
 
 
 def _softmax(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
-    """Return the softmax of the scores (key heads, rows, keys), a sink taking part in it."""
+    """Return the softmax of the scores (key heads, rows, keys) and of the sinks."""
     if sinks is None:
         return scores.softmax(-1)
     heads, rows, _ = scores.shape
@@ -338,22 +338,22 @@ def _attention(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as the current pass says; outside of any, as `sdpa` does."""
+    """Attend by the current pass, or by `sdpa` where there is none."""
     current = _current.get()
     if current is None:
         plain: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return plain
-    if unknown := [name for name in _UNKNOWN if options.get(name) is not None]:
-        raise NotImplementedError(f"attention with {', '.join(unknown)}")
+    if unsupported := [name for name in _UNSUPPORTED if options.get(name) is not None]:
+        raise NotImplementedError(f"attention with {', '.join(unsupported)}")
     scaling = options.get("scaling")
-    how = How(
+    settings = Settings(
         layer=int(module.layer_idx),  # type: ignore[arg-type]
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=options.get("sliding_window"),
         softcap=options.get("softcap"),
         sinks=options.get("s_aux"),
     )
-    return current.attend(query[0], key[0], value[0], how)[None], None
+    return current.attend(query[0], key[0], value[0], settings)[None], None
 
 
 AttentionInterface.register(NAME, _attention)

@@ -1,84 +1,111 @@
-"""Which passes a model allows: it is asked, and not looked up."""
+"""What a device and a model can do: the dtype, the free memory, packed weights, and shared prefixes."""
 
 import logging
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import torch
+from torch.nn.functional import linear
 
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.models.local.packing import can_pack, pack
 from llm_auction_chain.models.local.passes import FullPasses, Passes, SharedPasses, finish
+from llm_auction_chain.validators import choice, refuse
 
-__all__ = ["passes_for"]
+__all__ = ["device_named", "dtype_named", "free_memory", "passes_for"]
 
 _log = logging.getLogger(__name__)
-# What tells that tokens are chosen by a mask which the attention is not told of.
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# Settings of models whose masks choose tokens without telling the attention.
 _CHOOSING = ("attention_chunk_size", "index_topk", "index_topk_blocks", "keep_window_size")
 _WINDOW_IN_MASK = ("phimoe", "qwen2_moe")
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device of this name, or the best one for "auto"."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise refuse("device", "one that torch can use here", name, str(error)) from error
+    return device
+
+
+def dtype_named(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of this name, or bfloat16 for "auto" where the device computes in it, else float32."""
+    if choice("dtype", name, ("auto", *_DTYPES)) == "auto":
+        return torch.bfloat16 if _computes_in_bfloat16(device) else torch.float32
+    return _DTYPES[name]
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    """Return whether the device has instructions for bfloat16, rather than an emulation."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+    return False
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the number of free bytes on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return int(psutil.virtual_memory().available)
 
 
 def passes_for(model: Any, size: int, *, compiled: bool = False, packed: bool = False) -> Passes:
     """Return passes that share prefixes where they give the states of full passes, else full passes.
 
-    The model is asked, rather than a list of architectures: a state space, a bias by distance, or anything else that an
-    attention like ours is not told of, shows in the states. What short texts don't show is read in its configuration.
+    A short probe decides, instead of a list of architectures: a state space, a bias by distance, or anything else that
+    our attention does not know changes the states. The configuration shows what short texts cannot show.
 
     Args:
         model: a transformers causal language model.
         size: the most tokens of one pass.
-        compiled: whether `torch.compile` is asked for.
-        packed: whether the model's weights may be replaced by packed ones, after which it cannot be saved.
+        compiled: whether to use `torch.compile`.
+        packed: whether packed weights may replace the model's own. The model then cannot be saved.
 
     Raises:
-        ConfigurationError: the logits behind the states are not the model's.
+        ConfigurationError: the model's logits depend on more than its states.
     """
     full = FullPasses(model, size)
     shareable = not _hides_tokens(model.config.get_text_config())
-    given = model.config._attn_implementation  # noqa: SLF001 - transformers has no public word for it
+    own_attention = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
     if shareable:
-        # Of all attentions that come with transformers this one leaves nothing out, a soft cap for example.
+        # The only attention of transformers that leaves nothing out, a soft cap for example.
         model.set_attn_implementation("eager")
     expected = _probe(full)
     _check_logits(full, expected)
     shared = _checked(model, expected, lambda: SharedPasses(model, size, compiled=compiled)) if shareable else None
     if shared is not None:
         return (packed and _packed(model, expected, size, compiled=compiled)) or shared
-    model.set_attn_implementation(given)
+    model.set_attn_implementation(own_attention)
     _log.warning(
-        "%s keeps more of a text than the keys and values of its attention. Its replies are drawn and scored by full "
-        "passes over prompt and reply, which is right and slow.",
+        "%s keeps more of a text than the keys and values of its attention. Every pass reads prompt and reply in full, "
+        "which is correct and slow.",
         type(model).__name__,
     )
     return full
 
 
 def _checked(model: Any, expected: torch.Tensor, make: Callable[[], SharedPasses]) -> SharedPasses | None:
-    """Return passes whose states are those expected; None where the model does not allow them."""
+    """Return the passes if their states are the expected ones, else None."""
     try:
         if _close(_probe(passes := make()), expected):
             return passes
-    except Exception:  # noqa: BLE001 - whatever it is, this model cannot do it
+    except Exception:  # noqa: BLE001 - any error means that this model cannot do it
         _log.debug("%s does not allow it", type(model).__name__, exc_info=True)
     return None
 
 
-def _packed(model: Any, expected: torch.Tensor, size: int, *, compiled: bool) -> SharedPasses | None:
-    """Return passes of the model with its weights packed; None, and the model as it was, where that does not work."""
-    if not can_pack(model):
-        return None
-    logits = FullPasses(model, size).logits(expected)
-    replaced = pack(model)
-    passes = _checked(model, expected, lambda: SharedPasses(model, size, compiled=compiled))
-    if passes is not None and _close(passes.logits(expected), logits):
-        return passes
-    for parent, name, layer in replaced:
-        setattr(parent, name, layer)
-    return None
-
-
 def _hides_tokens(config: Any) -> bool:
-    """Return whether long texts are seen through a mask that is made outside of the attention and unknown to it."""
+    """Return whether the model hides tokens of long texts by a mask that the attention does not know."""
     if set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
         return True
     if any(getattr(config, name, None) is not None for name in _CHOOSING):
@@ -87,7 +114,7 @@ def _hides_tokens(config: Any) -> bool:
 
 
 def _probe(passes: Passes) -> torch.Tensor:
-    """Return the states (tokens, hidden) of a few prompts, of what follows them and of what grows behind them."""
+    """Return the states (tokens, hidden) of short prompts, of texts that follow them and of texts that grow."""
     size = passes.model.config.get_text_config().vocab_size
     text = [(7 * k + 1) % size for k in range(12)]
     first, second = finish(passes.read([text[:5], text[3:6]]))
@@ -105,13 +132,76 @@ def _check_logits(passes: Passes, states: torch.Tensor) -> None:
         expected = passes.model(input_ids=ids, use_cache=False).logits[0, 4:]
     if not _close(passes.logits(states[:5]), expected):
         raise ConfigurationError(
-            f"{type(passes.model).__name__} makes its logits of more than its states. Serve it with vLLM and use "
+            f"{type(passes.model).__name__} computes its logits from more than its states. Serve it with vLLM and use "
             "ChatVLLM."
         )
 
 
 def _close(values: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Return whether rows are equal but for rounding; where experts are chosen, a few may be chosen otherwise."""
+    """Return whether rows are equal up to rounding. A few rows may differ, where rounding chooses other experts."""
     rounding = 1e-3 if values.dtype == torch.float32 else 0.1
     off = (values - expected).float().norm(dim=-1) / expected.float().norm(dim=-1)
     return bool(off.median() < rounding)
+
+
+class PackedLinear(torch.nn.Module):
+    """A linear layer in bfloat16 whose matrix oneDNN reorders once, instead of in every product.
+
+    `torch.compile` uses the same products in frozen models. torch has no public name for them.
+    """
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.bias = layer.in_features, layer.out_features, layer.bias
+        # A model that reads more of a weight than its shape and dtype fails here, and then keeps its own layers.
+        self.weight = torch.empty_like(layer.weight, device="meta", requires_grad=False)
+        self._ready = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().contiguous(), None)  # noqa: SLF001
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return `rows @ weight.T + bias`."""
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._ready, self.bias, "none", [], "")  # noqa: SLF001
+        return product
+
+
+def can_pack(model: Any) -> bool:
+    """Return whether a model's weights can be packed: on a CPU with oneDNN, in bfloat16."""
+    if model.device.type != "cpu" or model.dtype != torch.bfloat16:
+        return False
+    layer = torch.nn.Linear(64, 32, bias=False, dtype=torch.bfloat16)
+    rows = torch.randn(3, 64, dtype=torch.bfloat16)
+    try:
+        with torch.inference_mode():
+            return torch.allclose(PackedLinear(layer)(rows), linear(rows, layer.weight), rtol=0.05, atol=0.05)
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def _packed(model: Any, expected: torch.Tensor, size: int, *, compiled: bool) -> SharedPasses | None:
+    """Return passes of the model with packed weights. Where that fails, return None and restore the model."""
+    if not can_pack(model):
+        return None
+    logits = FullPasses(model, size).logits(expected)
+    replaced = _pack(model)
+    passes = _checked(model, expected, lambda: SharedPasses(model, size, compiled=compiled))
+    if passes is not None and _close(passes.logits(expected), logits):
+        return passes
+    for parent, name, layer in replaced:
+        setattr(parent, name, layer)
+    return None
+
+
+def _pack(model: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
+    """Replace the linear layers of a model, and return (parent, name, layer) of the old ones."""
+    replaced = [
+        (parent, name, layer)
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if type(layer) is torch.nn.Linear
+    ]
+    for parent, name, layer in replaced:
+        setattr(parent, name, PackedLinear(layer))
+    # The other parameters map the file of all weights. A copy lets go of its pages.
+    for parameter in model.parameters():
+        if parameter.device.type != "meta":
+            parameter.data = parameter.data.clone()
+    return replaced

@@ -1,12 +1,11 @@
-"""A LangChain chat model that runs in this process; torch is imported when the first reply is asked for."""
+"""A LangChain chat model that runs a transformers model in this process. The first reply imports torch."""
 
 import asyncio
-import math
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -21,6 +20,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -29,6 +29,7 @@ from typing_extensions import override
 from llm_auction_chain.errors import ConfigurationError, LogProbError
 from llm_auction_chain.messages import as_turns
 from llm_auction_chain.models.local.weights import EMBEDDED_MODEL, embedded_model_path
+from llm_auction_chain.validators import number, refuse, text, whole_number
 
 if TYPE_CHECKING:
     from llm_auction_chain.models.local.engine import Engine, Pace, Sampled
@@ -39,33 +40,61 @@ Prompts = Sequence[Sequence[BaseMessage]]
 Powers = Sequence[float]
 
 _SAMPLER = ("max_tokens", "temperature", "top_p", "top_k")
-_WHOLE = ("logprobs", "conditions", "progress", "cancel")  # what a call can ask of whole replies only
-# What LangChain itself passes on for tracing and routing; it says nothing about the reply.
+_WHOLE = ("logprobs", "conditions", "progress", "cancel")  # keywords that only calls for whole replies take
+# LangChain's own keywords, for tracing and routing. They do not change the reply.
 _LANGCHAIN = frozenset({"ls_structured_output_format", "structured_output_format", "stream"})
 
 
-class ChatTransformers(BaseChatModel):
-    """A chat model whose `n` replies are independent draws, made in one batch.
+def _strings(name: str, value: Any) -> list[str]:
+    """Return a list of strings. A single string is a list of one."""
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, Sequence) or not all(isinstance(string, str) for string in strings):
+        raise refuse(name, "a string or a list of strings", value)
+    return list(strings)
 
-    The same seed gives the same replies, and reply i does not depend on `n`, up to the rounding of the dtype.
+
+def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+# The checks of fields and of keywords of a call.
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "model": _optional(text),
+    "n": partial(whole_number, least=1),
+    "max_tokens": partial(whole_number, least=1),
+    "temperature": partial(number, least=0),
+    "top_p": partial(number, above=0, most=1),
+    "top_k": whole_number,
+    "stop": _optional(_strings),
+    "seed": _optional(whole_number),
+    "dtype": text,
+    "device": text,
+    "max_batch_tokens": _optional(partial(whole_number, least=1)),
+}
+
+
+class ChatTransformers(BaseChatModel):
+    """A chat model that draws `n` independent replies in one batch.
+
+    The same seed gives the same replies. Reply i does not depend on `n`, up to the rounding of the dtype.
 
     Attributes:
-        model: a folder or a name on the Hugging Face Hub; None is the embedded SmolLM2-135M-Instruct.
+        model: a folder or a name on the Hugging Face Hub. None is the embedded SmolLM2-135M-Instruct.
         max_tokens: the most tokens of a reply.
-        temperature: 0 takes the likeliest token each time.
-        top_p: nucleus truncation below 1.
-        top_k: truncation to the likeliest tokens above 0.
-        stop: strings before which a reply is cut; one string is a list of one.
+        temperature: divides the logits. 0 takes the likeliest token each time.
+        top_p: below 1, keeps only the likeliest tokens whose probabilities reach it (nucleus sampling).
+        top_k: above 0, keeps only that many likeliest tokens.
+        stop: strings, or one string. A reply ends before the first of them.
         seed: None draws a fresh one for every request.
-        dtype: "bfloat16", "float16", "float32" or "auto".
+        dtype: "bfloat16", "float16", "float32", or "auto": bfloat16 where the device computes in it, else float32.
         device: a torch device or "auto".
-        max_batch_tokens: the most tokens whose keys and values a request holds at once, the rest of it waiting; None is
-            as many as fit into a quarter of the memory that is free when the model is loaded.
-        compiled: whether `torch.compile` makes the model faster, which takes minutes once.
-        streaming: whether `invoke` tells callbacks every piece of a reply as it grows.
+        max_batch_tokens: the most tokens whose keys and values a request holds at once. The rest waits. None is as
+            many as fit into a quarter of the memory that is free when the model is loaded.
+        compiled: whether `torch.compile` makes the model faster. It takes minutes once.
+        streaming: whether `invoke` sends every piece of a reply to the callbacks.
 
     Raises:
-        ConfigurationError: a setting that cannot be sampled with, or that there is not; the message names it.
+        ConfigurationError: a setting is invalid or unknown. The message names it.
 
     Example:
         >>> ChatTransformers(temperature=0.7, seed=1).temperature
@@ -94,24 +123,23 @@ class ChatTransformers(BaseChatModel):
     def is_lc_serializable(cls) -> bool:
         return True
 
-    @field_validator("stop", mode="before")
+    @field_validator(*(name for name in _CHECKS if name != "n"), mode="before")
     @classmethod
-    def _one_string_is_a_list(cls, stop: Any) -> Any:
-        return [stop] if isinstance(stop, str) else stop
+    def _check_field(cls, value: Any, info: ValidationInfo) -> Any:
+        name = str(info.field_name)
+        return _CHECKS[name](name, value)
 
     @model_validator(mode="wrap")
     @classmethod
-    def _speak_our_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _raise_configuration_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            chat = handler(data)
+            return handler(data)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            name = ".".join(map(str, first["loc"]))
             if first["type"] == "extra_forbidden":
-                raise ConfigurationError(f"{where}: not a setting of {cls.__name__}") from error
-            raise ConfigurationError(f"{where}={first['input']!r}: {first['msg']}") from error
-        _check(**{name: getattr(chat, name) for name in (*_SAMPLER, "seed", "max_batch_tokens")})
-        return chat
+                raise ConfigurationError(f"{cls.__name__} has no setting {name!r}.") from error
+            raise ConfigurationError(f"{name}: {first['msg']}, got {first['input']!r}.") from error
 
     @property
     def _llm_type(self) -> str:
@@ -136,12 +164,12 @@ class ChatTransformers(BaseChatModel):
             ls_max_tokens=kwargs.get("max_tokens", self.max_tokens),
         )
         if strings := self.stop if stop is None else stop:
-            params["ls_stop"] = _strings(strings)
+            params["ls_stop"] = _strings("stop", strings)
         return params
 
     @override
     def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
-        # A stream carries one reply, and its text alone.
+        # A stream carries the text of one reply and nothing else.
         whole = kwargs.get("n", 1) != 1 or any(name in kwargs for name in _WHOLE)
         return not whole and super()._should_stream(async_api=async_api, run_manager=run_manager, **kwargs)
 
@@ -170,38 +198,37 @@ class ChatTransformers(BaseChatModel):
 
         Args:
             messages: system, human and AI messages.
-            stop: replaces the field of the same name.
-            run_manager: unused; a whole request reports nothing on the way.
-            n: how many replies.
-            seed: replaces the field of the same name.
-            logprobs: puts tokens and log-probabilities into `response_metadata["logprobs"]`, with those of the whole
-                reply under each of its condition's prompts alone.
+            stop: replaces the field.
+            run_manager: unused. A whole request reports nothing before its end.
+            n: number of replies.
+            seed: replaces the field.
+            logprobs: puts token ids and log-probabilities into `response_metadata["logprobs"]`, and the whole reply's
+                log-probability under each of its condition's prompts alone.
             conditions: (prompts, powers, count), in place of messages and `n`: `count` replies whose tokens follow
                 `prod_k pi(token | prompts[k]) ** powers[k]`.
-            progress: called with (finished, n, tokens per second) after every token.
-            cancel: once it is set, no further token is drawn.
-            **kwargs: `max_tokens`, `temperature`, `top_p`, `top_k` replace the fields of the same names where not None.
+            progress: a callback after every token, with (finished replies, all replies, tokens per second).
+            cancel: once it is set, the engine draws no further token.
+            **kwargs: `max_tokens`, `temperature`, `top_p`, `top_k` replace the fields unless None.
 
         Returns:
-            `n` generations; the first message's usage is the whole request's, the others have none.
+            `n` generations. The first message has the usage of the whole request, the others have none.
 
         Raises:
-            ConfigurationError: a setting or a message that cannot be sampled with.
+            ConfigurationError: a setting or a message is invalid.
             ContextWindowError: the prompt does not fit into the model's window.
             PromptError: there is no message.
             concurrent.futures.CancelledError: `cancel` was set.
         """
         settings = self._settings(stop, seed, n, kwargs)
-        wanted = [((messages,), (1.0,), n)] if conditions is None else conditions
         turns = [
-            ([as_turns(prompt, type(self).__name__) for prompt in prompts], powers, count)
-            for prompts, powers, count in wanted
+            ([self._turns(prompt) for prompt in prompts], powers, count)
+            for prompts, powers, count in ([((messages,), (1.0,), n)] if conditions is None else conditions)
         ]
         engine = self._engine()
         drawings = [([engine.encode(prompt) for prompt in prompts], powers, count) for prompts, powers, count in turns]
-        replies = engine.sample(drawings, progress=_told(progress), cancel=cancel, **settings)
-        read = sum(len(prompt) for prompts, _, _ in drawings for prompt in prompts)
-        usage = _usage(read, sum(len(reply.token_ids) for reply in replies))
+        replies = engine.sample(drawings, progress=_on_pace(progress), cancel=cancel, **settings)
+        input_tokens = sum(len(prompt) for prompts, _, _ in drawings for prompt in prompts)
+        usage = _usage(input_tokens, sum(len(reply.token_ids) for reply in replies))
         generations = [
             ChatGeneration(
                 message=AIMessage(
@@ -222,7 +249,7 @@ class ChatTransformers(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        """Do as `_generate`, in a thread; where nobody awaits it any more, the thread stops before its next token."""
+        """Run `_generate` in a thread. If the await is cancelled, the thread stops before its next token."""
         cancel = threading.Event()
         try:
             return await run_in_executor(None, self._generate, messages, stop, None, cancel=cancel, **kwargs)
@@ -240,23 +267,23 @@ class ChatTransformers(BaseChatModel):
         seed: int | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        """Yield one reply as it grows; joined, it is what `_generate` returns for the same seed.
+        """Yield one reply as it grows. The chunks add up to the reply of `_generate` under the same seed.
 
         Args:
             messages: system, human and AI messages.
-            stop: replaces the field of the same name.
-            run_manager: told of every piece of text.
-            n: 1; a stream carries one reply.
-            seed: replaces the field of the same name.
-            **kwargs: `max_tokens`, `temperature`, `top_p`, `top_k` replace the fields of the same names where not None.
+            stop: replaces the field.
+            run_manager: gets every piece of text.
+            n: 1, because a stream carries one reply.
+            seed: replaces the field.
+            **kwargs: `max_tokens`, `temperature`, `top_p`, `top_k` replace the fields unless None.
 
         Raises:
-            ConfigurationError: a setting or a message that cannot be sampled with.
+            ConfigurationError: a setting or a message is invalid.
             ContextWindowError: the prompt does not fit into the model's window.
             PromptError: there is no message.
         """
         if n != 1:
-            raise ConfigurationError(f"n={n!r}: a stream carries one reply; use invoke or generate for more")
+            raise refuse("n", "1, because a stream carries one reply", n, "Use invoke or generate for more.")
         settings = self._settings(stop, seed, n, kwargs)
         turns = self._turns(messages)
         engine = self._engine()
@@ -281,18 +308,14 @@ class ChatTransformers(BaseChatModel):
 
         Args:
             prompt: system, human and AI messages.
-            replies: drawn with `logprobs=True`, so that their tokens are known.
-            **kwargs: `temperature`, `top_p`, `top_k` replace the fields of the same names where not None.
+            replies: drawn with `logprobs=True`, so that they carry their tokens.
+            **kwargs: `temperature`, `top_p`, `top_k` replace the fields unless None.
 
         Raises:
             LogProbError: a reply's tokens are unknown.
             ContextWindowError: prompt and reply do not fit into the model's window.
         """
         return self.score_conditions([((prompt,), (1.0,))], replies, **kwargs)[0]
-
-    async def ascore(self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], **kwargs: Any) -> list[float]:
-        """Do as `score`, in a thread."""
-        return (await self.ascore_conditions([((prompt,), (1.0,))], replies, **kwargs))[0]
 
     def score_conditions(
         self,
@@ -303,14 +326,14 @@ class ChatTransformers(BaseChatModel):
         cancel: threading.Event | None = None,
         **kwargs: Any,
     ) -> list[list[float]]:
-        """Return `log pi_c(reply)` (C, M) in nats, its tokens following `prod_k pi(token | prompts[k]) ** powers[k]`.
+        """Return `log pi_c(reply)` (C, M) in nats. Tokens follow `prod_k pi(token | prompts[k]) ** powers[k]`.
 
         Args:
-            conditions: (prompts, powers); a prompt that several share is read once.
-            replies: drawn with `logprobs=True`, so that their tokens are known.
-            wanted: (C, M), which ones; the others are nan, and cost nothing. None is all.
-            cancel: once it is set, nothing further is computed.
-            **kwargs: `temperature`, `top_p`, `top_k` replace the fields of the same names where not None.
+            conditions: (prompts, powers). The engine reads a prompt once, even if several conditions share it.
+            replies: drawn with `logprobs=True`, so that they carry their tokens.
+            wanted: (C, M), whether to compute an entry. The others are nan and cost nothing. None computes all.
+            cancel: once it is set, the engine computes nothing further.
+            **kwargs: `temperature`, `top_p`, `top_k` replace the fields unless None.
 
         Raises:
             LogProbError: a reply's tokens are unknown.
@@ -323,8 +346,8 @@ class ChatTransformers(BaseChatModel):
         encoded = [[tuple(engine.encode(self._turns(prompt))) for prompt in prompts] for prompts, _ in conditions]
         places = {prompt: k for k, prompt in enumerate(dict.fromkeys(chain.from_iterable(encoded)))}
         powers = np.zeros((len(conditions), len(places)))
-        for c, (prompts, (_, given)) in enumerate(zip(encoded, conditions, strict=True)):
-            for prompt, power in zip(prompts, given, strict=True):
+        for c, (prompts, (_, exponents)) in enumerate(zip(encoded, conditions, strict=True)):
+            for prompt, power in zip(prompts, exponents, strict=True):
                 powers[c, places[prompt]] += power
         needed = None if wanted is None else np.asarray(wanted, dtype=bool).reshape(len(conditions), len(replies))
         scores = engine.score(list(places), powers, ids, settings["sampler"], wanted=needed, cancel=cancel)
@@ -333,7 +356,7 @@ class ChatTransformers(BaseChatModel):
     async def ascore_conditions(
         self, conditions: Sequence[tuple[Prompts, Powers]], replies: Sequence[AIMessage], **kwargs: Any
     ) -> list[list[float]]:
-        """Do as `score_conditions`, in a thread, which stops where nobody awaits it any more."""
+        """Run `score_conditions` in a thread. If the await is cancelled, the thread stops before its next pass."""
         cancel = threading.Event()
         try:
             return await asyncio.to_thread(self.score_conditions, conditions, replies, cancel=cancel, **kwargs)
@@ -356,7 +379,7 @@ class ChatTransformers(BaseChatModel):
         return metadata
 
     def load(self) -> None:
-        """Read the weights now, so that no reply waits for them; later calls find them loaded.
+        """Load the weights now, so that no reply waits for them. Later calls do nothing.
 
         Raises:
             ConfigurationError: there is no such model, dtype or device.
@@ -365,7 +388,7 @@ class ChatTransformers(BaseChatModel):
         self._engine()
 
     def _engine(self) -> "Engine":
-        """Return the loaded model, from this process's cache after the first time."""
+        """Return the engine, which this process loads once."""
         path = self.model or str(embedded_model_path())
         from llm_auction_chain.models.local.engine import Engine
 
@@ -374,84 +397,42 @@ class ChatTransformers(BaseChatModel):
         )
 
     def _settings(self, stop: list[str] | None, seed: int | None, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the sampler's arguments: the fields, replaced by what this call passes and is not None."""
-        unknown = kwargs.keys() - _LANGCHAIN - set(_SAMPLER)
-        if unknown:
-            raise ConfigurationError(f"{', '.join(sorted(unknown))}: not an argument of {type(self).__name__}")
-        given = {name: value for name, value in kwargs.items() if value is not None}
-        settings = {name: given.get(name, getattr(self, name)) for name in _SAMPLER}
-        seed = self.seed if seed is None else seed
-        _check(n=n, seed=seed, **settings)
-        strings = _strings(self.stop if stop is None else stop)
+        """Return the engine's arguments: the call's keywords, and the fields where these are None."""
+        if unknown := kwargs.keys() - _LANGCHAIN - set(_SAMPLER):
+            raise ConfigurationError(f"{type(self).__name__} takes no keyword {', '.join(sorted(unknown))} in a call.")
+        settings: dict[str, Any] = {"n": n}
+        for name, value in {"stop": stop, "seed": seed, **{name: kwargs.get(name) for name in _SAMPLER}}.items():
+            settings[name] = getattr(self, name) if value is None else value
+        settings = {name: _CHECKS[name](name, value) for name, value in settings.items()}
         from llm_auction_chain.models.local.sampler import Sampler
 
         return {
-            "max_tokens": settings.pop("max_tokens"),
-            "sampler": Sampler(**settings),
-            "stop": tuple(string for string in strings if string),
-            "seed": secrets.randbits(64) if seed is None else seed,
+            "max_tokens": settings["max_tokens"],
+            "sampler": Sampler(**{name: settings[name] for name in ("temperature", "top_p", "top_k")}),
+            "stop": tuple(string for string in settings["stop"] or () if string),
+            "seed": secrets.randbits(64) if settings["seed"] is None else settings["seed"],
         }
 
 
-def _told(progress: Callable[[int, int, float], None] | None) -> "Callable[[Pace], None] | None":
+def _on_pace(progress: Callable[[int, int, float], None] | None) -> "Callable[[Pace], None] | None":
     if progress is None:
         return None
     return lambda pace: progress(pace.finished, pace.total, pace.tokens_per_second)
 
 
-def _check(
-    *,
-    n: Any = 1,
-    seed: Any,
-    max_tokens: Any,
-    temperature: Any,
-    top_p: Any,
-    top_k: Any,
-    max_batch_tokens: Any = None,
-) -> None:
-    """Raise ConfigurationError naming the first setting that cannot be sampled with."""
-    for name, value, least, law in (
-        ("n", n, 1, "at least 1"),
-        ("seed", 0 if seed is None else seed, 0, "at least 0, or None"),
-        ("max_tokens", max_tokens, 1, "at least 1"),
-        ("max_batch_tokens", 1 if max_batch_tokens is None else max_batch_tokens, 1, "at least 1, or None"),
-        ("top_k", top_k, 0, "at least 0; 0 truncates nothing"),
-    ):
-        if not _is(value, Integral) or value < least:
-            raise ConfigurationError(f"{name}={value!r}; it must be a whole number of {law}")
-    if not _is(temperature, Real) or not 0 <= temperature < math.inf:
-        raise ConfigurationError(f"temperature={temperature!r}; it must be a finite number of at least 0")
-    if not _is(top_p, Real) or not 0 < top_p <= 1:
-        raise ConfigurationError(f"top_p={top_p!r}; it must be a number above 0 and at most 1")
-
-
-def _is(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _strings(stop: Any) -> list[str]:
-    """Return stop strings; one string is a list of one."""
-    if stop is None:
-        return []
-    strings = [stop] if isinstance(stop, str) else stop
-    if not isinstance(strings, Sequence) or not all(isinstance(string, str) for string in strings):
-        raise ConfigurationError(f"stop={stop!r}; it must be a list of strings")
-    return list(strings)
-
-
 def _token_ids(reply: AIMessage) -> list[int]:
-    """Return the tokens a reply was drawn as; its text alone does not tell them."""
+    """Return a reply's tokens, which do not follow from its text alone."""
     logprobs = reply.response_metadata.get("logprobs")
     if not isinstance(logprobs, dict) or logprobs.get("token_ids") is None:
         raise LogProbError(
-            "A reply's tokens are unknown, and the same text may be written in other tokens. Score replies that were "
-            "drawn by this model with logprobs=True."
+            "A reply's tokens are unknown, and other tokens may give the same text. Score replies that this model drew "
+            "with logprobs=True."
         )
     return list(logprobs["token_ids"])
 
 
 def _usage(input_tokens: int, output_tokens: int) -> UsageMetadata:
-    """Return the request's token counts: the prompt once, every reply's tokens."""
+    """Return the token counts of a request."""
     return UsageMetadata(
         input_tokens=input_tokens, output_tokens=output_tokens, total_tokens=input_tokens + output_tokens
     )

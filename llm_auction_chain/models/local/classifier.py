@@ -1,4 +1,4 @@
-"""How a transformers sequence classifier rates replies, many in a pass."""
+"""A transformers sequence classifier that rates replies, many in one pass."""
 
 import math
 import sys
@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from llm_auction_chain.errors import ConfigurationError, ContextWindowError, MissingDependencyError
 from llm_auction_chain.models.local.weights import INSTALL_EXTRA, quiet_transformers
+from llm_auction_chain.validators import refuse
 
 try:
     import torch
@@ -16,26 +17,26 @@ try:
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from llm_auction_chain.models.local.device import device_named, dtype_named
+    from llm_auction_chain.models.local.capabilities import device_named, dtype_named
 except ImportError as error:
-    raise MissingDependencyError(f"{error.name} is not installed; run: {INSTALL_EXTRA}") from error
+    raise MissingDependencyError(f"{error.name} is not installed. Run: {INSTALL_EXTRA}") from error
 
 __all__ = ["RewardModel"]
 
-# What a tokenizer makes of a text: equally long lists by the model's names for its inputs.
+# A tokenizer's output: lists of equal length, by the names of the model's inputs.
 Encoded = Mapping[str, Sequence[int]]
 
 
 class RewardModel:
-    """A sequence classifier and its tokenizer on one device, for many threads: passes take turns.
+    """A sequence classifier and its tokenizer on one device. It is thread-safe.
 
-    Replies share a pass, padded to the longest, where the model rates them so as it does alone; it is asked, rather
-    than looked up. Where it does not, only replies of one length share a pass.
+    Replies share a pass, padded to the longest, if padding does not change the model's ratings. A short probe checks
+    that. Otherwise only replies of one length share a pass.
 
     Attributes:
         model: a transformers model for sequence classification, on its device.
         tokenizer: its tokenizer.
-        window: the number of tokens that prompt and reply may have together.
+        window: the most tokens of prompt and reply together.
     """
 
     _loaded: ClassVar[dict[tuple[str, str, str], "RewardModel"]] = {}
@@ -52,13 +53,13 @@ class RewardModel:
         pad = getattr(config, "pad_token_id", None)
         if pad is None and tokenizer.pad_token_id != tokenizer.eos_token_id:
             pad = tokenizer.pad_token_id
-        # Without one, models take no batches; with one that no text holds they rate the last token, as they do alone.
+        # Without a padding token models take no batches. With -1, which is in no text, they rate the last token.
         config.pad_token_id = self._pad = -1 if pad is None else int(pad)
         self._pads = self._padding_changes_nothing(config.vocab_size)
 
     @classmethod
     def load(cls, path_or_hub_id: str | Path, dtype: str = "auto", device: str = "auto") -> "RewardModel":
-        """Return the model named; the same arguments return the same object in this process.
+        """Return the model of this name. The same arguments return the same object in this process.
 
         Args:
             path_or_hub_id: a folder written by `save_pretrained`, or a model's name on the Hugging Face Hub.
@@ -90,10 +91,10 @@ class RewardModel:
 
         Args:
             turns: the conversation, mappings with "role" and "content".
-            replies: what the assistant may say to it.
-            label: which of the model's labels; None where there is only one.
-            max_batch_tokens: the most tokens of one pass, padding included; a single reply may have more.
-            abandoned: once it is set, what has no logit yet gets nan instead.
+            replies: texts of the assistant's next turn.
+            label: the number of a label, or None for the only one.
+            max_batch_tokens: the most tokens of one pass, with padding. A single reply may have more.
+            abandoned: once it is set, the remaining replies get nan.
 
         Raises:
             ConfigurationError: there is no such label, or the chat template refuses the conversation.
@@ -106,20 +107,20 @@ class RewardModel:
             with self._turn:
                 if abandoned.is_set():
                     break
-                found = self._pass([encoded[row] for row in rows])[:, column].tolist()
-            for row, logit in zip(rows, found, strict=True):
+                several = self._pass([encoded[row] for row in rows])[:, column].tolist()
+            for row, logit in zip(rows, several, strict=True):
                 logits[row] = logit
         return logits
 
     def _column(self, label: int | None) -> int:
         count = self.model.config.num_labels
         if (label is None and count > 1) or (label or 0) >= count:
-            names = ", ".join(f"{number} {name}" for number, name in sorted(self.model.config.id2label.items()))
-            raise ConfigurationError(f"label={label!r}: the model has {count} labels; give one of {names}")
+            names = ", ".join(f"{number} ({name})" for number, name in sorted(self.model.config.id2label.items()))
+            raise refuse("label", f"one of the model's {count} labels", label, f"They are {names}.")
         return label or 0
 
     def _encode(self, turns: Sequence[Mapping[str, str]], reply: str) -> Encoded:
-        """Return the inputs for a reply; a prompt that is too long loses its beginning."""
+        """Return the inputs for a reply. A prompt that is too long loses its beginning."""
         with self._turn:
             if self.tokenizer.chat_template is None:
                 return self._encode_pair(turns, reply)
@@ -139,13 +140,13 @@ class RewardModel:
                 )
             )
         except TemplateError as error:
-            raise ConfigurationError(f"the model's chat template refuses these messages: {error}") from error
+            raise ConfigurationError(f"The model's chat template refuses these messages: {error}") from error
 
     def _encode_pair(self, turns: Sequence[Mapping[str, str]], reply: str) -> Encoded:
-        """Return a prompt and a reply as a pair of texts; a prompt of several turns is lines of `role: text`."""
+        """Return a prompt and a reply as a pair of texts. A prompt of several turns becomes lines of `role: text`."""
         lines = [turn["content"] if len(turns) == 1 else f"{turn['role']}: {turn['content']}" for turn in turns]
         alone, pair = map(self.tokenizer.num_special_tokens_to_add, (False, True))
-        # Some tokenizers put nothing between the two.
+        # Some tokenizers put nothing between the texts.
         second = _clean(reply if pair > alone else f"\n{reply}")
         self._check_fits(pair + len(self.tokenizer(second, add_special_tokens=False)["input_ids"]))
         encoded = self.tokenizer(_clean("\n".join(lines)), second, truncation="only_first", max_length=self.window)
@@ -155,12 +156,12 @@ class RewardModel:
         """Raise ContextWindowError unless there is room for at least one token of the prompt."""
         if tokens >= self.window:
             raise ContextWindowError(
-                f"a reply takes {tokens} tokens, and the reward model reads {self.window} with the prompt; give it "
-                "a shorter reply or use another model"
+                f"A reply takes {tokens} tokens, and the reward model reads {self.window} with the prompt. Give it a "
+                "shorter reply or use another model."
             )
 
     def _batches(self, lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-        """Yield rows that share a pass, short ones first."""
+        """Yield the rows of each pass, the shortest first."""
         batch: list[int] = []
         for row in sorted(range(len(lengths)), key=lengths.__getitem__):
             full = lengths[row] * (len(batch) + 1) > most
@@ -186,7 +187,7 @@ class RewardModel:
         return logits.float().cpu()
 
     def _padding_changes_nothing(self, vocabulary: int) -> bool:
-        """Return whether a text's logits are the same beside a longer one as alone."""
+        """Return whether a text has the same logits beside a longer text as alone."""
         if not 0 <= self._pad < vocabulary:
             return False
         some = [token for token in range(min(vocabulary, 10)) if token != self._pad]
@@ -200,7 +201,7 @@ class RewardModel:
 
 
 def _pretrained(path_or_hub_id: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Return a classifier, of which every weight was read, and its tokenizer."""
+    """Return a classifier with all its weights, and its tokenizer."""
     try:
         with quiet_transformers():
             model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -208,15 +209,11 @@ def _pretrained(path_or_hub_id: str | Path, dtype: torch.dtype) -> tuple[Any, An
             )
             tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigurationError(
-            f"model={str(path_or_hub_id)!r} is neither a folder with a transformers sequence classifier and its "
-            f"tokenizer nor one that can be fetched from the Hugging Face Hub: {error}"
-        ) from error
+        expected = "a folder with a transformers sequence classifier or its name on the Hugging Face Hub"
+        raise refuse("model", expected, str(path_or_hub_id), str(error)) from error
     if missing := sorted(info["missing_keys"]):
-        raise ConfigurationError(
-            f"model={str(path_or_hub_id)!r} was not trained to classify: it has no weights {', '.join(missing[:3])}; "
-            "give a reward model"
-        )
+        hint = f"This one has no weights {', '.join(missing[:3])}."
+        raise refuse("model", "a trained sequence classifier", str(path_or_hub_id), hint)
     return model, tokenizer
 
 
@@ -225,5 +222,5 @@ def _padded(rows: Sequence[Sequence[int]], longest: int, filling: int) -> torch.
 
 
 def _clean(text: str) -> str:
-    """Return text that a tokenizer takes: half a surrogate pair is text to Python alone."""
+    """Return the text without halves of surrogate pairs, which Python allows and tokenizers do not."""
     return text.encode("utf-8", "replace").decode()

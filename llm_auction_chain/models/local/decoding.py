@@ -1,4 +1,4 @@
-"""Replies under several laws, decoded in one batch."""
+"""Sampling of replies under several laws, in one batch, token by token."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -13,21 +13,21 @@ from llm_auction_chain.models.local.sampler import Sampler
 
 __all__ = ["Law", "Row", "decode"]
 
-# The share of finished rows from which they leave the batch: leaving copies what the others have of themselves.
+# The share of finished rows at which they leave the batch. To leave, the batch must copy the keys of the others.
 _LEAVE = 1 / 8
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Row:
-    """A reply being drawn.
+    """A reply that grows.
 
     Attributes:
-        uniforms: the row's own stream of randomness, one number a token.
-        token_ids: drawn so far.
-        log_probs: one per token, under the law.
-        alone: one per token, (K,) under each of the law's prompts alone.
-        text: once it is finished.
-        finish_reason: None while it grows.
+        uniforms: the row's own random generator. Each token takes one number.
+        token_ids: so far.
+        log_probs: one for each token, under the law.
+        alone: (K,) for each token, under each of the law's prompts alone.
+        text: of the finished reply.
+        finish_reason: None while the reply grows.
     """
 
     uniforms: np.random.Generator
@@ -40,12 +40,12 @@ class Row:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Law:
-    """Tokens proportional to `prod_k pi(token | prefixes[k]) ** powers[k]`, and the rows that follow it.
+    """The law `prod_k pi(token | prefixes[k]) ** powers[k]`, and the rows that follow it.
 
-    A row is K sequences, one behind each prefix, that are given the same tokens.
+    A row is K sequences with the same tokens, one behind each prefix.
 
     Attributes:
-        prefixes: (K,), the prompts as they were read.
+        prefixes: (K,), of the prompts.
         powers: (K,).
         rows: those in the batch.
         states: (K, rows, hidden) behind the newest tokens.
@@ -57,7 +57,7 @@ class Law:
     states: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
 
     def going(self) -> list[int]:
-        """Return the places of the rows that are not finished."""
+        """Return the places of the unfinished rows."""
         return [place for place, row in enumerate(self.rows) if row.finish_reason is None]
 
 
@@ -66,9 +66,9 @@ def decode(passes: Passes, laws: Sequence[Law], sampler: Sampler, finish: Callab
 
     Args:
         passes: of the model.
-        laws: what the rows follow.
+        laws: with their rows.
         sampler: chooses the tokens.
-        finish: sets a row's text and finish reason where its newest token ends it.
+        finish: sets the text and finish reason of a row that its newest token ends.
     """
     for law in laws:
         behind = torch.stack([prefix.state for prefix in law.prefixes])
@@ -98,7 +98,7 @@ def decode(passes: Passes, laws: Sequence[Law], sampler: Sampler, finish: Callab
 
 
 def _blocks(laws: Sequence[Law], size: int) -> Iterator[list[tuple[Law, slice]]]:
-    """Yield slices of the laws' rows, with at most `size` sequences together or one row."""
+    """Yield slices of the laws' rows, with at most `size` sequences together, or one row alone."""
     blocks: list[tuple[Law, slice]] = []
     room = size
     for law in laws:
@@ -115,15 +115,15 @@ def _blocks(laws: Sequence[Law], size: int) -> Iterator[list[tuple[Law, slice]]]
 
 
 def _draw(passes: Passes, blocks: Sequence[tuple[Law, slice]], sampler: Sampler) -> None:
-    """Append a token to the unfinished rows of the blocks; all are projected onto the vocabulary together."""
+    """Append a token to the unfinished rows of the blocks. One product projects all onto the vocabulary."""
     states = [law.states[:, rows] for law, rows in blocks]
     logits = passes.logits(torch.cat([state.flatten(0, 1) for state in states]))
     parts = torch.split(logits, [state.shape[0] * state.shape[1] for state in states])
     for (law, rows), state, part in zip(blocks, states, parts, strict=True):
-        drawn = law.rows[rows]
-        uniforms = [0.0 if row.finish_reason else row.uniforms.random() for row in drawn]
-        found = sampler.draw(part.view(*state.shape[:2], -1), law.powers, uniforms)
-        for row, token, log_prob, alone in zip(drawn, *found, strict=True):
+        block = law.rows[rows]
+        uniforms = [0.0 if row.finish_reason else row.uniforms.random() for row in block]
+        draws = sampler.draw(part.view(*state.shape[:2], -1), law.powers, uniforms)
+        for row, token, log_prob, alone in zip(block, *draws, strict=True):
             if row.finish_reason is None:
                 row.token_ids.append(token)
                 row.log_probs.append(log_prob)

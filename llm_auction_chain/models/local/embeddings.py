@@ -1,8 +1,7 @@
-"""Sentence embeddings that arrive with `pip` and ask no hub.
+"""Sentence embeddings that come from `pip` and need no hub.
 
-The distribution `wordllama` (MIT) carries a table of token vectors and its tokenizer. The two files are found through
-the distribution's metadata; its code is never imported, because importing it sets up the root logger, and its loader
-looks for the tokenizer on the Hugging Face Hub.
+The distribution `wordllama` (MIT) holds a table of token vectors and its tokenizer. This module finds both files by
+the distribution's metadata and never imports its code, which changes the root logger and downloads the tokenizer.
 """
 
 import threading
@@ -31,11 +30,10 @@ _ONCE = threading.Lock()
 
 
 class StaticEmbeddings(Embeddings):
-    """The mean of a text's token vectors, scaled to length 1; of a text without tokens, zeros.
+    """Embeds a text as the mean of its token vectors, scaled to length 1. A text without tokens gives zeros.
 
-    256 numbers a text, the same whatever else is embedded and on every machine up to rounding. The order of words does
-    not count, and texts in English are told apart best. The table (16 MB) is read once per process, by the first call;
-    instances hold nothing, so one is as good as many.
+    A vector has 256 numbers. It does not depend on other texts or on the machine, up to rounding, nor on the order of
+    words. It works best for English. The first call in a process reads the table (16 MB), which all instances share.
 
     Raises:
         MissingDependencyError: the extra `embeddings` is not installed.
@@ -58,13 +56,13 @@ class StaticEmbeddings(Embeddings):
 
 
 def _embedded(texts: Sequence[str]) -> FloatArray:
-    """Return (texts, 256), in rows of length 1 or 0."""
+    """Return (texts, 256), with rows of length 1 or 0."""
     with _ONCE:
         table, tokenizer = _load()
-    # Half a surrogate pair is text to Python, and to no tokenizer.
-    spoken = [text.encode("utf-8", "replace").decode() for text in texts]
-    encoded = tokenizer.encode_batch_fast(spoken, add_special_tokens=False)
-    # The mean and the sum point the same way.
+    # Python strings may hold half a surrogate pair, which no tokenizer takes.
+    clean = [text.encode("utf-8", "replace").decode() for text in texts]
+    encoded = tokenizer.encode_batch_fast(clean, add_special_tokens=False)
+    # The sum has the direction of the mean.
     sums = np.zeros((len(texts), table.shape[1]), np.float32)
     for row, encoding in zip(sums, encoded, strict=True):
         table[encoding.ids].sum(axis=0, out=row)
@@ -81,7 +79,7 @@ def _load() -> tuple[FloatArray, Any]:
         from safetensors.numpy import load_file
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise MissingDependencyError(f"{error.name} is not installed; run: {_INSTALL}") from error
+        raise MissingDependencyError(f"{error.name} is not installed. Run: {_INSTALL}") from error
     return load_file(weights)["embedding.weight"].astype(np.float32), Tokenizer.from_file(str(tokens))
 
 
@@ -90,11 +88,11 @@ def _find() -> tuple[Path, Path]:
     try:
         distribution = metadata.distribution(_DISTRIBUTION)
     except metadata.PackageNotFoundError as error:
-        raise MissingDependencyError(f"the embeddings are not installed; run: {_INSTALL}") from error
+        raise MissingDependencyError(f"The embeddings are not installed. Run: {_INSTALL}") from error
     paths = {file.name: Path(str(distribution.locate_file(file))) for file in distribution.files or ()}
     missing = [name for name in (_WEIGHTS, _TOKENIZER) if name not in paths or not paths[name].is_file()]
     if missing:
         raise MissingDependencyError(
-            f"{_DISTRIBUTION} {distribution.version} is installed without {' and '.join(missing)}; run: {_INSTALL}"
+            f"{_DISTRIBUTION} {distribution.version} is installed without {' and '.join(missing)}. Run: {_INSTALL}"
         )
     return paths[_WEIGHTS], paths[_TOKENIZER]

@@ -1,10 +1,13 @@
-"""Draw replies from a transformers model in this process, many at once, each from its own stream of randomness."""
+"""An engine that draws and scores replies of a transformers model in this process, many in one batch."""
 
+import contextlib
 import dataclasses
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,33 +15,33 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_auction_chain.errors import ConfigurationError, ContextWindowError, MissingDependencyError, PromptError
-from llm_auction_chain.models.local.fifo_lock import Queue
 from llm_auction_chain.models.local.weights import INSTALL_EXTRA, quiet_transformers
+from llm_auction_chain.validators import refuse
 
 try:
     from jinja2 import TemplateError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from llm_auction_chain.models.local.capabilities import passes_for
+    from llm_auction_chain.models.local.capabilities import device_named, dtype_named, free_memory, passes_for
     from llm_auction_chain.models.local.decoding import Law, Row, decode
-    from llm_auction_chain.models.local.device import device_named, dtype_named, free_memory
     from llm_auction_chain.models.local.sampler import Sampler
     from llm_auction_chain.models.local.scoring import score
 except ImportError as error:
-    raise MissingDependencyError(f"{error.name} is not installed; run: {INSTALL_EXTRA}") from error
+    raise MissingDependencyError(f"{error.name} is not installed. Run: {INSTALL_EXTRA}") from error
 
-__all__ = ["Engine", "Pace", "Sampled"]
+__all__ = ["Engine", "FifoLock", "Pace", "Sampled"]
 
-# The share of the free memory that a request may fill with keys and values.
+# The share of the free memory for a request's keys and values.
 _MEMORY = 1 / 4
-# Tokens of one pass. On a CPU more of them leave its caches, and fewer of them multiply slower.
+# Tokens of one pass. On a CPU more tokens leave its caches, and fewer multiply slower.
 _PASS = {"cpu": 512}
 _PASS_ELSEWHERE = 4096
 # Prompts, powers, and how many replies.
 Drawing = tuple[Sequence[Sequence[int]], Sequence[float], int]
-# What a decoder shows for a character whose bytes have not all been drawn yet.
+# The decoder shows it for a character whose last bytes are still missing.
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+_POLL = 0.05  # seconds between two checks for cancellation in a waiting thread
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,11 +49,11 @@ class Sampled:
     """One reply.
 
     Attributes:
-        token_ids: every token drawn, the end token and those of a stop string included.
+        token_ids: all tokens, with the end token and the tokens of a stop string.
         text: the reply without the end token, cut before the first stop string.
-        finish_reason: "stop" after an end token or a stop string, "length" after the last token allowed, None while
-            the reply is still growing.
-        log_probs: one per token, under the condition and the sampler, with its temperature and truncation.
+        finish_reason: "stop" after an end token or a stop string, "length" after `max_tokens`, None while the reply
+            grows.
+        log_probs: one for each token, under the condition, with the sampler's temperature and truncation, nats.
         prompt_log_probs: (K,), of the whole reply under each of the condition's prompts alone, nats.
     """
 
@@ -63,13 +66,13 @@ class Sampled:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How far a request has come.
+    """The progress of a request.
 
     Attributes:
-        finished: replies that are finished.
-        total: replies asked for.
-        tokens: drawn so far.
-        seconds: since the first of them was asked for, waiting for others excluded.
+        finished: number of finished replies.
+        total: number of replies.
+        tokens: of all replies so far.
+        seconds: of work so far, without the wait for other requests.
     """
 
     finished: int
@@ -79,26 +82,26 @@ class Pace:
 
     @property
     def tokens_per_second(self) -> float:
-        """All replies' tokens together."""
+        """Of all replies together."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
 class Engine:
     """A model and its tokenizer on one device.
 
-    Reply number `row` under `seed` is a function of the prompt, the sampler, `seed` and `row`, and of nothing else: it
-    does not depend on how many replies are drawn beside it, up to the rounding of the model's dtype.
+    Reply number `row` under `seed` depends only on the prompt, the sampler, `seed` and `row`. Other replies in its
+    batch do not change it, up to the rounding of the model's dtype.
 
-    Threads may ask at the same time: requests are answered one after another, in the order in which they came, and
-    streams take a step between two of theirs.
+    The engine is thread-safe. It serves requests one after another, in the order of their calls. Streams take their
+    steps between the steps of a request.
 
     Attributes:
-        model: a transformers causal language model. Its attention is replaced by one that shares prefixes, where the
-            model's states allow it.
+        model: a transformers causal language model. The engine replaces its attention by one that shares prefixes,
+            where the model's states allow it.
         tokenizer: its tokenizer.
-        window: the number of tokens that prompt and reply may have together.
+        window: the most tokens of prompt and reply together.
         ends: the tokens that end a reply.
-        max_batch_tokens: the most tokens whose keys and values a request holds at once; what has more is done in parts.
+        max_batch_tokens: the most tokens whose keys and values a request holds at once. It does larger work in parts.
     """
 
     _loaded: ClassVar[dict[tuple[Any, ...], "Engine"]] = {}
@@ -113,18 +116,18 @@ class Engine:
         compiled: bool = False,
         packed: bool = False,
     ) -> None:
-        """Take a model over.
+        """Take over a model.
 
         Args:
             model: a transformers causal language model, on its device.
             tokenizer: its tokenizer.
             max_batch_tokens: None is as many as fit into a quarter of the memory that is free now.
-            compiled: whether `torch.compile` makes what surrounds the attention faster, which takes minutes once.
-            packed: whether the model's weights may be replaced by what its device multiplies faster; it then cannot be
-                saved. `load` allows it, as nobody else has the model.
+            compiled: whether `torch.compile` makes the code around the attention faster. It takes minutes once.
+            packed: whether packed weights, which the device multiplies faster, may replace the model's own. The model
+                then cannot be saved.
 
         Raises:
-            ConfigurationError: the logits behind the model's states are made in a way unknown here.
+            ConfigurationError: the model's logits depend on more than its states.
         """
         self.model = model
         self.tokenizer = tokenizer
@@ -135,8 +138,8 @@ class Engine:
         self._passes = passes_for(model, min(size, max_batch_tokens or size), compiled=compiled, packed=packed)
         free = int(_MEMORY * free_memory(model.device)) // self._passes.token_bytes
         self.max_batch_tokens = max_batch_tokens or max(size, free)
-        self._requests = Queue()
-        self._steps = Queue()
+        self._requests = FifoLock()
+        self._steps = FifoLock()
 
     @classmethod
     def load(
@@ -148,7 +151,7 @@ class Engine:
         max_batch_tokens: int | None = None,
         compiled: bool = False,
     ) -> "Engine":
-        """Return the engine of a model; the same arguments return the same object in this process.
+        """Return the engine of a model. The same arguments return the same object in this process.
 
         Args:
             path_or_hub_id: a folder written by `save_pretrained`, or a model's name on the Hugging Face Hub.
@@ -170,10 +173,8 @@ class Engine:
                         model = AutoModelForCausalLM.from_pretrained(path_or_hub_id, dtype=torch_dtype)
                         tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
                 except (OSError, ValueError, SafetensorError) as error:
-                    raise ConfigurationError(
-                        f"model={str(path_or_hub_id)!r} is neither a folder with a transformers causal language model "
-                        f"nor one that can be fetched from the Hugging Face Hub: {error}"
-                    ) from error
+                    expected = "a folder with a transformers causal language model or its name on the Hugging Face Hub"
+                    raise refuse("model", expected, str(path_or_hub_id), str(error)) from error
                 model = model.to(torch_device).eval()
                 cls._loaded[key] = cls(
                     model, tokenizer, max_batch_tokens=max_batch_tokens, compiled=compiled, packed=True
@@ -181,9 +182,9 @@ class Engine:
             return cls._loaded[key]
 
     def encode(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
-        """Return the tokens after which the assistant's next turn begins.
+        """Return a conversation's tokens, up to the beginning of the assistant's next turn.
 
-        The model's own chat template writes the conversation; a model without one reads lines of `role: text`.
+        They follow the model's chat template. A model without a template reads lines of `role: text`.
 
         Args:
             turns: mappings with "role" (user, assistant, system) and "content".
@@ -193,7 +194,7 @@ class Engine:
             ConfigurationError: the template refuses the conversation.
         """
         if not turns:
-            raise PromptError("there is nothing to reply to; pass at least one message")
+            raise PromptError("There is nothing to reply to. Pass at least one message.")
         if self.tokenizer.chat_template is None:
             lines = [f"{turn['role']}: {turn['content']}" for turn in turns]
             return list(self.tokenizer("\n".join([*lines, "assistant:"]))["input_ids"])
@@ -204,7 +205,7 @@ class Engine:
                 )
             )
         except TemplateError as error:
-            raise ConfigurationError(f"the model's chat template refuses these messages: {error}") from error
+            raise ConfigurationError(f"The model's chat template refuses these messages: {error}") from error
 
     def sample(
         self,
@@ -217,17 +218,17 @@ class Engine:
         progress: Callable[[Pace], None] | None = None,
         cancel: threading.Event | None = None,
     ) -> list[Sampled]:
-        """Draw replies, each under its condition, all in one batch as far as `max_batch_tokens` allows.
+        """Draw replies, each under its condition, in as few batches as `max_batch_tokens` allows.
 
         Args:
             conditions: (prompts, powers, count): `count` replies whose tokens follow
-                `prod_k pi(token | prompts[k]) ** powers[k]`; a prompt is a list of tokens.
-            seed: a non-negative integer; with the row's number it decides the reply.
-            max_tokens: the most tokens drawn, clipped to the model's window.
+                `prod_k pi(token | prompts[k]) ** powers[k]`. A prompt is a list of tokens.
+            seed: a non-negative integer. Reply number `row` depends on it and on `row`.
+            max_tokens: the most tokens of a reply. The model's window may allow fewer.
             sampler: chooses the tokens.
-            stop: strings before which a reply is cut.
-            progress: called after every token.
-            cancel: once it is set, the next step is not made.
+            stop: strings. A reply ends before the first of them.
+            progress: a callback after every token.
+            cancel: once it is set, the engine takes no further step.
 
         Returns:
             The replies in the order of the conditions.
@@ -237,7 +238,7 @@ class Engine:
             ContextWindowError: a prompt leaves no room for a token.
             concurrent.futures.CancelledError: `cancel` was set.
         """
-        # One length for all conditions: a reply cut by it is then a prefix under each of them.
+        # All conditions have the same length, so a reply of that length is a prefix under each of them.
         length = min(max_tokens, *(self._room(len(prompt)) for prompts, _, _ in conditions for prompt in prompts))
         total = sum(count for _, _, count in conditions)
         rows = [Row(uniforms=_stream(seed, row)) for row in range(total)]
@@ -264,17 +265,17 @@ class Engine:
         sampler: Sampler,
         stop: Sequence[str] = (),
     ) -> Iterator[Sampled]:
-        """Yield one reply after every token; the last item is `sample([([prompt], [1.0], 1)], ...)[0]`.
+        """Yield one reply after every token. The last item is `sample([([prompt], [1.0], 1)], ...)[0]`.
 
-        Every text is a prefix of the next: a character that lacks bytes, and letters that may turn out to be a stop
-        string, wait. Between two tokens other requests may take a step.
+        Every text is a prefix of the next one. It leaves out incomplete characters and letters that may become a stop
+        string. Other requests may take steps between two tokens.
 
         Args:
             prompt: its tokens.
-            seed: a non-negative integer.
-            max_tokens: the most tokens drawn, clipped to the model's window.
+            seed: as in `sample`.
+            max_tokens: as in `sample`.
             sampler: chooses the tokens.
-            stop: strings before which the reply is cut.
+            stop: as in `sample`.
 
         Raises:
             PromptError: the prompt is empty.
@@ -302,18 +303,18 @@ class Engine:
         wanted: npt.NDArray[np.bool_] | None = None,
         cancel: threading.Event | None = None,
     ) -> npt.NDArray[np.float64]:
-        """Return `log pi_c(reply)` (C, M) in nats; tokens follow `prod_k pi(token | prompts[k]) ** powers[c, k]`.
+        """Return `log pi_c(reply)` (C, M) in nats. Tokens follow `prod_k pi(token | prompts[k]) ** powers[c, k]`.
 
-        Every prompt is read once, every reply once behind each prompt that is asked about it, all of them packed. All
-        that is to be known about some replies is cheapest asked in one call, for many proposals and agents together.
+        The engine reads every prompt once, and every reply once behind each of its prompts. One call for all proposals
+        and agents is therefore cheapest.
 
         Args:
             prompts: K lists of tokens.
             powers: (C, K).
-            replies: M lists of tokens, the end token included where there is one.
-            sampler: temperature and truncation of the law asked for.
-            wanted: (C, M), which ones; the others are nan. None is all.
-            cancel: once it is set, the next pass is not made.
+            replies: M lists of tokens, with the end token where there is one.
+            sampler: temperature and truncation of the laws.
+            wanted: (C, M), whether to compute an entry. The others are nan. None computes all.
+            cancel: once it is set, the engine makes no further pass.
 
         Raises:
             PromptError: a prompt is empty.
@@ -336,19 +337,19 @@ class Engine:
         return totals
 
     def _room(self, prompt: int, wanted: int | None = None) -> int:
-        """Return how many tokens fit behind a prompt of so many tokens."""
+        """Return how many tokens fit behind a prompt of `prompt` tokens."""
         if prompt < 1:
-            raise PromptError("the prompt has no tokens")
+            raise PromptError("The prompt has no tokens.")
         room = self.window - prompt
         if room < (wanted or 1):
-            reply = "the reply included" if wanted is None else f"and the reply has {wanted}"
+            reply = "with the reply" if wanted is None else f"and the reply has {wanted}"
             raise ContextWindowError(
-                f"the prompt has {prompt} tokens and the model reads {self.window}, {reply}; shorten the prompt"
+                f"The prompt has {prompt} tokens and the model reads {self.window}, {reply}. Shorten the prompt."
             )
         return room
 
     def _in_turn(self, steps: Iterator[None], cancel: threading.Event | None) -> Iterator[None]:
-        """Make each step in this thread's turn, and yield after it."""
+        """Take each step in this thread's turn, and yield after it."""
         going = True
         while going:
             with self._steps.turn(cancel):
@@ -359,18 +360,15 @@ class Engine:
     def _grow(
         self, conditions: Sequence[Drawing], rows: Sequence[Row], length: int, sampler: Sampler, stop: Sequence[str]
     ) -> Iterator[None]:
-        """Read the prompts and extend the rows until all are finished, and yield after every pass."""
+        """Read the prompts, extend the rows until all are finished, and yield after every pass."""
         places: dict[tuple[int, ...], int] = {}
-        asked = [[places.setdefault(tuple(prompt), len(places)) for prompt in prompts] for prompts, _, _ in conditions]
+        used = [[places.setdefault(tuple(prompt), len(places)) for prompt in prompts] for prompts, _, _ in conditions]
         prefixes = yield from self._passes.read(list(places))
+        ends = np.cumsum([count for _, _, count in conditions])
         waiting = [
-            Law(prefixes=[prefixes[place] for place in known], powers=powers, rows=[])
-            for known, (_, powers, _) in zip(asked, conditions, strict=True)
+            Law(prefixes=[prefixes[place] for place in own], powers=powers, rows=list(rows[end - count : end]))
+            for own, (_, powers, count), end in zip(used, conditions, ends, strict=True)
         ]
-        counts = [count for _, _, count in conditions]
-        ends = np.cumsum(counts)
-        for law, count, end in zip(waiting, counts, ends, strict=True):
-            law.rows = list(rows[end - count : end])
         room = self.max_batch_tokens - sum(len(prompt) for prompt in places)
         while any(law.rows for law in waiting):
             yield from decode(
@@ -378,11 +376,11 @@ class Engine:
             )
 
     def _text(self, token_ids: Sequence[int]) -> str:
-        """Return the tokens' text without special tokens."""
+        """Return the text of tokens, without special tokens."""
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _finish(self, row: Row, length: int, stop: Sequence[str]) -> None:
-        """Set the row's text and finish reason where its newest token ends it."""
+        """Set the text and finish reason of a row that its newest token ends."""
         ended = row.token_ids[-1] in self.ends
         full = len(row.token_ids) >= length
         if not (ended or full or stop):
@@ -398,7 +396,7 @@ class Engine:
 def _window(config: Any) -> int:
     """Return how many tokens the model reads.
 
-    Where long texts turn all their keys otherwise than short ones do, that is the length up to which keys can be kept.
+    Some models rotate all keys of a long text differently. Their window ends where short texts end.
     """
     window = getattr(config, "max_position_embeddings", None) or sys.maxsize
     rope = getattr(config, "rope_parameters", None) or {}
@@ -408,7 +406,7 @@ def _window(config: Any) -> int:
 
 
 def _stream(seed: int, row: int) -> np.random.Generator:
-    """Return the stream of randomness that belongs to one row."""
+    """Return the random generator of one row."""
     return np.random.default_rng(np.random.SeedSequence([seed, row]))
 
 
@@ -423,7 +421,7 @@ def _freeze(row: Row) -> Sampled:
 
 
 def _batch(waiting: Sequence[Law], sequences: int) -> list[Law]:
-    """Take as many rows as have so many sequences together, or one, from the laws that wait."""
+    """Take rows from the waiting laws: as many as `sequences` allows, and at least one."""
     batch: list[Law] = []
     for law in waiting:
         k = len(law.prefixes)
@@ -438,10 +436,46 @@ def _batch(waiting: Sequence[Law], sequences: int) -> list[Law]:
 
 
 def _stable(text: str, stop: Sequence[str]) -> str:
-    """Return the part of an unfinished text that no later token can change."""
+    """Return the part of an unfinished text that no later token changes."""
     text = text.rstrip(_UNFINISHED)
     held = max(
         (size for string in stop for size in range(1, len(string)) if text.endswith(string[:size])),
         default=0,
     )
     return text[: len(text) - held]
+
+
+class FifoLock:
+    """A lock for threads in the order of their calls. A thread whose call was cancelled leaves the queue."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Event] = deque()
+
+    @contextlib.contextmanager
+    def turn(self, cancel: threading.Event | None = None) -> Iterator[None]:
+        """Wait for this thread's turn, and hold the lock for the block.
+
+        Raises:
+            CancelledError: `cancel` was set before the turn came.
+        """
+        mine = threading.Event()
+        with self._lock:
+            self._waiting.append(mine)
+            self._waiting[0].set()
+        try:
+            while not mine.wait(None if cancel is None else _POLL):
+                _raise_if_set(cancel)
+            _raise_if_set(cancel)
+            yield
+        finally:
+            with self._lock:
+                self._waiting.remove(mine)
+                if self._waiting:
+                    self._waiting[0].set()
+
+
+def _raise_if_set(cancel: threading.Event | None) -> None:
+    """Raise CancelledError if the event is set."""
+    if cancel is not None and cancel.is_set():
+        raise CancelledError("The call was cancelled.")

@@ -1,37 +1,40 @@
-"""Passes of a model over many texts: prompts are read once, sequences grow behind them or follow them."""
+"""Passes of a model over many texts. A pass reads prompts, texts that follow them, or one more token of each reply."""
 
 import abc
+import copy
+import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
+from transformers.utils import ModelOutput
 from typing_extensions import override
 
 from llm_auction_chain.models.local.attention import NAME, Group, Growing, Pass, Prefix, Reading
-from llm_auction_chain.models.local.lm_head import base_of, head_of
 
 __all__ = ["FullPasses", "Passes", "SharedPasses", "finish", "packs"]
 
 _T = TypeVar("_T")
 Following = tuple[Prefix, Sequence[int]]
-# Bytes of one projection onto the vocabulary. What is larger than 32 MB is paged in anew each time (by glibc), which
-# takes longer than to compute it.
+# Bytes of one projection onto the vocabulary. glibc maps a larger block than 32 MB anew each time, which takes longer
+# than the projection.
 _LOGIT_BYTES = 25_000_000
 
 
 class Passes(abc.ABC):
-    """What a model makes of tokens: states (tokens, hidden), and the logits behind a state.
+    """Computes states (tokens, hidden) of tokens, and the logits behind a state.
 
     Attributes:
         model: a transformers causal language model.
-        size: the most tokens of one pass; a longer sequence is a pass of its own.
+        size: the most tokens of one pass. A longer sequence has a pass of its own.
+        base: the part of the model that computes states.
     """
 
     def __init__(self, model: Any, size: int) -> None:
         self.model = model
         self.size = size
-        self.base = base_of(model)
-        self._head = head_of(model, self.base)
+        self.base = _base_of(model)
+        self._head = _head_of(model, self.base)
         self._weight = model.get_output_embeddings().weight
 
     @abc.abstractmethod
@@ -40,24 +43,24 @@ class Passes(abc.ABC):
 
     @abc.abstractmethod
     def behind(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> Any:
-        """Return sequences that may grow, so many behind each prefix; `select(places)` keeps some behind each."""
+        """Return growing sequences, `counts[k]` behind prefix k. Their `select(places)` keeps some behind each."""
 
     @abc.abstractmethod
     def step(self, sequences: Any, tokens: Sequence[int]) -> torch.Tensor:
-        """Append a token to each of the sequences, and return the states (sequences, hidden) behind it."""
+        """Append a token to each sequence, and return the states (sequences, hidden) behind the tokens."""
 
     @abc.abstractmethod
     def follow(self, pairs: Sequence[Following]) -> Iterator[list[tuple[int, torch.Tensor]]]:
-        """Yield after every pass (place of a pair, states of its tokens behind its prefix)."""
+        """Yield after every pass its (place of a pair, states of the pair's tokens)."""
 
     @property
     @abc.abstractmethod
     def token_bytes(self) -> int:
-        """How much memory a token of a growing sequence takes."""
+        """How many bytes a token of a growing sequence takes."""
 
     @property
     def rows(self) -> int:
-        """How many states are projected onto the vocabulary at once."""
+        """How many states to project onto the vocabulary at once."""
         return max(1, _LOGIT_BYTES // int(self._weight.shape[0] * self._weight.element_size()))
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -68,13 +71,13 @@ class Passes(abc.ABC):
 
 
 class SharedPasses(Passes):
-    """Passes of a model whose attention is ours: prefixes are shared, sequences are packed without padding."""
+    """Passes of a model with our attention: sequences share prefixes, and a pass holds them without padding."""
 
     def __init__(self, model: Any, size: int, *, compiled: bool = False) -> None:
         super().__init__(model, size)
         model.set_attn_implementation(NAME)
         self._call = torch.compile(self.base, dynamic=True) if compiled else self.base
-        # A mask of four dimensions is taken as it is, and costs nothing; what a token may see is up to our attention.
+        # transformers passes on a mask of four dimensions unchanged. Our attention ignores it.
         self._mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=model.device)
 
     @override
@@ -82,10 +85,8 @@ class SharedPasses(Passes):
         prefixes = [Prefix() for _ in prompts]
         for pieces in _pieces([len(prompt) for prompt in prompts], self.size):
             groups = [Group(prefix=prefixes[k], count=1, length=stop - start, reads=True) for k, start, stop in pieces]
-            read = self._states(
-                Reading(groups), [token for k, start, stop in pieces for token in prompts[k][start:stop]]
-            )
-            states = torch.split(read, [group.size for group in groups])
+            ids = [token for k, start, stop in pieces for token in prompts[k][start:stop]]
+            states = torch.split(self._states(Reading(groups), ids), [group.size for group in groups])
             for (k, start, stop), state in zip(pieces, states, strict=True):
                 prefixes[k].tokens += prompts[k][start:stop]
                 prefixes[k].state = state[-1]
@@ -105,7 +106,7 @@ class SharedPasses(Passes):
     @override
     def step(self, sequences: Growing, tokens: Sequence[int]) -> torch.Tensor:
         states = self._states(sequences, tokens)
-        sequences.grown()
+        sequences.advance()
         return states
 
     @override
@@ -136,7 +137,7 @@ class SharedPasses(Passes):
 
 
 class FullPasses(Passes):
-    """Passes of any causal model: each reads whole texts, and remembers nothing of them."""
+    """Passes of any causal model. Each reads whole texts, and nothing is kept."""
 
     @override
     def read(self, prompts: Sequence[Sequence[int]]) -> Generator[None, None, list[Prefix]]:
@@ -150,7 +151,7 @@ class FullPasses(Passes):
     @property
     @override
     def token_bytes(self) -> int:
-        # Of what a pass holds at once, the widest layer is about this much.
+        # About the widest layer that a pass holds at once.
         return 16 * int(self._weight.shape[1]) * int(self._weight.element_size())
 
     @override
@@ -171,7 +172,7 @@ class FullPasses(Passes):
             yield [(place, state[-len(pairs[place][1]) :]) for place, state in states]
 
     def _states(self, texts: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, torch.Tensor]]]:
-        """Yield after every pass (place of a text, its states); padding stands behind the text, unseen."""
+        """Yield after every pass its (place of a text, states). Padding stands behind the text, out of sight."""
         for places in packs([len(text) for text in texts], self.size, padded=True):
             length = len(texts[places[0]])
             ids = [[*texts[place], *[0] * (length - len(texts[place]))] for place in places]
@@ -182,7 +183,7 @@ class FullPasses(Passes):
 
 
 class _Texts:
-    """Sequences that grow behind prefixes, as whole texts."""
+    """Sequences that grow behind prefixes, kept as whole texts."""
 
     def __init__(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> None:
         self.texts = [
@@ -194,7 +195,7 @@ class _Texts:
 
 
 def finish(steps: Generator[Any, None, _T]) -> _T:
-    """Take all steps, and return what they come to."""
+    """Take all steps, and return the result."""
     while True:
         try:
             next(steps)
@@ -204,7 +205,7 @@ def finish(steps: Generator[Any, None, _T]) -> _T:
 
 
 def _pieces(lengths: Sequence[int], size: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Yield (text, start, stop): all texts in order, cut so that a pass has `size` tokens."""
+    """Yield the (text, start, stop) of each pass: all texts in order, cut so that a pass has `size` tokens."""
     pieces: list[tuple[int, int, int]] = []
     room = size
     for k, length in enumerate(lengths):
@@ -221,12 +222,12 @@ def _pieces(lengths: Sequence[int], size: int) -> Iterator[list[tuple[int, int, 
 
 
 def packs(lengths: Sequence[int], size: int, *, padded: bool = False) -> Iterator[list[int]]:
-    """Yield places of texts, the longest first: one text, or as many as have `size` tokens together.
+    """Yield the places of the texts of each pass, the longest first.
 
     Args:
         lengths: of the texts.
-        size: the most tokens.
-        padded: whether all texts of a pack take as many tokens as its longest.
+        size: the most tokens of a pass. A longer text has a pass of its own.
+        padded: whether every text of a pass takes as many tokens as the longest.
     """
     pack: list[int] = []
     taken = 0
@@ -239,3 +240,54 @@ def packs(lengths: Sequence[int], size: int, *, padded: bool = False) -> Iterato
         taken += takes
     if pack:
         yield pack
+
+
+def _base_of(model: Any) -> Any:
+    """Return the part of a model that computes states of tokens."""
+    embedding = model.get_input_embeddings()
+    for part in model.children():
+        if any(module is embedding for module in part.modules()) and part is not model.get_output_embeddings():
+            return part
+    return model.base_model
+
+
+def _head_of(model: Any, base: Any) -> Any:
+    """Return the model without its base: it takes states as `inputs_embeds` and computes their logits.
+
+    The model's own code still does what its head does besides one product: scale, cap, cast, or one more layer.
+    """
+    head = copy.copy(model)
+    parts = ((name, _States(base) if part is base else part) for name, part in model._modules.items())  # noqa: SLF001
+    head.__dict__ = {**model.__dict__, "_modules": dict(parts)}
+    return head
+
+
+class _States:
+    """Stands in for a model's base: a call returns the states that it gets, all else comes from the base."""
+
+    def __init__(self, base: Any) -> None:
+        self._base = base
+
+    def __call__(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> ModelOutput:
+        return _Output(last_hidden_state=inputs_embeds)
+
+    @property
+    def decoder(self) -> "_States":
+        """Some heads call the base's decoder."""
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._base, name)
+
+
+@dataclasses.dataclass
+class _Output(ModelOutput):  # type: ignore[misc]
+    """The fields that heads read from their base's output."""
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Any = None
+    hidden_states: Any = None
+    attentions: Any = None
+    cross_attentions: Any = None
+    router_logits: Any = None
+    cache_params: Any = None

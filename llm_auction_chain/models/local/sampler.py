@@ -1,4 +1,4 @@
-"""From logits to a token: temperature, truncation, and the draw."""
+"""Temperature, truncation, and the choice of a token from logits."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -8,8 +8,8 @@ import torch
 
 __all__ = ["Sampler"]
 
-_BLOCK = 128  # tokens whose probabilities are added up before one of them is looked for
-# Logits turned to float32 at once. On a CPU they stay in its cache, and their memory is not paged in anew each time.
+_BLOCK = 128  # tokens of a block: the search adds up blocks first, then looks into one of them
+# Logits that become float32 at once. On a CPU so few stay in its cache, and their memory is not mapped anew each time.
 _AT_ONCE = {"cpu": 1 << 19}
 _AT_ONCE_ELSEWHERE = 1 << 26
 
@@ -18,13 +18,13 @@ _AT_ONCE_ELSEWHERE = 1 << 26
 class Sampler:
     """Draws a token from the softmax of the logits over the temperature, truncated.
 
-    Logits come as (K, rows, vocabulary), in any dtype: those of K prompts, of which the law is
+    Logits have the shape (K, rows, vocabulary), for K prompts, in any dtype. The law is
     `prod_k softmax(logits[k]) ** powers[k]`, normalised.
 
     Attributes:
-        temperature: the logits are divided by it; 0 takes the likeliest token, whose probability is then 1.
-        top_p: below 1, only the smallest set of likeliest tokens whose probabilities reach it is drawn from.
-        top_k: above 0, only that many likeliest tokens are drawn from.
+        temperature: divides the logits. 0 takes the likeliest token, with probability 1.
+        top_p: below 1, keeps only the smallest set of likeliest tokens whose probabilities reach it.
+        top_k: above 0, keeps only that many likeliest tokens.
     """
 
     temperature: float = 1.0
@@ -34,7 +34,7 @@ class Sampler:
     def draw(
         self, logits: torch.Tensor, powers: Sequence[float], uniforms: Sequence[float]
     ) -> tuple[list[int], list[float], list[list[float]]]:
-        """Draw one token a row: the first at which the sum of probabilities exceeds the row's uniform number.
+        """Draw one token for each row: the first at which the sum of probabilities exceeds the row's uniform number.
 
         Args:
             logits: (K, rows, vocabulary).
@@ -60,7 +60,7 @@ class Sampler:
         return tokens, log_probs, alone or [[value] for value in log_probs]
 
     def log_probs(self, logits: torch.Tensor, powers: Sequence[float], tokens: torch.Tensor) -> torch.Tensor:
-        """Return the log-probability (rows,) of each token where it were drawn from its row of logits, float32.
+        """Return the log-probability (rows,) of each token under its row of logits, float32.
 
         Args:
             logits: (K, rows, vocabulary).
@@ -92,7 +92,7 @@ def _chunks(logits: torch.Tensor) -> Iterator[slice]:
 
 
 def _combined(parts: torch.Tensor, powers: Sequence[float]) -> torch.Tensor:
-    """Return logits of `prod_k pi_k ** powers[k]`: the sum needs no normalising, the softmax behind it does that."""
+    """Return logits of `prod_k pi_k ** powers[k]`. They need no normalising before the softmax."""
     if len(powers) == 1 and powers[0] == 1.0:
         return parts[0]
     return sum((part * power for part, power in zip(parts[1:], powers[1:], strict=True)), parts[0] * powers[0])
@@ -105,7 +105,7 @@ def _at(law: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 def _inverse(probs: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
     """Return for each row the first token at which the sum of probabilities exceeds the row's uniform number.
 
-    Blocks are added up in one pass; then only the tokens of one block are looked at.
+    One pass adds up blocks. Then only the tokens of one block matter.
     """
     vocabulary = probs.shape[-1]
     whole = vocabulary - vocabulary % _BLOCK
@@ -120,20 +120,20 @@ def _inverse(probs: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
     inside = torch.from_numpy(np.minimum(places, vocabulary - 1)).to(probs.device)
     shown = np.where(places < vocabulary, probs.gather(-1, inside).cpu().numpy(), 0.0)
     offset = (np.cumsum(shown, axis=-1) <= np.maximum(targets - before, 0.0)).sum(-1)
-    # Rounding may leave the number behind the block's last token: then that one is meant, if it can be drawn at all.
+    # Rounding may put the number behind the block's last possible token, which is then the right one.
     last = np.where(shown > 0, np.arange(_BLOCK), 0).max(-1)
     return torch.from_numpy(block[:, 0] * _BLOCK + np.minimum(offset, last)).to(probs.device)
 
 
 def _truncate(logits: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
-    """Return the logits with -inf for every token that the truncation rules out."""
+    """Return the logits with -inf for every token that truncation excludes."""
     if 0 < top_k < logits.shape[-1]:
         values, kept = logits.topk(top_k, dim=-1)
         logits = torch.full_like(logits, -torch.inf).scatter(-1, kept, values)
     if top_p < 1:
         values, order = logits.sort(dim=-1, descending=True)
         probs = values.softmax(-1)
-        # The likeliest token always stays: nothing comes before it.
+        # The likeliest token always stays.
         out = probs.cumsum(-1) - probs >= top_p
         out[:, 0] = False
         logits = logits.masked_fill(torch.zeros_like(out).scatter(-1, order, out), -torch.inf)

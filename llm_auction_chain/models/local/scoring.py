@@ -1,4 +1,4 @@
-"""How likely replies are: every prompt is read once, every reply follows once each prompt that is asked about it."""
+"""Log-probabilities of replies. A pass reads every prompt once, and every reply once behind each of its prompts."""
 
 from collections.abc import Iterator, Sequence
 
@@ -32,51 +32,45 @@ def score(
     Args:
         passes: of the model.
         prompts: K lists of tokens.
-        powers: (C, K); tokens follow `prod_k pi(token | prompts[k]) ** powers[c, k]`.
+        powers: (C, K). Tokens follow `prod_k pi(token | prompts[k]) ** powers[c, k]`.
         replies: M lists of tokens.
-        wanted: (C, M), which ones.
+        wanted: (C, M), whether to score a reply under a law.
         sampler: temperature and truncation.
-        totals: (C, M), to be added to.
-        size: the most tokens whose keys and values are held at once, and the most states.
+        totals: (C, M), the result.
+        size: the most tokens whose keys, values and states are in memory at once.
     """
     for laws in _affordable(powers != 0, [len(prompt) for prompt in prompts], size):
         used: list[int] = np.flatnonzero((powers[laws] != 0).any(0)).tolist()
         prefixes = yield from passes.read([prompts[k] for k in used])
         for columns in _alike(wanted[laws]):
-            asked = [law for law in laws if wanted[law, columns[0]]]
-            if not asked:
+            rows = [law for law in laws if wanted[law, columns[0]]]
+            if not rows:
                 continue
-            shown = {k: prefix for k, prefix in zip(used, prefixes, strict=True) if (powers[asked, k] != 0).any()}
+            shown = {k: prefix for k, prefix in zip(used, prefixes, strict=True) if (powers[rows, k] != 0).any()}
             for pack in packs([len(replies[column]) * len(shown) for column in columns], size):
                 batch = [columns[place] for place in pack if replies[columns[place]]]
                 if not batch:
                     continue
-                found = _follow(
-                    passes,
-                    list(shown.values()),
-                    powers[asked][:, list(shown)],
-                    [replies[column] for column in batch],
-                    sampler,
-                )
-                for scores in found:
-                    totals[np.asarray(asked)[:, None], batch] += scores
+                texts = [replies[column] for column in batch]
+                for part in _follow(passes, list(shown.values()), powers[rows][:, list(shown)], texts, sampler):
+                    totals[np.asarray(rows)[:, None], batch] += part
                     yield
 
 
 def _follow(
     passes: Passes, prefixes: Sequence[Prefix], powers: FloatArray, replies: Sequence[Sequence[int]], sampler: Sampler
 ) -> Iterator[FloatArray]:
-    """Yield parts (C, M) of the log-probabilities of some replies, none of them empty, under the same laws."""
+    """Yield parts (C, M) of the log-probabilities of replies under the same laws. No reply is empty."""
     lengths = [len(reply) for reply in replies]
     ends = np.cumsum(lengths)
     states = prefixes[0].state.new_empty(len(prefixes), int(sum(lengths)), len(prefixes[0].state))
     for prefix, row in zip(prefixes, states, strict=True):
         row[ends - lengths] = prefix.state
-    # The last token of a reply is behind its last state: it has a probability, and needs no state of its own.
-    # By prefix: replies of one length behind one prefix then are one product.
+    # The state before the last token of a reply gives its probability, so the pass leaves the last token out.
+    # Prefix by prefix: replies of one length behind one prefix are one product.
     pairs = [(k, m) for k in range(len(prefixes)) for m, reply in enumerate(replies) if len(reply) > 1]
-    for found in passes.follow([(prefixes[k], replies[m][:-1]) for k, m in pairs]):
-        for place, state in found:
+    for several in passes.follow([(prefixes[k], replies[m][:-1]) for k, m in pairs]):
+        for place, state in several:
             k, m = pairs[place]
             states[k, ends[m] - len(state) : ends[m]] = state
         yield np.zeros((len(powers), len(replies)))
@@ -97,7 +91,7 @@ def _follow(
 
 
 def _affordable(uses: Mask, lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Yield laws (C', ) whose prompts have at most `size` tokens together, or one law."""
+    """Yield laws (C',) whose prompts have at most `size` tokens together, or one law alone."""
     laws: list[int] = []
     read: Mask = np.zeros(uses.shape[1], dtype=bool)
     for law, row in enumerate(uses):
@@ -111,7 +105,7 @@ def _affordable(uses: Mask, lengths: Sequence[int], size: int) -> Iterator[list[
 
 
 def _alike(wanted: Mask) -> list[list[int]]:
-    """Return the columns in groups that are wanted by the same rows."""
+    """Return groups of the columns that are equal."""
     groups: dict[bytes, list[int]] = {}
     for column, pattern in enumerate(wanted.T):
         groups.setdefault(pattern.tobytes(), []).append(column)

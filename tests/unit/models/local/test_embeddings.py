@@ -128,7 +128,7 @@ def test_threads_read_the_table_once(unloaded, monkeypatch):
 
 def test_what_is_not_installed_is_named_with_its_command(unloaded, monkeypatch):
     monkeypatch.setattr(embeddings, "_DISTRIBUTION", "no-such-distribution")
-    with pytest.raises(MissingDependencyError, match=r"run: pip install 'llm-auction-chain\[embeddings\]'"):
+    with pytest.raises(MissingDependencyError, match=r"Run: pip install 'llm-auction-chain\[embeddings\]'"):
         StaticEmbeddings().embed_query("guitar")
     monkeypatch.undo()
     assert len(StaticEmbeddings().embed_query("guitar")) == 256
@@ -144,5 +144,5 @@ def test_a_package_without_the_weights_is_named_with_its_version(unloaded, monke
 @pytest.mark.parametrize("module", ["safetensors.numpy", "tokenizers"])
 def test_a_reader_that_is_not_installed_is_named(module, unloaded, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependencyError, match=rf"{module} is not installed; run: pip install 'llm-auction"):
+    with pytest.raises(MissingDependencyError, match=rf"{module} is not installed. Run: pip install 'llm-auction"):
         StaticEmbeddings().embed_query("guitar")

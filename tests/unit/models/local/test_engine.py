@@ -3,6 +3,9 @@
 import itertools
 import math
 import sys
+import threading
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +14,9 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llm_auction_chain.errors import ConfigurationError, ContextWindowError, PromptError
-from llm_auction_chain.models.local.device import dtype_named
-from llm_auction_chain.models.local.engine import Engine, _stable, _window
+from llm_auction_chain.models.local.decoding import Row
+from llm_auction_chain.models.local.engine import Engine, FifoLock, _stable, _stream, _window
+from llm_auction_chain.models.local.passes import Passes
 from llm_auction_chain.models.local.sampler import Sampler
 from llm_auction_chain.models.local.weights import embedded_model_path
 
@@ -58,26 +62,30 @@ def full_log_prob(engine, prompt, reply, temperature=1.0):
     return logits.log_softmax(-1)[range(len(reply.token_ids)), list(reply.token_ids)].sum().item()
 
 
-def test_the_same_seed_gives_the_same_replies(engine):
-    prompt = engine.encode(HELLO)
-    first = draw(engine, prompt, 3, seed=1, max_tokens=8)
-    assert draw(engine, prompt, 3, seed=1, max_tokens=8) == first
-    assert draw(engine, prompt, 3, seed=2, max_tokens=8) != first
+def test_the_same_seed_gives_the_same_replies(tiny):
+    prompt = tiny.encode(HELLO)
+    first = draw(tiny, prompt, 3, seed=1, max_tokens=8)
+    assert draw(tiny, prompt, 3, seed=1, max_tokens=8) == first
+    assert draw(tiny, prompt, 3, seed=2, max_tokens=8) != first
     assert len({reply.token_ids for reply in first}) == 3
 
 
-def test_a_candidate_does_not_depend_on_the_batch_size(engine):
-    prompt = engine.encode(HELLO)
-    many = draw(engine, prompt, 5, seed=7, max_tokens=12)
-    few = draw(engine, prompt, 2, seed=7, max_tokens=12)
+def test_a_candidate_does_not_depend_on_the_batch_size(tiny):
+    prompt = tiny.encode(HELLO)
+    many = draw(tiny, prompt, 5, seed=7, max_tokens=12)
+    few = draw(tiny, prompt, 2, seed=7, max_tokens=12)
     assert [reply.token_ids for reply in few] == [reply.token_ids for reply in many[:2]]
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_log_prob_agrees_with_a_full_forward_pass(engine, temperature):
+def test_log_probs_of_the_embedded_model_agree_with_a_full_forward_pass(engine):
     prompt = engine.encode(HELLO)
-    for reply in draw(engine, prompt, 4, seed=3, max_tokens=16, temperature=temperature):
-        assert sum(reply.log_probs) == pytest.approx(full_log_prob(engine, prompt, reply, temperature), abs=1e-3)
+    for reply in draw(engine, prompt, 2, seed=3, max_tokens=6):
+        assert sum(reply.log_probs) == pytest.approx(full_log_prob(engine, prompt, reply), abs=1e-3)
+
+
+def test_log_probs_agree_with_a_full_forward_pass_at_another_temperature(tiny):
+    for reply in draw(tiny, [3, 4, 6], 4, seed=3, max_tokens=16, temperature=0.5):
+        assert sum(reply.log_probs) == pytest.approx(full_log_prob(tiny, [3, 4, 6], reply, 0.5), abs=1e-3)
 
 
 def test_log_prob_agrees_when_rows_leave_early(tiny, monkeypatch):
@@ -102,31 +110,67 @@ def test_end_tokens_come_from_the_model_and_the_tokenizer(tiny):
     assert tiny.ends == {tiny.tokenizer.eos_token_id, 5}
 
 
-def test_temperature_zero_takes_the_likeliest_token(engine):
-    prompt = engine.encode(HELLO)
-    one, two = draw(engine, prompt, 2, seed=0, max_tokens=6, temperature=0)
+def test_temperature_zero_takes_the_likeliest_token(tiny):
+    prompt = tiny.encode(HELLO)
+    one, two = draw(tiny, prompt, 2, seed=0, max_tokens=6, temperature=0)
     assert one == two
     assert sum(one.log_probs) == 0
     with torch.inference_mode():
-        assert one.token_ids[0] == engine.model(torch.tensor([prompt])).logits[0, -1].argmax().item()
+        assert one.token_ids[0] == tiny.model(torch.tensor([prompt])).logits[0, -1].argmax().item()
 
 
-def test_a_stop_string_cuts_the_text_before_it(engine):
-    prompt = engine.encode(HELLO)
-    (whole,) = draw(engine, prompt, 1, seed=0, max_tokens=8, temperature=0)
+def test_a_stop_string_cuts_the_text_before_it(tiny):
+    prompt = tiny.encode(HELLO)
+    (whole,) = draw(tiny, prompt, 1, seed=0, max_tokens=8, temperature=0)
     string = whole.text[4:7]
-    (cut,) = draw(engine, prompt, 1, seed=0, max_tokens=8, temperature=0, stop=["never", string])
+    (cut,) = draw(tiny, prompt, 1, seed=0, max_tokens=8, temperature=0, stop=["never", string])
     assert cut.text == whole.text[: whole.text.index(string)]
     assert cut.finish_reason == "stop"
     assert whole.token_ids[: len(cut.token_ids)] == cut.token_ids
 
 
-def test_a_stream_grows_into_the_sample(engine):
-    prompt = engine.encode(HELLO)
+def test_overlapping_stop_strings_cut_at_the_earliest(tiny):
+    prompt = tiny.encode(HELLO)
+    (whole,) = draw(tiny, prompt, 1, seed=0, max_tokens=8, temperature=0)
+    # The strings overlap in the text and come into view with the same token, the later one first in the list.
+    early, late = whole.text[3:7], whole.text[5:8]
+    assert whole.text.index(early) < whole.text.index(late) < whole.text.index(early) + len(early)
+    for stop in ([late, early], [early, late]):
+        (cut,) = draw(tiny, prompt, 1, seed=0, max_tokens=8, temperature=0, stop=stop)
+        assert cut.text == whole.text[:3]
+        *_, streamed = tiny.stream(prompt, seed=0, max_tokens=8, sampler=Sampler(temperature=0), stop=stop)
+        assert streamed.text == cut.text
+
+
+def test_a_row_ends_at_the_earliest_of_its_stop_strings(tiny, monkeypatch):
+    """Whatever their order, also where one contains the other and one token completes both."""
+    monkeypatch.setattr(tiny, "_text", lambda token_ids: "abcdef")
+    for stop in (["cd", "bcde"], ["bcde", "cd"], ["e", "cdef", "bcd"], ["f", "b"]):
+        row = Row(uniforms=np.random.default_rng(0), token_ids=[7])
+        tiny._finish(row, 10, stop)
+        assert (row.text, row.finish_reason) == ("a", "stop")
+
+
+def test_neighbouring_seeds_and_rows_share_no_stream_of_randomness():
+    """No two of 8 seeds x 8 rows draw one number in common, at any place of their streams."""
+    streams = {(seed, row): _stream(seed, row).random(200) for seed in range(8) for row in range(8)}
+    numbers = np.concatenate(list(streams.values()))
+    assert len(np.unique(numbers)) == len(numbers)
+    # Nor does a large seed begin where the next one does.
+    assert len({_stream(seed, 0).random() for seed in (2**32, 2**32 + 1, 2**64 - 1, 1, 0)}) == 5
+
+
+def test_neighbouring_seeds_and_rows_draw_different_replies(tiny):
+    replies = [reply.token_ids for seed in range(3) for reply in draw(tiny, [3], 3, seed=seed, max_tokens=12)]
+    assert len(set(replies)) == 9
+
+
+def test_a_stream_grows_into_the_sample(tiny):
+    prompt = tiny.encode(HELLO)
     arguments = {"seed": 5, "max_tokens": 12, "stop": ["\n"], "temperature": 0.8}
     options = {"seed": 5, "max_tokens": 12, "stop": ["\n"], "sampler": Sampler(temperature=0.8)}
-    states = list(engine.stream(prompt, **options))
-    assert [states[-1]] == draw(engine, prompt, 1, **arguments)
+    states = list(tiny.stream(prompt, **options))
+    assert [states[-1]] == draw(tiny, prompt, 1, **arguments)
     assert all(later.text.startswith(earlier.text) for earlier, later in itertools.pairwise(states))
     assert {state.finish_reason for state in states[:-1]} == {None}
 
@@ -188,9 +232,9 @@ def test_keys_are_not_kept_where_longer_texts_turn_them_otherwise():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"path_or_hub_id": "/no/such/folder"}, "model='/no/such/folder' is neither a folder"),
-        ({"path_or_hub_id": "x", "dtype": "int3"}, "dtype='int3' is none of auto"),
-        ({"path_or_hub_id": "x", "device": "toaster"}, "device='toaster' is not one"),
+        ({"path_or_hub_id": "/no/such/folder"}, "model must be a folder with .*, got '/no/such/folder'"),
+        ({"path_or_hub_id": "x", "dtype": "int3"}, "dtype must be 'auto' or 'bfloat16' or .*, got 'int3'"),
+        ({"path_or_hub_id": "x", "device": "toaster"}, "device must be one that torch can use here, got 'toaster'"),
     ],
 )
 def test_a_wrong_setting_is_named(arguments, message):
@@ -199,17 +243,8 @@ def test_a_wrong_setting_is_named(arguments, message):
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(ConfigurationError, match="is neither a folder with"):
+    with pytest.raises(ConfigurationError, match="model must be a folder with"):
         Engine.load(tmp_path)
-
-
-@pytest.mark.parametrize("computes", [True, False])
-def test_auto_dtype_is_what_the_device_computes_in(monkeypatch, computes):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: computes, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-    expected = torch.bfloat16 if computes else torch.float32
-    assert dtype_named("auto", torch.device("cpu")) == expected
-    assert dtype_named("auto", torch.device("mps")) == torch.float32
 
 
 def combined_log_prob(engine, prompts, powers, reply, temperature):
@@ -232,6 +267,36 @@ def test_scores_are_those_of_full_forward_passes_under_every_condition(tiny, tem
         for j, reply in enumerate(replies):
             exact = combined_log_prob(tiny, prompts, row, reply, temperature) if reply else 0.0
             assert scores[c, j] == pytest.approx(exact, abs=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_scoring_in_several_chunks_changes_no_score(tiny, monkeypatch, rows):
+    """Few states at a time go onto the vocabulary; a chunk then holds parts of several replies."""
+    prompts = [[3, 4, 6], [9, 8, 7, 6, 10], [12]]
+    powers = [[1.0, 0.0, 0.0], [-0.5, 1.0, 0.5], [0.6, 0.0, 0.4]]
+    replies = [[7], [3, 9, 11, 4], [], [20, 21], [3, 9, 11, 2, 8, 9, 10]]
+    whole = tiny.score(prompts, powers, replies, Sampler())
+    projections, logits = [], type(tiny._passes).logits
+
+    def watched(passes, states):
+        projections.append(len(states))
+        return logits(passes, states)
+
+    monkeypatch.setattr(Passes, "rows", property(lambda passes: rows))
+    monkeypatch.setattr(Passes, "logits", watched)
+    assert tiny.score(prompts, powers, replies, Sampler()) == pytest.approx(whole, abs=1e-5)
+    assert len(projections) > 1
+    assert max(projections) <= max(rows, len(prompts))
+    assert whole[0, 4] == pytest.approx(combined_log_prob(tiny, prompts, powers[0], replies[4], 1.0), abs=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_drawing_in_several_chunks_changes_no_reply(tiny, monkeypatch, rows):
+    conditions = [([[3, 4]], [1.0], 5), ([[3, 4], [9]], [0.5, 0.5], 4)]
+    options = {"seed": 4, "max_tokens": 5, "sampler": Sampler()}
+    whole = tiny.sample(conditions, **options)
+    monkeypatch.setattr(Passes, "rows", property(lambda passes: rows))
+    assert [reply.token_ids for reply in tiny.sample(conditions, **options)] == [reply.token_ids for reply in whole]
 
 
 def test_scores_are_those_of_the_draws(tiny):
@@ -264,5 +329,60 @@ def test_nothing_asked_is_nothing_scored(tiny):
 
 
 def test_a_reply_that_does_not_fit_cannot_be_scored(tiny):
-    with pytest.raises(ContextWindowError, match="shorten"):
+    with pytest.raises(ContextWindowError, match="Shorten the prompt"):
         tiny.score([[3] * 30], [[1.0]], [[4, 5, 6]], Sampler())
+
+
+def wait_until(true, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.001)
+
+
+def line_up(pool, queue, done, *names, cancel=None):
+    """Let threads ask for a turn, one surely after the other."""
+    futures = []
+    for name in names:
+        before = len(queue._waiting)
+
+        def take(name=name):
+            with queue.turn(cancel):
+                done.append(name)
+
+        futures.append(pool.submit(take))
+        wait_until(lambda before=before: len(queue._waiting) > before)
+    return futures
+
+
+def test_turns_come_in_the_order_in_which_they_were_asked_for():
+    queue, done = FifoLock(), []
+    with ThreadPoolExecutor(5) as pool:
+        with queue.turn():
+            futures = line_up(pool, queue, done, *range(5))
+            assert not done
+        for future in futures:
+            future.result()
+    assert done == list(range(5))
+
+
+def test_an_abandoned_thread_leaves_and_the_next_one_goes_on():
+    queue, done, cancel = FifoLock(), [], threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        with queue.turn():
+            (abandoned,) = line_up(pool, queue, done, "abandoned", cancel=cancel)
+            (next_one,) = line_up(pool, queue, done, "next")
+            cancel.set()
+            with pytest.raises(CancelledError):
+                abandoned.result()
+        next_one.result()
+    assert done == ["next"]
+    assert not queue._waiting
+
+
+def test_a_turn_that_fails_is_handed_on():
+    queue = FifoLock()
+    with pytest.raises(ValueError, match="mine"), queue.turn():
+        raise ValueError("mine")
+    with queue.turn():
+        assert len(queue._waiting) == 1

