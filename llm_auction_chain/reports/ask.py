@@ -13,7 +13,6 @@ from langchain_core.runnables.base import RunnableBindingBase
 
 from llm_auction_chain.agents import RewardLike
 from llm_auction_chain.rewards.base import Reward
-from llm_auction_chain.rewards.webhook import WebhookReward
 from llm_auction_chain.threads import attempt, finished
 from llm_auction_chain.waiting import Waiter
 
@@ -27,7 +26,7 @@ async def ask(
     config: RunnableConfig | None,
     waiter: Waiter,
 ) -> Any:
-    """Return what a reward says of the replies.
+    """Return what a reward says of the replies, or the future of it if the caller blocks and the work is elsewhere.
 
     Args:
         reward: of any kind that an agent may have.
@@ -37,7 +36,10 @@ async def ask(
         waiter: how the caller waits. A caller that blocks awaits an async reward in a new event loop.
     """
     if isinstance(reward, Reward):
-        value: Any = await waiter.either(lambda: reward.score(prompt, replies), lambda: reward.ascore(prompt, replies))
+        value: Any = await waiter.either(
+            lambda: reward.start(prompt, replies) or reward.score(prompt, replies),
+            lambda: reward.ascore(prompt, replies),
+        )
     elif callable(score := getattr(reward, "score", None)):
         value = score(prompt, replies)
     elif isinstance(reward, Runnable):
@@ -58,8 +60,7 @@ async def ask(
 def awaits(reward: RewardLike) -> bool:
     """Whether all of a reward's work can be awaited in the caller's loop, so that it needs no thread."""
     if isinstance(reward, Reward):
-        # Writing and signing a webhook's request takes time that a loop should not lose.
-        return reward.awaits and not isinstance(reward, WebhookReward)
+        return reward.awaits
     verb = getattr(reward, "score", reward)
     if isinstance(verb, Runnable):
         return _is_async(verb)

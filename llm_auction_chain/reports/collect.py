@@ -25,7 +25,6 @@ from llm_auction_chain.reports.ask import ask, attempt_awaiting, awaits
 from llm_auction_chain.reports.report import InvalidReportError, Report, failed_report, report_of, text_of
 from llm_auction_chain.rewards.base import AskedBy, asked_by
 from llm_auction_chain.rewards.log_ratio import grouped, groups_of_agent, log_ratios_of
-from llm_auction_chain.rewards.webhook import WebhookReward
 from llm_auction_chain.threads import attempt, finished, hearing
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
@@ -181,13 +180,11 @@ class _Round:
         return [self._report(k) for k in range(len(self._agents))]
 
     def _outcome_in_thread(self, k: int) -> Any:
-        """Return (report, None), (None, error), or the future of a webhook's amounts, for which no thread waits."""
+        """Return (report, None), (None, error), or the future of a reward's amounts, for which no thread waits."""
 
         def answer() -> Any:
-            reward = self._agents[k].reward
-            if type(reward) is WebhookReward:  # a subclass may score in its own way
-                return reward.submit(self._copies_of_prompt(), self._copies_of_replies())
-            return self._read(k, run(self._ask(k, BLOCKING)))
+            value = run(self._ask(k, BLOCKING))
+            return value if isinstance(value, Future) else self._read(k, value)
 
         outcome = self._contexts[k].run(attempt, answer)
         return outcome[0] if isinstance(outcome[0], Future) else outcome

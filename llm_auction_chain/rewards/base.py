@@ -4,6 +4,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -73,6 +74,10 @@ class Reward(ABC):
         """Return what `score` returns, from a thread that delays no exit if it hangs."""
         amounts: Sequence[float] = await in_thread(partial(self.score, prompt, replies))
         return amounts
+
+    def start(self, prompt: Prompt, replies: Replies) -> Future[Any] | None:  # noqa: ARG002
+        """Start work that goes on elsewhere and return its future, for which no thread waits; None: call `score`."""
+        return None
 
     def __add__(self, other: Any) -> "Reward":
         return Combined("+", (self, other))

@@ -1,1 +1,1 @@
-"""A model behind a vLLM server."""
+"""A chat model and scorer on a vLLM server."""

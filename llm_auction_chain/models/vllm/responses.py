@@ -1,66 +1,120 @@
-"""What a vLLM server's answers mean: replies, their tokens, usage, log-probabilities. Pure functions of the JSON."""
+"""Pure functions that read a vLLM server's answers: replies, their tokens, usage, log-probabilities, failures."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
 
-from llm_auction_chain.errors import ContextWindowError, ScoringError
+from llm_auction_chain.errors import AuctionError, ContextWindowError, ScoringError
 
-__all__ = ["is_plain", "listed", "read_replies", "read_scores", "read_usage", "total_usage"]
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = [
+    "is_plain",
+    "read_failure",
+    "read_list",
+    "read_replies",
+    "read_scores",
+    "read_usage",
+    "total_usage",
+]
+
+_TOO_LONG = ("context length", "max_model_len", "model length")
+_BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 400, 401, 403, 404
 
 _FLOOR = -9999.0  # what vLLM writes for minus infinity, which JSON cannot hold
-_LEAST = -20.0  # nats; the likeliest of 2 ** 20 tokens has at least -14, so no reply is drawn of rarer ones alone
+_LEAST = -20.0  # nats. The likeliest of 2 ** 20 tokens has at least -14, so no reply has rarer ones alone
 _LOGITS = "The server returns logits in place of log-probabilities; start it with --logprobs-mode raw_logprobs."
 
 
 def is_plain(settings: Mapping[str, Any]) -> bool:
-    """Whether the sampler's law is the model's own: temperature 1, nothing truncated."""
+    """Return whether the sampler draws from the model's own distribution: temperature 1, no truncation."""
     return bool(settings["temperature"] == 1 and settings["top_p"] == 1 and settings["top_k"] == 0)
 
 
-def listed(answer: Any, key: str) -> list[Any]:
-    """Return a list out of an answer; one that lacks it is not a vLLM server's: ScoringError."""
-    found = answer.get(key) if isinstance(answer, dict) else None
-    if not isinstance(found, list):
+def read_list(answer: Any, key: str) -> list[Any]:
+    """Return a list in an answer. Without it the answer is not a vLLM server's: ScoringError."""
+    value = answer.get(key) if isinstance(answer, dict) else None
+    if not isinstance(value, list):
         raise ScoringError(f"The server's answer has no {key!r}. Is it a vLLM server? It said: {str(answer)[:200]}")
-    return found
+    return value
+
+
+def read_failure(
+    error: "httpx.HTTPError", url: str, kind: type[AuctionError], *, api_key: str | None, timeout: float | None
+) -> AuctionError:
+    """Return our error for a request that failed: of this kind, or a `ContextWindowError`.
+
+    Args:
+        error: from the request.
+        url: the server's, for the message.
+        kind: the class of the error.
+        api_key: never in the message, even if the server repeats it.
+        timeout: seconds, of the request.
+    """
+    import httpx
+
+    if isinstance(error, httpx.HTTPStatusError):
+        text = error.response.text[:500].replace(api_key or "\0", "***")
+        if error.response.status_code == _BAD_REQUEST and any(words in text for words in _TOO_LONG):
+            return ContextWindowError(f"{url} says: {text} Shorten the prompt or lower max_tokens.")
+        message = _refusal(error.response.status_code, error.request.url.path, text)
+    elif isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout)):
+        message = f"did not answer within {timeout} s. Raise timeout or lower max_tokens or max_concurrency."
+    elif isinstance(error, httpx.DecodingError):
+        message = "answered something other than JSON. Is it a vLLM server?"
+    else:
+        message = f"cannot be reached ({error}). Start a server: vllm serve MODEL --port 8000, or set base_url."
+    return kind(f"{url} {message}")
+
+
+def _refusal(status: int, path: str, text: str) -> str:
+    """Return what a status means and what to do."""
+    if status in (_UNAUTHORIZED, _FORBIDDEN):
+        return f"refuses the API key (status {status}). Set api_key to the server's --api-key."
+    if status == _NOT_FOUND and path.endswith("/tokenize"):
+        return "has no /tokenize. Score with a vLLM server; a proxy in front must pass on /tokenize beside /v1."
+    return f"answered {path} with status {status}: {text}"
 
 
 def read_usage(answer: Mapping[str, Any]) -> UsageMetadata | None:
-    """Return the token counts of one request: the prompt once, every reply's tokens; None where there are none."""
-    if not isinstance(used := answer.get("usage"), dict):
+    """Return the token counts of one request: the prompt once, and every reply; None where there are none."""
+    if not isinstance(usage := answer.get("usage"), dict):
         return None
-    return _usage(used.get("prompt_tokens") or 0, used.get("completion_tokens") or 0)
+    return _usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
 
 
 def total_usage(usages: Sequence[UsageMetadata | None]) -> UsageMetadata | None:
-    """Return the sum of those that are known; None where none is."""
-    known = [usage for usage in usages if usage]
-    read, written = sum(usage["input_tokens"] for usage in known), sum(usage["output_tokens"] for usage in known)
-    return _usage(read, written) if known else None
+    """Return the sum of the token counts that are there; None where none is."""
+    counts = [usage for usage in usages if usage]
+    inputs, outputs = sum(usage["input_tokens"] for usage in counts), sum(usage["output_tokens"] for usage in counts)
+    return _usage(inputs, outputs) if counts else None
 
 
 def read_replies(answer: Any, body: Mapping[str, Any], prompt: Sequence[int] | None) -> list[AIMessage]:
     """Return the replies of one chat completion, in order, with their tokens where the request's body asked for them.
 
-    Then they must have been drawn behind the tokens of `prompt`, behind which they will be scored.
-
     Log-probabilities are complete where every token has one, the server counted as many tokens as it sent, and a reply
     that ended by itself has its end token.
 
+    Args:
+        answer: the JSON.
+        body: of the request.
+        prompt: the tokens before the replies when they are scored; the server must have drawn behind the same.
+
     Raises:
-        ScoringError: there are no replies, or no tokens where they were asked for, or another prompt's.
+        ScoringError: there are no replies, or no tokens where the request asked for them, or those of another prompt.
         ContextWindowError: a reply with tokens was cut before `max_tokens`.
     """
-    replies, counted = [], 0
-    for choice in sorted(listed(answer, "choices"), key=_index):
+    replies, n_tokens = [], 0
+    for choice in sorted(read_list(answer, "choices"), key=_index):
         metadata = {"model_name": body["model"], "finish_reason": choice.get("finish_reason")}
         if body["logprobs"]:
             metadata["logprobs"] = _log_probs(choice, body)
-            counted += len(choice["token_ids"])
+            n_tokens += len(choice["token_ids"])
         replies.append(AIMessage(content=_text(choice), response_metadata=metadata))
     if replies and prompt is not None and answer.get("prompt_token_ids") != prompt:
         raise ScoringError(
@@ -68,29 +122,29 @@ def read_replies(answer: Any, body: Mapping[str, Any], prompt: Sequence[int] | N
             "score them. Serve a model whose chat template both use, or use proposal=Reference()."
         )
     usage = read_usage(answer)
-    if body["logprobs"] and usage is not None and usage["output_tokens"] != counted:
+    if body["logprobs"] and usage is not None and usage["output_tokens"] != n_tokens:
         for reply in replies:
             reply.response_metadata["logprobs"]["complete"] = False
     return replies
 
 
 def read_scores(answer: Any, start: int, replies: Sequence[Sequence[int]]) -> list[float]:
-    """Return the log-probability of every reply, whose tokens begin at `start` of their prompts, nats.
+    """Return the log-probability of every reply in nats. The tokens of a reply begin at `start` of its prompt.
 
     Raises:
-        ScoringError: a log-probability is missing, or is none.
+        ScoringError: a log-probability is missing, or not one.
     """
-    choices = sorted(listed(answer, "choices"), key=_index)
+    choices = sorted(read_list(answer, "choices"), key=_index)
     if len(choices) != len(replies):
         raise ScoringError(f"The server scored {len(choices)} of {len(replies)} replies. Is it a vLLM server?")
     return [_score(choice, start, reply) for choice, reply in zip(choices, replies, strict=True)]
 
 
 def _score(choice: Mapping[str, Any], start: int, reply: Sequence[int]) -> float:
-    given = choice.get("prompt_logprobs")
-    if not isinstance(given, list) or len(given) != start + len(reply):
+    log_probs = choice.get("prompt_logprobs")
+    if not isinstance(log_probs, list) or len(log_probs) != start + len(reply):
         raise ScoringError("The server returned no prompt_logprobs. Score with a vLLM server, directly or by a proxy.")
-    entries = zip(given[start:], reply, strict=True)
+    entries = zip(log_probs[start:], reply, strict=True)
     values = [(entry or {}).get(str(token), {}).get("logprob") for entry, token in entries]
     if None in values:
         raise ScoringError("The server's prompt_logprobs are not of the tokens sent. Is it a vLLM server?")
@@ -100,7 +154,7 @@ def _score(choice: Mapping[str, Any], start: int, reply: Sequence[int]) -> float
 
 
 def _log_probs(choice: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a reply's tokens and log-probabilities, and whether they are all there."""
+    """Return the tokens and log-probabilities of a reply, and whether they are all there."""
     ids, content = choice.get("token_ids"), (choice.get("logprobs") or {}).get("content")
     if not isinstance(ids, list) or not isinstance(content, list):
         raise ScoringError(
@@ -125,7 +179,7 @@ def _log_probs(choice: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, 
 
 
 def _is_whole(choice: Mapping[str, Any], ids: Sequence[int], content: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a reply that ended by itself has its end token: the last one, and no part of the text."""
+    """Return whether a reply that ended by itself has its end token: the last one, which is not part of the text."""
     reason = choice.get("stop_reason")
     if choice.get("finish_reason") != "stop" or isinstance(reason, str):
         return choice.get("finish_reason") in ("stop", "length")
@@ -143,5 +197,5 @@ def _index(choice: Mapping[str, Any]) -> int:
     return int(choice.get("index") or 0)
 
 
-def _usage(read: int, written: int) -> UsageMetadata:
-    return UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
+def _usage(inputs: int, outputs: int) -> UsageMetadata:
+    return UsageMetadata(input_tokens=inputs, output_tokens=outputs, total_tokens=inputs + outputs)

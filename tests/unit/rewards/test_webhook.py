@@ -17,8 +17,8 @@ import pytest
 import trustme
 from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 
+from llm_auction_chain import http_client
 from llm_auction_chain.errors import ConfigurationError, RewardError
-from llm_auction_chain.rewards import webhook_client as webhook_guard
 from llm_auction_chain.rewards.base import AskedBy, asked_by
 from llm_auction_chain.rewards.webhook import WebhookReward
 from tests.unit.rewards.bidder import SECRET, Bidder, honest, http, is_signed, says, sends
@@ -384,11 +384,11 @@ def test_an_address_that_is_not_public_is_not_connected_to(score, connects, host
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2001:4860:4860::8888", "::ffff:8.8.8.8", "64:ff9b::808:808"])
 def test_a_public_address_is_public(address):
-    assert webhook_guard.is_public(address)
+    assert http_client.is_public(address)
 
 
 def test_a_scoped_address_is_not_public():
-    assert not webhook_guard.is_public("2001:4860:4860::8888%eth0")
+    assert not http_client.is_public("2001:4860:4860::8888%eth0")
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["169.254.169.254", "8.8.8.8"]])
@@ -579,8 +579,8 @@ def test_an_answer_too_many_is_never_read_as_that_of_another_bidder(score):
         assert bidder.connections == 2
 
 
-def test_a_connection_is_closed_when_nobody_used_it_for_long(monkeypatch):
-    monkeypatch.setattr(webhook_guard, "_IDLE", 0.1)
+def test_a_connection_is_closed_when_no_auction_uses_it_for_long(score, monkeypatch):
+    monkeypatch.setattr(http_client, "_IDLE", 0.05)
     gone = threading.Event()
 
     def answer(request, connection):
@@ -590,11 +590,21 @@ def test_a_connection_is_closed_when_nobody_used_it_for_long(monkeypatch):
             gone.set()
 
     with Bidder(answer) as bidder:
-        endpoint = webhook_guard.Endpoint("a test", "127.0.0.1", bidder.port, None, allow_private=True)
-        headers = {"Host": "bidder.example", "Content-Length": "0"}
-        post = webhook_guard.Post(endpoint, b"/", headers, b"", HUNG, 65536)
-        assert webhook_guard.Desk().send(post, bytes.decode).result(HUNG) == GOOD
+        score(webhook(bidder.url))
         assert gone.wait(HUNG)
+
+
+def test_a_request_that_lasts_longer_than_a_connection_is_kept_is_answered(score, monkeypatch):
+    monkeypatch.setattr(http_client, "_IDLE", 0.1)
+
+    def answer(request, connection):
+        if len(bidder.requests) == 2:
+            bidder.over.wait(0.3)
+        connection.sendall(http(GOOD))
+        return True
+
+    with Bidder(answer) as bidder:
+        assert [list(score(webhook(bidder.url))) for _ in range(2)] == [[1.0, 2.5]] * 2
 
 
 async def test_a_cancelled_auction_cancels_its_request():

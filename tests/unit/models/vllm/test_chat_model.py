@@ -21,7 +21,6 @@ from llm_auction_chain.errors import (
     PromptError,
     ScoringError,
 )
-from llm_auction_chain.models.vllm import client as vllm_server
 from llm_auction_chain.models.vllm.chat_model import ChatVLLM
 
 KEY = "sk-very-secret"
@@ -234,7 +233,7 @@ def test_a_seed_of_any_size_becomes_one_that_the_server_takes_and_neighbours_sha
 def test_the_key_is_sent_and_never_shown(server, model):
     draw(model)
     assert {headers.get("Authorization") for headers in server.headers} == {f"Bearer {KEY}"}
-    assert KEY not in repr(model) + str(model) + repr(model._server())
+    assert KEY not in repr(model) + str(model)
     server.script["/v1/chat/completions"] = refuse(400, f"who is {KEY}?")
     with pytest.raises(CandidatesError, match=r"who is \*\*\*\?") as failed:
         draw(model)
@@ -550,12 +549,6 @@ def test_a_silent_server_times_out_and_is_not_asked_for_a_shorter_reply(server, 
     assert len(server.asked) == 1
 
 
-@pytest.mark.parametrize(("timeout", "connect"), [(600.0, 10.0), (1.0, 1.0), (None, 10.0)])
-def test_a_host_that_is_not_there_is_given_up_soon(timeout, connect):
-    waits = ChatVLLM(timeout=timeout)._server()._connection()["timeout"]
-    assert (waits.connect, waits.read) == (connect, timeout)
-
-
 def test_no_server_names_the_url_and_how_to_start_one(model):
     replies = drawn(model, 1)
     gone = ChatVLLM(base_url="http://127.0.0.1:9/v1", max_retries=0)
@@ -687,8 +680,9 @@ def test_tracing_is_told_what_is_asked(server, model):
 
 def test_without_httpx_the_extra_is_named(monkeypatch, model):
     monkeypatch.setitem(sys.modules, "httpx", None)
+    monkeypatch.delitem(sys.modules, "llm_auction_chain.http_client", raising=False)
     with pytest.raises(MissingDependencyError, match=r"llm-auction-chain\[vllm\]"):
-        vllm_server._httpx()
+        model.invoke(PROMPT)
 
 
 def test_the_module_does_not_import_httpx_by_itself():

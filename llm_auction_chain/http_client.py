@@ -1,0 +1,490 @@
+"""HTTP in both directions of trust: JSON from a server that the user runs, and answers of bidders that nobody trusts.
+
+`JsonServer` talks to the user's own server (vLLM) with httpx, and repeats a request whose failure may pass.
+
+`post` reaches a remote bidder. It uses httpcore, the layer below httpx, because that has no redirects, cookies, proxies
+or decompression to switch off, and because its pool takes a network backend. The backend here connects only to an
+address that it has checked (no second look-up, so no DNS rebinding), and counts the bytes of an answer. One event loop
+in a daemon thread serves all callers, so that a connection outlives the event loop of the auction that opened it.
+"""
+
+import asyncio
+import ipaddress
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cache, partial
+from typing import Any, NamedTuple, TypeVar
+
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
+from typing_extensions import override
+
+from llm_auction_chain.errors import ConfigurationError, MissingDependencyError, RewardError
+from llm_auction_chain.threads import in_thread
+from llm_auction_chain.waiting import Waiter
+
+try:
+    import httpcore
+    import httpx
+except ImportError as error:
+    raise MissingDependencyError(
+        "httpx is not installed. For a vLLM server run: pip install 'llm-auction-chain[vllm]'. "
+        "For webhooks run: pip install 'llm-auction-chain[rewards]'."
+    ) from error
+
+__all__ = [
+    "NOT_PUBLIC",
+    "Bidder",
+    "HTTPError",
+    "JsonServer",
+    "JsonSession",
+    "certificates",
+    "is_public",
+    "parse_url",
+    "post",
+]
+
+T = TypeVar("T")
+Headers = Sequence[tuple[str, str]]
+
+
+@cache
+def certificates() -> ssl.SSLContext:
+    """Return the usual certificate authorities. Reading them takes longer than opening a connection, so: once."""
+    return httpx.create_ssl_context()
+
+
+def parse_url(url: str) -> httpx.URL:
+    """Return a URL in its parts.
+
+    Raises:
+        ConfigurationError: it is not a URL.
+    """
+    try:
+        return httpx.URL(url)
+    except (httpx.InvalidURL, TypeError) as error:
+        raise ConfigurationError(f"The URL cannot be read: {error}") from error
+
+
+# A server that the user runs.
+
+HTTPError = httpx.HTTPError  # for callers that import httpx only through this module
+_CONNECT = 10.0  # seconds; a server that is there accepts a connection sooner
+# 504 and a timeout are not repeated: the reply was too long, and the next would be drawn from shorter ones alone.
+_PASSING = (429, 500, 502, 503)
+
+
+@dataclass(frozen=True)
+class JsonServer:
+    """A server that speaks JSON, and how patient its client is.
+
+    Attributes:
+        url: its root.
+        api_key: sent as a bearer token; in no repr.
+        timeout: seconds that the server may keep silent; None waits for ever.
+        max_retries: how often a request is repeated that lost its connection, or got status 429, 500, 502 or 503.
+        max_concurrency: the most requests of one session that run at the same time.
+    """
+
+    url: str
+    _: KW_ONLY
+    api_key: str | None = field(default=None, repr=False)
+    timeout: float | None
+    max_retries: int
+    max_concurrency: int
+
+    @asynccontextmanager
+    async def session(self, waiter: Waiter) -> AsyncIterator["JsonSession"]:
+        """Open connections that live as long as the block, so that each event loop has its own."""
+
+        async def opened() -> Any:
+            return httpx.AsyncClient(**self._options())
+
+        client: Any = await waiter.either(lambda: httpx.Client(**self._options()), opened)
+        try:
+            yield JsonSession(self, client, waiter)
+        finally:
+            await waiter.either(lambda: client.close(), lambda: client.aclose())  # noqa: PLW0108 - each has only one
+
+    def _options(self) -> dict[str, Any]:
+        connect = _CONNECT if self.timeout is None else min(self.timeout, _CONNECT)
+        return {
+            "base_url": self.url,
+            "headers": {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {},
+            # A request waits for a free connection as long as it takes.
+            "timeout": httpx.Timeout(self.timeout, pool=None, connect=connect),
+            "limits": httpx.Limits(max_connections=self.max_concurrency),
+            "verify": certificates(),
+        }
+
+
+class JsonSession:
+    """Requests to one server, for a caller that blocks or awaits.
+
+    Every request raises `httpx.HTTPError`: no connection, no answer in time, a status of failure, or no JSON.
+    """
+
+    def __init__(self, server: JsonServer, client: Any, waiter: Waiter) -> None:
+        self._server, self._client, self._waiter = server, client, waiter
+
+    async def get(self, path: str) -> Any:
+        """Return the answer to a GET."""
+        return await self._answer("GET", path, None)
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Return the answer to a POST."""
+        return await self._answer("POST", path, body)
+
+    async def post_all(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Return the answers to several POSTs that run side by side; the first failure ends the others."""
+        return await self._waiter.together([partial(self.post, path, body) for body in bodies])
+
+    async def _answer(self, method: str, path: str, body: Any) -> Any:
+        async def attempt() -> Any:
+            send = partial(self._client.request, method, path, json=body)
+            response = (await self._waiter.either(send, send)).raise_for_status()
+            try:
+                return response.json()
+            except ValueError as error:
+                raise httpx.DecodingError(str(error), request=response.request) from error
+
+        async def pause(seconds: float) -> None:
+            await self._waiter.either(lambda: time.sleep(seconds), lambda: asyncio.sleep(seconds))
+
+        return await AsyncRetrying(
+            sleep=pause,
+            retry=retry_if_exception(_may_pass),
+            stop=stop_after_attempt(self._server.max_retries + 1),
+            wait=wait_exponential(multiplier=0.25, max=8) + wait_random(0, 0.25),
+            reraise=True,
+        )(attempt)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Return whether the same request may succeed a moment later."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in _PASSING
+    return isinstance(error, (httpx.ConnectTimeout, httpx.NetworkError, httpx.RemoteProtocolError))
+
+
+# A bidder that nobody trusts.
+
+_IDLE = 30.0  # seconds that a connection is kept for the next auction
+_PIECE = 4096  # bytes per read: the loop is shared, and every read lets other requests go on
+_MOST_ADDRESSES = 4
+_OK, _REDIRECTS = 200, range(300, 400)
+
+NOT_PUBLIC = {
+    "0.0.0.0/8": "this host on this network; many systems connect it to themselves (RFC 1122)",
+    "10.0.0.0/8": "private networks (RFC 1918)",
+    "100.64.0.0/10": "shared by a provider's customers, and Alibaba Cloud's metadata (RFC 6598)",
+    "127.0.0.0/8": "loopback (RFC 1122)",
+    "168.63.129.16/32": "Azure's platform services, reachable from its virtual machines only",
+    "169.254.0.0/16": "link-local, and the metadata of AWS, Google Cloud, Azure and others (RFC 3927)",
+    "172.16.0.0/12": "private networks (RFC 1918)",
+    "192.0.0.0/24": "protocol assignments, and Oracle Cloud's metadata (RFC 6890)",
+    "192.0.2.0/24": "documentation (RFC 5737)",
+    "192.88.99.0/24": "relays from 6to4, withdrawn (RFC 7526)",
+    "192.168.0.0/16": "private networks (RFC 1918)",
+    "198.18.0.0/15": "benchmarks of network devices (RFC 2544)",
+    "198.51.100.0/24": "documentation (RFC 5737)",
+    "203.0.113.0/24": "documentation (RFC 5737)",
+    "224.0.0.0/4": "multicast (RFC 5771)",
+    "240.0.0.0/4": "reserved, and broadcast (RFC 1112, RFC 919)",
+    "::/96": "the unspecified address, loopback, and IPv4 in a withdrawn form (RFC 4291)",
+    "64:ff9b:1::/48": "translation to IPv4 inside one network (RFC 8215)",
+    "100::/64": "discarded by routers (RFC 6666)",
+    "2001::/23": "protocol assignments, and Teredo tunnels to an IPv4 address (RFC 2928, RFC 4380)",
+    "2001:db8::/32": "documentation (RFC 3849)",
+    "2002::/16": "6to4 tunnels to an IPv4 address (RFC 3056)",
+    "3fff::/20": "documentation (RFC 9637)",
+    "5f00::/16": "segment routing inside one network (RFC 9602)",
+    "fc00::/7": "private networks, and the metadata of AWS and Google Cloud (RFC 4193)",
+    "fe80::/10": "link-local (RFC 4291)",
+    "fec0::/10": "site-local, withdrawn (RFC 3879)",
+    "ff00::/8": "multicast (RFC 4291)",
+}
+"""Networks that a bidder may not be in, and why. `ipaddress` does not know all of them as not global."""
+
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, NOT_PUBLIC))
+# An address that carries an IPv4 address is as public as that one: IPv4-mapped (RFC 4291), and NAT64 (RFC 6052), by
+# which a host without IPv4 reaches bidders that have nothing else.
+_CARRY_IPV4 = (ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Network("64:ff9b::/96"))
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # the only IPv6 addresses in public use (RFC 4291)
+
+
+def is_public(address: str) -> bool:
+    """Return whether an address belongs to the public internet.
+
+    >>> [is_public(address) for address in ("8.8.8.8", "169.254.169.254", "::ffff:127.0.0.1", "64:ff9b::7f00:1")]
+    [True, False, False, False]
+    """
+    ip = ipaddress.ip_address(address)
+    if any(ip in network for network in _CARRY_IPV4):
+        return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+    if isinstance(ip, ipaddress.IPv6Address) and (ip not in _GLOBAL_UNICAST or ip.scope_id is not None):
+        return False
+    return ip.is_global and not any(ip in network for network in _NOT_PUBLIC)
+
+
+class Bidder(NamedTuple):
+    """Where a bidder is, and what its answer may cost.
+
+    Bidders that differ in anything share no connection: what one sends unasked is never read as another's answer.
+
+    Attributes:
+        owner: the owner of the connections.
+        url: where requests go.
+        tls: the certificate authorities to trust; None where the URL is `http://`.
+        allow_private: whether it may be at an address that is not public.
+        timeout: seconds, from the look-up of the address to the last byte of the answer.
+        max_bytes: of the answer, its head included.
+    """
+
+    owner: Hashable
+    url: httpx.URL
+    tls: ssl.SSLContext | None
+    allow_private: bool
+    timeout: float
+    max_bytes: int
+
+    @property
+    def name(self) -> str:
+        """The bidder in messages: no path, which may hold a token, and no address, which may be private."""
+        return f"The bidder at {self.url.host}"
+
+    @property
+    def httpcore_url(self) -> httpcore.URL:
+        """The URL for httpcore."""
+        url = self.url
+        return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+
+
+def post(bidder: Bidder, headers: Headers, body: bytes, read: Callable[[bytes], T]) -> Future[T]:
+    """Send a request and return a future of what `read` makes of the answer's body. Cancelling it ends the request.
+
+    The request is sent once, with one exception: if a connection of an earlier auction breaks before the first byte of
+    an answer, the same request is sent once more over a new one. A connection that cannot be made is tried once more.
+
+    Raises, from the future:
+        TimeoutError: the answer was not complete in time.
+        ConnectionError: there was no answer, or one with a status other than 200.
+        RewardError: the answer was too long, or compressed.
+    """
+    return _post_office().post(bidder, headers, body, read)
+
+
+class _StaleConnectionError(Exception):
+    """The bidder closed a connection of an earlier auction before it answered."""
+
+
+class _Answers(httpcore.AsyncNetworkStream):
+    """The bytes of a connection: no more come in than one answer may have, whatever they are."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, most: int) -> None:
+        self._stream, self._most = stream, most
+        self._received, self._used = 0, False
+
+    @override
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        try:
+            piece = await self._stream.read(min(max_bytes, _PIECE), timeout)
+        except httpcore.ReadError:
+            if self._is_stale():
+                raise _StaleConnectionError from None
+            raise
+        if not piece and self._is_stale():
+            raise _StaleConnectionError
+        self._received += len(piece)
+        if self._received > self._most:
+            raise RewardError(f"The bidder answered more than {self._most} bytes; raise max_bytes if it may.")
+        return piece
+
+    def _is_stale(self) -> bool:
+        return self._used and not self._received
+
+    @override
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if self._received:  # the next request begins
+            self._received, self._used = 0, True
+        await self._stream.write(buffer, timeout)
+
+    @override
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        return _Answers(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._most)
+
+    @override
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    @override
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class _CheckedAddresses(httpcore.AnyIOBackend):
+    """Connects to a bidder at an address that is checked first; each address gets an equal share of the time."""
+
+    def __init__(self, bidder: Bidder, office: "_PostOffice") -> None:
+        self._bidder, self._office = bidder, office
+
+    @override
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        addresses = await self._addresses(host, port)
+        share, failures = self._bidder.timeout / len(addresses), []
+        for address in addresses:
+            try:
+                return _Answers(await super().connect_tcp(address, port, timeout=share), self._bidder.max_bytes)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failures.append(error)
+        raise failures[-1]
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        try:
+            addresses = await self._office.addresses(host, port)
+        except (OSError, UnicodeError) as error:
+            raise ConnectionError(f"{self._bidder.name} cannot be found: its name has no address.") from error
+        if not (self._bidder.allow_private or all(map(is_public, addresses))):
+            raise ConnectionError(
+                f"{self._bidder.name} is at an address that is not public; set allow_private=True if it is your own."
+            )
+        return addresses[:_MOST_ADDRESSES]
+
+
+class _PostOffice:
+    """The event loop of a process that all requests to bidders run in, and their connections."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        # A pool of httpcore goes through all its connections for each request. With 200 at one bidder it took seconds.
+        self._idle: dict[Bidder, dict[httpcore.AsyncHTTPConnection, asyncio.TimerHandle]] = {}
+        self._closing: set[asyncio.Task[None]] = set()  # a loop alone does not keep a task alive
+        self._lookups: dict[tuple[str, int], asyncio.Task[list[str]]] = {}
+        threading.Thread(target=self._loop.run_forever, name="auction-webhooks", daemon=True).start()
+
+    def post(self, bidder: Bidder, headers: Headers, body: bytes, read: Callable[[bytes], T]) -> Future[T]:
+        async def exchange() -> T:
+            return read(await self._exchange(bidder, headers, body))
+
+        return asyncio.run_coroutine_threadsafe(exchange(), self._loop)
+
+    async def _exchange(self, bidder: Bidder, headers: Headers, body: bytes) -> bytes:
+        try:
+            async with asyncio.timeout(bidder.timeout):
+                try:
+                    return await self._answer(bidder, self._kept(bidder) or self._connection(bidder), headers, body)
+                except _StaleConnectionError:
+                    return await self._answer(bidder, self._connection(bidder), headers, body)
+        except (TimeoutError, httpcore.TimeoutException) as error:
+            raise TimeoutError(f"{bidder.name} did not answer within {bidder.timeout:g} s.") from error
+        except httpcore.ConnectError as error:
+            raise ConnectionError(f"{bidder.name} cannot be reached: {str(error)[:100]}") from error
+        except (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError) as error:
+            # The text of these may be what the bidder sent.
+            raise ConnectionError(
+                f"{bidder.name} broke off, or does not speak HTTP ({type(error).__name__})."
+            ) from error
+
+    async def _answer(
+        self, bidder: Bidder, connection: httpcore.AsyncHTTPConnection, headers: Headers, body: bytes
+    ) -> bytes:
+        try:
+            async with connection.stream("POST", bidder.httpcore_url, headers=headers, content=body) as response:
+                _check_head(response, bidder)
+                answer = await response.aread()
+        except BaseException:
+            await connection.aclose()
+            raise
+        if connection.is_idle():
+            timer = self._loop.call_later(_IDLE, self._close, bidder, connection)
+            self._idle.setdefault(bidder, {})[connection] = timer
+        return answer
+
+    def _connection(self, bidder: Bidder) -> httpcore.AsyncHTTPConnection:
+        return httpcore.AsyncHTTPConnection(
+            bidder.httpcore_url.origin,
+            bidder.tls,
+            keepalive_expiry=_IDLE,
+            retries=1,
+            network_backend=_CheckedAddresses(bidder, self),
+        )
+
+    def _kept(self, bidder: Bidder) -> httpcore.AsyncHTTPConnection | None:
+        """Return a connection that an earlier auction left open."""
+        for connection in reversed(list(self._idle.get(bidder, ()))):
+            if not connection.has_expired():
+                self._forget(bidder, connection)
+                return connection
+            self._close(bidder, connection)
+        return None
+
+    def _close(self, bidder: Bidder, connection: httpcore.AsyncHTTPConnection) -> None:
+        self._forget(bidder, connection)
+        closing = self._loop.create_task(connection.aclose())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    def _forget(self, bidder: Bidder, connection: httpcore.AsyncHTTPConnection) -> None:
+        self._idle[bidder].pop(connection).cancel()
+        if not self._idle[bidder]:
+            del self._idle[bidder]
+
+    async def addresses(self, host: str, port: int) -> list[str]:
+        """Return all addresses of a host.
+
+        A name server can be a bidder's own and slow. So each name has a thread that no other name waits for, and no
+        more than one, however many requests wait for it.
+        """
+        lookup = self._lookups.get((host, port))
+        if lookup is None:
+            lookup = self._loop.create_task(in_thread(partial(_look_up, host, port)))
+            self._lookups[host, port] = lookup
+            lookup.add_done_callback(lambda task: (self._lookups.pop((host, port)), task.exception()))
+        return await asyncio.shield(lookup)  # a request that gives up does not end it for others
+
+
+def _look_up(host: str, port: int) -> list[str]:
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in entries))
+
+
+def _check_head(response: httpcore.Response, bidder: Bidder) -> None:
+    if response.status in _REDIRECTS:
+        raise ConnectionError(f"{bidder.name} answered with status {response.status}; redirects are not followed.")
+    if response.status != _OK:
+        raise ConnectionError(f"{bidder.name} answered with status {response.status}; it must be 200.")
+    encodings = [value.strip().lower() for name, value in response.headers if name.lower() == b"content-encoding"]
+    if any(encoding != b"identity" for encoding in encodings):
+        raise RewardError(f"{bidder.name} compressed its answer; it must not.")
+
+
+_post_offices: dict[int, _PostOffice] = {}
+_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+def _post_office() -> _PostOffice:
+    """Return this process's own. A forked child leaves its parent's as it is, because they share the connections."""
+    with _lock:
+        if os.getpid() not in _post_offices:
+            _post_offices[os.getpid()] = _PostOffice()
+        return _post_offices[os.getpid()]
