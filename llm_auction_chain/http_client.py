@@ -143,7 +143,8 @@ class JsonSession:
 
     async def post_all(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Return the answers to several POSTs that run side by side; the first failure ends the others."""
-        return await self._waiter.together([partial(self.post, path, body) for body in bodies])
+        calls = [partial(self.post, path, body) for body in bodies]
+        return await self._waiter.together(calls, most=self._server.max_concurrency)
 
     async def _answer(self, method: str, path: str, body: Any) -> Any:
         async def attempt() -> Any:
