@@ -7,25 +7,20 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from langchain_core.caches import InMemoryCache
-from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
-from langchain_core.globals import set_llm_cache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import ConfigurableField, RouterRunnable, RunnableBranch, RunnableLambda
+from langchain_core.runnables import RunnableLambda
 
 from llm_auction_chain import (
     Agent,
     AuctionRunnable,
     AuctionWarning,
-    CandidatesError,
-    ChatAuction,
     ConfigurationError,
     PromptError,
     RewardError,
-    Sampling,
 )
 from llm_auction_chain.rewards import MentionReward
 from llm_auction_chain.testing import MarkovChatModel
@@ -124,102 +119,6 @@ async def test_async_sources_of_agents_are_awaited():
         assert len(result.agents) == 2
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda model: model,
-    lambda model: model.bind(stop=["x"]),
-    lambda model: model.with_retry(),
-    lambda model: model.with_fallbacks([WORDS]),
-    lambda model: model.configurable_alternatives(ConfigurableField(id="llm"), other=Scripted()),
-    lambda model: model.with_retry().bind(stop=["x"]).with_config(tags=["mine"]),
-    lambda model: model.with_config(tags=["mine"]),
-])  # fmt: skip
-def test_any_runnable_chat_model_fits(wrap):
-    for model in (Scripted(), WORDS):
-        result = auction(wrap(model), TWO).run("x")
-        assert result.draws == result.distinct_replies == 4
-
-
-def test_usage_is_the_sum_of_all_hidden_calls():
-    handler = UsageMetadataCallbackHandler()
-    reply = auction(Scripted(), TWO).invoke("x", config={"callbacks": [handler]})
-    assert reply.usage_metadata["total_tokens"] == 20
-    assert handler.usage_metadata["scripted"]["total_tokens"] == 20
-    handler = UsageMetadataCallbackHandler()
-    reply = auction(agents=TWO).invoke("x", config={"callbacks": [handler]})
-    assert reply.usage_metadata == handler.usage_metadata["markov"]
-
-
-class Tracer(BaseCallbackHandler):
-    def __init__(self):
-        self.chains, self.models = [], []
-
-    def on_chain_start(self, serialized, inputs, *, run_id, parent_run_id=None, **kwargs):
-        self.chains.append(run_id)
-
-    def on_chat_model_start(self, serialized, messages, *, run_id, parent_run_id=None, tags=None, **kwargs):
-        self.models.append((parent_run_id, tags))
-
-
-@pytest.mark.parametrize("model", [Scripted(), MarkovChatModel()])
-async def test_model_calls_are_children_of_the_auction_and_hidden_from_streams(model):
-    for call in ("sync", "async"):
-        tracer = Tracer()
-        config = {"callbacks": [tracer]}
-        if call == "sync":
-            auction(model, TWO).invoke("x", config)
-        else:
-            await auction(model, TWO).ainvoke("x", config)
-        assert tracer.models
-        for parent, tags in tracer.models:
-            assert parent == tracer.chains[0]
-            assert "nostream" in tags
-
-
-def test_a_global_cache_does_not_make_the_candidates_one():
-    set_llm_cache(InMemoryCache())
-    try:
-        for model in (
-            Scripted(),
-            Scripted().bind(stop=["x"]),
-            Scripted().with_fallbacks([Scripted()]),
-            RunnableBranch((lambda given: True, Scripted()), Scripted()),
-            RunnableLambda(lambda given: {"key": "one", "input": given}) | RouterRunnable({"one": Scripted()}),
-        ):
-            assert auction(model, TWO).run("x").distinct_replies == 4
-    finally:
-        set_llm_cache(None)
-
-
-class Uncounted(BaseChatModel):
-    """Says the same always, and counts no tokens."""
-
-    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
-        return ChatResult(generations=[ChatGeneration(message=AIMessage("So"))])
-
-    @property
-    def _llm_type(self):
-        return "uncounted"
-
-
-class AsksUncounted(Uncounted):
-    """Asks a model, for which LangChain's global cache may answer."""
-
-    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
-        return ChatResult(generations=[ChatGeneration(message=Uncounted().invoke(messages))])
-
-
-@pytest.mark.parametrize("kind", [AuctionRunnable, ChatAuction])
-async def test_a_usage_that_counts_costs_alone_is_one_of_no_tokens(kind):
-    """Of a model without usage, LangChain's cache says nothing but that a hit cost nothing."""
-    set_llm_cache(InMemoryCache())
-    try:
-        chain = kind(model=AsksUncounted(), agents=TWO, n_candidates=3)
-        for reply in (chain.invoke("x"), await chain.ainvoke("x"), *chain.stream("x")):
-            assert [reply.usage_metadata[kind] for kind in ("input_tokens", "output_tokens", "total_tokens")] == [0] * 3
-    finally:
-        set_llm_cache(None)
-
-
 @pytest.mark.parametrize("settings", [
     {"tau": 0}, {"tau": -1.0}, {"tau": math.nan}, {"tau": math.inf}, {"tau": "soft"},
     {"n_candidates": 0}, {"n_candidates": "many"}, {"sampling": {"min_candidates": 0}},
@@ -255,42 +154,6 @@ def test_a_bad_seed_is_refused(seed):
 def test_an_empty_prompt_is_refused(given):
     with pytest.raises(PromptError):
         auction(agents=TWO).invoke(given)
-
-
-async def test_all_calls_failing_keeps_every_cause():
-    for model in (Scripted(fails_every=1),):
-        with pytest.raises(CandidatesError, match="call") as caught:
-            auction(model, TWO).invoke("x")
-        assert len(caught.value.causes) == 4
-        with pytest.raises(CandidatesError):
-            await auction(model, TWO).ainvoke("x")
-
-
-class Broken(MarkovChatModel):
-    def _generate(self, *args, **kwargs):
-        raise ConnectionError("down")
-
-
-async def test_a_failing_batched_call_is_kept_as_cause():
-    with pytest.raises(CandidatesError, match="down") as caught:
-        auction(Broken(), TWO).invoke("x")
-    assert isinstance(caught.value.causes[0], ConnectionError)
-    with pytest.raises(CandidatesError):
-        await auction(Broken(), TWO).ainvoke("x")
-
-
-def test_survivors_are_enough_when_there_are_min_candidates():
-    result = auction(Scripted(fails_every=4), TWO, sampling=Sampling(min_candidates=3)).run("x")
-    assert len(result.candidates) == 3
-    diagnostics = result.reply.response_metadata["auction"]["diagnostics"]
-    assert (diagnostics["candidates"], diagnostics["failed_calls"]) == (3, 1)
-    with pytest.raises(CandidatesError):
-        auction(Scripted(fails_every=2), TWO, sampling=Sampling(min_candidates=3)).run("x")
-
-
-def test_a_model_that_returns_no_message_is_refused():
-    with pytest.raises(ConfigurationError, match="AIMessage"):
-        auction(RunnableLambda(lambda given: "text"), TWO).invoke("x")
 
 
 def raises(prompt, reply):
@@ -405,6 +268,17 @@ def test_mentions_are_whole_words_in_any_case():
             MentionReward(**bad)
 
 
+class Tracer(BaseCallbackHandler):
+    def __init__(self):
+        self.chains, self.models = [], []
+
+    def on_chain_start(self, serialized, inputs, *, run_id, parent_run_id=None, **kwargs):
+        self.chains.append(run_id)
+
+    def on_chat_model_start(self, serialized, messages, *, run_id, parent_run_id=None, tags=None, **kwargs):
+        self.models.append((parent_run_id, tags))
+
+
 async def test_a_model_that_a_reward_or_a_directory_calls_is_hidden_from_streams_too():
     """What carries the tag `nostream` is left out of LangGraph's message streams."""
     judge = GenericFakeChatModel(messages=itertools.cycle([AIMessage("3")]))
@@ -454,29 +328,6 @@ def test_a_call_may_bring_its_own_seed_and_nothing_else_of_the_auctions():
     assert auction(agents=TWO).run("x", seed=3).seed == 3
     with pytest.raises(ConfigurationError, match="n: the auction"):
         auction(agents=TWO).invoke("x", n=2)
-
-
-def test_a_seed_reaches_a_model_of_ours_through_its_wrappers():
-    for wrapped in (WORDS.bind(stop=["x"]), WORDS.with_retry(), WORDS.with_config(tags=["a"]).with_retry()):
-        texts = [[c.message.text for c in auction(wrapped, TWO).run("x").candidates] for _ in range(2)]
-        assert texts[0] == texts[1] == [c.message.text for c in auction(agents=TWO).run("x").candidates]
-
-
-class Flaky(MarkovChatModel):
-    length: int = 9
-    failed: list = []  # noqa: RUF012 - pydantic copies it
-
-    def _generate(self, *args, **kwargs):
-        if not self.failed:
-            self.failed.append(1)
-            raise ConnectionError("once")
-        return super()._generate(*args, **kwargs)
-
-
-async def test_retries_around_a_batched_model_still_retry():
-    assert auction(Flaky().with_retry(wait_exponential_jitter=False), TWO).run("x").draws == 4
-    result = await auction(Flaky().with_retry(wait_exponential_jitter=False), TWO).arun("x")
-    assert (result.draws, result.failures) == (4, ())
 
 
 def test_draws_that_are_all_the_same_are_warned_about():

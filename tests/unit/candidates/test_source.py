@@ -1,0 +1,301 @@
+"""Replies from any chat model: through its wrappers, without a cache, with every failure kept."""
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler, CallbackManager, UsageMetadataCallbackHandler
+from langchain_core.globals import set_llm_cache
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import ConfigurableField, RouterRunnable, RunnableBranch, RunnableLambda
+from langchain_core.tracers.log_stream import LogStreamCallbackHandler
+
+from llm_auction_chain import (
+    Agent,
+    AuctionRunnable,
+    CandidatesError,
+    ChatAuction,
+    ConfigurationError,
+    ContextPrompt,
+    DefensiveMixture,
+    Reference,
+    Sampling,
+)
+from llm_auction_chain.candidates import Size, Source, draw, hidden, make_plan, quiet
+from llm_auction_chain.testing import MarkovChatModel
+from llm_auction_chain.waiting import AWAITING, BLOCKING, run
+
+PROMPT = [HumanMessage("x")]
+
+
+class Scripted(BaseChatModel):
+    """Counts its calls; every reply is its number, every `fails_every`-th call fails."""
+
+    fails_every: int = 0
+    calls: list = []  # noqa: RUF012 - pydantic copies it
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        self.calls.append(messages)
+        number = len(self.calls)
+        if self.fails_every and number % self.fails_every == 0:
+            raise ConnectionError(f"call {number} broke")
+        message = AIMessage(
+            f"reply {number}",
+            usage_metadata={"input_tokens": 3, "output_tokens": 2, "total_tokens": 5},
+            response_metadata={"model_name": "scripted"},
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    @property
+    def _llm_type(self):
+        return "scripted"
+
+
+SHORT = MarkovChatModel()
+WORDS = MarkovChatModel(length=9)  # so many replies that four draws differ
+TWO = [
+    Agent("B", lambda prompt, reply: 2.0 * reply.text.count("b")),
+    Agent("C", lambda prompt, reply: reply.text.count("c"), owner="c-group"),
+]
+
+
+def auction(model=None, agents=(), **settings):
+    return AuctionRunnable(model=model or WORDS, agents=agents, **{"n_candidates": 4, "seed": 7, **settings})
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda model: model,
+    lambda model: model.bind(stop=["x"]),
+    lambda model: model.with_retry(),
+    lambda model: model.with_fallbacks([WORDS]),
+    lambda model: model.configurable_alternatives(ConfigurableField(id="llm"), other=Scripted()),
+    lambda model: model.with_retry().bind(stop=["x"]).with_config(tags=["mine"]),
+    lambda model: model.with_config(tags=["mine"]),
+])  # fmt: skip
+def test_any_runnable_chat_model_fits(wrap):
+    for model in (Scripted(), WORDS):
+        result = auction(wrap(model), TWO).run("x")
+        assert result.draws == result.distinct_replies == 4
+
+
+def test_usage_is_the_sum_of_all_hidden_calls():
+    handler = UsageMetadataCallbackHandler()
+    reply = auction(Scripted(), TWO).invoke("x", config={"callbacks": [handler]})
+    assert reply.usage_metadata["total_tokens"] == 20
+    assert handler.usage_metadata["scripted"]["total_tokens"] == 20
+    handler = UsageMetadataCallbackHandler()
+    reply = auction(agents=TWO).invoke("x", config={"callbacks": [handler]})
+    assert reply.usage_metadata == handler.usage_metadata["markov"]
+
+
+class Tracer(BaseCallbackHandler):
+    def __init__(self):
+        self.chains, self.models = [], []
+
+    def on_chain_start(self, serialized, inputs, *, run_id, parent_run_id=None, **kwargs):
+        self.chains.append(run_id)
+
+    def on_chat_model_start(self, serialized, messages, *, run_id, parent_run_id=None, tags=None, **kwargs):
+        self.models.append((parent_run_id, tags))
+
+
+@pytest.mark.parametrize("model", [Scripted(), MarkovChatModel()])
+async def test_model_calls_are_children_of_the_auction_and_hidden_from_streams(model):
+    for call in ("sync", "async"):
+        tracer = Tracer()
+        config = {"callbacks": [tracer]}
+        if call == "sync":
+            auction(model, TWO).invoke("x", config)
+        else:
+            await auction(model, TWO).ainvoke("x", config)
+        assert tracer.models
+        for parent, tags in tracer.models:
+            assert parent == tracer.chains[0]
+            assert "nostream" in tags
+
+
+def test_a_global_cache_does_not_make_the_candidates_one():
+    set_llm_cache(InMemoryCache())
+    try:
+        for model in (
+            Scripted(),
+            Scripted().bind(stop=["x"]),
+            Scripted().with_fallbacks([Scripted()]),
+            RunnableBranch((lambda given: True, Scripted()), Scripted()),
+            RunnableLambda(lambda given: {"key": "one", "input": given}) | RouterRunnable({"one": Scripted()}),
+        ):
+            assert auction(model, TWO).run("x").distinct_replies == 4
+    finally:
+        set_llm_cache(None)
+
+
+class Uncounted(BaseChatModel):
+    """Says the same always, and counts no tokens."""
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("So"))])
+
+    @property
+    def _llm_type(self):
+        return "uncounted"
+
+
+class AsksUncounted(Uncounted):
+    """Asks a model, for which LangChain's global cache may answer."""
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        return ChatResult(generations=[ChatGeneration(message=Uncounted().invoke(messages))])
+
+
+@pytest.mark.parametrize("kind", [AuctionRunnable, ChatAuction])
+async def test_a_usage_that_counts_costs_alone_is_one_of_no_tokens(kind):
+    """Of a model without usage, LangChain's cache says nothing but that a hit cost nothing."""
+    set_llm_cache(InMemoryCache())
+    try:
+        chain = kind(model=AsksUncounted(), agents=TWO, n_candidates=3)
+        for reply in (chain.invoke("x"), await chain.ainvoke("x"), *chain.stream("x")):
+            assert [reply.usage_metadata[kind] for kind in ("input_tokens", "output_tokens", "total_tokens")] == [0] * 3
+    finally:
+        set_llm_cache(None)
+
+
+async def test_all_calls_failing_keeps_every_cause():
+    for model in (Scripted(fails_every=1),):
+        with pytest.raises(CandidatesError, match="call") as caught:
+            auction(model, TWO).invoke("x")
+        assert len(caught.value.causes) == 4
+        with pytest.raises(CandidatesError):
+            await auction(model, TWO).ainvoke("x")
+
+
+class Broken(MarkovChatModel):
+    def _generate(self, *args, **kwargs):
+        raise ConnectionError("down")
+
+
+async def test_a_failing_batched_call_is_kept_as_cause():
+    with pytest.raises(CandidatesError, match="down") as caught:
+        auction(Broken(), TWO).invoke("x")
+    assert isinstance(caught.value.causes[0], ConnectionError)
+    with pytest.raises(CandidatesError):
+        await auction(Broken(), TWO).ainvoke("x")
+
+
+def test_survivors_are_enough_when_there_are_min_candidates():
+    result = auction(Scripted(fails_every=4), TWO, sampling=Sampling(min_candidates=3)).run("x")
+    assert len(result.candidates) == 3
+    diagnostics = result.reply.response_metadata["auction"]["diagnostics"]
+    assert (diagnostics["candidates"], diagnostics["failed_calls"]) == (3, 1)
+    with pytest.raises(CandidatesError):
+        auction(Scripted(fails_every=2), TWO, sampling=Sampling(min_candidates=3)).run("x")
+
+
+def test_a_model_that_returns_no_message_is_refused():
+    with pytest.raises(ConfigurationError, match="AIMessage"):
+        auction(RunnableLambda(lambda given: "text"), TWO).invoke("x")
+
+
+def test_a_seed_reaches_a_model_of_ours_through_its_wrappers():
+    for wrapped in (WORDS.bind(stop=["x"]), WORDS.with_retry(), WORDS.with_config(tags=["a"]).with_retry()):
+        texts = [[c.message.text for c in auction(wrapped, TWO).run("x").candidates] for _ in range(2)]
+        assert texts[0] == texts[1] == [c.message.text for c in auction(agents=TWO).run("x").candidates]
+
+
+class Flaky(MarkovChatModel):
+    length: int = 9
+    failed: list = []  # noqa: RUF012 - pydantic copies it
+
+    def _generate(self, *args, **kwargs):
+        if not self.failed:
+            self.failed.append(1)
+            raise ConnectionError("once")
+        return super()._generate(*args, **kwargs)
+
+
+async def test_retries_around_a_batched_model_still_retry():
+    assert auction(Flaky().with_retry(wait_exponential_jitter=False), TWO).run("x").draws == 4
+    result = await auction(Flaky().with_retry(wait_exponential_jitter=False), TWO).arun("x")
+    assert (result.draws, result.failures) == (4, ())
+
+
+class Seeded(MarkovChatModel):
+    """Keeps the seed of every request; one request draws under all conditions."""
+
+    seeds: list = []  # noqa: RUF012 - pydantic copies it
+
+    def _generate(self, *args, seed=None, **kwargs):
+        self.seeds.append(seed)
+        return super()._generate(*args, seed=seed, **kwargs)
+
+
+class SeededPerCondition(BaseChatModel):
+    """Keeps the seed of every request; each condition is a request of its own."""
+
+    native_n: ClassVar[bool] = True
+    seeds: list = []  # noqa: RUF012 - pydantic copies it
+
+    def _generate(self, *args, seed=None, **kwargs):
+        self.seeds.append(seed)
+        return SHORT._generate(*args, seed=seed, **kwargs)
+
+    @property
+    def _llm_type(self):
+        return "seeded"
+
+
+@pytest.mark.parametrize(("kind", "requests"), [(Seeded, 3), (SeededPerCondition, 6)])
+def test_neighbouring_seeds_rounds_and_conditions_share_no_stream_of_randomness(kind, requests):
+    model = kind()
+    for seed in range(40):
+        plan = make_plan(
+            Source(model, {}, native_n=True, kwargs={}),
+            scorer=SHORT if kind is SeededPerCondition else None,
+            proposal=DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)]),
+            prompt=PROMPT,
+            contexts=["A shop."],
+            tau=1.0,
+            size=Size(n=4, most=12, min_ess=1e9, fewest=1),
+            seed=seed,
+        )
+        run(draw(plan, BLOCKING))
+    assert len(model.seeds) == len(set(model.seeds)) == 40 * requests
+    # a seed that is the sum of auction, round and condition would move in equal steps
+    assert len(set(np.diff(model.seeds).tolist())) == len(model.seeds) - 1
+
+
+@pytest.mark.parametrize("name", ["conditions", "n", "progress", "seed"])
+def test_a_keyword_that_the_auction_sets_itself_is_refused(name):
+    with pytest.raises(ConfigurationError, match=name):
+        Source(WORDS, {}, native_n=True, kwargs={name: 1})
+
+
+async def test_without_a_run_of_its_own_a_call_reaches_no_callback():
+    for model in (WORDS, Scripted()):
+        for waiter in (BLOCKING, AWAITING):
+            source, handler = Source(model, {}, native_n=True, traced=False, kwargs={}), UsageMetadataCallbackHandler()
+            sampling = source.sample(
+                [(Reference().condition(PROMPT, [], tau=1.0, seed=0), 3)], waiter,
+                seed=1, tokens=False, config={"callbacks": [handler]},
+            )  # fmt: skip
+            sample = run(sampling) if waiter is BLOCKING else await sampling
+            assert len(sample.replies) == 3
+            assert sample.usage["total_tokens"] > 0
+            assert handler.usage_metadata == {}
+
+
+def test_a_quiet_config_keeps_tracers_and_drops_streams():
+    tracer, stream = Tracer(), LogStreamCallbackHandler()
+    child = quiet({"callbacks": [tracer, stream], "tags": ["mine", "nostream"]})
+    assert child["callbacks"] == [tracer]
+    assert child["tags"] == ["mine", "nostream"]
+    manager = CallbackManager([tracer, stream], inheritable_handlers=[tracer, stream])
+    assert quiet({"callbacks": manager})["callbacks"].handlers == [tracer]
+
+
+def test_a_hidden_config_takes_no_part_in_the_graph_around():
+    outer = {"thread_id": "1", "checkpoint_ns": "a", "__pregel_send": print, "__pregel_checkpointer": object()}
+    assert hidden({"configurable": outer})["configurable"] == {"thread_id": "1", "__pregel_checkpointer": None}
+    assert hidden({"configurable": {"thread_id": "1"}})["configurable"] == {"thread_id": "1"}

@@ -1,0 +1,135 @@
+"""The chat models in LangChain's wrappers, and which keywords reach them."""
+
+import pytest
+from langchain_core.callbacks import get_usage_metadata_callback
+from langchain_core.runnables import (
+    ConfigurableField,
+    RouterRunnable,
+    RunnableBranch,
+    RunnableLambda,
+    RunnableParallel,
+    RunnablePassthrough,
+)
+
+from llm_auction_chain import ConfigurationError
+from llm_auction_chain.candidates.unwrapping import (
+    Untraced,
+    asks_for_format,
+    chat_model_of,
+    innermost,
+    inside,
+    name_of,
+    offers_tools,
+    runnables_in,
+    settings_of,
+)
+from llm_auction_chain.testing import MarkovChatModel
+
+FIRST, SECOND = MarkovChatModel(length=2), MarkovChatModel(length=3)
+TOOLS = [{"name": "note", "parameters": {}}]
+WHICH = ConfigurableField(id="which")
+OTHER = {"configurable": {"which": "other"}}
+
+WRAPPED = [
+    FIRST.bind(stop=["x"]),
+    FIRST.with_retry(),
+    FIRST.with_config(tags=["a"]),
+    FIRST.with_fallbacks([SECOND]),
+    RunnablePassthrough() | FIRST,
+    RunnableBranch((lambda _: True, FIRST), SECOND),
+    RouterRunnable({"one": FIRST, "other": SECOND}),
+    FIRST.configurable_alternatives(WHICH, default_key="first", other=SECOND),
+    FIRST.configurable_fields(length=WHICH),
+    (RunnablePassthrough() | FIRST.bind(stop=["x"])).with_retry(),
+]
+
+
+@pytest.mark.parametrize("model", WRAPPED)
+def test_a_chat_model_is_found_in_every_wrapper(model):
+    assert chat_model_of(model) is FIRST
+
+
+@pytest.mark.parametrize("model", WRAPPED[:8])
+def test_a_change_reaches_every_chat_model_and_keeps_the_wrappers(model):
+    longer = inside(model, lambda chat: chat.model_copy(update={"length": chat.length + 10}))
+    assert type(longer) is type(model)
+    lengths = {chat.length for chat in runnables_in(longer) if isinstance(chat, MarkovChatModel)}
+    assert lengths == {chat.length + 10 for chat in runnables_in(model) if isinstance(chat, MarkovChatModel)}
+    assert chat_model_of(model).length == 2
+
+
+def test_a_config_chooses_among_alternatives():
+    model = FIRST.configurable_alternatives(WHICH, default_key="first", other=lambda: SECOND)
+    chosen = []
+    inside(model, lambda chat: chosen.append(chat) or chat, OTHER)
+    assert chosen == [SECOND]
+    later = inside(model, lambda chat: chat.model_copy(update={"length": 7}))
+    assert len(later.with_config(OTHER).invoke("x").text) == 7
+
+
+def test_without_a_chat_model_there_is_an_error():
+    with pytest.raises(ConfigurationError, match="no chat model in RunnableLambda"):
+        chat_model_of(RunnableLambda(lambda given: given))
+
+
+@pytest.mark.parametrize("model", [
+    FIRST.with_fallbacks([SECOND]), RunnableBranch((lambda _: True, FIRST), SECOND),
+    RunnableParallel(one=FIRST, two=SECOND) | RunnableLambda(lambda both: both["one"]),
+    FIRST.configurable_alternatives(WHICH, default_key="first", other=SECOND).bind(stop=["x"]),
+])  # fmt: skip
+def test_everything_in_the_wrappers_is_listed(model):
+    assert [one for one in runnables_in(model) if isinstance(one, MarkovChatModel)] == [FIRST, SECOND]
+
+
+def test_what_a_function_refers_to_is_not_searched():
+    assert len(list(runnables_in(RunnableLambda(lambda given: FIRST.invoke(f"{given}!"))))) == 1
+
+
+def test_the_name_of_a_model_lists_what_it_may_call_in_order():
+    assert name_of(FIRST) == "markovchatmodel/markov"
+    named = RunnableLambda(lambda given: given)
+    assert name_of(named) == "RunnableLambda"
+
+
+def test_the_outer_keyword_wins():
+    model = FIRST.bind(stop=["x"], temperature=0.5).bind(stop=["y"])
+    assert settings_of(model) == {"stop": ["y"], "temperature": 0.5}
+    assert innermost(model) is FIRST
+
+
+@pytest.mark.parametrize(("model", "kwargs", "offers"), [
+    (FIRST, {}, False), (FIRST, {"tools": TOOLS}, True), (FIRST.bind(tools=TOOLS), {}, True),
+    (FIRST.bind(tools=TOOLS), {"tools": None}, False), (FIRST.bind(functions=TOOLS).with_retry(), {}, True),
+    (FIRST.with_fallbacks([SECOND.bind(tools=TOOLS)]), {}, True),
+    (RunnableBranch((lambda _: True, FIRST), SECOND.bind(tools=TOOLS)), {}, True),
+])  # fmt: skip
+def test_tools_are_seen_where_they_are_bound_and_the_outer_keyword_wins(model, kwargs, offers):
+    assert offers_tools(model, None, kwargs) is offers
+
+
+def test_the_keywords_of_a_call_reach_the_first_step_of_a_sequence_alone():
+    passes = RunnablePassthrough()
+    assert offers_tools(passes | FIRST.bind(tools=TOOLS), None, {"tools": []})
+    assert not offers_tools(FIRST.bind(tools=TOOLS) | passes, None, {"tools": []})
+    routes = RouterRunnable({"one": FIRST})  # passes no keyword on
+    assert not offers_tools(routes | passes, None, {"tools": TOOLS})
+
+
+def test_the_config_of_a_call_may_choose_a_model_with_tools():
+    model = FIRST.configurable_alternatives(WHICH, default_key="first", other=SECOND.bind(tools=TOOLS))
+    assert offers_tools(model, OTHER, {})
+    assert not offers_tools(model, {}, {})
+
+
+def test_a_format_is_asked_for_by_any_of_its_keywords():
+    assert asks_for_format(FIRST.bind(response_format={"type": "json_object"}), None, {})
+    assert asks_for_format(FIRST, None, {"ls_structured_output_format": {"schema": {}}})
+    assert not asks_for_format(FIRST.bind(tools=TOOLS), None, {})
+
+
+async def test_an_untraced_call_is_counted_by_no_callback_and_hands_on_no_keyword_for_tracers():
+    with get_usage_metadata_callback() as usage:
+        model = Untraced(FIRST)
+        assert len(model.invoke("x", structured_output_format={}).text) == 2
+        assert len((await model.ainvoke("x", ls_structured_output_format={})).text) == 2
+    assert usage.usage_metadata == {}
