@@ -60,7 +60,8 @@ async def ask(
 def awaits(reward: RewardLike) -> bool:
     """Whether all of a reward's work can be awaited in the caller's loop, so that it needs no thread."""
     if isinstance(reward, Reward):
-        return reward.awaits
+        # Work that `start` begins elsewhere needs neither a thread to wait in nor a turn of the loop.
+        return reward.awaits and type(reward).start is Reward.start
     verb = getattr(reward, "score", reward)
     if isinstance(verb, Runnable):
         return _is_async(verb)

@@ -83,7 +83,7 @@ def test_a_reward_of_any_kind_is_asked_for_every_reply(ask, kind):
     (RunnableLambda(aone) | RunnableLambda(aone), True), (RunnableLambda(ones) | RunnableLambda(aone), False),
     (RunnableLambda(ones).with_config(tags=["x"]), False), (MentionReward(["a"]), False),
     (LogRatioReward("Sing.", scorer=MarkovChatModel()), True), (1 + MentionReward(["a"]), False),
-    (WebhookReward("https://songbook.example", "secret"), True),
+    (WebhookReward("https://songbook.example", "secret"), False),
 ])  # fmt: skip
 def test_only_a_reward_whose_work_is_all_awaited_needs_no_thread(reward, expected):
     assert awaits(reward) is expected

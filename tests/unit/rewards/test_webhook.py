@@ -17,10 +17,13 @@ import pytest
 import trustme
 from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 
-from llm_auction_chain import http_client
+from llm_auction_chain import Agent, http_client
 from llm_auction_chain.errors import ConfigurationError, RewardError
+from llm_auction_chain.reports import collect
 from llm_auction_chain.rewards.base import AskedBy, asked_by
 from llm_auction_chain.rewards.webhook import WebhookReward
+from llm_auction_chain.waiting import BLOCKING
+from llm_auction_chain.waiting import run as run_blocking
 from tests.unit.rewards.bidder import SECRET, Bidder, honest, http, is_signed, says, sends
 
 PROMPT = [HumanMessage("x")]
@@ -382,15 +385,6 @@ def test_an_address_that_is_not_public_is_not_connected_to(score, connects, host
         assert (connects, bidder.connections) == ([], 0)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "2001:4860:4860::8888", "::ffff:8.8.8.8", "64:ff9b::808:808"])
-def test_a_public_address_is_public(address):
-    assert http_client.is_public(address)
-
-
-def test_a_scoped_address_is_not_public():
-    assert not http_client.is_public("2001:4860:4860::8888%eth0")
-
-
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["169.254.169.254", "8.8.8.8"]])
 def test_a_name_is_refused_for_any_of_its_addresses(score, named, connects, addresses):
     named("bidder.example", addresses)
@@ -425,6 +419,39 @@ def test_the_next_address_is_tried_where_one_makes_no_connection(score, named):
     named("bidder.example", ["127.0.0.2", "127.0.0.1"])  # nobody listens at the first
     with Bidder(says(GOOD)) as bidder:
         assert list(score(webhook(f"http://bidder.example:{bidder.port}"))) == [1.0, 2.5]
+
+
+@pytest.mark.parametrize("addresses", [["8.8.8.8", "8.8.4.4"], ["8.8.8.8", "1.1.1.1", "9.9.9.9", "8.8.4.4"]])
+def test_each_address_of_a_bidder_gets_its_share_of_the_time(score, named, monkeypatch, addresses):
+    """All addresses but the last one accept no connection, ever."""
+    tried, real = [], httpcore.AnyIOBackend.connect_tcp
+
+    async def connect_tcp(self, host, port, **settings):
+        tried.append(host)
+        if host != "8.8.4.4":
+            await asyncio.sleep(settings["timeout"])
+            raise httpcore.ConnectTimeout
+        return await real(self, "127.0.0.1", port, **settings)
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect_tcp)
+    named("bidder.example", addresses)
+    with Bidder(says(GOOD)) as bidder:
+        reward = webhook(f"http://bidder.example:{bidder.port}", timeout=1.0)
+        assert list(score(reward)) == [1.0, 2.5]
+    assert tried == addresses
+
+
+def test_no_more_than_four_addresses_are_tried(score, named, monkeypatch):
+    tried = []
+
+    async def connect_tcp(self, host, port, **settings):
+        tried.append(host)
+        raise httpcore.ConnectError
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect_tcp)
+    named("bidder.example", [f"8.8.8.{k}" for k in range(9)])
+    failure(score, webhook("http://bidder.example"), ConnectionError)
+    assert tried == [f"8.8.8.{k}" for k in range(4)] * 2
 
 
 @pytest.mark.parametrize("host", ["a b", "a" * 64, ".example", "[fe80::1%25nowhere]"])
@@ -739,6 +766,17 @@ def test_the_secret_is_in_no_repr():
     assert SECRET not in f"{reward!r} {reward} {reward * 2 + 1!r}"
     assert reward == webhook("https://bidder.example")
     assert hash(reward) == hash(webhook("https://bidder.example"))
+
+
+def test_a_subclass_may_score_in_its_own_way():
+    class Halved(WebhookReward):
+        def score(self, prompt, replies):
+            return [amount / 2 for amount in super().score(prompt, replies)]
+
+    with Bidder(says(GOOD)) as bidder:
+        agent = Agent("halves", Halved(bidder.url, SECRET, timeout=HUNG, allow_http=True, allow_private=True))
+        (report,) = run_blocking(collect([agent], PROMPT, REPLIES, waiter=BLOCKING))
+    assert report.rewards == (0.5, 1.25)
 
 
 def test_it_composes_like_any_other_reward(score):
