@@ -32,7 +32,7 @@ from llm_auction_chain.models.local.weights import EMBEDDED_MODEL, embedded_mode
 from llm_auction_chain.validators import number, refuse, text, whole_number
 
 if TYPE_CHECKING:
-    from llm_auction_chain.models.local.engine import Engine, Pace, Sampled
+    from llm_auction_chain.models.local.engine import Engine, Progress, Sampled
 
 __all__ = ["ChatTransformers"]
 
@@ -190,7 +190,7 @@ class ChatTransformers(BaseChatModel):
         seed: int | None = None,
         logprobs: bool = False,
         conditions: Sequence[tuple[Prompts, Powers, int]] | None = None,
-        progress: Callable[[int, int, float], None] | None = None,
+        progress: "Progress | None" = None,
         cancel: threading.Event | None = None,
         **kwargs: Any,
     ) -> ChatResult:
@@ -226,7 +226,7 @@ class ChatTransformers(BaseChatModel):
         ]
         engine = self._engine()
         drawings = [([engine.encode(prompt) for prompt in prompts], powers, count) for prompts, powers, count in turns]
-        replies = engine.sample(drawings, progress=_on_pace(progress), cancel=cancel, **settings)
+        replies = engine.sample(drawings, progress=progress, cancel=cancel, **settings)
         input_tokens = sum(len(prompt) for prompts, _, _ in drawings for prompt in prompts)
         usage = _usage(input_tokens, sum(len(reply.token_ids) for reply in replies))
         generations = [
@@ -269,18 +269,7 @@ class ChatTransformers(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         """Yield one reply as it grows. The chunks add up to the reply of `_generate` under the same seed.
 
-        Args:
-            messages: system, human and AI messages.
-            stop: replaces the field.
-            run_manager: gets every piece of text.
-            n: 1, because a stream carries one reply.
-            seed: replaces the field.
-            **kwargs: `max_tokens`, `temperature`, `top_p`, `top_k` replace the fields unless None.
-
-        Raises:
-            ConfigurationError: a setting or a message is invalid.
-            ContextWindowError: the prompt does not fit into the model's window.
-            PromptError: there is no message.
+        It takes the arguments of `_generate` for one reply, and raises the same errors.
         """
         if n != 1:
             raise refuse("n", "1, because a stream carries one reply", n, "Use invoke or generate for more.")
@@ -306,14 +295,7 @@ class ChatTransformers(BaseChatModel):
     def score(self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], **kwargs: Any) -> list[float]:
         """Return `log pi(reply | prompt)` in nats, under this model's temperature and truncation.
 
-        Args:
-            prompt: system, human and AI messages.
-            replies: drawn with `logprobs=True`, so that they carry their tokens.
-            **kwargs: `temperature`, `top_p`, `top_k` replace the fields unless None.
-
-        Raises:
-            LogProbError: a reply's tokens are unknown.
-            ContextWindowError: prompt and reply do not fit into the model's window.
+        Keywords and errors are those of `score_conditions`.
         """
         return self.score_conditions([((prompt,), (1.0,))], replies, **kwargs)[0]
 
@@ -412,12 +394,6 @@ class ChatTransformers(BaseChatModel):
             "stop": tuple(string for string in settings["stop"] or () if string),
             "seed": secrets.randbits(64) if settings["seed"] is None else settings["seed"],
         }
-
-
-def _on_pace(progress: Callable[[int, int, float], None] | None) -> "Callable[[Pace], None] | None":
-    if progress is None:
-        return None
-    return lambda pace: progress(pace.finished, pace.total, pace.tokens_per_second)
 
 
 def _token_ids(reply: AIMessage) -> list[int]:

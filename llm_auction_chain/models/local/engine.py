@@ -30,7 +30,7 @@ try:
 except ImportError as error:
     raise MissingDependencyError(f"{error.name} is not installed. Run: {INSTALL_EXTRA}") from error
 
-__all__ = ["Engine", "FifoLock", "Pace", "Sampled"]
+__all__ = ["Engine", "FifoLock", "Progress", "Sampled"]
 
 # The share of the free memory for a request's keys and values.
 _MEMORY = 1 / 4
@@ -39,6 +39,8 @@ _PASS = {"cpu": 512}
 _PASS_ELSEWHERE = 4096
 # Prompts, powers, and how many replies.
 Drawing = tuple[Sequence[Sequence[int]], Sequence[float], int]
+# Finished replies, all replies, and tokens per second, without the wait for other requests.
+Progress = Callable[[int, int, float], None]
 # The decoder shows it for a character whose last bytes are still missing.
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _POLL = 0.05  # seconds between two checks for cancellation in a waiting thread
@@ -62,28 +64,6 @@ class Sampled:
     finish_reason: Literal["stop", "length"] | None
     log_probs: tuple[float, ...]
     prompt_log_probs: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Pace:
-    """The progress of a request.
-
-    Attributes:
-        finished: number of finished replies.
-        total: number of replies.
-        tokens: of all replies so far.
-        seconds: of work so far, without the wait for other requests.
-    """
-
-    finished: int
-    total: int
-    tokens: int
-    seconds: float
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of all replies together."""
-        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 class Engine:
@@ -215,7 +195,7 @@ class Engine:
         max_tokens: int,
         sampler: Sampler,
         stop: Sequence[str] = (),
-        progress: Callable[[Pace], None] | None = None,
+        progress: Progress | None = None,
         cancel: threading.Event | None = None,
     ) -> list[Sampled]:
         """Draw replies, each under its condition, in as few batches as `max_batch_tokens` allows.
@@ -242,18 +222,13 @@ class Engine:
         length = min(max_tokens, *(self._room(len(prompt)) for prompts, _, _ in conditions for prompt in prompts))
         total = sum(count for _, _, count in conditions)
         rows = [Row(uniforms=_stream(seed, row)) for row in range(total)]
-        started = time.perf_counter()
         with self._requests.turn(cancel):
-            waited = time.perf_counter() - started
+            started = time.perf_counter()
             for _ in self._in_turn(self._grow(conditions, rows, length, sampler, stop), cancel):
                 if progress is not None:
-                    pace = Pace(
-                        finished=sum(row.finish_reason is not None for row in rows),
-                        total=total,
-                        tokens=sum(len(row.token_ids) for row in rows),
-                        seconds=time.perf_counter() - started - waited,
-                    )
-                    progress(pace)
+                    tokens = sum(len(row.token_ids) for row in rows)
+                    finished = sum(row.finish_reason is not None for row in rows)
+                    progress(finished, total, tokens / max(time.perf_counter() - started, 1e-9))
         return [_freeze(row) for row in rows]
 
     def stream(
@@ -270,16 +245,7 @@ class Engine:
         Every text is a prefix of the next one. It leaves out incomplete characters and letters that may become a stop
         string. Other requests may take steps between two tokens.
 
-        Args:
-            prompt: its tokens.
-            seed: as in `sample`.
-            max_tokens: as in `sample`.
-            sampler: chooses the tokens.
-            stop: as in `sample`.
-
-        Raises:
-            PromptError: the prompt is empty.
-            ContextWindowError: the prompt leaves no room for a token.
+        It takes the arguments of `sample`, with one prompt's tokens, and raises the same errors.
         """
         row = Row(uniforms=_stream(seed, 0))
         length = min(max_tokens, self._room(len(prompt)))

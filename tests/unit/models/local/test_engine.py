@@ -183,11 +183,13 @@ def test_what_a_later_token_could_change_waits():
 
 def test_progress_counts_the_finished_replies(tiny):
     seen = []
-    replies = draw(tiny, [3], 4, seed=0, max_tokens=5, progress=seen.append)
-    assert [pace.tokens for pace in seen] == sorted(pace.tokens for pace in seen)
-    assert (seen[-1].finished, seen[-1].total) == (4, 4)
-    assert seen[-1].tokens == sum(len(reply.token_ids) for reply in replies)
-    assert 0 < seen[-1].tokens_per_second < math.inf
+    draw(tiny, [3], 4, seed=0, max_tokens=5, progress=lambda *progress: seen.append(progress))
+    finished, totals, paces = zip(*seen, strict=True)
+    assert list(finished) == sorted(finished)
+    assert (finished[0], finished[-1]) == (0, 4)
+    assert set(totals) == {4}
+    assert paces[0] == 0.0, "the first call comes after the prompt, before any token"
+    assert all(0 < pace < math.inf for pace in paces[1:])
 
 
 def test_the_window_clips_the_reply_and_refuses_a_prompt_that_fills_it(tiny):
