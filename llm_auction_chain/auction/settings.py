@@ -2,18 +2,19 @@
 
 import difflib
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from functools import partial
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     ModelWrapValidatorHandler,
     SkipValidation,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -59,50 +60,37 @@ DisclosurePlace = Literal["metadata", "start", "end"]
 _LONGEST_WAIT = 1e6  # seconds
 
 
-def _field(check: Callable[..., Any], **limits: Any) -> BeforeValidator:
-    """Return a validator that calls `check(name of the field, value, **limits)`."""
-
-    def validate(value: Any, info: ValidationInfo) -> Any:
-        return check(str(info.field_name), value, **limits)
-
-    return BeforeValidator(validate)
+Check = Callable[[str, Any], Any]  # from a setting's name and value to the value, or a `ConfigurationError`
 
 
-def _optional(check: Callable[..., Any], **limits: Any) -> BeforeValidator:
-    """Return a validator like `_field` that also allows None."""
-    return _field(lambda name, value: None if value is None else check(name, value, **limits))
+def _optional(check: Check) -> Check:
+    """Return a check that also allows None."""
+    return lambda name, value: None if value is None else check(name, value)
 
 
-def _value(check: Callable[[Any], Any]) -> BeforeValidator:
-    """Return a validator that calls `check(value)`, and keeps the value."""
+def _value(check: Callable[[Any], Any]) -> Check:
+    """Return a check of the value alone, which also allows None."""
 
-    def validate(value: Any) -> Any:
+    def checked(_: str, value: Any) -> Any:
         if value is not None:
             check(value)
         return value
 
-    return BeforeValidator(validate)
+    return checked
 
 
-def _choice(choices: Any) -> BeforeValidator:
-    return _field(choice, choices=get_args(choices))
-
-
-_TEXT = _field(text, empty=True)
-
-
-def _flag(name: str, value: Any) -> Any:
-    return choice(name, value, (True, False))
+def _choice(choices: Any) -> Check:
+    return partial(choice, choices=get_args(choices))
 
 
 def _scorer(name: str, value: Any) -> Any:
-    if value is not None and not isinstance(value, SequenceScorer):
+    if not isinstance(value, SequenceScorer):
         raise refuse(name, "an object with score(prompt, replies)", value)
     return value
 
 
 def _hook(name: str, value: Any) -> Any:
-    if value is not None and not callable(value):
+    if not callable(value):
         raise refuse(name, "a function of an AuctionEvent", value)
     return value
 
@@ -115,7 +103,7 @@ def _model(name: str, value: Any) -> Any:
     return value
 
 
-def _agents(value: Any) -> Any:
+def _agents(_: str, value: Any) -> Any:
     return value if callable(value) or isinstance(value, Runnable) else check_agents(value)
 
 
@@ -123,6 +111,15 @@ class _Settings(BaseModel):
     """A group of settings. Errors are `ConfigurationError`s that name the setting."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    _checks: ClassVar[Mapping[str, Check]] = {}
+    """The check of each setting, which runs before pydantic's own."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check(cls, value: Any, info: ValidationInfo) -> Any:
+        name = str(info.field_name)
+        return cls._checks[name](name, value) if name in cls._checks else value
 
     @model_validator(mode="wrap")
     @classmethod
@@ -140,119 +137,147 @@ class _Settings(BaseModel):
 class Sampling(_Settings, frozen=True):
     """How candidates are drawn and weighed."""
 
-    min_candidates: Annotated[int, _field(whole_number, least=1)] = 1
+    _checks: ClassVar[Mapping[str, Check]] = {
+        "min_candidates": partial(whole_number, least=1),
+        "min_ess": _optional(partial(number, least=1)),
+        "max_candidates": _optional(partial(whole_number, least=1)),
+        "native_n": partial(choice, choices=(True, False)),
+        "scorer": _optional(_scorer),
+    }
+
+    min_candidates: int = 1
     """Model calls may fail; the auction settles on this many candidates, or raises `CandidatesError`."""
-    min_ess: Annotated[float | None, _optional(number, least=1)] = None
+    min_ess: float | None = None
     """Draw further rounds of `n_candidates` while the effective sample size of the weights is below this. None draws
     one round."""
-    max_candidates: Annotated[int | None, _optional(whole_number, least=1)] = None
+    max_candidates: int | None = None
     """The most draws of all rounds. None: four rounds."""
-    native_n: Annotated[bool, _field(_flag)] = True
+    native_n: bool = True
     """Whether providers that can draw several replies in one request do so. False sends one request a reply."""
-    scorer: Annotated[SequenceScorer | None, SkipValidation, _field(_scorer)] = None
+    scorer: SkipValidation[SequenceScorer | None] = None
     """Says how likely replies are, for a model that cannot say it itself."""
 
 
 class Policy(_Settings, frozen=True):
     """What the platform allows, whatever agents report."""
 
-    candidate_filter: Annotated[FilterLike | None, SkipValidation, _value(CandidateFilter)] = None
+    _checks: ClassVar[Mapping[str, Check]] = {
+        "candidate_filter": _value(CandidateFilter),
+        "fallback": _value(as_message),
+        "exclusive_categories": lambda _, value: check_categories(value, "the auction"),
+    }
+
+    candidate_filter: SkipValidation[FilterLike | None] = None
     """`(prompt, reply) -> bool`, sync or async, or a Runnable: which candidates may be returned."""
-    fallback: Annotated[str | AIMessage | None, SkipValidation, _value(as_message)] = None
+    fallback: SkipValidation[str | AIMessage | None] = None
     """The reply where the filter excludes every candidate: a text or a message. None raises `CandidatesError`."""
-    exclusive_categories: Annotated[
-        Collection[str], SkipValidation, BeforeValidator(lambda value: check_categories(value, "the auction"))
-    ] = ()
+    exclusive_categories: SkipValidation[Collection[str]] = ()
     """In each of these categories at most one owner takes part: the first in the agents' order."""
 
 
 class Billing(_Settings, frozen=True):
     """How owners are charged."""
 
-    ledger: Annotated[AuctionLedger | None, SkipValidation, _value(check_ledger)] = None
+    _checks: ClassVar[Mapping[str, Check]] = {
+        "ledger": _value(check_ledger),
+        "currency": partial(text, empty=True),
+        "on_error": _choice(OnLedgerError),
+    }
+
+    ledger: SkipValidation[AuctionLedger | None] = None
     """Charges every owner in the moment the reply is returned. None charges nobody."""
-    currency: Annotated[str, _TEXT] = ""
+    currency: str = ""
     """The unit of rewards, payments and tau, such as "EUR". Empty where it has no name."""
-    on_error: Annotated[OnLedgerError, _choice(OnLedgerError)] = "reference"
+    on_error: OnLedgerError = "reference"
     """Where the ledger fails, `reference` replies without sponsors and payments, and `raise` raises the error."""
 
 
 class Disclosure(_Settings, frozen=True):
     """What the user is told about sponsors."""
 
-    text: Annotated[str, _TEXT] = ""
+    _checks: ClassVar[Mapping[str, Check]] = {
+        "text": partial(text, empty=True),
+        "place": _choice(DisclosurePlace),
+    }
+
+    text: str = ""
     """Told where the reply is sponsored. `{sponsors}` stands for the sponsors' names. Empty tells nothing."""
-    place: Annotated[DisclosurePlace, _choice(DisclosurePlace)] = "metadata"
+    place: DisclosurePlace = "metadata"
     """`metadata` leaves the reply's text alone; `start` and `end` add the disclosure to it, except to a reply in a
     requested format."""
 
 
-def _group(kind: type[_Settings], name: str, is_value: Callable[[Any], bool]) -> BeforeValidator:
-    """Return a validator that accepts a group, or the commonest value of the group directly."""
+def _group(kind: type[_Settings], name: str, is_value: Callable[[Any], bool]) -> Check:
+    """Return a check that accepts a group, a mapping, or the commonest value of the group directly."""
 
-    def validate(value: Any, info: ValidationInfo) -> Any:
+    def checked(group: str, value: Any) -> Any:
         if value is None or isinstance(value, kind):
             return value or kind()
         if isinstance(value, Mapping):
             return kind(**value)
         if not is_value(value):
-            raise refuse(str(info.field_name), f"{kind.__name__}(...), or its {name}", value)
+            raise refuse(group, f"{kind.__name__}(...), or its {name}", value)
         return kind(**{name: value})
 
-    return BeforeValidator(validate)
-
-
-def _is_scorer(value: Any) -> bool:
-    return isinstance(value, SequenceScorer)
-
-
-def _is_filter(value: Any) -> bool:
-    return callable(value) or isinstance(value, Runnable)
-
-
-def _is_ledger(value: Any) -> bool:
-    return callable(getattr(value, "charge", None))
+    return checked
 
 
 class AuctionSettings(_Settings):
     """The settings that every interface takes."""
 
-    model: Annotated[Runnable[Any, Any], SkipValidation, _field(_model)]
+    _checks: ClassVar[Mapping[str, Check]] = {
+        "model": _model,
+        "agents": _agents,
+        "n_candidates": partial(whole_number, least=1),
+        "tau": lambda _, value: check_tau(value),
+        "payment_rule": lambda _, value: check_payment_rule(value),
+        "seed": _optional(partial(whole_number, below=SEEDS)),
+        "proposal": _value(check_proposal),
+        "reward_timeout": _optional(partial(number, above=0, most=_LONGEST_WAIT)),
+        "report_cap": _value(lambda value: check_cap(value, "the auction")),
+        "on_agent_error": _choice(OnAgentError),
+        "on_tool_calls": _choice(OnToolCalls),
+        "on_event": _optional(_hook),
+        "sampling": _group(Sampling, "scorer", lambda value: isinstance(value, SequenceScorer)),
+        "policy": _group(Policy, "candidate_filter", lambda value: callable(value) or isinstance(value, Runnable)),
+        "billing": _group(Billing, "ledger", lambda value: callable(getattr(value, "charge", None))),
+        "disclosure": _group(Disclosure, "text", lambda value: isinstance(value, str)),
+    }
+
+    model: SkipValidation[Runnable[Any, Any]]
     """Any Runnable chat model."""
-    agents: Annotated[AgentSource, SkipValidation, BeforeValidator(_agents)] = ()
+    agents: SkipValidation[AgentSource] = ()
     """The agents that bid: a list, or a callable or Runnable that returns one for a call's input.
     `config={"configurable": {"agents": [...]}}` replaces it for one call."""
-    n_candidates: Annotated[int, _field(whole_number, least=1)] = 16
+    n_candidates: int = 16
     """M, the number of candidates. With `sampling=Sampling(min_ess=...)`, those of one round."""
-    tau: Annotated[float, BeforeValidator(check_tau)] = 1.0
+    tau: float = 1.0
     """Weight of the reference model, money per nat, above 0. Small: agents decide. Large: the model decides."""
-    payment_rule: Annotated[PaymentRule, BeforeValidator(check_payment_rule)] = "expected"
+    payment_rule: PaymentRule = "expected"
     """`expected`, `proportional`, `influence` or `pivot`; all four have the same mean payments."""
-    seed: Annotated[int | None, _optional(whole_number, below=SEEDS)] = None
+    seed: int | None = None
     """Replays auctions. None takes a fresh seed for each, which the result records."""
-    proposal: Annotated[Proposal | None, SkipValidation, _value(check_proposal)] = None
+    proposal: SkipValidation[Proposal | None] = None
     """What candidates are drawn from. None: the best that the model and the agents' contexts allow."""
-    reward_timeout: Annotated[float | None, _optional(number, above=0, most=_LONGEST_WAIT)] = 60.0
+    reward_timeout: float | None = 60.0
     """Seconds for all agents together. An agent that misses the deadline abstains. None waits without limit."""
-    report_cap: Annotated[float | None, _value(lambda value: check_cap(value, "the auction"))] = None
+    report_cap: float | None = None
     """Money. Every reward is cut to the range from minus to plus this. None: each agent's own cap, if it has one."""
-    on_agent_error: Annotated[OnAgentError, _choice(OnAgentError)] = "abstain"
+    on_agent_error: OnAgentError = "abstain"
     """Where an agent fails, `abstain` counts a report of zero, and `raise` raises `RewardError`."""
-    on_tool_calls: Annotated[OnToolCalls, _choice(OnToolCalls)] = "bypass"
+    on_tool_calls: OnToolCalls = "bypass"
     """Where the model may call tools, `bypass` returns the reference model's own reply, without agents and payments,
     and `auction` lets agents bid for tool calls as for any reply."""
-    on_event: Annotated[EventHook | None, SkipValidation, _field(_hook)] = None
+    on_event: SkipValidation[EventHook | None] = None
     """Called with an `AuctionEvent` after every stage, sync or async: counts and numbers, without texts. The same
     events reach `astream_events` as custom events."""
-    sampling: Annotated[Sampling, _group(Sampling, "scorer", lambda value: isinstance(value, SequenceScorer))] = (
-        Sampling()
-    )
+    sampling: Sampling = Sampling()
     """How candidates are drawn: `Sampling(min_candidates, min_ess, max_candidates, native_n, scorer)`, or a scorer."""
-    policy: Annotated[Policy, _group(Policy, "candidate_filter", _is_filter)] = Policy()
+    policy: Policy = Policy()
     """What is allowed: `Policy(candidate_filter, fallback, exclusive_categories)`, or a candidate filter."""
-    billing: Annotated[Billing, _group(Billing, "ledger", _is_ledger)] = Billing()
+    billing: Billing = Billing()
     """How owners are charged: `Billing(ledger, currency, on_error)`, or a `Ledger`."""
-    disclosure: Annotated[Disclosure, _group(Disclosure, "text", lambda value: isinstance(value, str))] = Disclosure()
+    disclosure: Disclosure = Disclosure()
     """What the user is told about sponsors: `Disclosure(text, place)`, or a text."""
 
     @model_validator(mode="after")

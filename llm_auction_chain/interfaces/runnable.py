@@ -26,6 +26,9 @@ class AuctionRunnable(AuctionBase, RunnableSerializable[LanguageModelInput, AIMe
     JSON in `response_metadata["auction"]` and the usage of all hidden calls. `run` and `arun` return the whole
     `AuctionResult`. A stream has one chunk, because the reply is known only after the draw.
 
+    The settings are the fields of `AuctionSettings`: twelve are flat, the others are in the groups `Sampling`,
+    `Policy`, `Billing` and `Disclosure`.
+
     Raises:
         ConfigurationError: a setting is invalid; the message names it.
 
