@@ -42,7 +42,6 @@ ELSEWHERE = {
     "rewards/webhook_client.py": "tests/unit/rewards",
     "threads.py": "tests/unit",
     "validators.py": "tests/unit",
-    "waiting.py": "tests/unit",
 }
 
 

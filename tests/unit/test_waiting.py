@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from contextvars import ContextVar
+import time
+from contextvars import ContextVar, copy_context
 
 import pytest
 
@@ -65,6 +66,57 @@ def test_of_calls_that_fail_the_first_error_is_raised(call):
 
     with pytest.raises(LookupError, match="1"):
         call(lambda waiter: waiter.together([lambda k=k: fails(k) for k in range(3)]))
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_no_more_calls_are_under_way_than_allowed_and_each_return_is_reported(call, most):
+    under_way, returned, lock = [], [], threading.Lock()
+
+    async def work(waiter):
+        async def waits():
+            with lock:
+                under_way.append(1)
+                assert len(under_way) <= most
+            await waiter.either(lambda: time.sleep(0.005), lambda: asyncio.sleep(0.005))
+            with lock:
+                under_way.pop()
+
+        await waiter.together([waits] * 6, most=most, progress=returned.append)
+
+    call(work)
+    assert returned == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("calls", [1, 5])
+def test_after_an_error_no_further_call_begins(call, calls):
+    begun = []
+
+    async def work(waiter):
+        async def fails():
+            begun.append(1)
+            if len(begun) > 1:
+                await waiter.either(lambda: time.sleep(0.1), lambda: asyncio.sleep(0.1))
+            raise LookupError("lost")
+
+        await waiter.together([fails] * calls, most=1)
+
+    with pytest.raises(LookupError, match="lost"):
+        call(work)
+    assert len(begun) <= 2
+
+
+def test_a_coroutine_runs_within_a_context_that_ends_with_it(call):
+    name = ContextVar("name", default="outer")
+
+    async def reads():
+        return name.get()
+
+    async def work(waiter):
+        context = copy_context()
+        context.run(name.set, "inner")
+        return await waiter.within(context, reads()), name.get()
+
+    assert call(work) == ("inner", "outer")
 
 
 def test_no_calls_have_no_results(call):

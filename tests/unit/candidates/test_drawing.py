@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -96,13 +97,15 @@ def test_the_default_with_contexts_is_a_mixture_that_bounds_the_weights():
 
 def test_without_contexts_nothing_is_scored():
     class Unscored(MarkovChatModel):
-        def score_conditions(self, conditions, replies):
+        def score(self, *args, **kwargs):
             raise AssertionError
+
+        score_conditions = score
 
     plain = [Agent("A", lambda prompt, reply: 1.0)]
     result = auction(Unscored(), agents=plain, proposal=MIXTURE).run("Speak")
     assert result.components == (("reference", 16),)
-    assert not result.log_weights.any() or result.distinct_replies < 16
+    assert [one.log_weight for one in result.candidates] == pytest.approx([0.0] * result.distinct_replies, abs=1e-12)
     assert result.reply.response_metadata["auction"]["proposal"]["contexts"] == "none"
 
 
@@ -136,7 +139,7 @@ def test_contexts_that_cannot_be_used_are_warned_about_and_said_in_the_metadata(
 
 
 def test_a_proposal_that_the_model_cannot_do_is_refused_with_a_remedy():
-    with pytest.raises(ConfigurationError, match="give a scorer"):
+    with pytest.raises(ConfigurationError, match="scorer="):
         auction(Mute(), proposal=ContextPrompt()).run("Speak")
     with pytest.raises(ConfigurationError, match="logits"):
         auction(Mute(), sampling=Sampling(scorer=Scorer()), proposal=ContextProduct(0.3)).run("Speak")
@@ -179,11 +182,40 @@ def test_equal_draws_are_scored_once():
     assert result.draws == 16 > result.distinct_replies
 
 
-def test_what_the_sampler_said_exactly_is_not_scored_again():
+def test_a_figure_that_comes_with_a_reply_is_not_scored_again():
+    """Every reply is drawn from the context prompt with its log-probability, so only the reference is scored."""
     scorer = Scorer()
-    auction(sampling=Sampling(scorer=scorer)).invoke("Speak", logprobs=True)
-    distinct = {text for asked in scorer.asked for text in asked}
-    assert sum(map(len, scorer.asked)) <= len(distinct) + 2
+    held = auction(proposal=ContextPrompt(), sampling=Sampling(scorer=scorer))
+    result = held.run("Speak", logprobs=True)
+    assert result.components == (("context prompt", 16),)
+    assert [sorted(asked) for asked in scorer.asked] == [sorted(one.message.text for one in result.candidates)]
+    exact = exact_log_weights(ContextPrompt(), {"context prompt": 16})
+    for candidate in result.candidates:
+        assert candidate.log_weight == pytest.approx(exact[candidate.message.text], abs=1e-12)
+
+
+async def test_a_model_with_logits_leaves_the_scoring_to_a_scorer_of_ones_own():
+    """Products of prompts are out of reach then: a scorer scores one prompt at a time."""
+
+    class Unscored(MarkovChatModel):
+        length: int = 3
+        tilts: dict = TILTS
+
+        def score(self, *args, **kwargs):
+            raise AssertionError
+
+        score_conditions = score
+
+    scorer = Scorer()
+    held = auction(Unscored(), sampling=Sampling(scorer=scorer))
+    for result in (held.run("Speak"), await held.arun("Speak")):
+        assert [name for name, _ in result.components] == ["reference", "context prompt"]
+        exact = exact_log_weights(DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)]), dict(result.components))
+        for candidate in result.candidates:
+            assert candidate.log_weight == pytest.approx(exact[candidate.message.text], abs=1e-12)
+    assert len(scorer.asked) == 4
+    with pytest.raises(ConfigurationError, match="without a scorer of its own"):
+        auction(Unscored(), sampling=Sampling(scorer=scorer), proposal=ContextProduct(0.3)).run("Speak")
 
 
 @pytest.mark.parametrize(("change", "said"), [
@@ -292,3 +324,51 @@ def test_a_tau_sweep_settles_the_stored_candidates_and_asks_nobody():
     assert distances[-1] == pytest.approx(0.0, abs=1e-6)
     with pytest.raises(ConfigurationError):
         tau_sweep(result, [0.0])
+
+
+class Tokens(BaseChatModel):
+    """Draws one text, spelled by one token or by two, with the log-probability of each spelling."""
+
+    native_n: ClassVar[bool] = True
+
+    def _generate(self, messages, stop=None, run_manager=None, *, n=1, **kwargs):
+        spellings = [((7,), (-1.0,)), ((3, 4), (-0.5, -1.5))]
+        replies = []
+        for k in range(n):
+            ids, values = spellings[k % 2]
+            figures = {"token_ids": ids, "token_logprobs": values, "basis": "sampler", "complete": True}
+            replies.append(AIMessage("same", response_metadata={"logprobs": figures}))
+        return ChatResult(generations=[ChatGeneration(message=reply) for reply in replies])
+
+    def score(self, prompt, replies):
+        """Return the figure of each spelling under the reference, 3 nats below the sampler's for two tokens."""
+        ids = [reply.response_metadata["logprobs"]["token_ids"] for reply in replies]
+        return [-2.0 if len(tokens) == 1 else -5.0 for tokens in ids]
+
+    @property
+    def _llm_type(self):
+        return "tokens"
+
+
+def test_equal_texts_of_different_tokens_are_one_candidate_with_the_mean_of_their_weights():
+    with pytest.warns(AuctionWarning, match="the same reply"):
+        result = auction(Tokens(), proposal=ContextPrompt(), n_candidates=4).run("Speak")
+    (candidate,) = result.candidates
+    assert candidate.draws == 4
+    weights = [-2.0 - -1.0, -5.0 - -2.0]
+    assert candidate.log_weight == pytest.approx(math.log(sum(map(math.exp, weights)) / 2), abs=1e-12)
+    assert candidate.merged_log_weight == pytest.approx(np.logaddexp.reduce([*weights, *weights]), abs=1e-12)
+
+
+def test_usage_is_the_sum_over_all_rounds():
+    result = auction(proposal=Reference(), sampling=Sampling(min_ess=40.0, max_candidates=80)).run("Speak")
+    assert result.draws == 48
+    usage = result.reply.usage_metadata
+    assert (usage["input_tokens"], usage["output_tokens"]) == (3, 48 * MODEL.length)
+
+
+def test_a_round_whose_effective_sample_size_is_just_enough_is_the_last():
+    sampling = Sampling(min_ess=16, max_candidates=64)
+    assert auction(proposal=Reference(), sampling=sampling).run("Speak").draws == 16
+    with pytest.raises(ConfigurationError, match="min_ess"):
+        auction(sampling=Sampling(min_ess=65, max_candidates=64))
