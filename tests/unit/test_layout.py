@@ -16,7 +16,6 @@ ELSEWHERE = {
     "auction/result.py": "tests/unit/auction",
     "auction/settings.py": "tests/unit/auction",
     "auction/tau_sweep.py": "tests/unit/auction",
-    "errors.py": "tests/unit",
     "interfaces/chat_model.py": "tests/unit/interfaces",
     "interfaces/runnable.py": "tests/unit/interfaces",
     "ledger/arguments.py": "tests/ledger",
