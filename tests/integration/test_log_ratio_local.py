@@ -28,7 +28,7 @@ def model(seven_words):
 
 @pytest.fixture(params=["sync", "async"])
 def hold(request):
-    """Hold an auction in both colours."""
+    """Hold an auction, as a caller that blocks and as one that awaits."""
 
     def hold(model, agents=AGENTS, **settings):
         auction = AuctionRunnable(
@@ -154,12 +154,12 @@ def test_a_stopped_group_leaves_the_engine_to_the_next_auction(model):
 
 
 def test_the_embedded_models_agents_are_worth_differences_of_its_scores():
-    model = ChatTransformers(max_tokens=8, dtype="float32")
+    model = ChatTransformers(max_tokens=4, dtype="float32")
     agents = [
         Agent("TuneTown", LogRatioReward("Recommend TuneTown's guitars.")),
         Agent("SongBook", LogRatioReward("Recommend SongBook's sheet music.", 0.5)),
     ]
-    auction = AuctionRunnable(model=model, agents=agents, n_candidates=4, seed=1)
+    auction = AuctionRunnable(model=model, agents=agents, n_candidates=2, seed=1)
     result = auction.run("How do I learn a song?")
     prompt = (HumanMessage("How do I learn a song?"),)
     replies = [candidate.message for candidate in result.candidates]
@@ -167,4 +167,4 @@ def test_the_embedded_models_agents_are_worth_differences_of_its_scores():
     for agent, amounts in zip(agents, result.rewards, strict=True):
         own = np.array(model.score(with_instructions(prompt, agent.reward.instructions), replies))
         assert amounts == pytest.approx(agent.reward.value * (own - reference), abs=2e-3)
-        assert np.abs(amounts).max() > 0.5
+        assert np.abs(amounts).max() > 0.05
