@@ -1,7 +1,7 @@
-"""Threads for code that may never return: few for quick calls, one each for those that wait, none that delays an exit.
+"""Threads for calls that may never return. They delay neither each other, nor the caller, nor an exit.
 
-A thread cannot be stopped. These are daemons, so the interpreter leaves without them, and after the deadline nobody
-waits for one: not this auction, nor the pool of another.
+A thread cannot be stopped. These are daemons, so the interpreter exits without them, and after the deadline nothing
+waits for them. Quick calls share a few threads; calls that wait get one each.
 """
 
 import asyncio
@@ -16,25 +16,25 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
-__all__ = ["attempt", "finished", "hearing", "in_thread"]
+__all__ = ["attempt", "finished", "in_thread", "running"]
 
 Call = Callable[[], Any]
 
-_TICK = 0.002  # seconds without an answer after which the calls under way are taken to be waiting for something
+_TICK = 0.002  # seconds without a result after which the running calls are assumed to wait for something
 
 
 class _Workers:
-    """Runs calls, and tells (place, outcome) of each in the thread that ran it.
+    """Runs calls in threads, and delivers (place, outcome) of each from its thread.
 
-    It begins with one thread: quick calls in Python gain nothing by more. `grow` doubles them where no call has
-    returned since it was last asked, so that calls that wait are soon all under way.
+    It begins with one thread, because more do not speed up quick calls in Python. `grow` doubles the threads if no call
+    has returned since the last `grow`, so calls that wait soon all run at once.
     """
 
-    def __init__(self, calls: Sequence[Call], tell: Callable[[int, Any], None], most: int | None = None) -> None:
+    def __init__(self, calls: Sequence[Call], deliver: Callable[[int, Any], None], most: int | None = None) -> None:
         self._left = deque(enumerate(calls))
-        self._tell = tell
+        self._deliver = deliver
         self._most = len(calls) if most is None else most
-        self._threads = self._returned = self._seen = 0
+        self._threads = self._returned = self._returned_before = 0
         self._growing = self._closed = False
         self._futures: list[Future[Any]] = []
         if self._left:
@@ -46,19 +46,19 @@ class _Workers:
         return bool(self._left)
 
     def grow(self) -> None:
-        """Begin more calls at once, where those under way seem to wait for something."""
-        if self._returned == self._seen and not self._growing:
+        """Double the threads if the running calls seem to wait for something."""
+        if self._returned == self._returned_before and not self._growing:
             more = min(self._threads, len(self._left), self._most - self._threads)
             self._growing = more > 1
             if more > 0 and not self._begin(more - 1):
                 self._growing = False
-        self._seen = self._returned
+        self._returned_before = self._returned
 
     def _begin(self, others: int = 0) -> bool:
-        """Start a thread, which starts so many others: each start waits for its thread, and the caller may be a loop.
+        """Start a thread that starts `others` more, because each start takes time and the caller may be a loop.
 
         Returns:
-            Whether it was started; where the system allows no more, those that run will come to the rest.
+            False if the system allows no more threads. The running ones then take all calls.
         """
         self._threads += 1
         try:
@@ -85,19 +85,19 @@ class _Workers:
         while self._left:
             try:
                 place, call = self._left.popleft()
-            except IndexError:  # another thread took the last one
+            except IndexError:  # another thread took the last call
                 return
             outcome = call()
-            self._returned += 1  # by several threads at once, and any change will do
+            self._returned += 1  # not exact with several threads, but any change will do
             if isinstance(outcome, Future):
                 self._futures.append(outcome)
-                outcome.add_done_callback(partial(self._tell_future, place))
+                outcome.add_done_callback(partial(self._deliver_future, place))
             else:
-                self._tell(place, outcome)
+                self._deliver(place, outcome)
 
-    def _tell_future(self, place: int, future: Future[Any]) -> None:
+    def _deliver_future(self, place: int, future: Future[Any]) -> None:
         if not (self._closed and future.cancelled()):
-            self._tell(place, future)
+            self._deliver(place, future)
 
 
 def finished(
@@ -136,39 +136,38 @@ def finished(
 
 
 @contextlib.asynccontextmanager
-async def hearing(calls: Sequence[Call], heard: Callable[[int, Any], None]) -> AsyncIterator[None]:
-    """Run the calls while the block lasts, and tell (place, outcome) of each in the running loop."""
+async def running(calls: Sequence[Call], deliver: Callable[[int, Any], None]) -> AsyncIterator[None]:
+    """Run the calls while the block lasts, and call `deliver(place, outcome)` for each in the running loop."""
     loop = asyncio.get_running_loop()
-    unheard: deque[tuple[int, Any]] = deque()
+    arrived: deque[tuple[int, Any]] = deque()
     woken = threading.Event()
 
-    def hear() -> None:
+    def deliver_all() -> None:
         woken.clear()
-        while unheard:
-            heard(*unheard.popleft())
+        while arrived:
+            deliver(*arrived.popleft())
 
-    def tell(place: int, outcome: Any) -> None:
-        unheard.append((place, outcome))
-        if not woken.is_set():  # waking the loop costs more than the call may have
+    def wake(place: int, outcome: Any) -> None:
+        arrived.append((place, outcome))
+        if not woken.is_set():  # one wake-up serves many outcomes: it may take longer than a call
             woken.set()
-            with contextlib.suppress(RuntimeError):  # late, and the loop is closed
-                loop.call_soon_threadsafe(hear)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(deliver_all)
 
-    workers = _Workers(calls, tell)
-
-    growing: asyncio.TimerHandle | None = None
+    workers = _Workers(calls, wake)
+    timer: asyncio.TimerHandle | None = None
 
     def grow() -> None:
-        nonlocal growing
+        nonlocal timer
         workers.grow()
-        growing = loop.call_later(_TICK, grow) if workers.waiting else None
+        timer = loop.call_later(_TICK, grow) if workers.waiting else None
 
-    growing = loop.call_later(_TICK, grow)
+    timer = loop.call_later(_TICK, grow)
     try:
         yield
     finally:
-        if growing is not None:
-            growing.cancel()
+        if timer is not None:
+            timer.cancel()
         workers.close()
 
 
@@ -192,7 +191,7 @@ async def in_thread(call: Call) -> Any:
         if not result.done():
             result.set_result(outcome)
 
-    async with hearing([partial(copy_context().run, attempt, call)], deliver):
+    async with running([partial(copy_context().run, attempt, call)], deliver):
         value, error = await result
     if error is not None:
         raise error

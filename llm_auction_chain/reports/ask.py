@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Sequence
-from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -13,8 +12,7 @@ from langchain_core.runnables.base import RunnableBindingBase
 
 from llm_auction_chain.agents import RewardLike
 from llm_auction_chain.rewards.base import Reward
-from llm_auction_chain.threads import attempt, finished
-from llm_auction_chain.waiting import Waiter
+from llm_auction_chain.waiting import BLOCKING, Waiter, run
 
 __all__ = ["ask", "attempt_awaiting", "awaits"]
 
@@ -94,19 +92,18 @@ def _is_async(runnable: Runnable[Any, Any]) -> bool:
 
 def _batch(reward: Runnable[Any, Any], questions: Sequence[Any], config: RunnableConfig | None) -> list[Any]:
     """Do as `reward.batch`, in threads that delay no exit."""
-    calls = [partial(copy_context().run, attempt, partial(reward.invoke, question, config)) for question in questions]
-    values = [None] * len(questions)
+
+    async def invoke(question: Any) -> Any:
+        return reward.invoke(question, config)
+
+    calls = [partial(invoke, question) for question in questions]
     try:
-        for place, (value, error) in finished(calls, timeout=None, most=(config or {}).get("max_concurrency")):
-            if error is not None:
-                raise error
-            values[place] = value
+        return run(BLOCKING.together(calls, most=(config or {}).get("max_concurrency")))
     except (TypeError, NotImplementedError) as error:
         # LangChain raises a TypeError for an async function. Another TypeError is the reward's own.
         if isinstance(error, TypeError) and "coroutine" not in str(error):
             raise
         return asyncio.run(reward.abatch(list(questions), config))
-    return values
 
 
 async def _gather(values: Sequence[Any]) -> list[Any]:

@@ -25,7 +25,7 @@ from llm_auction_chain.reports.ask import ask, attempt_awaiting, awaits
 from llm_auction_chain.reports.report import InvalidReportError, Report, failed_report, report_of, text_of
 from llm_auction_chain.rewards.base import AskedBy, asked_by
 from llm_auction_chain.rewards.log_ratio import grouped, groups_of_agent, log_ratios_of
-from llm_auction_chain.threads import attempt, finished, hearing
+from llm_auction_chain.threads import attempt, finished, running
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
 __all__ = ["OnAgentError", "Terms", "collect"]
@@ -144,7 +144,7 @@ class _Round:
         tasks: list[asyncio.Task[Any]] = []
         deadline = asyncio.timeout(self._terms.timeout)
         try:
-            async with hearing(calls, lambda place, outcome: arrived.put_nowait((threaded[place], outcome))), deadline:
+            async with running(calls, lambda place, outcome: arrived.put_nowait((threaded[place], outcome))), deadline:
                 for place, k in enumerate(in_loop, 1):
                     tasks.append(self._begin(k, arrived))
                     if place % max(1, _COPIES_AT_ONCE // max(1, self._n)) == 0:

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from llm_auction_chain.threads import attempt, finished, hearing, in_thread
+from llm_auction_chain.threads import attempt, finished, in_thread, running
 
 LONG = 60.0  # seconds that no working machine needs
 
@@ -86,7 +86,7 @@ async def test_a_loop_hears_of_every_outcome_and_of_none_after_the_block(gate):
         if len(heard) == 2:
             both.set()
 
-    async with hearing([lambda: "a", lambda: "b", gate.wait], deliver):
+    async with running([lambda: "a", lambda: "b", gate.wait], deliver):
         await asyncio.wait_for(both.wait(), LONG)
     assert sorted(heard) == [(0, "a"), (1, "b")]
 
