@@ -1,8 +1,10 @@
-"""A Llama of seven words with random weights, whose short replies can all be listed."""
+"""A Llama of seven words with random weights, whose short replies can all be listed; and what to ask of an engine."""
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from llm_auction_chain.models.local.sampler import Sampler
 
 WORDS = ["<end>", "user", ":", "assistant", "Hi", "system", "no"]  # every other word of a prompt is read as "no"
 
@@ -18,3 +20,24 @@ def save_seven_words(folder):
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
+
+
+def draw(engine, prompt, n, *, seed, max_tokens, stop=(), progress=None, **sampler):
+    options = {"max_tokens": max_tokens, "stop": stop, "sampler": Sampler(**sampler)}
+    return engine.sample([([prompt], [1.0], n)], seed=seed, progress=progress, **options)
+
+
+def full_log_prob(engine, prompt, reply, temperature=1.0):
+    with torch.inference_mode():
+        ids = torch.tensor([[*prompt, *reply.token_ids]])
+        logits = engine.model(ids).logits[0, len(prompt) - 1 : -1].double() / temperature
+    return logits.log_softmax(-1)[range(len(reply.token_ids)), list(reply.token_ids)].sum().item()
+
+
+def combined_log_prob(engine, prompts, powers, reply, temperature):
+    with torch.inference_mode():
+        logits = sum(
+            power * engine.model(torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1].double()
+            for prompt, power in zip(prompts, powers, strict=True)
+        )
+    return (logits / temperature).log_softmax(-1)[range(len(reply)), list(reply)].sum().item()

@@ -11,55 +11,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llm_auction_chain.errors import ConfigurationError, ContextWindowError, PromptError
 from llm_auction_chain.models.local.decoding import Row
 from llm_auction_chain.models.local.engine import Engine, FifoLock, _stable, _stream, _window
-from llm_auction_chain.models.local.passes import Passes
 from llm_auction_chain.models.local.sampler import Sampler
 from llm_auction_chain.models.local.weights import embedded_model_path
+from tests.tiny import draw, full_log_prob
 
 HELLO = [{"role": "user", "content": "Name three fruits."}]
-
-
-@pytest.fixture(scope="module")
-def engine():
-    return Engine.load(embedded_model_path(), dtype="float32", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A random two-layer Llama with a window of 32 tokens and no chat template."""
-    path = tmp_path_factory.mktemp("tiny")
-    tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(path)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        eos_token_id=[tokenizer.eos_token_id, 5],
-    )
-    LlamaForCausalLM(config).save_pretrained(path)
-    return Engine.load(path, dtype="float32", device="cpu")
-
-
-def draw(engine, prompt, n, *, seed, max_tokens, stop=(), progress=None, **sampler):
-    options = {"max_tokens": max_tokens, "stop": stop, "sampler": Sampler(**sampler)}
-    return engine.sample([([prompt], [1.0], n)], seed=seed, progress=progress, **options)
-
-
-def full_log_prob(engine, prompt, reply, temperature=1.0):
-    with torch.inference_mode():
-        ids = torch.tensor([[*prompt, *reply.token_ids]])
-        logits = engine.model(ids).logits[0, len(prompt) - 1 : -1].double() / temperature
-    return logits.log_softmax(-1)[range(len(reply.token_ids)), list(reply.token_ids)].sum().item()
 
 
 def test_the_same_seed_gives_the_same_replies(tiny):
@@ -86,24 +46,6 @@ def test_log_probs_of_the_embedded_model_agree_with_a_full_forward_pass(engine):
 def test_log_probs_agree_with_a_full_forward_pass_at_another_temperature(tiny):
     for reply in draw(tiny, [3, 4, 6], 4, seed=3, max_tokens=16, temperature=0.5):
         assert sum(reply.log_probs) == pytest.approx(full_log_prob(tiny, [3, 4, 6], reply, 0.5), abs=1e-3)
-
-
-def test_log_prob_agrees_when_rows_leave_early(tiny, monkeypatch):
-    # A fifth of the vocabulary ends a reply, so that rows leave the batch at different times.
-    monkeypatch.setattr(tiny, "ends", set(range(0, 49152, 5)))
-    replies = draw(tiny, [3, 4, 6], 12, seed=0, max_tokens=10)
-    lengths = [len(reply.token_ids) for reply in replies]
-    assert len(set(lengths)) > 3
-    for reply in replies:
-        assert sum(reply.log_probs) == pytest.approx(full_log_prob(tiny, [3, 4, 6], reply), abs=1e-3)
-        assert (reply.token_ids[-1] % 5 == 0) == (reply.finish_reason == "stop")
-        assert all(token % 5 for token in reply.token_ids[:-1])
-
-
-def test_an_end_token_is_counted_and_not_shown(tiny, monkeypatch):
-    monkeypatch.setattr(tiny, "ends", set(range(49152)))
-    (reply,) = draw(tiny, [3], 1, seed=0, max_tokens=10)
-    assert (len(reply.token_ids), reply.text, reply.finish_reason) == (1, "", "stop")
 
 
 def test_end_tokens_come_from_the_model_and_the_tokenizer(tiny):
@@ -247,92 +189,6 @@ def test_a_wrong_setting_is_named(arguments, message):
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(ConfigurationError, match="model must be a folder with"):
         Engine.load(tmp_path)
-
-
-def combined_log_prob(engine, prompts, powers, reply, temperature):
-    with torch.inference_mode():
-        logits = sum(
-            power * engine.model(torch.tensor([[*prompt, *reply]])).logits[0, len(prompt) - 1 : -1].double()
-            for prompt, power in zip(prompts, powers, strict=True)
-        )
-    return (logits / temperature).log_softmax(-1)[range(len(reply)), list(reply)].sum().item()
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_scores_are_those_of_full_forward_passes_under_every_condition(tiny, temperature):
-    prompts = [[3, 4, 6], [9, 8, 7, 6, 10], [12]]
-    powers = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-0.5, 1.0, 0.5], [0.6, 0.0, 0.4]]
-    replies = [[7], [3, 9, 11, 4], [], [20, 21], [5], [3, 9, 11, 2, 8, 9, 10]]
-    scores = tiny.score(prompts, powers, replies, Sampler(temperature=temperature))
-    assert scores.shape == (4, 6)
-    for c, row in enumerate(powers):
-        for j, reply in enumerate(replies):
-            exact = combined_log_prob(tiny, prompts, row, reply, temperature) if reply else 0.0
-            assert scores[c, j] == pytest.approx(exact, abs=1e-4)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 7])
-def test_scoring_in_several_chunks_changes_no_score(tiny, monkeypatch, rows):
-    """Few states at a time go onto the vocabulary; a chunk then holds parts of several replies."""
-    prompts = [[3, 4, 6], [9, 8, 7, 6, 10], [12]]
-    powers = [[1.0, 0.0, 0.0], [-0.5, 1.0, 0.5], [0.6, 0.0, 0.4]]
-    replies = [[7], [3, 9, 11, 4], [], [20, 21], [3, 9, 11, 2, 8, 9, 10]]
-    whole = tiny.score(prompts, powers, replies, Sampler())
-    projections, logits = [], type(tiny._passes).logits
-
-    def watched(passes, states):
-        projections.append(len(states))
-        return logits(passes, states)
-
-    monkeypatch.setattr(Passes, "rows", property(lambda passes: rows))
-    monkeypatch.setattr(Passes, "logits", watched)
-    assert tiny.score(prompts, powers, replies, Sampler()) == pytest.approx(whole, abs=1e-5)
-    assert len(projections) > 1
-    assert max(projections) <= max(rows, len(prompts))
-    assert whole[0, 4] == pytest.approx(combined_log_prob(tiny, prompts, powers[0], replies[4], 1.0), abs=1e-4)
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-def test_drawing_in_several_chunks_changes_no_reply(tiny, monkeypatch, rows):
-    conditions = [([[3, 4]], [1.0], 5), ([[3, 4], [9]], [0.5, 0.5], 4)]
-    options = {"seed": 4, "max_tokens": 5, "sampler": Sampler()}
-    whole = tiny.sample(conditions, **options)
-    monkeypatch.setattr(Passes, "rows", property(lambda passes: rows))
-    assert [reply.token_ids for reply in tiny.sample(conditions, **options)] == [reply.token_ids for reply in whole]
-
-
-def test_scores_are_those_of_the_draws(tiny):
-    prompts, powers, sampler = [[3, 4, 6], [9, 8]], [0.4, 0.6], Sampler(top_p=0.9, top_k=50, temperature=0.8)
-    replies = tiny.sample([(prompts, powers, 6)], seed=2, max_tokens=9, sampler=sampler)
-    (scores,) = tiny.score(prompts, [powers], [reply.token_ids for reply in replies], sampler)
-    assert scores == pytest.approx([sum(reply.log_probs) for reply in replies], abs=1e-4)
-
-
-def test_a_token_that_cannot_be_drawn_has_probability_nothing(tiny):
-    (greedy,) = draw(tiny, [3, 4], 1, seed=0, max_tokens=4, temperature=0)
-    other = [(greedy.token_ids[0] + 1) % 50, *greedy.token_ids[1:]]
-    for sampler in (Sampler(temperature=0), Sampler(top_k=1), Sampler(top_p=1e-6)):
-        (scores,) = tiny.score([[3, 4]], [[1.0]], [greedy.token_ids, other], sampler)
-        assert scores.tolist() == [0.0, -math.inf]
-
-
-def test_conditions_draw_their_own_rows_whatever_stands_beside_them(tiny):
-    options = {"seed": 4, "max_tokens": 6, "sampler": Sampler()}
-    both = tiny.sample([([[3, 4]], [1.0], 2), ([[3, 4], [9]], [0.5, 0.5], 3)], **options)
-    assert both[:2] == tiny.sample([([[3, 4]], [1.0], 2)], **options)
-    assert len(both) == 5
-
-
-def test_nothing_asked_is_nothing_scored(tiny):
-    assert tiny.score([], [], [[4, 5]], Sampler()).shape == (0, 1)
-    assert tiny.score([[3]], [[1.0]], [], Sampler()).shape == (1, 0)
-    nothing = tiny.score([[3], [4]], np.eye(2), [[5], [6, 7]], Sampler(), wanted=np.zeros((2, 2), dtype=bool))
-    assert np.isnan(nothing).all()
-
-
-def test_a_reply_that_does_not_fit_cannot_be_scored(tiny):
-    with pytest.raises(ContextWindowError, match="Shorten the prompt"):
-        tiny.score([[3] * 30], [[1.0]], [[4, 5, 6]], Sampler())
 
 
 def wait_until(true, seconds=30.0):

@@ -1,0 +1,41 @@
+"""A reply follows its own law, whatever rows stand beside it and whenever they leave."""
+
+import pytest
+
+from llm_auction_chain.models.local.passes import Passes
+from llm_auction_chain.models.local.sampler import Sampler
+from tests.tiny import draw, full_log_prob
+
+
+def test_log_prob_agrees_when_rows_leave_early(tiny, monkeypatch):
+    # A fifth of the vocabulary ends a reply, so that rows leave the batch at different times.
+    monkeypatch.setattr(tiny, "ends", set(range(0, 49152, 5)))
+    replies = draw(tiny, [3, 4, 6], 12, seed=0, max_tokens=10)
+    lengths = [len(reply.token_ids) for reply in replies]
+    assert len(set(lengths)) > 3
+    for reply in replies:
+        assert sum(reply.log_probs) == pytest.approx(full_log_prob(tiny, [3, 4, 6], reply), abs=1e-3)
+        assert (reply.token_ids[-1] % 5 == 0) == (reply.finish_reason == "stop")
+        assert all(token % 5 for token in reply.token_ids[:-1])
+
+
+def test_an_end_token_is_counted_and_not_shown(tiny, monkeypatch):
+    monkeypatch.setattr(tiny, "ends", set(range(49152)))
+    (reply,) = draw(tiny, [3], 1, seed=0, max_tokens=10)
+    assert (len(reply.token_ids), reply.text, reply.finish_reason) == (1, "", "stop")
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_drawing_in_several_chunks_changes_no_reply(tiny, monkeypatch, rows):
+    conditions = [([[3, 4]], [1.0], 5), ([[3, 4], [9]], [0.5, 0.5], 4)]
+    options = {"seed": 4, "max_tokens": 5, "sampler": Sampler()}
+    whole = tiny.sample(conditions, **options)
+    monkeypatch.setattr(Passes, "rows", property(lambda passes: rows))
+    assert [reply.token_ids for reply in tiny.sample(conditions, **options)] == [reply.token_ids for reply in whole]
+
+
+def test_conditions_draw_their_own_rows_whatever_stands_beside_them(tiny):
+    options = {"seed": 4, "max_tokens": 6, "sampler": Sampler()}
+    both = tiny.sample([([[3, 4]], [1.0], 2), ([[3, 4], [9]], [0.5, 0.5], 3)], **options)
+    assert both[:2] == tiny.sample([([[3, 4]], [1.0], 2)], **options)
+    assert len(both) == 5
