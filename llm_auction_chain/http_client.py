@@ -1,6 +1,6 @@
 """HTTP in both directions of trust: JSON from a server that the user runs, and answers of bidders that nobody trusts.
 
-`JsonServer` talks to the user's own server (vLLM) with httpx, and repeats a request whose failure may pass.
+`JsonSession` talks to the user's own server (vLLM) with httpx, and repeats a request whose failure may pass.
 
 `post` reaches a remote bidder. It uses httpcore, the layer below httpx, because that has no redirects, cookies, proxies
 or decompression to switch off, and because its pool takes a network backend. The backend here connects only to an
@@ -15,12 +15,10 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
-from dataclasses import KW_ONLY, dataclass, field
 from functools import cache, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 from typing_extensions import override
@@ -42,7 +40,6 @@ __all__ = [
     "NOT_PUBLIC",
     "Bidder",
     "HTTPError",
-    "JsonServer",
     "JsonSession",
     "certificates",
     "is_public",
@@ -80,58 +77,51 @@ _CONNECT = 10.0  # seconds; a server that is there accepts a connection sooner
 _PASSING = (429, 500, 502, 503)
 
 
-@dataclass(frozen=True)
-class JsonServer:
-    """A server that speaks JSON, and how patient its client is.
+class JsonSession:
+    """Requests to one server that speaks JSON, for a caller that blocks or awaits.
 
-    Attributes:
-        url: its root.
+    Connections live as long as the `async with` block, so that each event loop has its own. Every request raises
+    `HTTPError`: no connection, no answer in time, a status of failure, or no JSON.
+
+    Args:
+        url: the server's root.
+        waiter: how the caller waits.
         api_key: sent as a bearer token; in no repr.
         timeout: seconds that the server may keep silent; None waits for ever.
         max_retries: how often a request is repeated that lost its connection, or got status 429, 500, 502 or 503.
-        max_concurrency: the most requests of one session that run at the same time.
+        max_concurrency: the most requests that run at the same time.
     """
 
-    url: str
-    _: KW_ONLY
-    api_key: str | None = field(default=None, repr=False)
-    timeout: float | None
-    max_retries: int
-    max_concurrency: int
-
-    @asynccontextmanager
-    async def session(self, waiter: Waiter) -> AsyncIterator["JsonSession"]:
-        """Open connections that live as long as the block, so that each event loop has its own."""
-
-        async def opened() -> Any:
-            return httpx.AsyncClient(**self._options())
-
-        client: Any = await waiter.either(lambda: httpx.Client(**self._options()), opened)
-        try:
-            yield JsonSession(self, client, waiter)
-        finally:
-            await waiter.either(lambda: client.close(), lambda: client.aclose())  # noqa: PLW0108 - each has only one
-
-    def _options(self) -> dict[str, Any]:
-        connect = _CONNECT if self.timeout is None else min(self.timeout, _CONNECT)
-        return {
-            "base_url": self.url,
-            "headers": {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {},
+    def __init__(
+        self,
+        url: str,
+        waiter: Waiter,
+        *,
+        api_key: str | None = None,
+        timeout: float | None,
+        max_retries: int,
+        max_concurrency: int,
+    ) -> None:
+        self._waiter, self._max_retries, self._max_concurrency = waiter, max_retries, max_concurrency
+        connect = _CONNECT if timeout is None else min(timeout, _CONNECT)
+        self._options: dict[str, Any] = {
+            "base_url": url,
+            "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
             # A request waits for a free connection as long as it takes.
-            "timeout": httpx.Timeout(self.timeout, pool=None, connect=connect),
-            "limits": httpx.Limits(max_connections=self.max_concurrency),
+            "timeout": httpx.Timeout(timeout, pool=None, connect=connect),
+            "limits": httpx.Limits(max_connections=max_concurrency),
             "verify": certificates(),
         }
 
+    async def __aenter__(self) -> Self:
+        async def opened() -> Any:
+            return httpx.AsyncClient(**self._options)
 
-class JsonSession:
-    """Requests to one server, for a caller that blocks or awaits.
+        self._client: Any = await self._waiter.either(lambda: httpx.Client(**self._options), opened)
+        return self
 
-    Every request raises `httpx.HTTPError`: no connection, no answer in time, a status of failure, or no JSON.
-    """
-
-    def __init__(self, server: JsonServer, client: Any, waiter: Waiter) -> None:
-        self._server, self._client, self._waiter = server, client, waiter
+    async def __aexit__(self, *_: object) -> None:
+        await self._waiter.either(lambda: self._client.close(), lambda: self._client.aclose())  # noqa: PLW0108
 
     async def get(self, path: str) -> Any:
         """Return the answer to a GET."""
@@ -144,7 +134,7 @@ class JsonSession:
     async def post_all(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Return the answers to several POSTs that run side by side; the first failure ends the others."""
         calls = [partial(self.post, path, body) for body in bodies]
-        return await self._waiter.together(calls, most=self._server.max_concurrency)
+        return await self._waiter.together(calls, most=self._max_concurrency)
 
     async def _answer(self, method: str, path: str, body: Any) -> Any:
         async def attempt() -> Any:
@@ -161,7 +151,7 @@ class JsonSession:
         return await AsyncRetrying(
             sleep=pause,
             retry=retry_if_exception(_may_pass),
-            stop=stop_after_attempt(self._server.max_retries + 1),
+            stop=stop_after_attempt(self._max_retries + 1),
             wait=wait_exponential(multiplier=0.25, max=8) + wait_random(0, 0.25),
             reraise=True,
         )(attempt)
@@ -317,13 +307,8 @@ class _Answers(httpcore.AsyncNetworkStream):
         await self._stream.write(buffer, timeout)
 
     @override
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        return _Answers(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._most)
+    async def start_tls(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
+        return _Answers(await self._stream.start_tls(*args, **kwargs), self._most)
 
     @override
     async def aclose(self) -> None:
@@ -341,14 +326,7 @@ class _CheckedAddresses(httpcore.AnyIOBackend):
         self._bidder, self._office = bidder, office
 
     @override
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    async def connect_tcp(self, host: str, port: int, **_: Any) -> httpcore.AsyncNetworkStream:  # type: ignore[override]
         addresses = await self._addresses(host, port)
         share, failures = self._bidder.timeout / len(addresses), []
         for address in addresses:

@@ -2,7 +2,6 @@
 
 import asyncio
 import ipaddress
-from dataclasses import replace
 from functools import partial
 
 import httpx
@@ -11,23 +10,24 @@ from tenacity import wait_none
 
 from llm_auction_chain import http_client
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.http_client import NOT_PUBLIC, HTTPError, JsonServer, is_public, parse_url
+from llm_auction_chain.http_client import NOT_PUBLIC, HTTPError, JsonSession, is_public, parse_url
 from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
-SERVER = JsonServer("http://gpu-7:8000", timeout=600.0, max_retries=2, max_concurrency=8)
+PATIENCE = {"timeout": 600.0, "max_retries": 2, "max_concurrency": 8}
 
 
 @pytest.fixture(params=["sync", "async"])
 def get(request):
     """Send a GET and return the answer's JSON, for callers that block and callers that await."""
 
-    async def get(waiter, server):
-        async with server.session(waiter) as session:
+    async def get(waiter, settings):
+        async with JsonSession("http://gpu-7:8000", waiter, **{**PATIENCE, **settings}) as session:
+            assert "sk-very-secret" not in repr(session)
             return await session.get("/")
 
     if request.param == "sync":
-        return lambda server=SERVER: run(get(BLOCKING, server))
-    return lambda server=SERVER: asyncio.run(get(AWAITING, server))
+        return lambda **settings: run(get(BLOCKING, settings))
+    return lambda **settings: asyncio.run(get(AWAITING, settings))
 
 
 @pytest.fixture
@@ -110,17 +110,15 @@ def test_a_text_that_is_no_url_is_refused():
 @pytest.mark.parametrize(("timeout", "connect"), [(600.0, 10.0), (1.0, 1.0), (None, 10.0)])
 def test_a_server_that_is_not_there_is_given_up_soon(get, served, timeout, connect):
     options = served(200)
-    get(replace(SERVER, timeout=timeout))
+    get(timeout=timeout)
     assert (options[0]["timeout"].connect, options[0]["timeout"].read) == (connect, timeout)
     assert options[0]["timeout"].pool is None
 
 
 def test_the_key_is_a_bearer_token_and_in_no_repr(get, served):
     options = served(200)
-    server = replace(SERVER, api_key="sk-very-secret")
-    get(server)
+    get(api_key="sk-very-secret")
     assert options[0]["headers"] == {"Authorization": "Bearer sk-very-secret"}
-    assert "sk-very-secret" not in repr(server)
 
 
 @pytest.mark.parametrize("failure", [

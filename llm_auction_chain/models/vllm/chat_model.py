@@ -259,13 +259,13 @@ class ChatVLLM(BaseChatModel):
         self, waiter: Waiter, kind: type[CandidatesError | ScoringError]
     ) -> AsyncIterator["JsonSession"]:
         """Open connections to the server; what httpx raises becomes an error of this kind."""
-        from llm_auction_chain.http_client import HTTPError, JsonServer
+        from llm_auction_chain.http_client import HTTPError, JsonSession
 
+        url = self.base_url.rstrip("/").removesuffix("/v1")
         key = self.api_key.get_secret_value() if self.api_key else None
         patience = {name: getattr(self, name) for name in ("timeout", "max_retries", "max_concurrency")}
-        server = JsonServer(self.base_url.rstrip("/").removesuffix("/v1"), api_key=key, **patience)
         try:
-            async with server.session(waiter) as session:
+            async with JsonSession(url, waiter, api_key=key, **patience) as session:
                 yield session
         except HTTPError as error:
             raise read_failure(error, self.base_url, kind, api_key=key, timeout=self.timeout) from error

@@ -1,0 +1,125 @@
+"""What the answers of a vLLM server say, read without a server."""
+
+import math
+
+import httpx
+import pytest
+
+from llm_auction_chain.errors import CandidatesError, ContextWindowError, ScoringError
+from llm_auction_chain.models.vllm.responses import (
+    is_plain,
+    read_failure,
+    read_list,
+    read_replies,
+    read_scores,
+    read_usage,
+    total_usage,
+)
+
+PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+BODY = {**PLAIN, "model": "smol", "logprobs": True, "max_tokens": 8}
+URL = "http://gpu-7:8000/v1"
+
+
+def choice(index, text, ids, **changes):
+    content = [{"token": letter, "logprob": -0.5} for letter in [*text, "<|im_end|>"]]
+    return {
+        "index": index, "message": {"content": text}, "finish_reason": "stop", "stop_reason": None, "token_ids": ids,
+        "logprobs": {"content": content}, **changes,
+    }  # fmt: skip
+
+
+def answer(*choices, tokens):
+    return {"choices": choices, "usage": {"prompt_tokens": 5, "completion_tokens": tokens}, "prompt_token_ids": [1, 2]}
+
+
+@pytest.mark.parametrize("setting", [{"temperature": 0.9}, {"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 1}])
+def test_any_temperature_or_truncation_changes_the_distribution(setting):
+    assert is_plain(PLAIN)
+    assert not is_plain({**PLAIN, **setting})
+
+
+@pytest.mark.parametrize("wrong", [{}, {"data": None}, {"data": "x"}, [], None, "<html>"])
+def test_an_answer_without_its_list_is_no_vllm_servers(wrong):
+    with pytest.raises(ScoringError, match="has no 'data'. Is it a vLLM server"):
+        read_list(wrong, "data")
+
+
+def test_replies_come_in_the_order_of_their_index():
+    replies = read_replies(answer(choice(1, "b", [4, 9]), choice(0, "a", [3, 9]), tokens=4), BODY, [1, 2])
+    assert [reply.text for reply in replies] == ["a", "b"]
+    assert [reply.response_metadata["logprobs"]["token_ids"] for reply in replies] == [[3, 9], [4, 9]]
+    assert all(reply.response_metadata["logprobs"]["complete"] for reply in replies)
+
+
+def test_a_server_that_draws_behind_another_prompt_is_refused():
+    with pytest.raises(ScoringError, match="other tokens than /tokenize"):
+        read_replies(answer(choice(0, "a", [3, 9]), tokens=2), BODY, [1, 2, 3])
+
+
+def test_a_count_that_differs_from_the_tokens_makes_all_replies_incomplete():
+    replies = read_replies(answer(choice(0, "a", [3, 9]), choice(1, "b", [4, 9]), tokens=5), BODY, [1, 2])
+    assert not any(reply.response_metadata["logprobs"]["complete"] for reply in replies)
+
+
+def test_usage_that_the_server_does_not_send_is_unknown():
+    assert read_usage({}) is None
+    assert total_usage([]) is None
+    assert total_usage([None, read_usage(answer(tokens=3)), read_usage(answer(tokens=4))]) == {
+        "input_tokens": 10, "output_tokens": 7, "total_tokens": 17,
+    }  # fmt: skip
+
+
+def scores(*log_probs):
+    return {"choices": [{"index": 0, "prompt_logprobs": [None, *({str(k): {"logprob": p}} for k, p in log_probs)]}]}
+
+
+def test_a_score_is_the_sum_over_the_tokens_behind_the_prompt():
+    assert read_scores(scores((1, -7.0), (2, -0.25), (3, -0.5)), 2, [[2, 3]]) == [-0.75]
+    assert read_scores(scores((1, -7.0), (2, -9999.0), (3, -0.5)), 2, [[2, 3]]) == [-math.inf]
+
+
+@pytest.mark.parametrize(("log_prob", "message"), [(0.5, "logits"), (math.nan, "logits")])
+def test_a_number_that_is_no_log_probability_is_refused(log_prob, message):
+    with pytest.raises(ScoringError, match=message):
+        read_scores(scores((1, -7.0), (2, log_prob)), 2, [[2]])
+
+
+def test_log_probabilities_of_other_tokens_are_refused():
+    with pytest.raises(ScoringError, match="not of the tokens sent"):
+        read_scores(scores((1, -7.0), (2, -0.5)), 2, [[5]])
+
+
+def failure(status, text, path="/v1/completions"):
+    request = httpx.Request("POST", f"http://gpu-7:8000{path}")
+    error = httpx.HTTPStatusError("", request=request, response=httpx.Response(status, text=text, request=request))
+    return read_failure(error, URL, ScoringError, api_key="sk-secret", timeout=5.0)
+
+
+@pytest.mark.parametrize(("status", "text", "path", "message"), [
+    (401, "x", "/v1/completions", "refuses the API key"), (403, "x", "/v1/completions", "refuses the API key"),
+    (404, "x", "/tokenize", "has no /tokenize"), (404, "x", "/v1/completions", "status 404: x"),
+    (500, "CUDA sk-secret", "/v1/completions", "status 500: CUDA ***"),
+])  # fmt: skip
+def test_a_refusal_says_what_to_do_and_never_the_key(status, text, path, message):
+    error = failure(status, text, path)
+    assert type(error) is ScoringError
+    assert str(error).startswith(URL)
+    assert message in str(error)
+    assert "sk-secret" not in str(error)
+
+
+@pytest.mark.parametrize("text", ["maximum context length is 8", "max_model_len=8", "the model length"])
+def test_a_prompt_that_is_too_long_is_an_error_of_its_own(text):
+    assert type(failure(400, text)) is ContextWindowError
+    assert type(failure(500, text)) is ScoringError
+
+
+@pytest.mark.parametrize(("error", "message"), [
+    (httpx.ReadTimeout("x"), "did not answer within 5.0 s"), (httpx.DecodingError("x"), "other than JSON"),
+    (httpx.ConnectError("refused"), "cannot be reached (refused). Start a server"),
+])  # fmt: skip
+def test_a_server_that_does_not_answer_is_an_error_of_the_kind_asked_for(error, message):
+    ours = read_failure(error, URL, CandidatesError, api_key=None, timeout=5.0)
+    assert type(ours) is CandidatesError
+    assert message in str(ours)
