@@ -30,7 +30,11 @@ def choice(index, text, ids, **changes):
 
 
 def answer(*choices, tokens):
-    return {"choices": choices, "usage": {"prompt_tokens": 5, "completion_tokens": tokens}, "prompt_token_ids": [1, 2]}
+    return {
+        "choices": list(choices),
+        "usage": {"prompt_tokens": 5, "completion_tokens": tokens},
+        "prompt_token_ids": [1, 2],
+    }
 
 
 @pytest.mark.parametrize("setting", [{"temperature": 0.9}, {"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 1}])
@@ -41,7 +45,7 @@ def test_any_temperature_or_truncation_changes_the_distribution(setting):
 
 @pytest.mark.parametrize("wrong", [{}, {"data": None}, {"data": "x"}, [], None, "<html>"])
 def test_an_answer_without_its_list_is_no_vllm_servers(wrong):
-    with pytest.raises(ScoringError, match="has no 'data'. Is it a vLLM server"):
+    with pytest.raises(ScoringError, match="has no 'data'"):
         read_list(wrong, "data")
 
 
