@@ -70,3 +70,24 @@ def test_sums_are_exact_whatever_the_context_of_the_thread(charges):
     assert text == "1.234568"
     assert str(negated(Decimal("0.00"))) == "0.00"
     assert as_text(total([])) == "0.000000"
+
+
+MONEY = st.floats(-1e100, 1e100)
+
+
+@given(st.lists(MONEY, max_size=6))
+def test_rounded_charges_add_up_to_the_last_digit(amounts):
+    charges = [as_decimal(amount) for amount in amounts]
+    assert total(charges) == sum(map(Fraction, map(as_text, charges)), Fraction(0))
+    for amount, charge in zip(amounts, charges, strict=True):
+        assert (
+            abs(Fraction(as_text(charge)) - Fraction(amount)) <= Fraction(1, 2_000_000) + abs(Fraction(amount)) / 2**53
+        )
+        assert "e" not in as_text(charge).lower()
+        assert as_text(charge) != "-0.000000"
+
+
+def test_no_sum_of_money_is_infinite_or_nan():
+    for amount in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="must be finite"):
+            as_decimal(amount)

@@ -1,0 +1,52 @@
+"""Who takes part is decided before any report: rivals, currencies, players that never pay."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_auction_chain import Agent, Billing, ConfigurationError, Policy
+from llm_auction_chain.agents import without_rivals
+from tests.unit.auction.auctions import LIKES_B, LIKES_C, auction, both
+
+CATEGORIES = st.lists(st.sampled_from(["cars", "air", "food"]), unique=True, max_size=2)
+
+
+CROWD = st.lists(st.tuples(CATEGORIES, st.sampled_from([None, "one", "two"])), max_size=8)
+
+
+@given(CROWD, st.sets(st.sampled_from(["cars", "air"])))
+def test_no_exclusive_category_has_two_owners_and_nobody_is_left_out_for_nothing(crowd, exclusive):
+    agents = [Agent(str(k), len, owner=owner, categories=held) for k, (held, owner) in enumerate(crowd)]
+    taking_part, left_out = without_rivals(agents, exclusive)
+    for category in exclusive:
+        assert len({agent.payer for agent in taking_part if category in agent.categories}) <= 1
+    for agent, category in left_out:
+        holders = [other for other in taking_part if category in other.categories]
+        assert category in exclusive
+        assert holders
+        assert agents.index(holders[0]) < agents.index(agent)
+        assert agent.payer != holders[0].payer
+    assert {agent.name for agent in taking_part} | {agent.name for agent, _ in left_out} == {a.name for a in agents}
+
+
+async def test_a_rival_left_out_is_named_and_never_asked():
+    def never(prompt, reply):
+        raise AssertionError
+
+    agents = [Agent("First", LIKES_B.reward, categories=["cars"]), Agent("Second", never, categories=["cars"])]
+    for result in await both(auction(agents, policy=Policy(exclusive_categories=["cars"]), on_agent_error="raise")):
+        assert [agent.name for agent in result.agents] == ["First"]
+        left_out = [{"agent": "Second", "reason": "category", "category": "cars"}]
+        assert result.reply.response_metadata["auction"]["left_out"] == left_out
+    assert len(auction([LIKES_B, LIKES_C], policy=Policy(exclusive_categories=["cars"])).run("x").agents) == 2
+
+
+async def test_an_auction_counts_in_one_currency():
+    euros, dollars = Agent("E", LIKES_B.reward, currency="EUR"), Agent("D", LIKES_C.reward, currency="USD")
+    for result in await both(auction([euros, LIKES_C])):
+        assert result.currency == result.reply.response_metadata["auction"]["currency"] == "EUR"
+    assert auction([LIKES_B], billing=Billing(currency="GBP")).run("x").currency == "GBP"
+    assert auction([LIKES_B]).run("x").currency == ""
+    for settings in ({"agents": [euros, dollars]}, {"agents": [euros], "billing": Billing(currency="USD")}):
+        with pytest.raises(ConfigurationError, match=r"agents use different currencies: .*USD"):
+            auction(**settings).run("x")
