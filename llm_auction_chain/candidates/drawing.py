@@ -135,20 +135,10 @@ def make_plan(
     candidate_filter: CandidateFilter | None = None,
     fallback: AIMessage | None = None,
 ) -> Plan:
-    """Return what to draw for one auction.
+    """Return what to draw for one auction: the `Plan`, whose fields have the names of these arguments.
 
-    Args:
-        source: the chat model.
-        scorer: computes how likely replies are; None is the model itself, if it can.
-        proposal: None is the best that model and scorer can do.
-        prompt: the user's messages.
-        contexts: the agents' public descriptions; their order does not matter.
-        tau: weight of the reference model, money per nat.
-        size: how many draws.
-        seed: decides the order of the descriptions, and the draws.
-        tokens: whether an agent's reward needs the replies' tokens, if the model reports them.
-        candidate_filter: decides which replies may be returned.
-        fallback: returned if it excludes all.
+    Without a scorer, the model itself is the scorer if it can be. Without a proposal, it is the best that model and
+    scorer can do. `contexts` are the agents' public descriptions, whose order does not matter.
 
     Raises:
         ConfigurationError: the proposal needs a scorer and there is none, or logits and the model exposes none.
@@ -257,12 +247,10 @@ async def draw(
     _check_enough(plan, candidates, len(replies), causes, asked)
     if not any(candidate.possible for candidate in candidates) and plan.fallback is not None:
         candidates += (Candidate(message=plan.fallback, component="fallback"),)
-    return Drawn(
-        candidates=candidates,
-        components=_components(plan, replies),
-        causes=tuple(causes),
-        usage=usage,
-    )
+    counts = np.bincount([condition for condition, _ in replies], minlength=len(plan.conditions)).tolist()
+    drawn_from = zip(plan.conditions, counts, strict=True)
+    components = tuple((condition.name, count) for condition, count in drawn_from if count)
+    return Drawn(candidates=candidates, components=components, causes=tuple(causes), usage=usage)
 
 
 async def _sample(
@@ -343,16 +331,8 @@ def _check_enough(
         )
 
 
-def _components(plan: Plan, replies: _Replies) -> tuple[tuple[str, int], ...]:
-    counts = np.bincount([place for place, _ in replies], minlength=len(plan.conditions)).tolist()
-    return tuple((condition.name, count) for condition, count in zip(plan.conditions, counts, strict=True) if count)
-
-
 def _merge(
-    plan: Plan,
-    replies: _Replies,
-    weights: FloatArray,
-    allowed: Mapping[Hashable, bool],
+    plan: Plan, replies: _Replies, weights: FloatArray, allowed: Mapping[Hashable, bool]
 ) -> tuple[Candidate, ...]:
     """Return the distinct replies. A candidate's weight is the mean of its draws' weights, which changes no payment."""
     places: dict[Hashable, list[int]] = {}

@@ -129,18 +129,12 @@ async def log_prob_matrix(
     identities: Sequence[Hashable],
     law: Mapping[str, Any],
 ) -> FloatArray:
-    """Return the log-probabilities (C, M) of replies under every condition, nats. Equal replies are scored once.
+    """Return the log-probabilities (C, M) of replies under every condition, nats.
 
-    Under the condition that a reply was drawn from, and under that condition's prompts alone, the sampler's own figure
-    is taken if it is exact. It is the distribution of the draw to the last bit, and saves a scoring.
-
-    Args:
-        scorer: computes the figures that the replies do not bring along.
-        conditions: (C,).
-        replies: (M,), each with the place of the condition that it was drawn from.
-        waiter: how the caller waits for the scorer.
-        identities: (M,), the same for equal replies.
-        law: keywords for the scorer: the sampler's temperature and truncation.
+    Each reply comes with the place of the condition that it was drawn from. Under that condition, and under its prompts
+    alone, the sampler's own figure is taken if it is exact: it is that of the draw to the last bit, and saves a
+    scoring. Other figures are the scorer's, to which `law` passes the sampler's temperature and truncation. Replies
+    with equal `identities` and tokens are scored once.
 
     Raises:
         LogProbError: a reply is impossible under the condition that it was drawn from.

@@ -43,12 +43,8 @@ def native(
 
     That is the model itself if it declares `native_n`, and a ManyReplies over `ChatOpenAI` and `AzureChatOpenAI` if
     they use the chat-completions API. Its `generate` takes `n`, and returns the usage of the whole call on the first
-    message, none on the others.
-
-    Args:
-        model: without wrappers; the caller passes on their keywords and configs.
-        seed: the provider's, if the user bound one. The call's own keyword `seed` never reaches a provider.
-        max_concurrency: requests of one call that may be under way at once.
+    message, none on the others. `seed` is the provider's, if the user bound one; a call's keyword `seed` never reaches
+    a provider.
     """
     if not isinstance(model, BaseChatModel):
         return None
@@ -146,20 +142,9 @@ class ManyReplies(BaseChatModel):
     ) -> ChatResult:
         """Draw `n` replies; fewer if some requests failed and others did not.
 
-        Args:
-            messages: as the inner model takes them.
-            stop: as the inner model takes it.
-            waiter: how the caller waits.
-            n: how many replies. One request asks for at most 128.
-            seed: unused. A provider gives equal replies for equal seeds, so the auction's seed would make copies of
-                independent draws.
-            progress: called with (arrived, n) after every round of requests.
-            failed: called with the error of each request whose replies are missing. The request was made once: the
-                inner model has its own retries.
-            **kwargs: as the inner model takes them.
-
-        Returns:
-            At most `n` generations. Their messages have what a single request's has: `model_name`, `model_provider`.
+        `seed` is not used: a provider gives equal replies for equal seeds, so the auction's seed would make copies of
+        independent draws. `progress` is called with (arrived, n) after every round of requests, `failed` with the error
+        of each request whose replies are missing. It is not repeated: the inner model has its own retries.
 
         Raises:
             CandidatesError: no reply could be drawn; `.causes` holds every failure.

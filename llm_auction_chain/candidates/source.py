@@ -126,15 +126,11 @@ class Source:
         config: RunnableConfig | None,
         progress: Progress | None = None,
     ) -> Sample:
-        """Draw replies.
+        """Draw the wanted number of replies under each condition.
 
-        Args:
-            wanted: conditions, and the number of replies of each.
-            waiter: how the caller waits for the model.
-            seed: replays the draw if the model draws all replies itself.
-            tokens: asks for tokens and log-probabilities, which a scorer needs.
-            config: the parent run's.
-            progress: called with the number of replies that have arrived, and tokens per second if the model counts.
+        The seed replays the draw if the model draws all replies itself. `tokens` asks for tokens and log-probabilities,
+        which a scorer needs. `progress` is called with the number of replies that have arrived, and with tokens per
+        second if the model counts.
 
         Raises:
             AuctionError: a model of ours is set up wrongly; no call could have succeeded.
@@ -189,10 +185,9 @@ class Source:
             requests = [
                 {"seed": int(stream) >> 11, "n": count} for stream, (_, count) in zip(streams, wanted, strict=True)
             ]
-        total = _TotalProgress(progress, len(requests))
+        reporting = _reporting(progress, len(requests))
         return [
-            (list(wanted[k][0].prompts[0]), {**keywords, **request, **total.of(k)})
-            for k, request in enumerate(requests)
+            (list(wanted[k][0].prompts[0]), {**keywords, **requests[k], **reporting[k]}) for k in range(len(requests))
         ]
 
     async def _invoke(
@@ -297,25 +292,17 @@ def _sample_of(replies: Sequence[tuple[int, Any]]) -> Sample:
     return Sample(replies=tuple(messages), causes=tuple(causes), usage=usage)
 
 
-class _TotalProgress:
-    """Adds up the progress of requests that run at the same time."""
+def _reporting(progress: Progress | None, requests: int) -> list[dict[str, Any]]:
+    """Return for each request the keyword by which this library's models report progress, added up over requests."""
+    if progress is None:
+        return [{}] * requests
+    done, rates = [0] * requests, [0.0] * requests
 
-    def __init__(self, progress: Progress | None, requests: int) -> None:
-        self._progress = progress
-        self._done = [0] * requests
-        self._rates = [0.0] * requests
+    def report(request: int, arrived: int, _total: int, tokens_per_second: float = 0.0) -> None:
+        done[request], rates[request] = arrived, tokens_per_second
+        progress(sum(done), sum(rates) or None)
 
-    def of(self, request: int) -> dict[str, Any]:
-        """Return the keyword by which one of this library's models reports its progress."""
-        if self._progress is None:
-            return {}
-
-        def report(done: int, _total: int, tokens_per_second: float = 0.0) -> None:
-            self._done[request] = done
-            self._rates[request] = tokens_per_second
-            _report(self._progress, sum(self._done), sum(self._rates) or None)
-
-        return {"progress": report}
+    return [{"progress": partial(report, request)} for request in range(requests)]
 
 
 def _report(progress: Progress | None, done: int, tokens_per_second: float | None = None) -> None:
