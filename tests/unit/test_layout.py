@@ -5,35 +5,19 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "llm_auction_chain"
 
-# Modules without a test file of their name, and the folder or file that tests their promises.
+# Modules without a test file of their name, and where their promises are tested: each needs the whole of its package.
 ELSEWHERE = {
-    "auction/admission.py": "tests/unit/auction",
-    "auction/billing.py": "tests/unit/auction",
-    "auction/delivery.py": "tests/unit/auction",
-    "auction/events.py": "tests/unit/auction",
-    "auction/explanation.py": "tests/unit/auction",
-    "auction/outcome.py": "tests/unit/auction",
-    "auction/result.py": "tests/unit/auction",
-    "auction/settings.py": "tests/unit/auction",
-    "auction/tau_sweep.py": "tests/unit/auction",
-    "interfaces/chat_model.py": "tests/unit/interfaces",
-    "interfaces/runnable.py": "tests/unit/interfaces",
-    "ledger/arguments.py": "tests/ledger",
-    "ledger/chain.py": "tests/ledger",
-    "ledger/ledger.py": "tests/ledger",
-    "ledger/operations.py": "tests/ledger",
-    "ledger/queries.py": "tests/ledger",
-    "ledger/records.py": "tests/ledger",
-    "ledger/tables.py": "tests/ledger",
-    "ledger/transaction.py": "tests/ledger",
+    "auction/billing.py": "tests/ledger/test_charging.py",
+    "auction/delivery.py": "tests/ledger/test_charging.py",
+    "ledger/arguments.py": "tests/ledger/test_charges.py",
+    "ledger/chain.py": "tests/ledger/test_audit.py",
+    "ledger/ledger.py": "tests/ledger/test_accounts.py",
+    "ledger/operations.py": "tests/ledger/test_charges.py",
+    "ledger/queries.py": "tests/ledger/test_accounts.py",
+    "ledger/records.py": "tests/ledger/test_accounts.py",
+    "ledger/tables.py": "tests/ledger/test_database.py",
+    "ledger/transaction.py": "tests/ledger/test_machine.py",
     "models/local/classifier.py": "tests/unit/rewards/test_reward_model.py",
-    "models/vllm/client.py": "tests/unit/models",
-    "models/vllm/responses.py": "tests/unit/models",
-    "rewards/base.py": "tests/unit/rewards",
-    "rewards/click.py": "tests/unit/rewards",
-    "rewards/webhook_client.py": "tests/unit/rewards",
-    "threads.py": "tests/unit",
-    "validators.py": "tests/unit",
 }
 
 

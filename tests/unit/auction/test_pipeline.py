@@ -1,4 +1,4 @@
-"""AuctionRunnable: every call style, every input, every failure."""
+"""One auction from admission to charge: what it asks of agents, what it shows and what a failure does."""
 
 import itertools
 import json
@@ -11,7 +11,6 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel, GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 
 from llm_auction_chain import (
@@ -63,27 +62,6 @@ def auction(model=None, agents=(), **settings):
 TWO = [Agent("B", likes("b", 2.0)), Agent("C", likes("c"), owner="c-group")]
 
 
-async def test_every_call_style_gives_the_same_reply():
-    runnable = auction(agents=TWO)
-    text = runnable.invoke("x").text
-    assert (await runnable.ainvoke("x")).text == text
-    assert [reply.text for reply in runnable.batch(["x", "x"])] == [text] * 2
-    assert [reply.text for reply in await runnable.abatch(["x"])] == [text]
-    assert [chunk.text for chunk in runnable.stream("x")] == [text]
-    assert [chunk.text async for chunk in runnable.astream("x")] == [text]
-    assert runnable.run("x").reply.text == (await runnable.arun("x")).reply.text == text
-
-
-@pytest.mark.parametrize(
-    "given",
-    ["hi", [HumanMessage("hi")], [("human", "hi")], ChatPromptTemplate.from_template("{x}").invoke({"x": "hi"})],
-)
-def test_the_input_may_be_whatever_a_chat_model_takes(given):
-    seen = []
-    auction(agents=[Agent("A", lambda prompt, reply: seen.append(prompt) or 1.0)]).invoke(given)
-    assert seen[0][0].content == "hi"
-
-
 def test_the_metadata_is_plain_json_and_hides_rewards():
     reply = auction(agents=TWO).invoke("x")
     metadata = reply.response_metadata["auction"]
@@ -103,48 +81,10 @@ def test_no_agents_draw_one_reply_and_pay_nothing():
     assert reply.response_metadata["auction"]["revenue"] == 0.0
 
 
-def test_agents_may_be_a_callable_a_runnable_or_given_per_call():
-    for source in (lambda given: TWO, RunnableLambda(lambda given: TWO)):
-        assert len(auction(agents=source).invoke("x").response_metadata["auction"]["payments"]) == 2
-    given = auction(agents=TWO).invoke("x", config={"configurable": {"agents": TWO[:1]}})
-    assert [payment["agent"] for payment in given.response_metadata["auction"]["payments"]] == ["B"]
-
-
-async def test_async_sources_of_agents_are_awaited():
-    async def source(given):
-        return TWO
-
-    for agents in (source, RunnableLambda(lambda given: TWO), lambda given: TWO):
-        result = await auction(agents=agents).arun("x")
-        assert len(result.agents) == 2
-
-
-@pytest.mark.parametrize("settings", [
-    {"tau": 0}, {"tau": -1.0}, {"tau": math.nan}, {"tau": math.inf}, {"tau": "soft"},
-    {"n_candidates": 0}, {"n_candidates": "many"}, {"sampling": {"min_candidates": 0}},
-    {"sampling": {"min_candidates": 5}},
-    {"payment_rule": "free"}, {"on_agent_error": "ignore"}, {"agents": [Agent("A", len), Agent("A", len)]},
-    {"agents": ["A"]}, {"agents": 3}, {"unknown": 1}, {"model": "gpt"}, {"seed": -1}, {"seed": True}, {"tau": True},
-    {"n_candidates": True}, {"proposal": "context"}, {"sampling": {"scorer": 3}},
-    {"sampling": {"min_ess": 0}}, {"sampling": {"min_ess": 17.0}},
-    {"sampling": {"min_ess": 2.0, "max_candidates": 3}}, {"sampling": {"max_candidates": 8}},
-    {"sampling": {"min_ess": 5.0, "max_candidates": 4}},
-])  # fmt: skip
-def test_settings_no_auction_can_run_with_are_refused(settings):
-    with pytest.raises(ConfigurationError):
-        AuctionRunnable(**{"model": MarkovChatModel(), "n_candidates": 4, **settings})
-
-
 @pytest.mark.parametrize("parts", [{"name": ""}, {"reward": 3}, {"owner": " "}, {"context": None}])
 def test_an_agent_that_cannot_be_asked_is_refused(parts):
     with pytest.raises(ConfigurationError):
         Agent(**{"name": "A", "reward": len, **parts})
-
-
-@pytest.mark.parametrize("seed", [-1, True, 1.5])
-def test_a_bad_seed_is_refused(seed):
-    with pytest.raises(ConfigurationError, match="seed"):
-        AuctionRunnable(model=MarkovChatModel()).run("x", seed=seed)
 
 
 @pytest.mark.parametrize("given", [
@@ -309,25 +249,6 @@ async def test_a_model_that_a_reward_or_a_directory_calls_is_hidden_from_streams
             assert {report.status for report in result.reports} == {"reported"}
             assert len(tracer.models) == 4 + 1 + 3 * 4
             assert all("nostream" in tags for _, tags in tracer.models)
-
-
-def test_agents_may_come_from_a_generator():
-    runnable = auction(agents=(agent for agent in TWO))
-    assert len(runnable.run("x").agents) == len(runnable.run("x").agents) == 2
-
-
-def test_an_async_source_of_agents_needs_an_async_call():
-    async def source(given):
-        return TWO
-
-    with pytest.raises(ConfigurationError, match="ainvoke"):
-        auction(agents=source).invoke("x")
-
-
-def test_a_call_may_bring_its_own_seed_and_nothing_else_of_the_auctions():
-    assert auction(agents=TWO).run("x", seed=3).seed == 3
-    with pytest.raises(ConfigurationError, match="n: the auction"):
-        auction(agents=TWO).invoke("x", n=2)
 
 
 def test_draws_that_are_all_the_same_are_warned_about():
