@@ -1,4 +1,4 @@
-"""A chain's input as messages, and messages as a model's chat template reads them: text, by system, human and AI."""
+"""Messages: from a chain's input, for a chat template, and copied for each agent."""
 
 import pickle
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ M = TypeVar("M", bound=BaseMessage)
 _ROLES = ((HumanMessage, "user"), (AIMessage, "assistant"), (SystemMessage, "system"))
 
 
-def messages_of(given: LanguageModelInput) -> list[BaseMessage]:
+def messages_of(value: LanguageModelInput) -> list[BaseMessage]:
     """Return the input as messages: a string, messages in any spelling, or a PromptValue.
 
     Raises:
@@ -27,24 +27,28 @@ def messages_of(given: LanguageModelInput) -> list[BaseMessage]:
     >>> messages_of("Hi")[0].text
     'Hi'
     """
-    if isinstance(given, PromptValue):
-        return given.to_messages()
-    if isinstance(given, str):
-        return convert_to_messages([("human", given)])
-    if isinstance(given, Sequence):
+    if isinstance(value, PromptValue):
+        return value.to_messages()
+    if isinstance(value, str):
+        return convert_to_messages([("human", value)])
+    if isinstance(value, Sequence):
         try:
-            return convert_to_messages(given)
+            return convert_to_messages(value)
         except (NotImplementedError, TypeError, ValueError) as error:
             raise PromptError(f"The input holds something that is no message: {error}") from error
-    raise PromptError(f"The input is {type(given).__name__}; give a string, a list of messages or a PromptValue.")
+    raise PromptError(f"The input is {type(value).__name__}; give a string, a list of messages or a PromptValue.")
 
 
 def as_turns(messages: Sequence[BaseMessage], reader: str) -> list[dict[str, str]]:
-    """Return mappings with "role" and "content", or say what `reader` cannot read: nothing is dropped silently.
+    """Return mappings with "role" and "content". Nothing is dropped silently.
+
+    Args:
+        messages: system, human and AI messages with text.
+        reader: the class that will read them, for error messages.
 
     Raises:
         PromptError: there is no message.
-        ConfigurationError: a tool's message, a call of tools, or a picture.
+        ConfigurationError: there is a tool's message, a call of tools, or a picture.
 
     >>> as_turns([SystemMessage("Be brief."), HumanMessage("Hi")], "ChatTransformers")
     [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Hi'}]
@@ -57,8 +61,8 @@ def as_turns(messages: Sequence[BaseMessage], reader: str) -> list[dict[str, str
 def copies_of(messages: Sequence[M]) -> Callable[[], list[M]]:
     """Return a function that makes deep copies of the messages, for one agent at each call.
 
-    A pickle is read five times as fast as `deepcopy` copies, which is what remains for messages that have none. A
-    message that cannot be copied either, for example one that holds a provider's connection, is shared.
+    They are read from a pickle, which is five times as fast as `deepcopy`. Messages that cannot be pickled are deep
+    copies, and a message that cannot be copied either, such as one with a provider's connection, is shared.
 
     >>> copies = copies_of([AIMessage("Hi", additional_kwargs={"a": [1]})])
     >>> (mine,), (yours,) = copies(), copies()
@@ -82,7 +86,7 @@ def _deep_copy(message: M) -> M:
 
 
 def _content(message: BaseMessage, reader: str) -> str:
-    """Return the text of a message; of an AI message that also reasoned, what it said."""
+    """Return the text of a message, without the reasoning of an AI message."""
     blocks = [block for block in message.content if isinstance(block, dict)]
     strange = {str(block.get("type")) for block in blocks} - {"text"}
     if strange and not isinstance(message, AIMessage):

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
-__all__ = ["attempt", "finished", "in_thread", "running"]
+__all__ = ["attempt", "in_thread", "outcomes_of", "running"]
 
 Call = Callable[[], Any]
 
@@ -100,17 +100,19 @@ class _Workers:
             self._deliver(place, future)
 
 
-def finished(
+def outcomes_of(
     calls: Sequence[Call], timeout: float | None, *, most: int | None = None
 ) -> Generator[tuple[int, Any], None, None]:
-    """Yield (place, outcome) of the calls as they finish, until all have or the timeout, in seconds, is over.
+    """Yield (place, outcome) of the calls as they finish, until all have or the time is up.
+
+    The outcome of a call that returns a `Future` is that future, once it is done.
 
     Args:
-        calls: they raise nothing.
-        timeout: None waits for ever.
-        most: how many may be under way at once; None is all.
+        calls: must not raise; see `attempt`.
+        timeout: seconds; None waits for ever.
+        most: calls that may run at once; None is all.
 
-    >>> sorted(finished([lambda: "a", lambda: "b"], timeout=None))
+    >>> sorted(outcomes_of([lambda: "a", lambda: "b"], timeout=None))
     [(0, 'a'), (1, 'b')]
     """
     done: SimpleQueue[tuple[int, Any]] = SimpleQueue()

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from typing_extensions import override
 
-from llm_auction_chain.threads import attempt, finished, in_thread
+from llm_auction_chain.threads import attempt, in_thread, outcomes_of
 
 __all__ = ["AWAITING", "BLOCKING", "Waiter", "run"]
 
@@ -95,7 +95,7 @@ class _Blocking(Waiter):
             return [only]
         results: dict[int, T] = {}
         tasks = [partial(copy_context().run, attempt, partial(_finish, call)) for call in calls]
-        with contextlib.closing(finished(tasks, timeout=None, most=most)) as outcomes:
+        with contextlib.closing(outcomes_of(tasks, timeout=None, most=most)) as outcomes:
             for place, (result, error) in outcomes:
                 if error is not None:
                     raise error

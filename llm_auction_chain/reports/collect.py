@@ -24,8 +24,8 @@ from llm_auction_chain.messages import copies_of
 from llm_auction_chain.reports.ask import ask, attempt_awaiting, awaits
 from llm_auction_chain.reports.report import InvalidReportError, Report, failed_report, report_of, text_of
 from llm_auction_chain.rewards.base import AskedBy, asked_by
-from llm_auction_chain.rewards.log_ratio import grouped, groups_of_agent, log_ratios_of
-from llm_auction_chain.threads import attempt, finished, running
+from llm_auction_chain.rewards.log_ratio import groups_by_reward, groups_of_agent, log_ratios_of
+from llm_auction_chain.threads import attempt, outcomes_of, running
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
 __all__ = ["OnAgentError", "Terms", "collect"]
@@ -111,7 +111,7 @@ class _Round:
         self._outcomes: dict[int, Any] = {}
         self._copies_of_prompt, self._copies_of_replies = copies_of(prompt), copies_of(replies)
         ratios = [log_ratios_of(agent.reward) for agent in agents]
-        groups = grouped(
+        groups = groups_by_reward(
             (ratio for own in ratios for ratio in own), prompt, replies, scorer=terms.scorer, law=terms.law
         )
         self._groups = list(groups.values())
@@ -131,7 +131,7 @@ class _Round:
     def ask_in_threads(self) -> None:
         """Ask every agent in a thread."""
         calls = [partial(self._outcome_in_thread, k) for k in range(len(self._agents))]
-        for k, outcome in finished(calls, self._terms.timeout):
+        for k, outcome in outcomes_of(calls, self._terms.timeout):
             self._note(k, outcome)
         self._close()
 

@@ -1,4 +1,4 @@
-"""What agents want: ready-made rewards, and reports from callbacks that nobody should trust."""
+"""Ready-made rewards: what agents want, and what it is worth to them."""
 
 from llm_auction_chain.rewards.base import AskedBy, Reward, asked_by
 from llm_auction_chain.rewards.click import ClickReward

@@ -1,4 +1,4 @@
-"""A reward that a language model, or a decision model, gives by a rubric."""
+"""A reward from a judge: a language model or a decision model that grades replies by a rubric."""
 
 import json
 from collections.abc import Sequence

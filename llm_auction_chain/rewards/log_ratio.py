@@ -23,7 +23,7 @@ from llm_auction_chain.rewards.click import ClickReward
 from llm_auction_chain.validators import number, refuse, text
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
-__all__ = ["LogRatioReward", "grouped", "groups_of_agent", "log_ratios_of"]
+__all__ = ["LogRatioReward", "groups_by_reward", "groups_of_agent", "log_ratios_of"]
 
 FloatArray = npt.NDArray[np.float64]
 _ROUNDING = 1e-6  # nats by which a log-probability may be above 0
@@ -68,7 +68,7 @@ class LogRatioReward(WaitingReward):
 
     @override
     async def _score(self, prompt: Prompt, replies: Replies, waiter: Waiter) -> list[float]:
-        group = groups_of_agent.get().get(self) or grouped([self], prompt, replies)[self]
+        group = groups_of_agent.get().get(self) or groups_by_reward([self], prompt, replies)[self]
         return await group.amounts(self, waiter)
 
 
@@ -194,7 +194,7 @@ groups_of_agent: ContextVar[Mapping[LogRatioReward, Group]] = ContextVar(
 """The groups of an agent's own log-ratios, in the context in which the agent is asked."""
 
 
-def grouped(
+def groups_by_reward(
     rewards: Iterable[LogRatioReward],
     prompt: Prompt,
     replies: Replies,

@@ -1,4 +1,4 @@
-"""A reward that a reward model in this process gives."""
+"""A reward from a reward model in this process."""
 
 import math
 import threading
@@ -27,8 +27,8 @@ class RewardModelReward(WaitingReward):
 
     Attributes:
         model: a folder written by `save_pretrained`, or a model's name on the Hugging Face Hub.
-        value: money at a sigmoid of 1; per unit of the logit where nothing is squashed.
-        label: which of the model's labels, by its number; None where there is only one.
+        value: money at a sigmoid of 1, or per unit of the logit with `squash="none"`.
+        label: the number of the model's label; None if it has only one.
         squash: "sigmoid", or "none" for the logit itself, which has no bounds.
         max_batch_tokens: the most tokens of one pass, padding included; a single reply may have more.
         dtype: "bfloat16", "float16", "float32", or "auto": bfloat16 where the device computes in it, else float32.
@@ -36,8 +36,8 @@ class RewardModelReward(WaitingReward):
 
     Raises:
         ConfigurationError: a setting out of range; from `score`, there is no such model, label, dtype or device.
-        ContextWindowError: from `score`, a reply alone is longer than the model reads. Of a prompt that is too long
-            the beginning is left out, and of a reply nothing.
+        ContextWindowError: from `score`, a reply alone is longer than the model reads. A prompt that is too long loses
+            its beginning, a reply loses nothing.
         MissingDependencyError: from `score`, the extra `local` is not installed.
         RewardError: from `score`, a logit is not finite.
 

@@ -1,4 +1,4 @@
-"""Rewards for what a reply says, letter by letter: mentions, patterns, length."""
+"""Rewards that count in the text of a reply: mentions, matches of a pattern, length."""
 
 import re
 import time
@@ -38,19 +38,19 @@ _COUNT = re.compile(r"\{([0-9\s]*)(#?)")
 
 @dataclass(frozen=True)
 class MentionReward(Reward):
-    """Worth `value * min(mentions, at_most)`: every mention of a phrase as whole words, in any case and script.
+    """Worth `value * min(mentions, at_most)`. A mention is a phrase as whole words, in any case and script.
 
-    Straße is STRASSE, an é is an é in one character or in two, and any white space is as good as a blank. Where
-    phrases overlap, the one that begins first counts, of those the longest, and a letter is part of one mention only.
-    A mention neither begins nor ends inside a word, that is beside a letter, mark, number or connector like `_`, except
-    beside what is written without spaces or with particles attached: Han, kana, Hangul, Thai, Lao, Khmer and Myanmar.
+    Straße equals STRASSE, an é of two characters equals an é of one, and all white space is alike. If phrases overlap,
+    the one that begins first counts, and of those the longest; no letter is part of two mentions. A mention neither
+    begins nor ends inside a word, that is next to a letter, mark, number or connector like `_`. Scripts without spaces
+    or with attached particles are the exception: Han, kana, Hangul, Thai, Lao, Khmer and Myanmar.
 
     The time is at most proportional to the length of the text times that of the phrases.
 
     Attributes:
-        phrases: what to look for.
+        phrases: the phrases to count.
         value: money per mention.
-        at_most: mentions beyond this many are worth nothing more.
+        at_most: the most mentions that are paid.
 
     Raises:
         ConfigurationError: no phrases, an empty phrase, a value that is no finite number, or `at_most` below 1.
@@ -90,18 +90,18 @@ class MentionReward(Reward):
 
 @dataclass(frozen=True)
 class RegexReward(Reward):
-    r"""Worth `value * min(matches, at_most)` of a regular expression, found from left to right without overlap.
+    r"""Worth `value * min(matches, at_most)`, with the matches of a regular expression that do not overlap.
 
-    The pattern may come from somebody who is not trusted. It is run by the package `regex`, which lets other threads
-    go on and gives up in time; what would make a large program of it is refused before it is compiled: more than 1000
-    characters, or counts like `{1000}` whose product times the pattern's length is above a million.
+    The pattern may come from a party that you do not trust. The package `regex` runs it: other threads go on, and it
+    stops at the timeout. A pattern that would compile to a large program is refused before: one of more than 1000
+    characters, or with counts like `{1000}` whose product times the pattern's length is above a million.
 
     Attributes:
         pattern: in the syntax of `regex`, a superset of `re`; flags are written inside, like `(?i)`.
         value: money per match.
-        at_most: matches beyond this many are worth nothing more, and are not looked for.
-        timeout: processor seconds for all replies together, of all of the process's threads: a busy process spends
-            them sooner than the clock.
+        at_most: the most matches that are paid. The search ends there.
+        timeout: processor seconds for all replies together. All threads of the process spend them, so a busy process
+            reaches it before the clock does.
 
     Raises:
         ConfigurationError: no such pattern, one that is too large, or a number out of range.
@@ -137,9 +137,8 @@ class RegexReward(Reward):
 
     def _matches(self, text: str, seconds: float) -> int:
         try:
-            # To `regex`, less than no time is no limit.
-            found = self._compiled.finditer(text, timeout=max(0.0, seconds), concurrent=True)
-            return _at_most(self.at_most, found)
+            # For `regex`, a negative timeout is none.
+            return _at_most(self.at_most, self._compiled.finditer(text, timeout=max(0.0, seconds), concurrent=True))
         except TimeoutError:
             raise TimeoutError(
                 f"The pattern {self.pattern!r} takes more than {self.timeout:g} s; avoid repeats within repeats."
@@ -161,14 +160,14 @@ class RegexReward(Reward):
 
 @dataclass(frozen=True)
 class LengthReward(Reward):
-    """Worth `value * max(0, 1 - |length - target| / tolerance)`: all of it at the target, none beyond the tolerance.
+    """Worth `value * max(0, 1 - |length - target| / tolerance)`: all at the target, nothing beyond the tolerance.
 
     Attributes:
         target: the length that is worth most.
         tolerance: the distance from it at which nothing is left.
         value: money at the target.
-        unit: of all lengths. `words` are what white space separates; where a language writes none, count `characters`,
-            of which an é is one.
+        unit: of all lengths. White space separates `words`. For a language without it, count `characters`; an é is
+            one.
 
     Raises:
         ConfigurationError: a negative target, a tolerance that is not positive, another unit, or no number.
@@ -203,17 +202,17 @@ class LengthReward(Reward):
 
 
 def _folded(text: str) -> str:
-    """Return one spelling for all that are canonically the same in any case.
+    """Return the same text for all spellings that are canonically equal in any case.
 
-    Composed rather than decomposed, so that a syllable of Hangul is one character. Compatibility forms stay apart:
-    they would read a trademark sign as letters.
+    It is composed, so that a syllable of Hangul is one character. Compatibility forms stay different: they would turn
+    a trademark sign into letters.
     """
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
 
 
 @cache
 def _marks() -> str:
-    """Return all marks that a word may hold, for a class of `re`; further up there are selectors alone."""
+    """Return all marks that a word may have, as a class of `re`. Higher code points have only selectors."""
     kinds = "".join(unicodedata.category(chr(code))[0] for code in range(0x20000))
     kinds = f"{kinds[:0xFE00]}{'-' * 16}{kinds[0xFE10:]}"
     return "".join(f"{chr(run.start())}-{chr(run.end() - 1)}" for run in re.finditer("M+", kinds))
@@ -223,12 +222,12 @@ def _length(words: Sequence[str]) -> int:
     return len(" ".join(words))
 
 
-def _at_most(most: int, found: Any) -> int:
-    return sum(1 for _ in islice(found, most))
+def _at_most(most: int, matches: Any) -> int:
+    return sum(1 for _ in islice(matches, most))
 
 
 def _program_size(pattern: str) -> int:
-    """Return a bound on what compiling a pattern builds, which writes out as many copies as a count asks for."""
+    """Return a bound on the size of a compiled pattern, in which every count is written out."""
     size = len(pattern)
     for digits, comment in _COUNT.findall(pattern):
         size *= _LARGEST_PROGRAM + 1 if comment else max(1, int("".join(digits.split()) or "1"))

@@ -13,7 +13,7 @@ from llm_auction_chain import Agent, AuctionRunnable, ChatTransformers, Policy, 
 from llm_auction_chain.descriptions import with_instructions
 from llm_auction_chain.reports import Terms, collect
 from llm_auction_chain.rewards import LogRatioReward
-from llm_auction_chain.rewards.log_ratio import grouped
+from llm_auction_chain.rewards.log_ratio import groups_by_reward
 from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
 PROMPT = (HumanMessage("Hi"),)
@@ -136,7 +136,7 @@ def test_late_agents_leave_the_engine_to_the_next_auction(model, colour):
 
 def test_a_stopped_group_leaves_the_engine_to_the_next_auction(model):
     reward, ended = AGENTS[0].reward, []
-    group = grouped([reward], PROMPT, drawn(model), scorer=model)[reward]
+    group = groups_by_reward([reward], PROMPT, drawn(model), scorer=model)[reward]
 
     def hear():
         with pytest.raises(CancelledError, match="call was cancelled"):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llm_auction_chain.descriptions import clean_context, lint_context
 
-LONG = "longer than 400 characters; the rest is not told"
+LONG = "longer than 400 characters; a model reads no more"
 HIDDEN = "holds control or invisible characters"
 MARKS = "marks a turn as a chat template does"
 QUOTES = "closes the quotation marks it stands in"

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from llm_auction_chain.threads import attempt, finished, in_thread, running
+from llm_auction_chain.threads import attempt, in_thread, outcomes_of, running
 
 LONG = 60.0  # seconds that no working machine needs
 
@@ -24,11 +24,11 @@ def test_outcomes_come_as_calls_finish_and_none_is_lost(gate):
         return "last"
 
     outcomes = []
-    for place, outcome in finished([last, lambda: "first"], timeout=None):
+    for place, outcome in outcomes_of([last, lambda: "first"], timeout=None):
         outcomes.append((place, outcome))
         gate.set()
     assert outcomes == [(1, "first"), (0, "last")]
-    assert list(finished([], timeout=None)) == []
+    assert list(outcomes_of([], timeout=None)) == []
 
 
 def test_after_the_timeout_no_call_is_waited_for_and_none_begins(gate):
@@ -38,7 +38,7 @@ def test_after_the_timeout_no_call_is_waited_for_and_none_begins(gate):
         began.append(1)
         gate.wait()
 
-    assert list(finished([hangs] * 5, timeout=0.1, most=1)) == []
+    assert list(outcomes_of([hangs] * 5, timeout=0.1, most=1)) == []
     assert len(began) == 1
 
 
@@ -55,7 +55,7 @@ def test_no_more_calls_are_under_way_at_once_than_allowed():
         with lock:
             under_way -= 1
 
-    assert len(list(finished([call] * 9, timeout=None, most=3))) == 9
+    assert len(list(outcomes_of([call] * 9, timeout=None, most=3))) == 9
     assert most == 3
 
 
@@ -67,14 +67,14 @@ def test_a_future_is_an_outcome_once_it_is_done_and_keeps_no_thread():
             future.set_result(1.0)
 
     threading.Timer(0.05, set_all).start()
-    outcomes = dict(finished([lambda future=future: future for future in futures], timeout=LONG))
+    outcomes = dict(outcomes_of([lambda future=future: future for future in futures], timeout=LONG))
     assert [outcomes[k] for k in range(50)] == futures
     assert all(future.done() for future in futures)
 
 
 def test_a_future_that_is_late_is_cancelled():
     future = Future()
-    assert list(finished([lambda: future], timeout=0.05)) == []
+    assert list(outcomes_of([lambda: future], timeout=0.05)) == []
     assert future.cancelled()
 
 

@@ -16,7 +16,7 @@ from llm_auction_chain.mechanism import settle
 from llm_auction_chain.reports import Terms, collect
 from llm_auction_chain.rewards import ClickReward, LogRatioReward, MentionReward
 from llm_auction_chain.rewards.base import Reward
-from llm_auction_chain.rewards.log_ratio import grouped
+from llm_auction_chain.rewards.log_ratio import groups_by_reward
 from llm_auction_chain.testing import MarkovChatModel
 from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
@@ -402,7 +402,7 @@ async def test_a_scorer_in_a_thread_is_told_to_stop_where_it_can_be():
 def test_a_group_that_is_stopped_gives_up_what_it_computes():
     scorer, heard = Stoppable(), []
     reward = LogRatioReward("Praise b.")
-    group = grouped([reward], PROMPT, REPLIES, scorer=scorer)[reward]
+    group = groups_by_reward([reward], PROMPT, REPLIES, scorer=scorer)[reward]
 
     def hear():
         with pytest.raises(InterruptedError):
