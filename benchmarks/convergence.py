@@ -123,7 +123,7 @@ class Solvable:
         prompts = [(HumanMessage("Speak"),), ContextPrompt().describe([HumanMessage("Speak")], ["Ellis", "Farrow"], 0)]
         log_probs = []
         for prompt in prompts:
-            first, following = model.laws([prompt], [1.0])
+            first, following = model.log_probabilities([prompt], [1.0])
             log_probs.append(first[tokens[:, 0]] + following[tokens[:, :-1], tokens[:, 1:]].sum(axis=1))
         mentions = np.minimum(np.stack([(tokens == token).sum(axis=1) for token in (4, 5)]), 3)
         _, kinds = np.unique(mentions, axis=1, return_inverse=True)

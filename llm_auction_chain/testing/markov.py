@@ -14,31 +14,31 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
-from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.validators import refuse, whole_number
 
 __all__ = ["MarkovChatModel"]
 
 Prompt = Sequence[BaseMessage]
 FloatArray = npt.NDArray[np.float64]
 
-_ROUNDING = 1e-9  # by which a law may miss 1
+_ROUNDING = 1e-9  # by which the sum of a distribution may miss 1
 
 
 class MarkovChatModel(BaseChatModel):
     """Replies are words of a Markov chain: `log pi(y) = log start[y_1] + sum_t log transition[y_t-1, y_t]`.
 
-    It reads its prompt by `tilts`: a phrase that the prompt contains adds `tilts[phrase]` to the logits of every token.
-    So it can be told about agents, draw under conditions of several prompts, and say how likely any reply is.
+    A phrase of `tilts` that the prompt contains adds `tilts[phrase]` to the logits of every token. So replies depend on
+    agents' descriptions, and the probability of each reply is known under every condition.
 
     Attributes:
         vocabulary: K one-character tokens, all different.
-        start: (K,), the law of the first token; 0 for one that is impossible under every prompt.
-        transition: (K, K), each row the law of the next token, 0 as in `start`.
+        start: (K,), probabilities of the first token; 0 for one that is impossible under every prompt.
+        transition: (K, K), each row the probabilities of the next token, 0 as in `start`.
         length: tokens of a reply, at least 1: K**length replies in all.
         tilts: phrase to (K,), finite, nats.
 
     Raises:
-        ConfigurationError: a setting that is no Markov chain; the message names the field.
+        ConfigurationError: the settings are not a Markov chain; the message names the field.
 
     >>> replies = MarkovChatModel().enumerate()
     >>> len(replies), round(float(np.exp(list(replies.values())).sum()), 12)
@@ -55,51 +55,49 @@ class MarkovChatModel(BaseChatModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _speak_our_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _check(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
             model = handler(data)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ConfigurationError(f"{where} is {first['input']!r}: {first['msg']}.") from error
+            raise refuse(
+                ".".join(map(str, first["loc"])), "a valid value", first["input"], f"{first['msg']}."
+            ) from error
         model._check_chain()  # noqa: SLF001 - its own
         return model
 
     def _check_chain(self) -> None:
         k = len(self.vocabulary)
         if k < 1 or len(set(self.vocabulary)) < k:
-            raise ConfigurationError(f"vocabulary is {self.vocabulary!r}; give at least one character, each once.")
-        if self.length < 1:
-            raise ConfigurationError(f"length is {self.length}; it must be at least 1.")
+            raise refuse("vocabulary", "at least one character, each once", self.vocabulary)
+        whole_number("length", self.length, least=1)
         if len(self.transition) != k:
-            raise ConfigurationError(f"transition has {len(self.transition)} rows; it needs {k}, one per token.")
-        _check_law("start", self.start, k)
+            raise refuse("transition", f"{k} rows, one per token", self.transition)
+        _check_distribution("start", self.start, k)
         for token, row in zip(self.vocabulary, self.transition, strict=True):
-            _check_law(f"transition after {token!r}", row, k)
+            _check_distribution(f"transition after {token!r}", row, k)
         for phrase, tilt in self.tilts.items():
             if len(tilt) != k or not np.all(np.isfinite(tilt)):
-                raise ConfigurationError(
-                    f"The tilt of {phrase!r} is {tilt}; it needs {k} finite numbers, one per token, in nats."
-                )
+                raise refuse(f"tilts[{phrase!r}]", f"{k} finite numbers, one per token", tilt)
 
     def enumerate(self, prompts: Sequence[Prompt] = ((),), powers: Sequence[float] = (1.0,)) -> dict[str, float]:
         """Return every reply with its log-probability in nats.
 
         Tokens follow `prod_k pi(token | prompts[k]) ** powers[k]`; by default the model under an empty prompt.
         """
-        first, following = self.laws(prompts, powers)
+        first, following = self.log_probabilities(prompts, powers)
         replies = {}
         for tokens in product(range(len(self.vocabulary)), repeat=self.length):
             steps = sum(following[a, b] for a, b in pairwise(tokens))
             replies["".join(self.vocabulary[token] for token in tokens)] = float(first[tokens[0]] + steps)
         return replies
 
-    def laws(
+    def log_probabilities(
         self, prompts: Sequence[Prompt] = ((),), powers: Sequence[float] = (1.0,)
     ) -> tuple[FloatArray, FloatArray]:
-        """Return the log-laws of the first token (K,) and of the next one (K, K), nats, as `enumerate` uses them.
+        """Return log-probabilities of the first token (K,) and of the next one (K, K), nats, as `enumerate` uses them.
 
-        What is impossible is so under every prompt, and stays so under every power, 0 and negative ones too.
+        An impossible token is so under every prompt, and stays so under every power, 0 and negative ones too.
         """
         chances = np.array([self.start, *self.transition])
         plain = np.full_like(chances, -np.inf)
@@ -108,13 +106,12 @@ class MarkovChatModel(BaseChatModel):
         for prompt, power in zip(prompts, powers, strict=True):
             text = "\n".join(message.text for message in prompt)
             tilt = sum((np.asarray(tilt) for phrase, tilt in self.tilts.items() if phrase in text), np.zeros(1))
-            law = _log_softmax(plain + tilt)
-            combined += power * np.where(chances > 0, law, 0.0)
+            combined += power * np.where(chances > 0, _log_softmax(plain + tilt), 0.0)
         combined = _log_softmax(combined)
         return combined[0], combined[1:]
 
     def score(self, prompt: Prompt, replies: Sequence[AIMessage]) -> list[float]:
-        """Return `log pi(reply | prompt)`, nats; `-inf` for what is no reply of this model."""
+        """Return `log pi(reply | prompt)`, nats; `-inf` for a text that is not a reply of this model."""
         return self.score_conditions([((prompt,), (1.0,))], replies)[0]
 
     def score_conditions(
@@ -127,8 +124,8 @@ class MarkovChatModel(BaseChatModel):
         """Return `log pi_c(reply)` (C, M), nats, for conditions of (prompts, powers)."""
         scores = []
         for condition in conditions:
-            laws = self.laws(*condition)
-            scores.append([self._log_prob(str(reply.text), *laws) for reply in replies])
+            tables = self.log_probabilities(*condition)
+            scores.append([self._log_prob(str(reply.text), *tables) for reply in replies])
         return scores
 
     def _log_prob(self, text: str, first: FloatArray, following: FloatArray) -> float:
@@ -176,15 +173,15 @@ class MarkovChatModel(BaseChatModel):
         self, prompts: Sequence[Prompt], powers: Sequence[float], n: int, rng: np.random.Generator
     ) -> list[tuple[list[int], list[float]]]:
         """Return n replies: their tokens and the tokens' log-probabilities."""
-        first, following = self.laws(prompts, powers)
+        first, following = self.log_probabilities(prompts, powers)
         drawn = []
         for _ in range(n):
             tokens: list[int] = []
             values: list[float] = []
             for _ in range(self.length):
-                law = following[tokens[-1]] if tokens else first
-                tokens.append(int(rng.choice(len(law), p=np.exp(law))))
-                values.append(float(law[tokens[-1]]))
+                log_probs = following[tokens[-1]] if tokens else first
+                tokens.append(int(rng.choice(len(log_probs), p=np.exp(log_probs))))
+                values.append(float(log_probs[tokens[-1]]))
             drawn.append((tokens, values))
         return drawn
 
@@ -197,9 +194,7 @@ def _log_softmax(logits: FloatArray) -> FloatArray:
     return np.asarray(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
 
 
-def _check_law(name: str, law: Sequence[float], k: int) -> None:
-    if len(law) != k:
-        raise ConfigurationError(f"{name} has {len(law)} entries; it needs {k}, one per token.")
-    total = float(np.sum(law))
-    if not min(law) >= 0 or not abs(total - 1.0) <= _ROUNDING:
-        raise ConfigurationError(f"{name} is {tuple(law)}; probabilities are at least 0 and sum to 1, not {total:g}.")
+def _check_distribution(name: str, probabilities: Sequence[float], k: int) -> None:
+    total = float(np.sum(probabilities))
+    if len(probabilities) != k or not min(probabilities) >= 0 or not abs(total - 1.0) <= _ROUNDING:
+        raise refuse(name, f"{k} probabilities of at least 0, one per token, that sum to 1", tuple(probabilities))

@@ -21,22 +21,22 @@ PLAIN, TILTED = [HumanMessage("Hi")], [HumanMessage("A guitar, please")]
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"length": 0}, "length is 0"),
-        ({"length": "long"}, "length is 'long'"),
-        ({"vocabulary": ""}, "vocabulary is ''"),
-        ({"vocabulary": "aba"}, "vocabulary is 'aba'"),
-        ({"vocabulary": "ab"}, "transition has 3 rows; it needs 2"),
-        ({"start": (0.5, 0.5)}, "start has 2 entries; it needs 3"),
-        ({"start": (0.5, 0.5, 0.5)}, "start is .* sum to 1, not 1.5"),
-        ({"start": (1.5, -0.5, 0.0)}, "start is .* at least 0"),
-        ({"start": (math.nan, 0.5, 0.5)}, "start is"),
-        ({"start": (0.5, 0.2, 0.3 + 1e-8)}, "start is"),
+        ({"length": 0}, "length must be a whole number of at least 1, got 0"),
+        ({"length": "long"}, "length must be a valid value, got 'long'"),
+        ({"vocabulary": ""}, "vocabulary must be .* got ''"),
+        ({"vocabulary": "aba"}, "vocabulary must be .* each once, got 'aba'"),
+        ({"vocabulary": "ab"}, "transition must be 2 rows"),
+        ({"start": (0.5, 0.5)}, "start must be 3 probabilities"),
+        ({"start": (0.5, 0.5, 0.5)}, "start must be .* sum to 1"),
+        ({"start": (1.5, -0.5, 0.0)}, "start must be .* at least 0"),
+        ({"start": (math.nan, 0.5, 0.5)}, "start must be"),
+        ({"start": (0.5, 0.2, 0.3 + 1e-8)}, "start must be"),
         ({"start": "abc"}, "start"),
-        ({"transition": ((1.0, 0.0, 0.0),) * 2}, "transition has 2 rows"),
-        ({"transition": ((1.0, 0.0, 0.0), (1.0, 0.0), (1.0, 0.0, 0.0))}, "transition after 'b' has 2 entries"),
-        ({"transition": ((1.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.9, 0.0, 0.0))}, "transition after 'c' is"),
-        ({"tilts": {"guitar": (1.0,)}}, "tilt of 'guitar' is .*; it needs 3"),
-        ({"tilts": {"guitar": (1.0, math.inf, 0.0)}}, "tilt of 'guitar'"),
+        ({"transition": ((1.0, 0.0, 0.0),) * 2}, "transition must be 3 rows"),
+        ({"transition": ((1.0, 0.0, 0.0), (1.0, 0.0), (1.0, 0.0, 0.0))}, "transition after 'b' must be 3"),
+        ({"transition": ((1.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.9, 0.0, 0.0))}, "transition after 'c' must be"),
+        ({"tilts": {"guitar": (1.0,)}}, r"tilts\['guitar'\] must be 3 finite numbers"),
+        ({"tilts": {"guitar": (1.0, math.inf, 0.0)}}, r"tilts\['guitar'\]"),
     ],
 )
 def test_what_is_no_markov_chain_is_refused_by_name(settings, says):
@@ -44,7 +44,7 @@ def test_what_is_no_markov_chain_is_refused_by_name(settings, says):
         MarkovChatModel(**settings)
 
 
-def test_a_law_may_miss_one_by_rounding():
+def test_the_sum_of_probabilities_may_miss_one_by_rounding():
     assert MarkovChatModel(start=(0.1, 0.2, 0.7 + 1e-12)).start
 
 
@@ -59,10 +59,10 @@ def test_a_probability_of_zero_stays_zero_under_every_power(powers):
         assert (log_prob == -math.inf) == impossible, text
 
 
-def test_powers_multiply_the_laws():
+def test_powers_multiply_the_distributions():
     model = MarkovChatModel(**SPARSE)
-    first, _ = model.laws([PLAIN, TILTED], (2.0, -1.0))
-    (one, _), (other, _) = model.laws([PLAIN]), model.laws([TILTED])
+    first, _ = model.log_probabilities([PLAIN, TILTED], (2.0, -1.0))
+    (one, _), (other, _) = model.log_probabilities([PLAIN]), model.log_probabilities([TILTED])
     expected = np.exp(2 * one[:2] - other[:2])
     np.testing.assert_allclose(np.exp(first), [*expected / expected.sum(), 0.0])
 

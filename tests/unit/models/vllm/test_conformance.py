@@ -41,7 +41,7 @@ class MarkovVLLM(ScriptedVLLM):
 def scored(ids):
     """Return what vLLM says of a prompt's tokens; the laws of the reply's depend on the letters before them."""
     start = next(k for k, token in enumerate(ids) if token >= SHIFT)
-    first, following = MARKOV.laws([[HumanMessage("".join(map(chr, ids[:start])))]])
+    first, following = MARKOV.log_probabilities([[HumanMessage("".join(map(chr, ids[:start])))]])
     entries = [None, *({str(token): {"logprob": -1.0}} for token in ids[1:start])]
     last = None
     for token in (token - SHIFT for token in ids[start:]):
