@@ -7,15 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from llm_auction_chain.errors import ConfigurationError, ContextWindowError, MissingDependencyError
-from llm_auction_chain.models.local.weights import INSTALL_EXTRA, quiet_transformers
+from llm_auction_chain.errors import ContextWindowError, MissingDependencyError
+from llm_auction_chain.models.local.weights import INSTALL_EXTRA, load_pretrained, templated
 from llm_auction_chain.validators import refuse
 
 try:
     import torch
-    from jinja2 import TemplateError
-    from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     from llm_auction_chain.models.local.capabilities import device_named, dtype_named
 except ImportError as error:
@@ -74,7 +72,11 @@ class RewardModel:
         key = (str(path_or_hub_id), str(torch_dtype), str(torch_device))
         with cls._lock:
             if key not in cls._loaded:
-                model, tokenizer = _pretrained(path_or_hub_id, torch_dtype)
+                auto, kind = AutoModelForSequenceClassification, "sequence classifier"
+                model, tokenizer, missing = load_pretrained(auto, kind, path_or_hub_id, torch_dtype)
+                if missing:
+                    hint = f"This one has no weights {', '.join(missing[:3])}."
+                    raise refuse("model", "a trained sequence classifier", str(path_or_hub_id), hint)
                 cls._loaded[key] = cls(model.to(torch_device).eval(), tokenizer)
             return cls._loaded[key]
 
@@ -133,14 +135,7 @@ class RewardModel:
 
     def _templated(self, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> list[int]:
         clean = [{"role": turn["role"], "content": _clean(turn["content"])} for turn in turns]
-        try:
-            return list(
-                self.tokenizer.apply_chat_template(
-                    clean, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=False
-                )
-            )
-        except TemplateError as error:
-            raise ConfigurationError(f"The model's chat template refuses these messages: {error}") from error
+        return templated(self.tokenizer, clean, add_generation_prompt=add_generation_prompt)
 
     def _encode_pair(self, turns: Sequence[Mapping[str, str]], reply: str) -> Encoded:
         """Return a prompt and a reply as a pair of texts. A prompt of several turns becomes lines of `role: text`."""
@@ -198,23 +193,6 @@ class RewardModel:
             return False
         rounding = 1e-3 if self.model.dtype == torch.float32 else 0.1
         return bool((alone - beside).norm() <= rounding * alone.norm())
-
-
-def _pretrained(path_or_hub_id: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Return a classifier with all its weights, and its tokenizer."""
-    try:
-        with quiet_transformers():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                path_or_hub_id, dtype=dtype, output_loading_info=True
-            )
-            tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
-    except (OSError, ValueError, SafetensorError) as error:
-        expected = "a folder with a transformers sequence classifier or its name on the Hugging Face Hub"
-        raise refuse("model", expected, str(path_or_hub_id), str(error)) from error
-    if missing := sorted(info["missing_keys"]):
-        hint = f"This one has no weights {', '.join(missing[:3])}."
-        raise refuse("model", "a trained sequence classifier", str(path_or_hub_id), hint)
-    return model, tokenizer
 
 
 def _padded(rows: Sequence[Sequence[int]], longest: int, filling: int) -> torch.Tensor:

