@@ -1,4 +1,4 @@
-"""HTTP in both directions of trust: JSON from a server that the user runs, and answers of bidders that nobody trusts.
+"""HTTP clients: for a server that the user runs, and for remote bidders, which may be hostile.
 
 `JsonSession` talks to the user's own server (vLLM) with httpx, and repeats a request whose failure may pass.
 
@@ -20,7 +20,6 @@ from concurrent.futures import Future
 from functools import cache, partial
 from typing import Any, NamedTuple, Self, TypeVar
 
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError, RewardError
@@ -30,9 +29,10 @@ from llm_auction_chain.waiting import Waiter
 try:
     import httpcore
     import httpx
+    from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 except ImportError as error:
     raise MissingDependencyError(
-        "httpx is not installed. For a vLLM server run: pip install 'llm-auction-chain[vllm]'. "
+        f"{error.name} is not installed. For a vLLM server run: pip install 'llm-auction-chain[vllm]'. "
         "For webhooks run: pip install 'llm-auction-chain[rewards]'."
     ) from error
 
@@ -164,7 +164,7 @@ def _may_pass(error: BaseException) -> bool:
     return isinstance(error, (httpx.ConnectTimeout, httpx.NetworkError, httpx.RemoteProtocolError))
 
 
-# A bidder that nobody trusts.
+# A remote bidder, which may be hostile.
 
 _IDLE = 30.0  # seconds that a connection is kept for the next auction
 _PIECE = 4096  # bytes per read: the loop is shared, and every read lets other requests go on

@@ -11,7 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from tenacity import wait_none
 
+from llm_auction_chain import http_client
 from llm_auction_chain.errors import (
     CandidatesError,
     ConfigurationError,
@@ -163,6 +165,12 @@ def changed(**changes):
 
 def refuse(status, said="no"):
     return lambda body: (status, {"error": {"message": said}})
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch):
+    for name in ("wait_exponential", "wait_random"):
+        monkeypatch.setattr(http_client, name, lambda *_, **__: wait_none())
 
 
 @pytest.fixture
