@@ -3,18 +3,17 @@
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 from langchain_core.messages import AIMessage, BaseMessage
 from typing_extensions import override
 
-from llm_auction_chain.threads import in_thread
 from llm_auction_chain.validators import refuse
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
@@ -22,6 +21,8 @@ __all__ = ["AskedBy", "Combined", "Prompt", "Replies", "Reward", "WaitingReward"
 
 Prompt = Sequence[BaseMessage]
 Replies = Sequence[AIMessage]
+Part = Union["Reward", float, Callable[[list[BaseMessage], AIMessage], float]]
+"""What a reward is added to or multiplied with: a reward, a number, or a plain function `(prompt, reply) -> float`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,23 +73,25 @@ class Reward(ABC):
 
     async def ascore(self, prompt: Prompt, replies: Replies) -> Sequence[float]:
         """Return what `score` returns, from a thread that delays no exit if it hangs."""
-        amounts: Sequence[float] = await in_thread(partial(self.score, prompt, replies))
-        return amounts
+        return await self._score(prompt, replies, AWAITING)
+
+    async def _score(self, prompt: Prompt, replies: Replies, waiter: Waiter) -> Sequence[float]:
+        return await waiter.in_thread(partial(self.score, prompt, replies))
 
     def start(self, prompt: Prompt, replies: Replies) -> Future[Any] | None:  # noqa: ARG002
         """Start work that goes on elsewhere and return its future, for which no thread waits; None: call `score`."""
         return None
 
-    def __add__(self, other: Any) -> "Reward":
+    def __add__(self, other: Part) -> "Reward":
         return Combined("+", (self, other))
 
-    def __radd__(self, other: Any) -> "Reward":
+    def __radd__(self, other: Part) -> "Reward":
         return Combined("+", (other, self))
 
-    def __mul__(self, other: Any) -> "Reward":
+    def __mul__(self, other: Part) -> "Reward":
         return Combined("*", (self, other))
 
-    def __rmul__(self, other: Any) -> "Reward":
+    def __rmul__(self, other: Part) -> "Reward":
         return Combined("*", (other, self))
 
 
@@ -100,6 +103,7 @@ class WaitingReward(Reward):
     def awaits(self) -> bool:
         return True
 
+    @override
     @abstractmethod
     async def _score(self, prompt: Prompt, replies: Replies, waiter: Waiter) -> Sequence[float]:
         """Return one amount per reply."""
@@ -107,10 +111,6 @@ class WaitingReward(Reward):
     @override
     def score(self, prompt: Prompt, replies: Replies) -> Sequence[float]:
         return run(self._score(prompt, replies, BLOCKING))
-
-    @override
-    async def ascore(self, prompt: Prompt, replies: Replies) -> Sequence[float]:
-        return await self._score(prompt, replies, AWAITING)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Combined(WaitingReward):
     """
 
     verb: Literal["+", "*"]
-    parts: tuple[Any, ...]
+    parts: tuple[Part, ...]
 
     def __post_init__(self) -> None:
         """Check the parts."""
@@ -153,10 +153,10 @@ class Combined(WaitingReward):
         return [combine(amounts) for amounts in zip(*rows, strict=True)]
 
 
-async def amounts_of_part(part: Any, prompt: Prompt, replies: Replies, waiter: Waiter) -> Sequence[float]:
+async def amounts_of_part(part: Part, prompt: Prompt, replies: Replies, waiter: Waiter) -> Sequence[float]:
     """Return the amounts that a part of a reward gives the replies: a reward, a number or a plain function."""
     if isinstance(part, Reward):
         return await waiter.either(lambda: part.score(prompt, replies), lambda: part.ascore(prompt, replies))
     if callable(part):
-        return await waiter.in_thread(lambda: [part(prompt, reply) for reply in replies])
+        return await waiter.in_thread(lambda: [part(list(prompt), reply) for reply in replies])
     return [float(part)] * len(replies)

@@ -1,8 +1,9 @@
 """A reward per click, for advertisers that pay when the user follows the reply."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from langchain_core.messages import AIMessage, BaseMessage
 from typing_extensions import override
 
 from llm_auction_chain.errors import RewardError
@@ -36,7 +37,7 @@ class ClickReward(WaitingReward):
     """
 
     value_per_click: float
-    click_through: Any
+    click_through: Reward | Callable[[list[BaseMessage], AIMessage], float]
 
     def __post_init__(self) -> None:
         """Check the settings."""
