@@ -81,11 +81,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from llm_auction_chain.cli.ledger import add_ledger
-    from llm_auction_chain.cli.receipts import add_verify
-    from llm_auction_chain.cli.run import add_run
-    from llm_auction_chain.cli.statements import add_statements
-
+    try:
+        from llm_auction_chain.cli.ledger import add_ledger
+        from llm_auction_chain.cli.receipts import add_verify
+        from llm_auction_chain.cli.run import add_run
+        from llm_auction_chain.cli.statements import add_statements
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("rich", "yaml"):
+            raise
+        raise MissingDependencyError("The command needs the cli extra: pip install 'llm-auction-chain[cli]'") from error
     parser = _Parser(prog="llm-auction", description="Auctions over the replies of a language model.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_run(commands)

@@ -205,12 +205,9 @@ def _migrate(options: Namespace) -> int:
 
 
 def open_ledger(options: Namespace, *, creates: bool = False, **settings: Any) -> "Ledger":
-    """Return the ledger of `--url`, else of the environment, else of the file `llm_auction.db`.
+    """Return the ledger of `--url`, else of the environment, else of the file `llm_auction.db`, with its settings.
 
-    Args:
-        options: with `url`, or None.
-        creates: whether the command may create a ledger. All others refuse a path that may be mistyped.
-        **settings: of the ledger.
+    Unless the command `creates` a ledger, there must be one: the path may be mistyped.
 
     Raises:
         ConfigurationError: it is not a database URL, or there is no ledger.
@@ -268,11 +265,7 @@ def _check_exists(url: "URL") -> None:
 
 
 def read_time(text: str, option: str) -> datetime:
-    """Return an ISO date (its first moment) or time. Without a zone it is UTC.
-
-    Args:
-        text: the argument.
-        option: its name, for the message.
+    """Return the ISO date (its first moment) or time that an option gives. Without a zone it is UTC.
 
     Raises:
         ConfigurationError: it is neither.

@@ -1,4 +1,4 @@
-"""`llm-auction run`: one auction, and all of it shown."""
+"""`llm-auction run`: holds one auction and shows all of it."""
 
 from argparse import Namespace
 from dataclasses import fields
@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
@@ -14,6 +15,7 @@ from rich.progress import Progress as Bars
 from llm_auction_chain.cli.auction_tables import show
 from llm_auction_chain.cli.tables import write_json
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
+from llm_auction_chain.validators import text, whole_number
 
 if TYPE_CHECKING:
     from llm_auction_chain.agents import Agent
@@ -45,11 +47,10 @@ def add_run(commands: Any) -> None:
 
 
 def _run(options: Namespace) -> int:
-    if options.max_tokens < 1:
-        raise ConfigurationError(f"--max-tokens is {options.max_tokens}; it must be at least 1.")
+    whole_number("--max-tokens", options.max_tokens, least=1)
     for option, value in (("--agents", options.agents), ("--model", options.model)):
-        if value is not None and not value.strip():
-            raise ConfigurationError(f"{option} is empty; give a value, or leave it out for the default.")
+        if value is not None:
+            text(option, value)
     result = _hold(options, Console(stderr=True))
     if options.json:
         write_json(_as_json(result))
@@ -59,7 +60,7 @@ def _run(options: Namespace) -> int:
 
 
 def _hold(options: Namespace, errors: Console) -> "AuctionResult":
-    """Hold the auction, showing how far it has come."""
+    """Hold the auction, and show its progress."""
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
 
     agents = load_agents(None if options.agents is None else Path(options.agents))
@@ -113,12 +114,8 @@ def load_agents(path: Path | None) -> "list[Agent]":
     """Return the agents of a YAML file; None reads the one that ships with the package.
 
     Raises:
-        ConfigurationError: the file cannot be read or says something else than agents.
+        ConfigurationError: the file cannot be read, or is not a list of agents.
     """
-    try:
-        import yaml
-    except ImportError as error:
-        raise MissingDependencyError("Agents files need the cli extra: pip install 'llm-auction-chain[cli]'") from error
     where = "the default agents" if path is None else str(path)
     try:
         source = files("llm_auction_chain") / "agents.yaml" if path is None else path
@@ -138,9 +135,7 @@ def _agent(entry: Any, where: str) -> "Agent":
 
     optional = [field.name for field in fields(Agent) if field.name not in ("name", "reward")]
     if not isinstance(entry, dict) or not {"name", "reward"} <= set(entry) <= {"name", "reward", *optional}:
-        raise ConfigurationError(
-            f"{where}: write name and reward, and if you like {', '.join(optional)}; nothing else."
-        )
+        raise ConfigurationError(f"{where}: an agent has name and reward, and may have {', '.join(optional)}.")
     return Agent(**{**entry, "reward": _reward(entry["reward"], where)})
 
 
@@ -159,9 +154,8 @@ def _reward(spec: Any, where: str) -> Any:
         try:
             return getattr(import_module(module), function)
         except (Exception, SystemExit) as error:  # the module is the user's own code
-            raise ConfigurationError(
-                f"{where}: reward {spec!r} cannot be imported: {type(error).__name__}: {error}."
-            ) from error
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigurationError(f"{where}: reward {spec!r} cannot be imported: {reason}.") from error
     raise ConfigurationError(
         f"{where}: reward is `package.module:function`, or one of {', '.join(_REWARDS)} with its settings, as in "
         "`mention: {phrases: [guitar], value: 2.0}`."
@@ -169,7 +163,7 @@ def _reward(spec: Any, where: str) -> Any:
 
 
 def _as_json(result: "AuctionResult") -> dict[str, Any]:
-    """Return all of the auction, rewards included: whoever runs the command is the platform."""
+    """Return all of the auction, with the private rewards: the command is for the platform."""
     return {
         **result.reply.response_metadata["auction"],
         "reply": result.reply.text,

@@ -6,7 +6,6 @@ Amounts are exact decimals. Each row is written before the next is read. Texts m
 import csv
 import json
 import sys
-from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,21 +14,16 @@ from itertools import islice
 from typing import Any
 from unicodedata import category, normalize
 
-from llm_auction_chain.canonical_json import time_text
-from llm_auction_chain.errors import MissingDependencyError
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
-try:
-    from rich import box
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
-except ImportError as error:
-    raise MissingDependencyError("The command needs the cli extra: pip install 'llm-auction-chain[cli]'") from error
+from llm_auction_chain.canonical_json import time_text
 
 __all__ = [
     "Column",
-    "add_format",
     "guarded",
     "minute",
     "plain",
@@ -128,18 +122,6 @@ def _table(
     for k, row in enumerate(rows):
         table.add_row(*map(Text, row), style="bold green" if k == bold else "")
     return table
-
-
-def add_format(parser: ArgumentParser) -> None:
-    """Add `--format` to a command."""
-    parser.add_argument(
-        "--format",
-        choices=("table", "csv", "json"),
-        default="table",
-        help="table (the default, on a terminal or not), csv or json; amounts are exact decimals, in JSON as text. In "
-        "CSV a text that begins with = + - @ or ' gets one more ' in front, so that no spreadsheet takes it for a "
-        "formula",
-    )
 
 
 def write_rows(

@@ -68,8 +68,7 @@ class OpenTelemetryHandler(BaseCallbackHandler):
             self._auctions[run_id] = (self._tracer.start_span("auction"), self._watch_cancellation(run_id))
         if run_id in self._auctions:
             span, _ = self._auctions[run_id]
-            attributes = _attributes(data)
-            span.set_attributes(attributes)
+            span.set_attributes(attributes := _attributes(data))
             span.add_event(name, attributes)
         if name == _EVENTS[-1]:
             self._end(run_id)

@@ -65,8 +65,8 @@ def test_the_same_seed_is_the_same_auction(small, capsys):
         (["--agents", "missing.yaml"], "missing.yaml"),
         (["--max-tokens", "0"], "max-tokens"),
         (["--seed", "-3"], "seed"),
-        (["--agents", ""], "--agents is empty"),
-        (["--model", ""], "--model is empty"),
+        (["--agents", ""], "--agents must be a text that is not blank"),
+        (["--model", ""], "--model must be a text that is not blank"),
     ],
 )
 def test_bad_input_gets_one_clear_line_and_exit_code_2(small, arguments, says, capsys):
@@ -189,8 +189,9 @@ sys.meta_path.insert(0, Press())
     assert (done.returncode, done.stderr) == (130, "llm-auction: interrupted\n")
 
 
-def test_without_rich_the_error_names_what_to_install():
-    done = run_small(first="sys.modules['rich'] = None", stdout=subprocess.DEVNULL)
+@pytest.mark.parametrize("module", ["rich", "yaml"])
+def test_without_the_extra_the_error_names_what_to_install(module):
+    done = run_small(first=f"sys.modules[{module!r}] = None", stdout=subprocess.DEVNULL)
     assert (done.returncode, "pip install 'llm-auction-chain[cli]'" in done.stderr) == (2, True)
     assert "Traceback" not in done.stderr
 
