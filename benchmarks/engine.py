@@ -41,7 +41,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     "W3": {"agents": 16},
     "W4": {"default": True},
 }
-QUICK = {"m": 8, "tokens": 16}
+QUICK = {"m": 4, "tokens": 8}
 ONE_REPLY, CHECKED = 64, 8
 QUICK_CHECKED = 2
 # Rounding of logits to bfloat16 costs about .04 nats a token, in either direction: .04 sqrt(T) over T tokens, and more
@@ -263,4 +263,4 @@ def ratios(turns: Mapping[str, Sequence[Turn]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    benchmark("engine", __doc__, measure, quick="2 rounds of 8 replies of 16 tokens", add_options=add_options)
+    benchmark("engine", __doc__, measure, quick="2 rounds of 4 replies of 8 tokens", add_options=add_options)
