@@ -19,6 +19,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 
 from llm_auction_chain.agents import Agent, cap_of
+from llm_auction_chain.candidates import SequenceScorer
 from llm_auction_chain.errors import RewardError
 from llm_auction_chain.messages import copies_of
 from llm_auction_chain.reports.ask import ask, attempt_awaiting, awaits
@@ -56,7 +57,7 @@ class Terms:
     on_agent_error: OnAgentError = "abstain"
     refuse_negative: bool = False
     asked_by: AskedBy | None = None
-    scorer: Any = None
+    scorer: SequenceScorer | None = None
     law: Mapping[str, Any] | None = None
 
 

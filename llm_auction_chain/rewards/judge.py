@@ -65,7 +65,7 @@ class JudgeReward(WaitingReward):
     [2.0, 0.5]
     """
 
-    judge: Any
+    judge: Runnable[Any, Any]
     rubric: str
     value: float = 1.0
     levels: Sequence[str] = ("not at all", "a little", "partly", "mostly", "entirely")
@@ -113,7 +113,8 @@ class JudgeReward(WaitingReward):
             level=(int, Field(ge=0, le=best, strict=True, description=f"a level's number, 0 to {best}")),
         )
         try:
-            grader = self.judge.with_structured_output(schema)
+            chat_model: Any = self.judge
+            grader = chat_model.with_structured_output(schema)
         except (AttributeError, NotImplementedError) as error:
             expected = "a chat model with structured output, or a decision model"
             raise refuse("JudgeReward.judge", expected, type(self.judge).__name__) from error

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
+from llm_auction_chain.candidates import SequenceScorer
 from llm_auction_chain.descriptions import with_instructions
 from llm_auction_chain.errors import RewardError, ScoringError
 from llm_auction_chain.messages import copies_of
@@ -57,7 +58,7 @@ class LogRatioReward(WaitingReward):
 
     instructions: str
     value: float = 1.0
-    scorer: Any = field(default=None, kw_only=True)
+    scorer: SequenceScorer | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -199,7 +200,7 @@ def groups_by_reward(
     prompt: Prompt,
     replies: Replies,
     *,
-    scorer: Any = None,
+    scorer: SequenceScorer | None = None,
     law: Mapping[str, Any] | None = None,
 ) -> dict[LogRatioReward, Group]:
     """Return the group of each reward. Rewards with one scorer are one group.

@@ -47,17 +47,17 @@ def log_ratios(told, replies=REPLIES, before=()):
     return np.array([own[reply.text] - reference[reply.text] for reply in replies])
 
 
-@pytest.fixture(params=["sync", "async"])
-def colour(request):
+@pytest.fixture(params=["blocking", "awaiting"])
+def waiting(request):
     return request.param
 
 
 @pytest.fixture
-def ask(colour):
-    """Ask agents in both colours."""
+def ask(waiting):
+    """Ask agents, as a caller that blocks and as one that awaits."""
 
     def ask(*agents, replies=REPLIES, **terms):
-        if colour == "sync":
+        if waiting == "blocking":
             return run(collect(agents, PROMPT, replies, Terms(**terms), waiter=BLOCKING))
         return asyncio.run(collect(agents, PROMPT, replies, Terms(**terms), waiter=AWAITING))
 
@@ -65,29 +65,29 @@ def ask(colour):
 
 
 @pytest.fixture
-def hold(colour):
-    """Hold an auction in both colours."""
+def hold(waiting):
+    """Hold an auction, as a caller that blocks and as one that awaits."""
 
     def hold(model, *agents, **settings):
         auction = AuctionRunnable(model=model, agents=agents, seed=3, **settings)
-        return auction.run("Hi") if colour == "sync" else asyncio.run(auction.arun("Hi"))
+        return auction.run("Hi") if waiting == "blocking" else asyncio.run(auction.arun("Hi"))
 
     return hold
 
 
-def scored(colour, reward, prompt):
-    return reward.score(prompt, REPLIES) if colour == "sync" else asyncio.run(reward.ascore(prompt, REPLIES))
+def scored(waiting, reward, prompt):
+    return reward.score(prompt, REPLIES) if waiting == "blocking" else asyncio.run(reward.ascore(prompt, REPLIES))
 
 
 @pytest.mark.parametrize("value", [1.0, 0.5, -2.0, 0.0])
-def test_amounts_are_value_times_the_log_ratio(colour, value):
+def test_amounts_are_value_times_the_log_ratio(waiting, value):
     reward = LogRatioReward("Praise b.", value, scorer=MODEL)
-    assert scored(colour, reward, PROMPT) == pytest.approx(value * log_ratios(PRAISES_B))
+    assert scored(waiting, reward, PROMPT) == pytest.approx(value * log_ratios(PRAISES_B))
 
 
-def test_instructions_stand_at_the_end_of_the_system_message_and_the_reference_keeps_its_own(colour):
+def test_instructions_stand_at_the_end_of_the_system_message_and_the_reference_keeps_its_own(waiting):
     platform = SystemMessage("Never a.")
-    amounts = scored(colour, LogRatioReward("Praise b.", scorer=MODEL), [platform, *PROMPT])
+    amounts = scored(waiting, LogRatioReward("Praise b.", scorer=MODEL), [platform, *PROMPT])
     assert amounts == pytest.approx(log_ratios(PRAISES_B, before=[platform]))
     assert amounts != pytest.approx(log_ratios(PRAISES_B))
 
