@@ -1,4 +1,4 @@
-"""A bidder elsewhere is asked once, safely, and believed nothing."""
+"""A remote bidder gets one request, safely, and none of its answers is trusted."""
 
 import asyncio
 import itertools
@@ -38,7 +38,7 @@ def webhook(url, **settings):
 
 @pytest.fixture(params=["sync", "async"])
 def score(request):
-    """Ask in both colours."""
+    """Call `score`, then `ascore`."""
     if request.param == "sync":
         return lambda reward, replies=REPLIES: reward.score(PROMPT, replies)
     return lambda reward, replies=REPLIES: asyncio.run(reward.ascore(PROMPT, replies))
@@ -82,8 +82,8 @@ def failure(score, reward, kind):
     """Return the error, after a look at what is never in one."""
     with pytest.raises(kind) as caught:
         score(reward)
-    told = "".join(traceback.format_exception(caught.value))
-    assert SECRET not in told + repr(caught.value)
+    sent = "".join(traceback.format_exception(caught.value))
+    assert SECRET not in sent + repr(caught.value)
     assert "leak" not in str(caught.value)
     assert len(str(caught.value)) < 250
     return str(caught.value)
@@ -111,7 +111,7 @@ def test_another_secret_is_another_bidder(score):
         assert "status 401" in failure(score, reward, ConnectionError)
 
 
-def test_a_bidder_is_told_the_auction_and_nothing_else(score):
+def test_a_request_holds_the_auction_and_nothing_else(score):
     call = {"name": "play", "args": {"song": "x", "gain": math.nan}, "id": "1"}
     token = asked_by.set(AskedBy(auction_id="auction 1", currency="EUR", commitment="sha256:1"))
     try:
@@ -119,9 +119,9 @@ def test_a_bidder_is_told_the_auction_and_nothing_else(score):
             score(webhook(bidder.url), [AIMessage([{"type": "text", "text": "ä"}], tool_calls=[call]), AIMessage("")])
     finally:
         asked_by.reset(token)
-    told = bidder.requests[0].json
-    assert told.pop("request_id")[14] == "7"
-    assert told == {
+    sent = bidder.requests[0].json
+    assert sent.pop("request_id")[14] == "7"
+    assert sent == {
         "schema": "llm_auction_chain.bid_request/1",
         "auction_id": "auction 1",
         "currency": "EUR",
@@ -134,7 +134,7 @@ def test_a_bidder_is_told_the_auction_and_nothing_else(score):
     }
 
 
-def test_every_message_is_told_as_text_and_one_of_four_roles():
+def test_every_message_is_sent_as_text_with_one_of_four_roles():
     prompt = [
         SystemMessage("s"),
         HumanMessage([{"type": "text", "text": "h"}, {"type": "image_url", "image_url": {"url": "https://x"}}]),
@@ -146,12 +146,12 @@ def test_every_message_is_told_as_text_and_one_of_four_roles():
     ]
     with Bidder(says(GOOD)) as bidder:
         webhook(bidder.url).score(prompt, REPLIES)
-    told = bidder.requests[0].json
-    assert [(message["role"], message["content"]) for message in told["prompt"]] == [
+    sent = bidder.requests[0].json
+    assert [(message["role"], message["content"]) for message in sent["prompt"]] == [
         ("system", "s"), ("user", "h"), ("assistant", "a"), ("tool", "t"), ("assistant", "c"), ("user", "d"),
         ("user", "half a pair: ?"),
     ]  # fmt: skip
-    assert (told["auction_id"], told["currency"]) == (None, "")
+    assert (sent["auction_id"], sent["currency"]) == (None, "")
 
 
 LIES = {
@@ -211,7 +211,7 @@ STALLS = {
 
 
 @pytest.mark.parametrize("stall", STALLS)
-def test_who_is_late_is_late_however_it_spends_the_time(score, stall):
+def test_a_late_answer_times_out_however_the_bidder_spends_the_time(score, stall):
     def answer(request, connection):
         head, drop = STALLS[stall]
         connection.sendall(head)
@@ -315,7 +315,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_no_answer_is_asked_for_twice(score, case):
+def test_a_request_that_failed_is_not_repeated(score, case):
     with Bidder(sends(*BROKEN[case])) as bidder:
         failure(score, webhook(bidder.url), ConnectionError)
     assert len(bidder.requests) == 1
@@ -337,7 +337,7 @@ def test_a_compressed_answer_is_refused(score, encoding):
         assert "compressed" in failure(score, webhook(bidder.url), RewardError)
 
 
-def test_nobody_there_is_no_connection(score):
+def test_a_bidder_that_is_not_there_cannot_be_reached(score):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     assert "cannot be reached" in failure(score, webhook(f"http://127.0.0.1:{port}"), ConnectionError)
@@ -395,7 +395,7 @@ def test_a_name_is_refused_for_any_of_its_addresses(score, named, connects, addr
     assert not any(address in message for address in addresses)
 
 
-def test_a_name_that_changes_its_mind_is_connected_to_only_where_it_was_checked(score, named, connects):
+def test_a_name_whose_addresses_change_is_connected_to_only_where_it_was_checked(score, named, connects):
     asked = named("bidder.example", ["8.8.8.8"], ["127.0.0.1"])
     with Bidder(says(GOOD)) as bidder:
         reward = webhook(f"http://bidder.example:{bidder.port}", allow_private=False)
@@ -509,7 +509,7 @@ def test_a_certificate_of_another_host_is_refused_though_a_connection_to_its_add
         assert len(bidder.requests) == 1
 
 
-def test_an_authority_that_nobody_knows_is_refused(score, authority):
+def test_a_certificate_of_an_unknown_authority_is_refused(score, authority):
     context, _ = tls_of(authority, "127.0.0.1")
     with Bidder(honest, tls=context) as bidder:
         assert "certificate" in failure(score, webhook(bidder.url), ConnectionError)
@@ -521,7 +521,7 @@ def test_a_server_without_tls_is_no_https(score, trusting):
         score(webhook(bidder.url.replace("http:", "https:"), tls=trusting))
 
 
-def test_one_connection_serves_auctions_of_both_colours_and_every_loop():
+def test_one_connection_serves_sync_and_async_auctions_of_every_loop():
     with Bidder(honest) as bidder:
         reward = webhook(bidder.url)
         reward.score(PROMPT, REPLIES)

@@ -1,4 +1,4 @@
-"""ChatVLLM against a real HTTP server on the loopback that answers as vLLM does, or as it is told to."""
+"""ChatVLLM against a real HTTP server on the loopback that answers as vLLM does, or as a script says."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ class ScriptedVLLM(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.headers, self.script, self.served = [], [], {}, ["smol"]
+        self.requests, self.headers, self.script, self.served = [], [], {}, ["smol"]
         self.delay, self.busy, self.busiest, self.lock = 0.0, 0, 0, threading.Lock()
 
     @property
@@ -59,7 +59,7 @@ class ScriptedVLLM(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
     def bodies(self, path):
-        return [body for asked, body in self.asked if asked == path]
+        return [body for requested, body in self.requests if requested == path]
 
     def answer(self, path, body):
         scripted = self.script.get(path)
@@ -104,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
     def respond(self, body):
         server = self.server
         with server.lock:
-            server.asked.append((self.path, body))
+            server.requests.append((self.path, body))
             server.headers.append(dict(self.headers))
             server.busy += 1
             server.busiest = max(server.busiest, server.busy)
@@ -272,19 +272,19 @@ def test_usage_is_counted_once(server, model):
 
 
 def test_a_server_that_sends_fewer_is_asked_for_the_rest_with_fresh_seeds(server, model):
-    heard = []
+    progress = []
 
     def few(body):
         return server.chat({**body, "n": min(body["n"], 2)})
 
     server.script["/v1/chat/completions"] = few
-    replies = draw(model, 5, progress=lambda done, total: heard.append((done, total)))
+    replies = draw(model, 5, progress=lambda done, total: progress.append((done, total)))
     bodies = server.bodies("/v1/chat/completions")
     assert len(replies) == 5
     assert sorted(body["n"] for body in bodies) == [1, 2, 5]
     assert len({body["seed"] for body in bodies}) == 3
     assert replies[0].message.usage_metadata["input_tokens"] == 60
-    assert heard == [(2, 5), (5, 5)]
+    assert progress == [(2, 5), (5, 5)]
 
 
 def test_no_reply_at_all_is_an_error(server, model):
@@ -409,7 +409,7 @@ def test_replies_drawn_behind_other_tokens_than_they_would_be_scored_behind_are_
 
 def test_scores_are_the_sums_of_the_reply_tokens_behind_the_prompt(server, model):
     replies = drawn(model, 5)
-    server.asked.clear()
+    server.requests.clear()
     scores = model.score(PROMPT, replies)
     expected = [sum(reply.response_metadata["logprobs"]["token_logprobs"]) for reply in replies]
     assert scores == pytest.approx(expected, abs=1e-12)
@@ -427,14 +427,14 @@ def test_replies_keep_their_order_and_their_repeats(server, model):
     small = model.model_copy(update={"max_concurrency": 3})
     order = [second, first, second, second, first, second, first]
     apart = {id(one): small.score(PROMPT, [one])[0] for one in (first, second)}
-    server.asked.clear()
+    server.requests.clear()
     assert small.score(PROMPT, order) == [apart[id(one)] for one in order]
     assert sorted(len(body["prompt"]) for body in server.bodies("/v1/completions")) == [1, 3, 3]
 
 
 def test_nothing_to_score_asks_nothing(server, model):
     assert model.score(PROMPT, []) == []
-    assert server.asked == []
+    assert server.requests == []
 
 
 def test_what_the_server_calls_impossible_has_probability_zero(server, model):
@@ -458,7 +458,7 @@ def test_a_sampler_that_is_not_the_model_is_not_scored(server, model, setting):
 def test_replies_without_tokens_name_the_remedy(server, model):
     with pytest.raises(LogProbError, match="Draw with ChatVLLM as the auction's model"):
         model.score(PROMPT, [AIMessage("Practise.")])
-    assert server.asked == []
+    assert server.requests == []
 
 
 def test_the_tokens_of_another_model_are_not_scored(model):
@@ -550,11 +550,11 @@ def test_a_lasting_failure_ends_after_max_retries(server):
 
 def test_a_silent_server_times_out_and_is_not_asked_for_a_shorter_reply(server, model):
     draw(model)
-    server.asked.clear()
+    server.requests.clear()
     server.delay = 0.5
     with pytest.raises(CandidatesError, match=r"did not answer within 0.1 s"):
         draw(model.model_copy(update={"timeout": 0.1}))
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_no_server_names_the_url_and_how_to_start_one(model):
@@ -580,7 +580,7 @@ def test_what_is_no_argument_is_refused(server, model, error):
     else:
         with pytest.raises(ConfigurationError, match=next(iter(error))):
             draw(model, **error)
-        assert server.asked == []
+        assert server.requests == []
 
 
 @pytest.mark.parametrize(
@@ -612,13 +612,13 @@ def test_a_setting_that_means_nothing_is_named(setting):
         ([HumanMessage([{"type": "text", "text": "What is this?"}, {"type": "image"}])], ConfigurationError),
     ],
 )
-def test_a_prompt_that_cannot_be_told_is_refused(server, model, messages, error):
+def test_a_prompt_that_cannot_be_sent_is_refused(server, model, messages, error):
     with pytest.raises(error):
         draw(model, messages=messages)
-    assert server.asked == []
+    assert server.requests == []
 
 
-# Both twins.
+# Sync and async.
 
 
 def test_sync_keeps_to_max_concurrency(server, model):
@@ -638,7 +638,7 @@ async def test_async_keeps_to_max_concurrency(server, model):
     assert server.busiest == 2
 
 
-async def test_the_async_twin_gives_the_same(model):
+async def test_async_calls_return_the_same(model):
     replies = drawn(model, 6)
     result = await model.agenerate([PROMPT], n=6, logprobs=True)
     same = [generation.message for generation in result.generations[0]]
@@ -649,7 +649,7 @@ async def test_the_async_twin_gives_the_same(model):
     assert await model.ascore(PROMPT, []) == []
 
 
-async def test_the_async_twin_fails_the_same(server, model):
+async def test_async_calls_fail_the_same(server, model):
     replies = drawn(model, 3)
     server.script["/v1/completions"] = refuse(401, "Unauthorized")
     with pytest.raises(ScoringError, match="refuses the API key"):
@@ -673,7 +673,7 @@ def test_a_stream_falls_back_to_the_whole_reply(model):
     assert "".join(chunk.text for chunk in model.stream(PROMPT)) == model.invoke(PROMPT).text
 
 
-def test_tracing_is_told_what_is_asked(server, model):
+def test_tracing_shows_the_settings_of_a_call(server, model):
     assert model._llm_type == "chat-vllm"
     assert model._get_ls_params(stop=["\n"], max_tokens=4) == {
         "ls_provider": "vllm",
