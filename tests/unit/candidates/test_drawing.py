@@ -192,6 +192,20 @@ def test_a_figure_that_comes_with_a_reply_is_not_scored_again():
         assert candidate.log_weight == pytest.approx(exact[candidate.message.text], abs=1e-12)
 
 
+def test_a_figure_that_is_not_exact_is_scored():
+    class Partial(Mute):
+        def _generate(self, *args, **kwargs):
+            result = super()._generate(*args, **kwargs)
+            figures = {"token_logprobs": [-0.1], "basis": "sampler", "complete": False}
+            result.generations[0].message.response_metadata["logprobs"] = figures
+            return result
+
+    result = auction(Partial(), sampling=Sampling(scorer=Scorer()), proposal=ContextPrompt()).run("Speak")
+    exact = exact_log_weights(ContextPrompt(), {"context prompt": 16})
+    for candidate in result.candidates:
+        assert candidate.log_weight == pytest.approx(exact[candidate.message.text], abs=1e-12)
+
+
 async def test_a_model_with_logits_leaves_the_scoring_to_a_scorer_of_ones_own():
     """Products of prompts are out of reach then: a scorer scores one prompt at a time."""
 
@@ -204,8 +218,13 @@ async def test_a_model_with_logits_leaves_the_scoring_to_a_scorer_of_ones_own():
 
         score_conditions = score
 
+        def _generate(self, *args, logprobs=False, **kwargs):
+            assert not logprobs  # the model does not score, so it need not report tokens
+            return super()._generate(*args, **kwargs)
+
     scorer = Scorer()
-    held = auction(Unscored(), sampling=Sampling(scorer=scorer))
+    # the temperature is for the model's own scoring, and does not reach another scorer
+    held = auction(Unscored().bind(temperature=1.0), sampling=Sampling(scorer=scorer))
     for result in (held.run("Speak"), await held.arun("Speak")):
         assert [name for name, _ in result.components] == ["reference", "context prompt"]
         exact = exact_log_weights(DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)]), dict(result.components))
