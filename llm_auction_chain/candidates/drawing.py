@@ -115,11 +115,6 @@ class Plan:
     filter: CandidateFilter | None = None
     fallback: AIMessage | None = None
 
-    @property
-    def prompt(self) -> tuple[BaseMessage, ...]:
-        """The user's messages."""
-        return self.conditions[0].prompts[0]
-
 
 def make_plan(
     source: Source,
@@ -283,7 +278,8 @@ async def _filter(
     if plan.filter is None or not fresh:
         allowed.update(dict.fromkeys(fresh, True))
         return
-    answers = await plan.filter.allowed(plan.prompt, list(fresh.values()), config, waiter)
+    prompt = plan.conditions[0].prompts[0]  # the reference's, which is the user's
+    answers = await plan.filter.allowed(prompt, list(fresh.values()), config, waiter)
     allowed.update(zip(fresh, answers, strict=True))
 
 

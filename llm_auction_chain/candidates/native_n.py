@@ -33,7 +33,7 @@ _KNOWN = frozenset({
 _MOST = 128  # OpenAI takes no larger n
 _REFUSALS = (400, 404, 422)
 # Keywords for this library's own models, not for a provider.
-_OURS = frozenset({"seed", "progress", "failed"})
+_OWN_KEYWORDS = frozenset({"seed", "progress", "failed"})
 
 
 def native(
@@ -281,7 +281,7 @@ def _billed_once(answers: Sequence[ChatResult]) -> list[ChatGeneration]:
 
 def _for_provider(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keywords that a provider knows."""
-    return {name: value for name, value in kwargs.items() if name not in _OURS}
+    return {name: value for name, value in kwargs.items() if name not in _OWN_KEYWORDS}
 
 
 def _settings(model: BaseChatModel, kwargs: Mapping[str, Any]) -> dict[str, Any]:
