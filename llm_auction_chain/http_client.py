@@ -3,7 +3,7 @@
 `JsonSession` talks to the user's own server (vLLM) with httpx, and repeats a request whose failure may pass.
 
 `post` reaches a remote bidder. It uses httpcore, the layer below httpx, because that has no redirects, cookies, proxies
-or decompression to switch off, and because its pool takes a network backend. The backend here connects only to an
+or decompression to switch off, and because its connections take a network backend. The backend here connects only to an
 address that it has checked (no second look-up, so no DNS rebinding), and counts the bytes of an answer. One event loop
 in a daemon thread serves all callers, so that a connection outlives the event loop of the auction that opened it.
 """
