@@ -10,8 +10,10 @@ import inspect
 import math
 import pickle
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +21,11 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from llm_auction_chain.candidates.logprobs import SequenceScorer
 from llm_auction_chain.candidates.proposals import Condition, Proposal, conditions_of, log_weights, stratify
+from llm_auction_chain.errors import ChargeConflictError, CoverError, LedgerError
+from llm_auction_chain.ledger import AuctionLedger, Charge
 from llm_auction_chain.testing.markov import MarkovChatModel
 
-__all__ = ["ProposalConformance", "RewardConformance", "ScorerConformance"]
+__all__ = ["LedgerConformance", "ProposalConformance", "RewardConformance", "ScorerConformance"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -369,3 +373,154 @@ class ScorerConformance:
         logprobs = reply.response_metadata.get("logprobs")
         ids = logprobs.get("token_ids") if isinstance(logprobs, dict) else None
         return tuple(ids) if ids is not None else str(reply.text)
+
+
+class LedgerConformance:
+    """A ledger books each request once, charges nothing without cover, and refuses requests that contradict.
+
+    A ledger's test class inherits this one and overrides `ledger` and `account`. It needs no fixtures and no plugin.
+
+    Attributes:
+        deposits: what owners have paid in before each test; every other account is empty.
+
+    >>> from llm_auction_chain import Ledger
+    >>> class TestMine(LedgerConformance):
+    ...     def ledger(self):
+    ...         ledger = Ledger("sqlite://")
+    ...         for owner, amount in self.deposits.items():
+    ...             _ = ledger.deposit(owner, amount)
+    ...         return ledger
+    ...     def account(self, ledger, owner):
+    ...         account = ledger.balance(owner)
+    ...         return account.balance, account.held
+    >>> TestMine().test_a_repeated_charge_is_booked_once()
+    """
+
+    deposits: ClassVar[dict[str, Decimal]] = {"A": Decimal(100), "B": Decimal(50)}
+
+    def ledger(self) -> Any:
+        """Return a new `AuctionLedger` with the deposits."""
+        raise NotImplementedError
+
+    def account(self, ledger: Any, owner: str) -> tuple[Decimal, Decimal]:
+        """Return an owner's balance and what is held of it."""
+        raise NotImplementedError
+
+    def test_it_has_what_an_auction_needs(self) -> None:
+        """It has every member of the protocol, and holds last for some time."""
+        ledger = self.ledger()
+        assert isinstance(ledger, AuctionLedger)
+        assert ledger.hold_for.total_seconds() > 0
+
+    def test_a_hold_sets_money_aside_and_leaves_out_owners_without_cover(self) -> None:
+        """Held money stays the owner's, and covers no second hold."""
+        ledger = self.ledger()
+        hold = ledger.hold("x", {"A": Decimal(60), "B": Decimal(60), "C": Decimal(1)})
+        assert (dict(hold.amounts), set(hold.without_cover)) == ({"A": 60}, {"B", "C"})
+        assert self._accounts(ledger) == [(100, 60), (50, 0), (0, 0)]
+        assert ledger.hold("y", {"A": Decimal(41)}).without_cover == ("A",)
+        assert ledger.hold("z", {"A": Decimal(40)}).without_cover == ()
+
+    def test_a_repeated_hold_is_booked_once(self) -> None:
+        """It returns the first hold, also after the charge; equal amounts are equal however they are written."""
+        ledger = self.ledger()
+        first = ledger.hold("x", {"A": Decimal(60), "B": Decimal(1)})
+        assert ledger.hold("x", {"B": Decimal("1.00"), "A": Decimal(60)}) == first
+        assert self._accounts(ledger) == [(100, 60), (50, 1), (0, 0)]
+        ledger.charge("x", {"A": Decimal(5)})
+        assert ledger.hold("x", {"A": Decimal(60), "B": Decimal(1)}) == first
+        assert self._accounts(ledger) == [(95, 0), (50, 0), (0, 0)]
+
+    def test_a_repeated_charge_is_booked_once(self) -> None:
+        """It returns the first charge, whichever receipt comes with it."""
+        ledger = self.ledger()
+        ledger.hold("x", {"A": Decimal(60)})
+        first = self._charge(ledger, "x", "first")
+        assert self._charge(ledger, "x", "second") == first
+        assert (first.total, first.receipt) == (Decimal(5), "first")
+        assert self._accounts(ledger) == [(95, 0), (50, 0), (0, 0)]
+
+    def test_a_request_that_contradicts_an_earlier_one_is_refused(self) -> None:
+        """One id stands for one hold and one charge."""
+        ledger = self.ledger()
+        ledger.hold("x", {"A": Decimal(60)})
+        self._refuses(ChargeConflictError, lambda: ledger.hold("x", {"A": Decimal(61)}))
+        self._refuses(ChargeConflictError, lambda: ledger.charge("x", {"A": Decimal(5)}, currency="other"))
+        ledger.charge("x", {"A": Decimal(5)}, reply="reply")
+        self._refuses(ChargeConflictError, lambda: ledger.charge("x", {"A": Decimal(6)}, reply="reply"))
+        self._refuses(ChargeConflictError, lambda: ledger.charge("x", {"A": Decimal(5)}, reply="other"))
+        self._refuses(ChargeConflictError, lambda: ledger.void("x"))
+        assert self._accounts(ledger) == [(95, 0), (50, 0), (0, 0)]
+
+    def test_a_charge_beyond_its_cover_changes_nothing(self) -> None:
+        """All owners are charged or none: within the hold, or without one within the accounts."""
+        ledger = self.ledger()
+        ledger.hold("x", {"A": Decimal(60), "B": Decimal(10)})
+        self._refuses(CoverError, lambda: ledger.charge("x", {"A": Decimal(1), "B": Decimal(11)}))
+        self._refuses(CoverError, lambda: ledger.charge("x", {"A": Decimal(1), "C": Decimal(0)}))
+        self._refuses(CoverError, lambda: ledger.charge("y", {"A": Decimal(1), "C": Decimal(1)}))
+        assert self._accounts(ledger) == [(100, 60), (50, 10), (0, 0)]
+
+    def test_accounts_and_charges_sum_to_the_deposits(self) -> None:
+        """No money appears or disappears, whichever way a charge goes."""
+        ledger = self.ledger()
+        ledger.hold("x", {"A": Decimal(60), "B": Decimal(10)})
+        charge = ledger.charge("x", {"A": Decimal("7.125"), "B": Decimal("-2.5")})
+        balances = sum(balance for balance, _ in self._accounts(ledger))
+        assert balances + charge.total == sum(self.deposits.values())
+        assert {line.owner: line.amount + line.residual for line in charge.lines} == {
+            "A": Decimal("7.125"),
+            "B": Decimal("-2.5"),
+        }
+
+    def test_a_void_releases_the_hold_and_may_be_repeated(self) -> None:
+        """A late charge is refused; the same hold may be made again and has the same nonce."""
+        ledger = self.ledger()
+        first = ledger.hold("x", {"A": Decimal(60)})
+        for _ in range(2):
+            ledger.void("x", reason="it failed")
+        assert self._accounts(ledger) == [(100, 0), (50, 0), (0, 0)]
+        self._refuses(ChargeConflictError, lambda: ledger.charge("x", {"A": Decimal(5)}))
+        again = ledger.hold("x", {"A": Decimal(60)})
+        assert (again.amounts, again.nonce) == (first.amounts, first.nonce)
+        assert self._charge(ledger, "x", "receipt").total == Decimal(5)
+
+    def test_a_cancellation_is_final_and_may_be_repeated(self) -> None:
+        """It releases a hold and gives back a charge, and the auction stays closed."""
+        ledger = self.ledger()
+        for auction in ("held", "charged"):
+            ledger.hold(auction, {"A": Decimal(10)})
+        self._charge(ledger, "charged", "receipt")
+        for auction in ("held", "charged", "unknown"):
+            for _ in range(2):
+                ledger.cancel(auction, reason="it failed")
+            self._refuses(ChargeConflictError, partial(ledger.hold, auction, {"A": Decimal(10)}))
+            self._refuses(ChargeConflictError, partial(self._charge, ledger, auction, "receipt"))
+        assert self._accounts(ledger) == [(100, 0), (50, 0), (0, 0)]
+
+    def test_a_charge_stands_as_long_as_one_call_delivers_on_it(self) -> None:
+        """Calls under one id share its charge; the last that fails gives it back."""
+        ledger = self.ledger()
+        ledger.hold("x", {"A": Decimal(10)})
+        for receipt in ("first", "second"):
+            self._charge(ledger, "x", receipt)
+        for receipt in ("first", "first", "of no call"):
+            ledger.cancel("x", receipt=receipt)
+        assert self._accounts(ledger) == [(95, 0), (50, 0), (0, 0)]
+        ledger.cancel("x", receipt="second")
+        assert self._accounts(ledger) == [(100, 0), (50, 0), (0, 0)]
+
+    def _accounts(self, ledger: AuctionLedger) -> list[tuple[Any, Any]]:
+        return [self.account(ledger, owner) for owner in ("A", "B", "C")]
+
+    @staticmethod
+    def _charge(ledger: AuctionLedger, auction_id: str, receipt: str) -> Charge:
+        return ledger.charge(auction_id, {"A": Decimal(5)}, receipt={"digest": receipt})
+
+    @staticmethod
+    def _refuses(error: type[LedgerError], request: Callable[[], object]) -> None:
+        try:
+            request()
+        except error:
+            return
+        raise AssertionError(f"It must raise {error.__name__}.")
