@@ -19,8 +19,8 @@ _OF_ACCOUNTS = ("owner", "currency", "balance", "held", "available")
 _OF_STATEMENTS = ("at", "seq", "kind", "auction_id", "note", "amount", "residual", "balance")
 _SHARED = ("seq", "line", "at", "kind", "auction_id", "owner", "currency")
 _OF_EXPORTS = (*_SHARED, "debit", "credit", "amount", "residual", "held", "note")
-_FORMATS = """table (the default, on a terminal or not), csv or json; amounts are exact decimals, in JSON as text. In CSV a
-text that begins with = + - @ or ' gets one more ' in front, so that no spreadsheet takes it for a formula"""
+_FORMATS = """table (the default, on a terminal or not), csv or json; amounts are exact decimals, in JSON as text. In
+CSV a text that begins with = + - @ or ' gets one more ' in front, so that no spreadsheet takes it for a formula"""
 _CASH = ("deposit", "withdrawal")
 _REVENUE = ("charge", "reversal")
 
