@@ -4,7 +4,7 @@ from datetime import timedelta
 from unittest.mock import patch
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -18,6 +18,8 @@ MOST = st.dictionaries(OWNERS, st.integers(0, 9), max_size=2)
 AMOUNTS = st.dictionaries(OWNERS, st.integers(-3, 9), max_size=2)
 CALLS = st.sampled_from(["call 1", "call 2", "call 3"])  # under one id; each has a receipt of its own
 EUR = {"currency": "EUR"}
+# a failure is shown at once: shrinking it takes minutes and looks like a hang
+AT_ONCE = settings(deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
 class Model:
@@ -186,14 +188,14 @@ class Machine(RuleBasedStateMachine):
 
 def test_any_sequence_of_operations_does_what_the_laws_say():
     run_state_machine_as_test(
-        Machine, settings=settings(max_examples=30, stateful_step_count=20, deadline=None, derandomize=True)
+        Machine, settings=settings(AT_ONCE, max_examples=30, stateful_step_count=20, derandomize=True)
     )
 
 
 STEPS = st.lists(st.tuples(st.sampled_from(["hold", "charge", "void", "reverse"]), AUCTIONS, AMOUNTS), max_size=12)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(AT_ONCE, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_both_databases_keep_the_same_chain(emptied, steps):
     heads = []

@@ -43,8 +43,11 @@ async def delivered_of(key, ledger, **settings):
 
 
 async def end_of_threads():
-    """Wait for what cancelled auctions left to do."""
-    while any(thread.name == "auction-agent" for thread in threading.enumerate()):  # noqa: ASYNC110 - they tell nobody
+    """Wait for the threads that cancelled auctions have left behind."""
+    limit = time.monotonic() + 60
+    while left := [thread for thread in threading.enumerate() if thread.name == "auction-agent"]:
+        if time.monotonic() > limit:
+            pytest.fail(f"{len(left)} threads of cancelled auctions are still running after 60 s.")
         await asyncio.sleep(0.01)
 
 
