@@ -11,7 +11,6 @@ ELSEWHERE = {
     "auction/delivery.py": "tests/ledger/test_charging.py",
     "ledger/arguments.py": "tests/ledger/test_charges.py",
     "ledger/chain.py": "tests/ledger/test_audit.py",
-    "ledger/ledger.py": "tests/ledger/test_accounts.py",
     "ledger/operations.py": "tests/ledger/test_charges.py",
     "ledger/queries.py": "tests/ledger/test_accounts.py",
     "ledger/records.py": "tests/ledger/test_accounts.py",
