@@ -1,5 +1,7 @@
 """The first tables, the end of an empty chain, and the triggers that keep what is booked as it is."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -8,81 +10,50 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Make all of it."""
-    _make_the_chain()
-    _make_what_follows()
-    op.bulk_insert(
-        sa.table("head", sa.column("id"), sa.column("seq"), sa.column("hash"), sa.column("at")),
-        [{"id": 1, "seq": 0, "hash": "", "at": ""}],
+    """Create the tables, the row of the empty chain, and the triggers."""
+    chain = ("currency", "at", "note", "request", "receipt", "evidence", "previous", "hash")
+    bookings: list[sa.Column[Any]] = [sa.Column("auction_id", sa.Text)]
+    bookings += [sa.Column("scale", sa.SmallInteger, nullable=False), *_texts(*chain)]
+    unique = sa.UniqueConstraint("key", name="uq_bookings_key")
+    op.create_table("bookings", _key("seq"), *_texts("key", "kind"), *bookings, unique)
+    op.create_index("ix_bookings_auction_id", "bookings", ["auction_id"])
+    op.create_index("ix_bookings_at", "bookings", ["at"])
+    line = _key("line", sa.Integer)
+    op.create_table("entries", _key("seq"), line, *_texts("owner"), *_numbers("amount", "held", "residual"))
+    op.create_index("ix_entries_owner_seq", "entries", ["owner", "seq"])
+    scale = sa.Column("scale", sa.SmallInteger, nullable=False)
+    op.create_table("currencies", _key("code", sa.Text), scale)
+    op.create_table("accounts", _key("owner", sa.Text), _key("currency", sa.Text), *_numbers("balance", "held"))
+    op.create_table(
+        "auctions",
+        _key("auction_id", sa.Text),
+        *_texts("currency", "state"),
+        sa.Column("expires_at", sa.Text),
+        sa.Column("hold_seq", sa.BigInteger),
+        sa.Column("close_seq", sa.BigInteger),
+        sa.Column("holds", sa.Integer, nullable=False),
+        *_texts("nonce"),
     )
+    op.create_index("ix_auctions_state_expires_at", "auctions", ["state", "expires_at"])
+    op.create_table("receipts", _key("auction_id", sa.Text), *_texts("digest", "body"))
+    head = op.create_table("head", _key("id", sa.SmallInteger), *_numbers("seq"), *_texts("hash", "at"))
+    op.bulk_insert(head, [{"id": 1, "seq": 0, "hash": "", "at": ""}])
     if op.get_bind().dialect.name == "sqlite":
         _refuse_in_sqlite()
     else:
         _refuse_in_postgresql()
 
 
-def _make_the_chain() -> None:
-    texts = ("currency", "at", "note", "request", "receipt", "evidence", "previous", "hash")
-    op.create_table(
-        "bookings",
-        sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False, nullable=False),
-        sa.Column("key", sa.Text, nullable=False),
-        sa.Column("kind", sa.Text, nullable=False),
-        sa.Column("auction_id", sa.Text),
-        sa.Column("scale", sa.SmallInteger, nullable=False),
-        *(sa.Column(name, sa.Text, nullable=False) for name in texts),
-        sa.UniqueConstraint("key", name="uq_bookings_key"),
-    )
-    op.create_index("ix_bookings_auction_id", "bookings", ["auction_id"])
-    op.create_index("ix_bookings_at", "bookings", ["at"])
-    op.create_table(
-        "entries",
-        sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False, nullable=False),
-        sa.Column("line", sa.Integer, primary_key=True, autoincrement=False, nullable=False),
-        sa.Column("owner", sa.Text, nullable=False),
-        *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("amount", "held", "residual")),
-    )
-    op.create_index("ix_entries_owner_seq", "entries", ["owner", "seq"])
-    op.create_table(
-        "head",
-        sa.Column("id", sa.SmallInteger, primary_key=True, autoincrement=False, nullable=False),
-        sa.Column("seq", sa.BigInteger, nullable=False),
-        sa.Column("hash", sa.Text, nullable=False),
-        sa.Column("at", sa.Text, nullable=False),
-    )
+def _key(name: str, kind: type[sa.types.TypeEngine[Any]] = sa.BigInteger) -> sa.Column[Any]:
+    return sa.Column(name, kind, primary_key=True, autoincrement=False, nullable=False)
 
 
-def _make_what_follows() -> None:
-    op.create_table(
-        "currencies",
-        sa.Column("code", sa.Text, primary_key=True, nullable=False),
-        sa.Column("scale", sa.SmallInteger, nullable=False),
-    )
-    op.create_table(
-        "accounts",
-        sa.Column("owner", sa.Text, primary_key=True, nullable=False),
-        sa.Column("currency", sa.Text, primary_key=True, nullable=False),
-        sa.Column("balance", sa.BigInteger, nullable=False),
-        sa.Column("held", sa.BigInteger, nullable=False),
-    )
-    op.create_table(
-        "auctions",
-        sa.Column("auction_id", sa.Text, primary_key=True, nullable=False),
-        sa.Column("currency", sa.Text, nullable=False),
-        sa.Column("state", sa.Text, nullable=False),
-        sa.Column("expires_at", sa.Text),
-        sa.Column("hold_seq", sa.BigInteger),
-        sa.Column("close_seq", sa.BigInteger),
-        sa.Column("holds", sa.Integer, nullable=False),
-        sa.Column("nonce", sa.Text, nullable=False),
-    )
-    op.create_index("ix_auctions_state_expires_at", "auctions", ["state", "expires_at"])
-    op.create_table(
-        "receipts",
-        sa.Column("auction_id", sa.Text, primary_key=True, nullable=False),
-        sa.Column("digest", sa.Text, nullable=False),
-        sa.Column("body", sa.Text, nullable=False),
-    )
+def _texts(*names: str) -> list[sa.Column[str]]:
+    return [sa.Column(name, sa.Text, nullable=False) for name in names]
+
+
+def _numbers(*names: str) -> list[sa.Column[int]]:
+    return [sa.Column(name, sa.BigInteger, nullable=False) for name in names]
 
 
 def _refuse_in_sqlite() -> None:
