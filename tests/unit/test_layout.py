@@ -9,13 +9,10 @@ PACKAGE = ROOT / "llm_auction_chain"
 ELSEWHERE = {
     "auction/billing.py": "tests/ledger/test_charging.py",
     "auction/delivery.py": "tests/ledger/test_charging.py",
-    "ledger/arguments.py": "tests/ledger/test_charges.py",
+    "ledger/arguments.py": "tests/ledger/test_operations.py",
     "ledger/chain.py": "tests/ledger/test_audit.py",
-    "ledger/operations.py": "tests/ledger/test_charges.py",
-    "ledger/queries.py": "tests/ledger/test_accounts.py",
-    "ledger/records.py": "tests/ledger/test_accounts.py",
+    "ledger/records.py": "tests/ledger/test_queries.py",
     "ledger/tables.py": "tests/ledger/test_database.py",
-    "ledger/transaction.py": "tests/ledger/test_machine.py",
     "models/local/classifier.py": "tests/unit/rewards/test_reward_model.py",
 }
 
