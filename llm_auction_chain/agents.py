@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, SupportsFloat
 
 from langchain_core.messages import AIMessage, BaseMessage
@@ -93,7 +94,7 @@ class Agent:
             expected = "a callable (prompt, reply) -> float, an object with score(prompt, replies), or a Runnable"
             raise refuse(f"reward of {self.name!r}", expected, reward)
 
-    @property
+    @cached_property
     def payer(self) -> str:
         """The owner, or the agent itself where it has none."""
         return self.owner if self.owner is not None else self.name

@@ -1,7 +1,7 @@
 """Who takes part in an auction, and with which seeds: decided before any candidate is drawn, from no report."""
 
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +10,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 
 from llm_auction_chain.agents import Agent, without_rivals
+from llm_auction_chain.auction.billing import Tab, most_owed
 from llm_auction_chain.auction.events import AuctionEvent, ProgressHook
 from llm_auction_chain.candidates import name_of
 from llm_auction_chain.canonical_json import time_text
@@ -17,18 +18,14 @@ from llm_auction_chain.errors import ConfigurationError, LedgerError, PromptErro
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.receipts.commitments import salt_of
 from llm_auction_chain.validators import whole_number
+from llm_auction_chain.waiting import Waiter
 
 if TYPE_CHECKING:
-    from llm_auction_chain.auction.billing import Tab
     from llm_auction_chain.auction.settings import AuctionSettings
 
-__all__ = ["SEEDS", "Admitted", "Call", "LeftOut", "admit", "check_prompt", "one_currency"]
+__all__ = ["SEEDS", "Admitted", "Call", "LeftOut", "admit", "open_tab"]
 
 SEEDS = 2**128
-
-
-async def _ignore(_: AuctionEvent) -> None:
-    """Hear nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +41,7 @@ class Call:
         seed: replays the auction; None takes a fresh one.
         model_kwargs: keywords for the model.
         traced: whether each model call is a run of its own. False where only the caller's run may count.
-        notify: awaited with an event after every stage.
+        notify: awaited with an event after every stage; None where nothing listens.
         progress: called while candidates and reports come in.
     """
 
@@ -56,7 +53,7 @@ class Call:
     seed: int | None = None
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     traced: bool = True
-    notify: Callable[[AuctionEvent], Awaitable[None]] = _ignore
+    notify: Callable[[AuctionEvent], Awaitable[None]] | None = None
     progress: ProgressHook | None = None
 
 
@@ -115,6 +112,26 @@ class Admitted:
     seed_of_draw: int
 
 
+def open_tab(settings: "AuctionSettings", call: Call, waiter: Waiter) -> Tab:
+    """Return the bookings of a call's auction, which begin with a hold of the most that every owner may owe.
+
+    Raises:
+        PromptError: there is nothing to reply to.
+        ConfigurationError: agents use different currencies, or the most that one can owe is unknown.
+    """
+    if not call.prompt or _is_blank(call.prompt[-1]):
+        raise PromptError("The prompt is empty; its last message must have content.")
+    billing, negative = settings.billing, settings.payment_rule != "proportional"
+    return Tab(
+        billing.ledger,
+        call.auction_id,
+        {} if billing.ledger is None else most_owed(call.agents, settings.report_cap, negative=negative),
+        waiter,
+        currency=_one_currency(billing.currency, call.agents),
+        on_error=billing.on_error,
+    )
+
+
 def admit(settings: "AuctionSettings", call: Call, tab: "Tab") -> Admitted:
     """Admit the agents that have cover and are in no exclusive category already taken.
 
@@ -141,7 +158,7 @@ def admit(settings: "AuctionSettings", call: Call, tab: "Tab") -> Admitted:
             *(LeftOut(agent=agent, category=category) for agent, category in rivals),
         ),
         failure=tab.failure,
-        currency=one_currency(settings.billing.currency, call.agents),
+        currency=tab.currency,
         bypassed=call.bypassed,
         seed=seed,
         salt=secrets.token_hex(32) if tab.nonce is None else salt_of(tab.nonce, "salt"),
@@ -150,18 +167,8 @@ def admit(settings: "AuctionSettings", call: Call, tab: "Tab") -> Admitted:
     )
 
 
-def check_prompt(prompt: Sequence[BaseMessage]) -> None:
-    """Raise `PromptError` where there is nothing to reply to."""
-    if not prompt or _is_blank(prompt[-1]):
-        raise PromptError("The prompt is empty; its last message must have content.")
-
-
-def one_currency(currency: str, agents: Iterable[Agent]) -> str:
-    """Return the unit of all amounts.
-
-    Raises:
-        ConfigurationError: agents use different currencies.
-    """
+def _one_currency(currency: str, agents: Sequence[Agent]) -> str:
+    """Return the unit of all amounts, or raise `ConfigurationError` where agents use different ones."""
     users = {currency: "the auction"} if currency else {}
     for agent in agents:
         if agent.currency:

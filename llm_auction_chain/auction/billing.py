@@ -1,4 +1,4 @@
-"""One auction's bookings on the ledger: a hold before agents are asked, a charge for the result, or neither."""
+"""Bookings on the ledger: a hold before agents are asked, a charge for the result, taken back if no reply arrives."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +11,14 @@ from llm_auction_chain.errors import ChargeConflictError, ConfigurationError, Le
 from llm_auction_chain.ledger import AuctionLedger
 from llm_auction_chain.money import FINEST, as_decimal, from_units, plus
 from llm_auction_chain.validators import refuse
-from llm_auction_chain.waiting import Waiter
+from llm_auction_chain.waiting import AWAITING, Waiter
 
 if TYPE_CHECKING:
     from llm_auction_chain.auction.result import AuctionResult
     from llm_auction_chain.ledger import Charge
     from llm_auction_chain.receipts import Receipt
 
-__all__ = ["OnLedgerError", "Tab", "check_ledger", "most_owed"]
+__all__ = ["Delivery", "OnLedgerError", "Tab", "check_ledger", "most_owed"]
 
 OnLedgerError = Literal["reference", "raise"]
 T = TypeVar("T")
@@ -64,6 +64,7 @@ class Tab:
     goes out uncharged.
 
     Attributes:
+        currency: the unit of all amounts.
         without_cover: owners whose accounts do not cover the most that they may owe.
         nonce: source of the auction's seed and salt, the same in every retry of one id; None without a hold.
         failure: why the ledger failed; None where it did not.
@@ -81,7 +82,7 @@ class Tab:
     ) -> None:
         self._ledger = ledger if most else None
         self._auction_id, self._most, self._waiter = auction_id, dict(most), waiter
-        self._currency, self._on_error = currency, on_error
+        self.currency, self._on_error = currency, on_error
         self._step: Literal["none", "hold", "charge", "over"] = "none"
         self._receipt = ""
         self._lock = Lock()  # bookings run in threads, and a cancelled auction gives up while one is under way
@@ -129,7 +130,7 @@ class Tab:
                 return
             self._step = "hold"
             try:
-                hold = self._ledger.hold(self._auction_id, self._most, currency=self._currency)
+                hold = self._ledger.hold(self._auction_id, self._most, currency=self.currency)
             except LedgerError as error:
                 if isinstance(error, ChargeConflictError):
                     self._step = "over"  # another call has booked under this id
@@ -161,11 +162,11 @@ class Tab:
         self._receipt = receipt.digest
         reply, record = receipt.candidates[receipt.winner].reply, receipt.as_dict()
         try:
-            return ledger.charge(self._auction_id, amounts, currency=self._currency, reply=reply, receipt=record)
+            return ledger.charge(self._auction_id, amounts, currency=self.currency, reply=reply, receipt=record)
         except ChargeConflictError:
             # another call under the same id may have released what both held
-            ledger.hold(self._auction_id, self._most, currency=self._currency)
-            return ledger.charge(self._auction_id, amounts, currency=self._currency, reply=reply, receipt=record)
+            ledger.hold(self._auction_id, self._most, currency=self.currency)
+            return ledger.charge(self._auction_id, amounts, currency=self.currency, reply=reply, receipt=record)
 
     def _give_up(self, reason: str) -> None:
         with self._lock:  # waits for a charge under way in another thread
@@ -190,6 +191,68 @@ class Tab:
         # the log, not the reply's metadata, names the accounts that fall short and the ledger's address
         _logger.warning("Auction %s has no sponsors: %s", self._auction_id, error)
         self.failure = error
+
+
+class Delivery:
+    """The last steps of replies to their caller: where they fail, the charges for the replies are taken back.
+
+    Args:
+        ledger: where the auctions are charged; None where they are not.
+        outer: the delivery of a call around this one, which goes on with the auctions that this one delivered.
+
+    Attributes:
+        results: the auctions of this call.
+    """
+
+    def __init__(self, ledger: AuctionLedger | None, outer: "Delivery | None" = None) -> None:
+        self._ledger, self._outer = ledger, outer
+        self._pending: list[AuctionResult] = []
+        self._failed = ""
+        self.results: list[AuctionResult] = []
+
+    def add(self, result: "AuctionResult") -> None:
+        """Add an auction whose reply is under way; where its caller has failed already, take its charge back."""
+        self.results.append(result)
+        self._pending.append(result)
+        if self._failed:
+            self._take_back()
+
+    def complete(self) -> None:
+        """Note that the caller has the replies that were under way."""
+        pending, self._pending = self._pending, []
+        if self._outer is not None:
+            for result in pending:
+                self._outer.add(result)
+
+    def _take_back(self) -> None:
+        pending, self._pending = self._pending, []
+        for result in pending:
+            if self._ledger is not None and result.charge:
+                reason = f"not delivered: {self._failed}"
+                try:
+                    self._ledger.cancel(result.auction_id, reason=reason, receipt=result.receipt.digest)
+                except LedgerError as error:
+                    _logger.warning("The charge of auction %s was not taken back: %s", result.auction_id, error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.complete()
+        else:
+            self._failed = kind.__name__
+            self._take_back()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        outer_failed = self._outer is not None and bool(self._outer._failed)  # noqa: SLF001 - its own kind
+        if self._ledger is None or (kind is None and not outer_failed):
+            self.__exit__(kind)
+        else:
+            await AWAITING.in_thread(lambda: self.__exit__(kind), shield=True)
 
 
 def check_ledger(ledger: Any, reward_timeout: float | None = 0.0) -> None:

@@ -6,11 +6,14 @@
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm_auction_chain.candidates import Drawn
-from llm_auction_chain.mechanism import Settlement
 from llm_auction_chain.reports import Report
+
+if TYPE_CHECKING:
+    from llm_auction_chain.auction.admission import Admitted
+    from llm_auction_chain.auction.result import AuctionResult
 
 __all__ = ["AuctionEvent", "EventHook", "Progress", "ProgressHook", "candidates", "scored", "settled", "started"]
 
@@ -66,10 +69,15 @@ class AuctionEvent:
 EventHook = Callable[[AuctionEvent], Awaitable[None] | None]
 
 
-def started(auction_id: str, *, agents: int, left_out: int, bypassed: bool, most: int) -> AuctionEvent:
+def started(admitted: "Admitted", max_candidates: int) -> AuctionEvent:
     """Return the event of the beginning: how many agents take part, and how many candidates may be drawn."""
-    data = {"agents": agents, "left_out": left_out, "bypassed": bypassed, "max_candidates": most}
-    return AuctionEvent(name="auction.started", data={"auction_id": auction_id, **data})
+    data = {
+        "agents": len(admitted.agents),
+        "left_out": len(admitted.left_out),
+        "bypassed": admitted.bypassed,
+        "max_candidates": max_candidates,
+    }
+    return AuctionEvent(name="auction.started", data={"auction_id": admitted.auction_id, **data})
 
 
 def candidates(auction_id: str, drawn: Drawn, commitment: str) -> AuctionEvent:
@@ -98,12 +106,12 @@ def scored(auction_id: str, reports: Sequence[Report]) -> AuctionEvent:
     return AuctionEvent(name="auction.scored", data={"auction_id": auction_id, **data})
 
 
-def settled(auction_id: str, settlement: Settlement, *, sponsored: bool, charged: bool) -> AuctionEvent:
+def settled(result: "AuctionResult") -> AuctionEvent:
     """Return the event of the settlement: revenue, whether it is charged, and the effective number of candidates."""
     data = {
-        "revenue": settlement.revenue,
-        "sponsored": sponsored,
-        "charged": charged,
-        "ess_probabilities": settlement.diagnostics.ess_probabilities,
+        "revenue": result.settlement.revenue,
+        "sponsored": bool(result.sponsors),
+        "charged": result.charge is not None,
+        "ess_probabilities": result.settlement.diagnostics.ess_probabilities,
     }
-    return AuctionEvent(name="auction.settled", data={"auction_id": auction_id, **data})
+    return AuctionEvent(name="auction.settled", data={"auction_id": result.auction_id, **data})

@@ -10,17 +10,9 @@ from langchain_core.runnables.config import set_config_context
 
 from llm_auction_chain.agents import cap_of
 from llm_auction_chain.auction import events
-from llm_auction_chain.auction.admission import (
-    Admitted,
-    Call,
-    LeftOut,
-    admit,
-    check_prompt,
-    one_currency,
-)
-from llm_auction_chain.auction.billing import Tab, most_owed
-from llm_auction_chain.auction.outcome import settle_auction
-from llm_auction_chain.auction.result import AuctionResult
+from llm_auction_chain.auction.admission import Admitted, Call, LeftOut, admit, open_tab
+from llm_auction_chain.auction.billing import Tab
+from llm_auction_chain.auction.result import AuctionResult, settle_auction
 from llm_auction_chain.auction.settings import AuctionSettings, size_of
 from llm_auction_chain.candidates import CandidateFilter, Drawn, Plan, Size, Source, as_message, draw, make_plan
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, Opening, open_auction
@@ -59,28 +51,28 @@ async def hold_auction(settings: AuctionSettings, call: Call, waiter: Waiter) ->
 
     Source: arXiv 2405.05905, algorithm 1.
     """
-    check_prompt(call.prompt)
     steps = _Steps(settings, call, waiter)
-    async with steps.open_tab() as tab:
+    async with open_tab(settings, call, waiter) as tab:
         admitted = admit(settings, call, tab)
         size = size_of(settings) if admitted.agents or settings.policy.candidate_filter else _ONE
-        await call.notify(_started(admitted, size))
+        await steps.notify(events.started, admitted, size.most)
 
         plan = steps.plan(admitted, size)
         drawn = await steps.draw(plan)
         admitted = await steps.bypass_if_tools_are_called(admitted, drawn, tab)
         opening = await steps.commit(admitted, plan, drawn)
-        await call.notify(events.candidates(admitted.auction_id, drawn, opening.commitment))
+        await steps.notify(events.candidates, admitted.auction_id, drawn, opening.commitment)
 
         reports = await steps.ask(admitted, plan, drawn, opening)
-        await call.notify(events.scored(admitted.auction_id, reports))
+        await steps.notify(events.scored, admitted.auction_id, reports)
 
         result = await steps.settle(admitted, plan, drawn, opening, reports)
         charge = await tab.charge(result)
         if charge is None and tab.failure is not admitted.failure:
             result = await steps.settle_without_sponsors(admitted, plan, drawn, reports, tab)
-        result = result.charged(charge)
-        await call.notify(_settled(result))
+        if charge is not None:
+            result = result.charged(charge)
+        await steps.notify(events.settled, result)
     return result
 
 
@@ -92,18 +84,10 @@ class _Steps:
     call: Call
     waiter: Waiter
 
-    def open_tab(self) -> Tab:
-        """Return the auction's bookings, which begin with a hold of the most that every owner may owe."""
-        settings, agents, billing = self.settings, self.call.agents, self.settings.billing
-        negative = settings.payment_rule != "proportional"
-        return Tab(
-            billing.ledger,
-            self.call.auction_id,
-            {} if billing.ledger is None else most_owed(agents, settings.report_cap, negative=negative),
-            self.waiter,
-            currency=one_currency(billing.currency, agents),
-            on_error=billing.on_error,
-        )
+    async def notify(self, event: Callable[..., events.AuctionEvent], *facts: Any) -> None:
+        """Make an event of the facts and pass it on, where something listens."""
+        if self.call.notify is not None:
+            await self.call.notify(event(*facts))
 
     def plan(self, admitted: Admitted, size: Size) -> Plan:
         """Return what to draw, decided from the prompt, public descriptions, tau and a seed."""
@@ -229,15 +213,3 @@ class _Steps:
     async def _compute(self, work: Callable[[], _T], *, long: bool) -> _T:
         """Return the result of a computation; a long one does not hold up an event loop."""
         return await self.waiter.in_thread(work) if long else work()
-
-
-def _started(admitted: Admitted, size: Size) -> events.AuctionEvent:
-    taking_part, left_out = len(admitted.agents), len(admitted.left_out)
-    return events.started(
-        admitted.auction_id, agents=taking_part, left_out=left_out, bypassed=admitted.bypassed, most=size.most
-    )
-
-
-def _settled(result: AuctionResult) -> events.AuctionEvent:
-    charged, sponsored = result.charge is not None, bool(result.sponsors)
-    return events.settled(result.auction_id, result.settlement, sponsored=sponsored, charged=charged)

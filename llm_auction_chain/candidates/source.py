@@ -327,14 +327,13 @@ def _untraced_context(config: RunnableConfig) -> Iterator[tuple[RunnableConfig, 
         yield silent, context
 
 
-def hidden(config: RunnableConfig | None) -> RunnableConfig:
-    """Return the config for calls whose replies may lose: no stream shows them, no graph around the auction saves them.
+def hidden(config: RunnableConfig) -> RunnableConfig:
+    """Return a quiet config for calls whose replies may lose, so that no stream shows them and no graph saves them.
 
     A graph that is called with it takes no part in the streams, checkpoints and resuming of the graph around the
     auction. It keeps that graph's context and store, and gets a stream writer that drops everything.
     """
-    child = quiet(config)
-    outer = child.get("configurable", {})
+    child, outer = config.copy(), config.get("configurable", {})
     inner = {name: value for name, value in outer.items() if not name.startswith(_GRAPHS) and name not in _PLACE}
     if _SAVER in outer:
         inner[_SAVER] = None  # without it, a graph saves all candidates in one thread of its own saver

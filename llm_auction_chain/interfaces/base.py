@@ -19,7 +19,7 @@ from pydantic import ConfigDict, PrivateAttr
 
 from llm_auction_chain.agents import Agent, check_agents
 from llm_auction_chain.auction.admission import Call
-from llm_auction_chain.auction.delivery import Delivery
+from llm_auction_chain.auction.billing import Delivery
 from llm_auction_chain.auction.events import AuctionEvent, ProgressHook
 from llm_auction_chain.auction.pipeline import hold_auction
 from llm_auction_chain.auction.result import AuctionResult
@@ -217,18 +217,20 @@ class AuctionBase(AuctionSettings):
         if on_tool_calls is not None:
             choice("on_tool_calls", on_tool_calls, get_args(OnToolCalls))
             settings = self.model_copy(update={"on_tool_calls": on_tool_calls})
-        child, prompt = quiet(config), messages_of(given)
+        child = quiet(config)
+        concealed, prompt = hidden(child), messages_of(given)
+        listened = self.on_event is not None or bool(getattr(config.get("callbacks"), "handlers", None))
         bypassed = settings.on_tool_calls == "bypass" and offers_tools(self.model, child, model_kwargs)
         call = Call(
             prompt=prompt,
             agents=() if bypassed else check_agents(await self._find_agents(given, child, waiter)),
             bypassed=bypassed,
             auction_id=_auction_id(config, prompt),
-            config=hidden(child),
+            config=concealed,
             seed=self.seed if seed is None else seed,
             model_kwargs=model_kwargs,
             traced=traced,
-            notify=lambda event: self._notify(event, config, waiter),
+            notify=(lambda event: self._notify(event, config, waiter)) if listened else None,
             progress=scope.progress,
         )
         result = await hold_auction(settings, call, waiter)

@@ -1,6 +1,6 @@
 """`AuctionRunnable`: an auction wherever a chat model goes in a chain."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
@@ -10,8 +10,8 @@ from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
-from llm_auction_chain.interfaces.base import STRICT, AuctionBase, CallScope, chunk_of
-from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
+from llm_auction_chain.interfaces.base import STRICT, AuctionBase, chunk_of
+from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
 __all__ = ["AuctionRunnable"]
 
@@ -56,7 +56,7 @@ class AuctionRunnable(AuctionBase, RunnableSerializable[LanguageModelInput, AIMe
         scope = self._new_scope()
 
         def reply(given: LanguageModelInput, run_manager: Any, config: RunnableConfig) -> AIMessage:
-            return run(self._reply(given, run_manager, config, scope, kwargs, BLOCKING))
+            return run(self._hold(given, _below(run_manager, config), scope, kwargs, BLOCKING))
 
         with scope.delivery:
             return self._call_with_config(reply, input, config)
@@ -71,7 +71,7 @@ class AuctionRunnable(AuctionBase, RunnableSerializable[LanguageModelInput, AIMe
         scope = self._new_scope()
 
         async def reply(given: LanguageModelInput, run_manager: Any, config: RunnableConfig) -> AIMessage:
-            return await self._reply(given, run_manager, config, scope, kwargs, AWAITING)
+            return await self._hold(given, _below(run_manager, config), scope, kwargs, AWAITING)
 
         async with scope.delivery:
             return await self._acall_with_config(reply, input, config)
@@ -87,7 +87,7 @@ class AuctionRunnable(AuctionBase, RunnableSerializable[LanguageModelInput, AIMe
 
         def replies(inputs: Iterator[Any], run_manager: Any, config: RunnableConfig) -> Iterator[AIMessageChunk]:
             for given in inputs:
-                yield chunk_of(run(self._reply(given, run_manager, config, scope, kwargs, BLOCKING)))
+                yield chunk_of(run(self._hold(given, _below(run_manager, config), scope, kwargs, BLOCKING)))
 
         with scope.delivery:
             for chunk in self._transform_stream_with_config(iter([input]), replies, config):
@@ -110,20 +110,16 @@ class AuctionRunnable(AuctionBase, RunnableSerializable[LanguageModelInput, AIMe
             inputs: AsyncIterator[Any], run_manager: Any, config: RunnableConfig
         ) -> AsyncIterator[AIMessageChunk]:
             async for given in inputs:
-                yield chunk_of(await self._reply(given, run_manager, config, scope, kwargs, AWAITING))
+                yield chunk_of(await self._hold(given, _below(run_manager, config), scope, kwargs, AWAITING))
 
         async with scope.delivery:
             async for chunk in self._atransform_stream_with_config(inputs(), replies, config):
                 scope.delivery.complete()
                 yield cast("AIMessageChunk", chunk)
 
-    async def _reply(
-        self,
-        given: LanguageModelInput,
-        run_manager: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun,
-        config: RunnableConfig,
-        scope: CallScope,
-        keywords: Mapping[str, Any],
-        waiter: Waiter,
-    ) -> AIMessage:
-        return await self._hold(given, patch_config(config, callbacks=run_manager.get_child()), scope, keywords, waiter)
+
+def _below(
+    run_manager: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun, config: RunnableConfig
+) -> RunnableConfig:
+    """Return the config of the children of a call's run."""
+    return patch_config(config, callbacks=run_manager.get_child())

@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import PrivateAttr
 
-import llm_auction_chain.auction.outcome
+import llm_auction_chain.auction.result
 from llm_auction_chain import Agent, AuctionRunnable, ChatAuction
 
 INTERFACES = [AuctionRunnable, ChatAuction]
@@ -133,13 +133,13 @@ class AsyncScore(Score):
 async def test_only_a_large_auction_is_settled_off_the_loop(
     monkeypatch, interface, score, agents, candidates, elsewhere
 ):
-    settle, settled = llm_auction_chain.auction.outcome.settle, []
+    settle, settled = llm_auction_chain.auction.result.settle, []
 
     def spy(*args, **kwargs):
         settled.append(threading.get_ident())
         return settle(*args, **kwargs)
 
-    monkeypatch.setattr(llm_auction_chain.auction.outcome, "settle", spy)
+    monkeypatch.setattr(llm_auction_chain.auction.result, "settle", spy)
     bidders = [Agent(f"agent {k}", score([])) for k in range(agents)]
     reply = await interface(model=Numbered(), agents=bidders, n_candidates=candidates).ainvoke("x")
     assert len(reply.response_metadata["auction"]["probabilities"]) == candidates
