@@ -81,12 +81,8 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return read
 
 
-def time_text(moment: datetime, zone: str = "Z") -> str:
+def time_text(moment: datetime) -> str:
     """Return a time in ISO 8601, in UTC and to the microsecond. The order of such texts is the order of the times.
-
-    Args:
-        moment: with a time zone.
-        zone: how UTC is written: `Z`, or `+00:00` as in receipts.
 
     Raises:
         ValueError: it has no time zone.
@@ -97,7 +93,7 @@ def time_text(moment: datetime, zone: str = "Z") -> str:
     """
     if moment.tzinfo is None:
         raise ValueError(f"{moment} has no time zone")
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", zone)
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def printable(value: Any) -> Any:

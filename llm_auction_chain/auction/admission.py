@@ -13,11 +13,9 @@ from llm_auction_chain.agents import Agent, without_rivals
 from llm_auction_chain.auction.billing import Tab, most_owed
 from llm_auction_chain.auction.events import AuctionEvent, ProgressHook
 from llm_auction_chain.candidates import name_of
-from llm_auction_chain.canonical_json import time_text
 from llm_auction_chain.errors import ConfigurationError, LedgerError, PromptError
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.receipts.commitments import salt_of
-from llm_auction_chain.validators import whole_number
 from llm_auction_chain.waiting import Waiter
 
 if TYPE_CHECKING:
@@ -136,20 +134,17 @@ def admit(settings: "AuctionSettings", call: Call, tab: "Tab") -> Admitted:
     """Admit the agents that have cover and are in no exclusive category already taken.
 
     Without a seed in the call, the hold's nonce gives one, the same in every retry; without a hold, it is fresh.
-
-    Raises:
-        ConfigurationError: the call's seed is not one.
     """
-    fresh = secrets.randbits(53) if tab.nonce is None else int(salt_of(tab.nonce, "seed"), 16) >> 203
-    seed = fresh if call.seed is None else whole_number("seed", call.seed, below=SEEDS)
-    of_candidates, of_draw = streams_of(seed)
     uncovered = [agent for agent in call.agents if agent.pays and agent.payer in tab.without_cover]
     covered = [agent for agent in call.agents if not agent.pays or agent.payer not in tab.without_cover]
+    fresh = secrets.randbits(53) if tab.nonce is None else int(salt_of(tab.nonce, "seed"), 16) >> 203
+    seed = fresh if call.seed is None else call.seed
+    of_candidates, of_draw = streams_of(seed)
     reason: Literal["cover", "ledger"] = "cover" if tab.failure is None else "ledger"
     taking_part, rivals = without_rivals(covered, settings.policy.exclusive_categories)
     return Admitted(
         auction_id=call.auction_id,
-        time=time_text(datetime.now(UTC), "+00:00"),
+        time=datetime.now(UTC).isoformat(timespec="microseconds"),
         model=name_of(settings.model, call.config),
         prompt=tuple(call.prompt),
         agents=taking_part,

@@ -98,7 +98,7 @@ class _Steps:
             scorer=sampling.scorer,
             proposal=self.settings.proposal,
             prompt=admitted.prompt,
-            contexts=[agent.context for agent in admitted.agents],
+            contexts=[agent.context for agent in admitted.agents if agent.context],
             tau=self.settings.tau,
             size=size,
             seed=admitted.seed_of_candidates,
@@ -150,8 +150,8 @@ class _Steps:
                 candidates=drawn.candidates,
                 agents=admitted.agents,
                 components=drawn.components,
-                caps=[cap_of(agent, self.settings.report_cap) for agent in admitted.agents],
                 left_out=[out.as_dict() for out in admitted.left_out],
+                caps=[cap_of(agent, self.settings.report_cap) for agent in admitted.agents],
                 bypassed=admitted.bypassed,
             )
 
@@ -174,7 +174,7 @@ class _Steps:
             collect(
                 admitted.agents,
                 admitted.prompt,
-                drawn.possible_replies,
+                [drawn.candidates[j].message for j in drawn.possible],
                 terms,
                 config=call.config,
                 progress=progress,

@@ -127,7 +127,7 @@ class AuctionResult:
     @property
     def charges(self) -> tuple[Decimal, ...]:
         """(N,), the amounts to bill: each payment rounded to a millionth of the unit, halves to even."""
-        return tuple(as_decimal(float(payment)) for payment in self.settlement.payments)
+        return tuple(map(as_decimal, self.settlement.payments.tolist()))
 
     @property
     def revenue(self) -> Decimal:
@@ -227,13 +227,13 @@ def settle_auction(
     """
     reports = _over_all_candidates(reports, drawn)
     settlement = settle(
-        _matrix_of(reports, drawn.candidates),
-        [candidate.merged_log_weight for candidate in drawn.candidates],
-        tau=settings.tau,
-        payment_rule=settings.payment_rule,
+        rewards=_matrix_of(reports, drawn.candidates),
         owners=[agent.payer for agent in admitted.agents],
         pays=[agent.pays for agent in admitted.agents],
         draws=[candidate.draws for candidate in drawn.candidates],
+        log_weights=[candidate.merged_log_weight for candidate in drawn.candidates],
+        tau=settings.tau,
+        payment_rule=settings.payment_rule,
         seed=admitted.seed_of_draw,
     )
     result = AuctionResult(
@@ -265,13 +265,12 @@ def settle_auction(
 
 def _over_all_candidates(reports: Sequence[Report], drawn: Drawn) -> tuple[Report, ...]:
     """Return the reports over all candidates, zero for those that may not be drawn: agents do not see these."""
-    possible = [j for j, candidate in enumerate(drawn.candidates) if candidate.possible]
-    if len(possible) == len(drawn.candidates):
+    if len(drawn.possible) == len(drawn.candidates):
         return tuple(reports)
 
     def spread(amounts: Sequence[float]) -> tuple[float, ...]:
         row = [0.0] * len(drawn.candidates)
-        for j, amount in zip(possible, amounts, strict=True):
+        for j, amount in zip(drawn.possible, amounts, strict=True):
             row[j] = amount
         return tuple(row)
 

@@ -4,8 +4,9 @@ All of it is decided from the prompt, public descriptions, tau and a seed. No re
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -122,7 +123,7 @@ def make_plan(
     scorer: SequenceScorer | None,
     proposal: Proposal | None,
     prompt: Sequence[BaseMessage],
-    contexts: Iterable[str],
+    contexts: Sequence[str],
     tau: float,
     size: Size,
     seed: int,
@@ -141,7 +142,7 @@ def make_plan(
     scorer = source.scorer if scorer is None else scorer
     own_scorer = scorer is source.scorer
     logits = source.logits and own_scorer
-    descriptions = descriptions_of(contexts)
+    descriptions = descriptions_of(contexts) if contexts else []
     if not descriptions:
         chosen: Proposal = Reference()
     elif proposal is None:
@@ -191,10 +192,10 @@ class Drawn:
     causes: tuple[BaseException, ...]
     usage: UsageMetadata | None
 
-    @property
-    def possible_replies(self) -> list[AIMessage]:
-        """The replies that may be drawn, which are those that agents see."""
-        return [candidate.message for candidate in self.candidates if candidate.possible]
+    @cached_property
+    def possible(self) -> tuple[int, ...]:
+        """The places of the candidates that may be drawn, which are those that agents see."""
+        return tuple(j for j, candidate in enumerate(self.candidates) if candidate.possible)
 
 
 async def draw(
@@ -221,7 +222,7 @@ async def draw(
     causes: list[BaseException] = []
     usage: UsageMetadata | None = None
     asked = 0
-    while asked < plan.size.most:
+    while asked < plan.size.most and not _suffice(weights, plan.size.min_ess):
         size = min(plan.size.n, plan.size.most - asked)
         sample = await _sample(plan, size, asked, waiter, config, progress)
         asked += size
@@ -236,8 +237,6 @@ async def draw(
         counts = np.bincount([condition for condition, _ in replies], minlength=len(log_probs))
         weights = log_weights(log_probs, log_probs[0], counts)
         weights = np.where([allowed[_identity(message)] for _, message in replies], weights, -np.inf)
-        if np.isfinite(weights).any() and effective_sample_size(weights) >= plan.size.min_ess:
-            break
     candidates = _merge(plan, replies, weights, allowed)
     _check_enough(plan, candidates, len(replies), causes, asked)
     if not any(candidate.possible for candidate in candidates) and plan.fallback is not None:
@@ -246,6 +245,10 @@ async def draw(
     drawn_from = zip(plan.conditions, counts, strict=True)
     components = tuple((condition.name, count) for condition, count in drawn_from if count)
     return Drawn(candidates=candidates, components=components, causes=tuple(causes), usage=usage)
+
+
+def _suffice(weights: FloatArray, min_ess: float) -> bool:
+    return bool(np.isfinite(weights).any()) and effective_sample_size(weights) >= min_ess
 
 
 async def _sample(

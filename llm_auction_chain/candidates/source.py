@@ -93,6 +93,7 @@ class Source:
             raise ConfigurationError(
                 f"{', '.join(sorted(reserved))}: the auction sets this keyword itself. Leave it out."
             )
+        self.asked_for_format: bool = asks_for_format(model, config, kwargs)
         self._model = inner = inside(model, _uncached if traced else lambda chat: Untraced(_uncached(chat)), config)
         self._kwargs = settings = kwargs
         self._traced = traced
@@ -106,15 +107,14 @@ class Source:
             inner = inner.bound
         if isinstance(inner, Untraced):
             inner = inner.model
+        self.scorer: SequenceScorer | None = inner if isinstance(inner, SequenceScorer) else None
+        self.law: dict[str, Any] = {name: settings[name] for name in _LAW if name in settings}
+        self.asked_for_tokens: bool = bool(settings.get("logprobs"))
+        self._settings = settings
         at_once = native_n or getattr(inner, "native_n", False)
         limit = config.get("max_concurrency")
         self._native = native(inner, seed=settings.get("seed"), max_concurrency=limit) if at_once else None
-        self._settings = settings
-        self.scorer: SequenceScorer | None = inner if isinstance(inner, SequenceScorer) else None
-        self.law: dict[str, Any] = {name: settings[name] for name in _LAW if name in settings}
         self.logits: bool = self._native is not None and isinstance(self._native, LogitModel)
-        self.asked_for_tokens: bool = bool(settings.get("logprobs"))
-        self.asked_for_format: bool = asks_for_format(model, config, kwargs)
 
     async def sample(
         self,

@@ -18,7 +18,7 @@ from langchain_core.utils.uuid import uuid7
 from pydantic import ConfigDict, PrivateAttr
 
 from llm_auction_chain.agents import Agent, check_agents
-from llm_auction_chain.auction.admission import Call
+from llm_auction_chain.auction.admission import SEEDS, Call
 from llm_auction_chain.auction.billing import Delivery
 from llm_auction_chain.auction.events import AuctionEvent, ProgressHook
 from llm_auction_chain.auction.pipeline import hold_auction
@@ -29,7 +29,7 @@ from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.interfaces.binding import AuctionBinding, with_schema, with_tools
 from llm_auction_chain.messages import messages_of
 from llm_auction_chain.receipts.commitments import message_digest
-from llm_auction_chain.validators import choice, refuse, text
+from llm_auction_chain.validators import choice, refuse, text, whole_number
 from llm_auction_chain.waiting import Waiter
 
 __all__ = ["STRICT", "AuctionBase", "CallScope", "chunk_of"]
@@ -213,6 +213,7 @@ class AuctionBase(AuctionSettings):
         model_kwargs = dict(keywords)
         seed, on_tool_calls = model_kwargs.pop("seed", None), model_kwargs.pop("on_tool_calls", None)
         _refuse_settings(model_kwargs)
+        seed = self.seed if seed is None else whole_number("seed", seed, below=SEEDS)
         settings = self
         if on_tool_calls is not None:
             choice("on_tool_calls", on_tool_calls, get_args(OnToolCalls))
@@ -223,11 +224,11 @@ class AuctionBase(AuctionSettings):
         bypassed = settings.on_tool_calls == "bypass" and offers_tools(self.model, child, model_kwargs)
         call = Call(
             prompt=prompt,
+            auction_id=_auction_id(config, prompt),
             agents=() if bypassed else check_agents(await self._find_agents(given, child, waiter)),
             bypassed=bypassed,
-            auction_id=_auction_id(config, prompt),
             config=concealed,
-            seed=self.seed if seed is None else seed,
+            seed=seed,
             model_kwargs=model_kwargs,
             traced=traced,
             notify=(lambda event: self._notify(event, config, waiter)) if listened else None,

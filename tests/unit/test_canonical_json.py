@@ -78,7 +78,6 @@ def test_times_are_in_utc_with_microseconds_and_sort_as_text():
     texts = [time_text(moment) for moment in moments]
     assert texts == sorted(texts)
     assert texts[:3] == ["0001-01-01T00:00:00.000000Z", "2026-01-01T23:00:00.000000Z", "2026-01-01T23:00:00.000001Z"]
-    assert time_text(moments[2], "+00:00") == "2026-01-01T23:00:00.000001+00:00"
     assert [datetime.fromisoformat(text) for text in texts] == moments
 
 
