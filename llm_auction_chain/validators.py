@@ -54,8 +54,8 @@ def number(
         amount = math.inf
     if not (math.isfinite(amount) and amount > above and least <= amount <= most):
         limits = [f"above {above:g}"] if above > -math.inf else []
-        limits += [f"at least {least:g}"] if least > -math.inf else []
-        limits += [f"at most {most:g}"] if most < math.inf else []
+        limits += [f"of at least {least:g}"] if least > -math.inf else []
+        limits += [f"at most {most:g}" if limits else f"of at most {most:g}"] if most < math.inf else []
         kind = "a number" if limits else "a finite number"
         raise refuse(name, " ".join([kind, " and ".join(limits)]).rstrip(), value)
     return amount

@@ -55,6 +55,23 @@ class Caller(BaseChatModel):
         return "caller"
 
 
+class Plain(BaseChatModel):
+    """A model that can be written down."""
+
+    said: str = "x"
+
+    @classmethod
+    def is_lc_serializable(cls):
+        return True
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(self.said))])
+
+    @property
+    def _llm_type(self):
+        return "plain"
+
+
 class Spy:
     """An agent's reward that keeps what it is shown, and pays `worth(reply)` for it."""
 

@@ -1,8 +1,13 @@
 """What both interfaces share: whole results, and a draw that nobody knows beforehand."""
 
+import asyncio
+import inspect
+import pickle
+
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
+from langchain_core.load import dumps, loads
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import (
     ConfigurableField,
@@ -17,7 +22,7 @@ from langchain_core.tools import BaseTool
 
 from llm_auction_chain import Agent, AuctionRunnable, ChatAuction, ConfigurationError
 from llm_auction_chain.testing import MarkovChatModel
-from tests.unit.interfaces.caller import Caller
+from tests.unit.interfaces.caller import Caller, Plain, calling
 
 AGENT = Agent("B", lambda prompt, reply: 2.0 * reply.text.count("b"))
 BOTH = pytest.mark.parametrize("interface", [AuctionRunnable, ChatAuction])
@@ -161,3 +166,180 @@ def test_a_tool_may_be_an_auction():
             return self.writer.invoke(given).text
 
     assert AuctionRunnable(model=MarkovChatModel().bind(tools=[Writes()]))
+
+
+async def _stream(runnable, kwargs):
+    return list(runnable.stream("x", **kwargs))
+
+
+async def _astream(runnable, kwargs):
+    return [chunk async for chunk in runnable.astream("x", **kwargs)]
+
+
+async def _sync(runnable, name, given, kwargs):
+    return getattr(runnable, name)(given, **kwargs)
+
+
+CALLS = {
+    "invoke": lambda runnable, kwargs: _sync(runnable, "invoke", "x", kwargs),
+    "ainvoke": lambda runnable, kwargs: runnable.ainvoke("x", **kwargs),
+    "batch": lambda runnable, kwargs: _sync(runnable, "batch", ["x"], kwargs),
+    "abatch": lambda runnable, kwargs: runnable.abatch(["x"], **kwargs),
+    "stream": _stream,
+    "astream": _astream,
+    "run": lambda runnable, kwargs: _sync(runnable, "run", "x", kwargs),
+    "arun": lambda runnable, kwargs: runnable.arun("x", **kwargs),
+    "bind": lambda runnable, kwargs: _sync(runnable.bind(**kwargs), "invoke", "x", {}),
+    "bind, ainvoke": lambda runnable, kwargs: runnable.bind(**kwargs).ainvoke("x"),
+    "bind, run": lambda runnable, kwargs: _sync(runnable.bind(**kwargs), "run", "x", {}),
+}
+EVERY_CALL = pytest.mark.parametrize("call", CALLS)
+MADE = "Set it where the auction is made: AuctionRunnable({})."
+BELONGS = {
+    "tau": MADE.format("tau=..."),
+    "n_candidates": MADE.format("n_candidates=..."),
+    "payment_rule": MADE.format("payment_rule=..."),
+    "proposal": MADE.format("proposal=..."),
+    "report_cap": MADE.format("report_cap=..."),
+    "on_event": MADE.format("on_event=..."),
+    "billing": MADE.format("billing=..."),
+    "sampling": MADE.format("sampling=..."),
+    "min_ess": MADE.format("sampling=Sampling(min_ess=...)"),
+    "scorer": MADE.format("sampling=Sampling(scorer=...)"),
+    "candidate_filter": MADE.format("policy=Policy(candidate_filter=...)"),
+    "ledger": MADE.format("billing=Billing(ledger=...)"),
+    "currency": MADE.format("billing=Billing(currency=...)"),
+    "agents": "Give it as config={'configurable': {'agents': [...]}}, or where the auction is made.",
+    "auction_id": "Give config={'configurable': {'idempotency_key': ...}}; the same key and prompt have the same id.",
+    "prompt": "The prompt is the input, the first argument.",
+}
+
+
+@BOTH
+@EVERY_CALL
+async def test_a_setting_is_no_keyword_of_a_call_and_the_refusal_says_where_it_belongs(interface, call):
+    caller = Caller()
+    auction = interface(model=caller, agents=[AGENT], n_candidates=2)
+    for name, hint in BELONGS.items():
+        with pytest.raises(ConfigurationError) as caught:
+            await CALLS[call](auction, {name: None})
+        assert str(caught.value) == f"{name} is not a keyword of a call. {hint}"
+    assert caller.asked == []
+
+
+@BOTH
+@pytest.mark.parametrize("call", [call for call in CALLS if "run" not in call])
+async def test_progress_is_a_keyword_of_run_and_arun_only(interface, call):
+    with pytest.raises(ConfigurationError, match=r"progress is not a keyword of a call\. Give it to run or arun"):
+        await CALLS[call](interface(model=Caller(), agents=[AGENT]), {"progress": print})
+
+
+@BOTH
+@EVERY_CALL
+async def test_keywords_for_the_model_reach_it(interface, call):
+    caller, keywords = Caller(), {"model": "other", "temperature": 0.5, "text": {"format": "plain"}, "place": "here"}
+    await CALLS[call](interface(model=caller, agents=[AGENT], n_candidates=2), keywords)
+    assert len(caller.asked) == 2
+    assert all(keywords.items() <= asked.items() for asked in caller.asked)
+
+
+@BOTH
+@EVERY_CALL
+async def test_the_seed_and_on_tool_calls_of_a_call_go_before_the_settings(interface, call):
+    caller, seeds, bypassed = Caller(say=lambda messages, number: calling(number)), [], []
+    auction = interface(
+        model=caller,
+        agents=[AGENT],
+        n_candidates=2,
+        on_event=lambda event: bypassed.append(event.data["bypassed"]) if event.name == "auction.started" else None,
+    )
+    for on_tool_calls in ("auction", "bypass"):
+        outcome = await CALLS[call](auction, {"seed": 9, "on_tool_calls": on_tool_calls, "tools": [NOTE]})
+        outcome = outcome[-1] if isinstance(outcome, list) else outcome
+        reply = getattr(outcome, "reply", outcome)
+        seeds.append(reply.response_metadata["auction"]["seed"])
+    assert (seeds, bypassed) == ([9, 9], [False, True])
+    assert all({"seed", "on_tool_calls"}.isdisjoint(asked) for asked in caller.asked)
+    assert (auction.seed, auction.on_tool_calls) == (None, "bypass")
+
+
+@BOTH
+@EVERY_CALL
+async def test_a_call_leaves_the_auction_as_its_user_made_it(interface, call):
+    auction = interface(model=Caller(), agents=[AGENT], n_candidates=2)
+    before = auction.model_copy()
+    await CALLS[call](auction, {"seed": 9})
+    assert auction == before
+    assert auction._scope is None
+
+
+@BOTH
+async def test_concurrent_runs_count_their_own_progress_and_return_their_own_results(interface):
+    auction = interface(model=Caller(), agents=[AGENT], n_candidates=2)
+    counted = {seed: [] for seed in range(4)}
+    results = await asyncio.gather(*(auction.arun("x", seed=seed, progress=counted[seed].append) for seed in counted))
+    assert [result.seed for result in results] == list(counted)
+    assert len({result.auction_id for result in results}) == 4
+    for steps in counted.values():
+        assert [(step.done, step.total) for step in steps if step.stage == "rewards"] == [(1, 1)]
+
+
+async def _agents(given):
+    return [AGENT]
+
+
+async def _hears(event):
+    """Hear nothing."""
+
+
+@BOTH
+@pytest.mark.parametrize(("name", "answer"), [("agents", _agents), ("on_event", _hears)])
+@pytest.mark.parametrize("call", ["invoke", "batch", "stream", "run"])
+async def test_what_is_async_needs_an_async_call_and_leaves_no_coroutine_behind(interface, name, answer, call):
+    coroutines = []
+
+    def begin(given):
+        coroutines.append(answer(given))
+        return coroutines[-1]
+
+    auction = interface(**{"model": Caller(), "agents": [AGENT], "n_candidates": 2, name: begin})
+    with pytest.raises(ConfigurationError) as caught:
+        await CALLS[call](auction, {})
+    assert str(caught.value) == f"{name} is async; use ainvoke, abatch, astream or arun."
+    assert (await auction.arun("x")).agents[0].name == "B"
+    assert {inspect.getcoroutinestate(coroutine) for coroutine in coroutines} == {"CORO_CLOSED"}
+
+
+def likes_b(prompt, reply):
+    return 2.0 * reply.text.count("b")
+
+
+def allows(prompt, reply):
+    return "a" in reply.text
+
+
+GROUPED = {
+    "sampling": {"min_candidates": 2, "native_n": False},
+    "policy": {"fallback": "No reply.", "exclusive_categories": ["cars"]},
+    "billing": {"currency": "EUR", "on_error": "raise"},
+    "disclosure": {"text": "Sponsored by {sponsors}.", "place": "end"},
+}
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:The function `loads` is in beta")  # LangChain's own note
+def test_an_auction_that_is_written_down_comes_back_with_its_groups(interface):
+    auction = interface(model=Plain(said="y"), n_candidates=3, **GROUPED)
+    back = loads(dumps(auction), valid_namespaces=["llm_auction_chain", "tests"], allowed_objects=[interface, Plain])
+    assert back == auction
+    assert [getattr(back, group) for group in GROUPED] == [getattr(auction, group) for group in GROUPED]
+
+
+@BOTH
+def test_an_auction_can_be_pickled(interface):
+    agents = [Agent("B", likes_b)]
+    settings = {**GROUPED, "policy": {"candidate_filter": allows, "fallback": "None."}}
+    auction = interface(model=MarkovChatModel(length=6), agents=agents, n_candidates=4, seed=7, **settings)
+    back = pickle.loads(pickle.dumps(auction))  # noqa: S301 - its own
+    assert [getattr(back, group) for group in GROUPED] == [getattr(auction, group) for group in GROUPED]
+    assert back.run("x").reply.text == auction.run("x").reply.text

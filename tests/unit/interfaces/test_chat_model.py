@@ -7,17 +7,15 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
-from langchain_core.language_models import BaseChatModel
 from langchain_core.load import dumpd, dumps, loads
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
-from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableBinding, RunnableLambda
 from langchain_openai import ChatOpenAI
 
 from llm_auction_chain import Agent, AuctionRunnable, Billing, ChatAuction, ConfigurationError
-from tests.unit.interfaces.caller import COST, Caller, Spy, both
+from tests.unit.interfaces.caller import COST, Caller, Plain, Spy, both
 
 M = 4
 SECRET = "worth-31415"  # noqa: S105 - what no tracer may read
@@ -117,23 +115,6 @@ def test_tokens_are_counted_as_the_model_counts_them(wrap):
     chat = auction(wrap(Counts()))
     assert (chat.get_num_tokens("abc"), chat.get_token_ids("ab")) == (3, [97, 98])
     assert chat.get_num_tokens_from_messages([HumanMessage("a")], [{}]) == 11
-
-
-class Plain(BaseChatModel):
-    """A model that can be written down."""
-
-    said: str = "x"
-
-    @classmethod
-    def is_lc_serializable(cls):
-        return True
-
-    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
-        return ChatResult(generations=[ChatGeneration(message=AIMessage(self.said))])
-
-    @property
-    def _llm_type(self):
-        return "plain"
 
 
 @pytest.mark.filterwarnings("ignore:The function `loads` is in beta")  # LangChain's own note
