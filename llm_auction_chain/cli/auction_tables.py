@@ -11,8 +11,6 @@ from llm_auction_chain.cli.tables import Column, printable_text, write_line, wri
 if TYPE_CHECKING:
     from llm_auction_chain.auction.result import AuctionResult
 
-__all__ = ["show"]
-
 _MOST = 1e5  # a reward from here on is written with an exponent
 
 

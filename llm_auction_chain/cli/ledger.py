@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from llm_auction_chain.ledger import Booking, Ledger, Totals
 
-__all__ = ["add_command", "add_ledger", "open_ledger", "read_time"]
-
 _URL = "sqlite:///file.db, or postgresql+psycopg://user@host/database"
 _VARIABLE = "LLM_AUCTION_LEDGER"
 _DEFAULT_URL = "sqlite:///llm_auction.db"

@@ -18,8 +18,6 @@ from llm_auction_chain.errors import ConfigurationError
 if TYPE_CHECKING:
     from llm_auction_chain.receipts import AgentView, Receipt, Verification
 
-__all__ = ["add_verify"]
-
 
 def add_verify(commands: Any) -> None:
     """Add the command to those of the parser."""

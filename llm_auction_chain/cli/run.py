@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from llm_auction_chain.auction.events import Progress
     from llm_auction_chain.auction.result import AuctionResult
 
-__all__ = ["add_run", "load_agents"]
-
 DEFAULT_QUESTION = "How do I learn to play the guitar?"
 _REWARDS = {"mention": "MentionReward", "regex": "RegexReward", "length": "LengthReward", "log_ratio": "LogRatioReward"}
 _LABELS = {"candidates": "drawing candidates", "weights": "weighing them", "rewards": "asking agents"}

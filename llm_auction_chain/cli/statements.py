@@ -13,8 +13,6 @@ from llm_auction_chain.money import negated, plus
 if TYPE_CHECKING:
     from llm_auction_chain.ledger import Account, Entry, Ledger, Statement
 
-__all__ = ["add_statements"]
-
 _OF_ACCOUNTS = ("owner", "currency", "balance", "held", "available")
 _OF_STATEMENTS = ("at", "seq", "kind", "auction_id", "note", "amount", "residual", "balance")
 _SHARED = ("seq", "line", "at", "kind", "auction_id", "owner", "currency")

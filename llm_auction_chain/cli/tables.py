@@ -22,19 +22,6 @@ from rich.text import Text
 
 from llm_auction_chain.canonical_json import time_text
 
-__all__ = [
-    "Column",
-    "guarded",
-    "minute",
-    "plain",
-    "printable_text",
-    "write_json",
-    "write_line",
-    "write_list",
-    "write_rows",
-    "write_table",
-]
-
 _NARROWEST = 12  # characters: a table may break words longer than this
 _PAGE = 1000  # rows of a table: the widths of its columns follow from all of them
 _FIGURES = frozenset({"seq", "amount", "balance", "held", "available"})

@@ -9,17 +9,6 @@ from llm_auction_chain.canonical_json import time_text
 from llm_auction_chain.money import FINEST, in_units
 from llm_auction_chain.validators import refuse, text, whole_number
 
-__all__ = [
-    "LARGEST",
-    "checked_amount",
-    "checked_amounts",
-    "checked_hold_for",
-    "checked_name",
-    "checked_scales",
-    "checked_text",
-    "checked_time",
-]
-
 LARGEST = 2**63 - 1  # of a BIGINT
 _LONGEST_HOLD = timedelta(days=366)
 _LONGEST_NAME = 255  # characters: an index of PostgreSQL takes about 2,700 bytes

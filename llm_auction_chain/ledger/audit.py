@@ -13,8 +13,6 @@ from llm_auction_chain.ledger.chain import BookingRow, Line, evidence_of, hash_o
 from llm_auction_chain.ledger.records import Audit
 from llm_auction_chain.ledger.transaction import AuctionRow
 
-__all__ = ["verify"]
-
 _PAGE = 1000
 _UNREADABLE = (TypeError, ValueError, ArithmeticError, AttributeError)
 _STATE_AFTER = {"charge": "charged", "void": "voided", "expiry": "expired", "cancellation": "cancelled"}

@@ -8,8 +8,6 @@ from typing import NamedTuple
 from llm_auction_chain.canonical_json import digest_without_floats
 from llm_auction_chain.money import FINEST, in_units
 
-__all__ = ["BookingRow", "Line", "evidence_of", "hash_of", "key_of", "request_of"]
-
 
 class BookingRow(NamedTuple):
     """A row of `bookings`, in the order of the table's columns."""

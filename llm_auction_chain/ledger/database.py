@@ -14,8 +14,6 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from llm_auction_chain.errors import ConfigurationError, LedgerError, LedgerUnavailableError, MissingDependencyError
 from llm_auction_chain.ledger.migrations import is_current, upgrade
 
-__all__ = ["Database"]
-
 T = TypeVar("T")
 _WRITES = "ledger_writes"
 _LOCK_TIMEOUT = 30  # seconds to wait for other writers

@@ -14,22 +14,10 @@ from llm_auction_chain.errors import LedgerError, LedgerUnavailableError
 from llm_auction_chain.ledger import arguments as check
 from llm_auction_chain.ledger import audit, operations, queries
 from llm_auction_chain.ledger.database import Database
-from llm_auction_chain.ledger.records import (
-    Account,
-    Audit,
-    Booking,
-    Charge,
-    Entry,
-    Head,
-    Hold,
-    Statement,
-    Totals,
-)
+from llm_auction_chain.ledger.records import Account, Audit, Booking, Charge, Entry, Head, Hold, Statement, Totals
 from llm_auction_chain.ledger.transaction import Writer
 from llm_auction_chain.money import from_units, negated, plus
 from llm_auction_chain.validators import refuse
-
-__all__ = ["Ledger"]
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)

@@ -11,8 +11,6 @@ from llm_auction_chain.ledger.chain import Line, evidence_of, key_of, request_of
 from llm_auction_chain.ledger.transaction import AuctionRow, Booked, Writer, by_key, lines_of, units_of
 from llm_auction_chain.validators import refuse
 
-__all__ = ["cancel", "charge", "expire", "hold", "move_cash", "reverse", "void"]
-
 _CONFLICTS = {
     "voided": "was voided",
     "expired": "has expired",
@@ -72,12 +70,7 @@ def hold(
 
 
 def charge(
-    writer: Writer,
-    auction_id: str,
-    amounts: Mapping[str, Decimal],
-    currency: str,
-    reply: str,
-    receipt: tuple[str, str],
+    writer: Writer, auction_id: str, amounts: Mapping[str, Decimal], currency: str, reply: str, receipt: tuple[str, str]
 ) -> Booked:
     """Charge an auction once, out of its hold where it has one.
 

@@ -26,22 +26,6 @@ from llm_auction_chain.ledger.records import Account, Booking, Charge, ChargeLin
 from llm_auction_chain.ledger.transaction import AuctionRow, Booked, by_key
 from llm_auction_chain.money import FINEST, from_units, plus
 
-__all__ = [
-    "EntryFilter",
-    "accounts",
-    "booking_record",
-    "charge_of",
-    "charge_record",
-    "due",
-    "entries_after",
-    "erase_receipts",
-    "head",
-    "hold_record",
-    "opening",
-    "receipt_of",
-    "totals",
-]
-
 PAGE = 1000  # rows of one query
 _CASH, _REVENUE = ("deposit", "withdrawal"), ("charge", "reversal")
 _b, _e = tables.bookings.c, tables.entries.c

@@ -9,20 +9,6 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = [
-    "Account",
-    "AuctionLedger",
-    "Audit",
-    "Booking",
-    "Charge",
-    "ChargeLine",
-    "Entry",
-    "Head",
-    "Hold",
-    "Statement",
-    "Totals",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:

@@ -2,19 +2,6 @@
 
 from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, SmallInteger, Table, Text, UniqueConstraint
 
-__all__ = [
-    "METADATA",
-    "REVISION",
-    "VERSIONS",
-    "accounts",
-    "auctions",
-    "bookings",
-    "currencies",
-    "entries",
-    "head",
-    "receipts",
-]
-
 REVISION = "0001"  # of the newest migration; what a database is compared with at opening
 VERSIONS = "ledger_version"  # not Alembic's own name: an application in the same database may have taken it
 
@@ -64,12 +51,7 @@ entries = Table(
 )
 currencies = Table("currencies", METADATA, _text("code", key=True), Column("scale", SmallInteger, nullable=False))
 accounts = Table(
-    "accounts",
-    METADATA,
-    _text("owner", key=True),
-    _text("currency", key=True),
-    _whole("balance"),
-    _whole("held"),
+    "accounts", METADATA, _text("owner", key=True), _text("currency", key=True), _whole("balance"), _whole("held")
 )
 auctions = Table(
     "auctions",

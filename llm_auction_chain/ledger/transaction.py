@@ -18,8 +18,6 @@ from llm_auction_chain.ledger.arguments import LARGEST, checked_time
 from llm_auction_chain.ledger.chain import BookingRow, Line, hash_of
 from llm_auction_chain.money import FINEST, in_units, whole_units
 
-__all__ = ["AuctionRow", "Booked", "Writer", "booked", "units_of"]
-
 _AT_ONCE = 1000  # parameters of one statement; a database takes tens of thousands
 
 

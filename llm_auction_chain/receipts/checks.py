@@ -18,8 +18,6 @@ from llm_auction_chain.receipts.figures import RELATIVE, Figures, Margin, figure
 from llm_auction_chain.receipts.records import GENERATOR, AgentView, Bid, Receipt
 from llm_auction_chain.receipts.signing import is_signed_by
 
-__all__ = ["Difference", "check_commitments", "check_consistency", "check_figures", "check_seal", "path_text"]
-
 _NATS = 1e-11  # processors differ in the last digits of logarithms
 _DIGITS = 1e-12  # and of quotients
 _SMALLEST = 1e-300  # smaller numbers have fewer digits

@@ -9,16 +9,6 @@ from langchain_core.messages import BaseMessage
 
 from llm_auction_chain.canonical_json import digest, digest_without_floats, digests, printables
 
-__all__ = [
-    "commitment",
-    "message_digest",
-    "message_digests",
-    "opening_commitment",
-    "part_commitments",
-    "report_salt",
-    "salt_of",
-]
-
 _WITH_FLOATS = frozenset({"terms", "weights", "agents"})  # parts of an opening
 
 

@@ -12,8 +12,6 @@ from llm_auction_chain.mechanism.allocation import FloatArray, draw, log_softmax
 from llm_auction_chain.mechanism.payments import charge, leave_one_out, owner_shares
 from llm_auction_chain.receipts.records import AgentView, Bid, Receipt
 
-__all__ = ["RELATIVE", "Figures", "Margin", "figures_of", "margins_of"]
-
 RELATIVE = 1e-9  # relative tolerance of amounts
 _EPS = 2.0**-52
 _WIDE = 512.0  # reports of more tau may overflow exp: settle then sums over the other agents, with their digits

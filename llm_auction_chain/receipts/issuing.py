@@ -25,8 +25,6 @@ from llm_auction_chain.receipts.commitments import (
 from llm_auction_chain.receipts.records import Bid, Receipt
 from llm_auction_chain.reports import Report
 
-__all__ = ["Opening", "issue", "open_auction"]
-
 _NO_DIGEST = f"sha256:{'0' * 64}"
 
 

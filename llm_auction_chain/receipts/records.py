@@ -12,11 +12,6 @@ from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.receipts.commitments import commitment, message_digest, report_salt, salt_of
 from llm_auction_chain.receipts.signing import signature_of
 
-__all__ = [
-    "GENERATOR", "MECHANISM", "AgentView", "Bid", "Component", "Hidden", "LeftOut", "Receipt", "Record", "Reply",
-    "Salts", "Signature",
-]  # fmt: skip
-
 MECHANISM = "mosaic/1"
 GENERATOR = "numpy PCG64 of draw_seed, stream 2 of SeedSequence(seed); Gumbel noise -log(standard_exponential)"
 

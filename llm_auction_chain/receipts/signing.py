@@ -5,8 +5,6 @@ from typing import Any
 
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
 
-__all__ = ["is_signed_by", "load_private_key", "load_public_key", "public_key_hex", "signature_of"]
-
 
 def load_private_key(source: str | Path | bytes, password: bytes | None = None) -> Any:
     """Return the Ed25519 private key in a PEM file or in its bytes.

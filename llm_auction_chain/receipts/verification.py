@@ -14,8 +14,6 @@ from llm_auction_chain.receipts.checks import Difference, path_text
 from llm_auction_chain.receipts.records import AgentView, Receipt, Record
 from llm_auction_chain.receipts.signing import public_key_hex
 
-__all__ = ["Difference", "Verification", "verify"]
-
 _MOST = 100
 _RECORDS: dict[str, type[Record]] = {
     "agents": records.Bid,

@@ -25,8 +25,6 @@ from llm_auction_chain.errors import ChargeConflictError, CoverError, LedgerErro
 from llm_auction_chain.ledger import AuctionLedger, Charge
 from llm_auction_chain.testing.markov import MarkovChatModel
 
-__all__ = ["LedgerConformance", "ProposalConformance", "RewardConformance", "ScorerConformance"]
-
 FloatArray = npt.NDArray[np.float64]
 
 

@@ -16,8 +16,6 @@ from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
 from llm_auction_chain.validators import refuse, whole_number
 
-__all__ = ["MarkovChatModel"]
-
 Prompt = Sequence[BaseMessage]
 FloatArray = npt.NDArray[np.float64]
 

@@ -12,8 +12,6 @@ from llm_auction_chain.ledger import tables
 if TYPE_CHECKING:
     from alembic.config import Config
 
-__all__ = ["is_current", "upgrade"]
-
 FOLDER = Path(__file__).parent
 _ADVISORY_LOCK = 0x6C65646765  # of PostgreSQL, for one migration at a time: b"ledge"
 _ALEMBIC = Lock()  # its context is one for the whole process
