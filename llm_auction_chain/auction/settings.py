@@ -129,6 +129,8 @@ class _Settings(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
+            if first["type"] == "missing":
+                raise ConfigurationError(f"{cls.__name__} needs a {name}.") from error
             if first["type"] != "extra_forbidden":
                 raise ConfigurationError(f"{name}: {first['msg']}, got {first['input']!r}.") from error
             raise ConfigurationError(f"{cls.__name__} has no setting {name!r}. {_hint(cls, name)}") from error
@@ -214,7 +216,7 @@ def _group(kind: type[_Settings], name: str, is_value: Callable[[Any], bool]) ->
         if value is None or isinstance(value, kind):
             return value or kind()
         if isinstance(value, Mapping):
-            return kind(**value)
+            return kind.model_validate(dict(value))
         if not is_value(value):
             raise refuse(group, f"{kind.__name__}(...), or its {name}", value)
         return kind(**{name: value})

@@ -7,7 +7,6 @@ PACKAGE = ROOT / "llm_auction_chain"
 
 # Modules without a test file of their name, and where their promises are tested: each needs the whole of its package.
 ELSEWHERE = {
-    "auction/billing.py": "tests/ledger/test_charging.py",
     "ledger/arguments.py": "tests/ledger/test_operations.py",
     "ledger/chain.py": "tests/ledger/test_audit.py",
     "ledger/records.py": "tests/ledger/test_queries.py",

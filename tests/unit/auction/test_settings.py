@@ -168,6 +168,14 @@ def test_an_unknown_setting_names_the_close_one_or_the_group_that_has_it(setting
     assert _refusal(**settings) == hint
 
 
-def test_a_missing_model_is_named():
-    with pytest.raises(ConfigurationError, match=r"^model"):
-        AuctionRunnable(agents=[LIKES_B])
+@pytest.mark.parametrize("interface", [AuctionRunnable, ChatAuction])
+def test_a_missing_model_is_named_and_no_setting_is_repeated(interface):
+    with pytest.raises(ConfigurationError) as caught:
+        interface(agents=[LIKES_B], billing={"currency": "EUR"})
+    assert str(caught.value) == f"{interface.__name__} needs a model."
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_mapping_whose_keys_are_no_names_is_refused(group):
+    with pytest.raises(ConfigurationError, match="1: Keys should be strings, got 1"):
+        auction(agents=[], **{group: {1: 2}})
