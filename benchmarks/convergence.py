@@ -165,7 +165,7 @@ def simulate(model: Solvable, counts: Sequence[int], auctions: int, seed: int, b
     """Run auctions whose candidates come from reference and context prompt in fixed counts."""
     rng = np.random.default_rng(seed)
     best, target, _ = model.optimum
-    weights = log_weights(model.log_probs, model.log_probs[0], counts)
+    weights = log_weights(model.log_probs, counts)
     law = np.zeros((batches, len(target)))
     normaliser, welfare, ess = np.zeros((3, batches))
     cumulative = np.cumsum(np.exp(model.log_probs), axis=1)
@@ -415,7 +415,7 @@ def log_normaliser(
 
     Such a subset is M independent draws, so its mean is unbiased; the pool is what the noise comes from.
     """
-    lw = log_weights(pool.log_probs.reshape(len(counts), -1), pool.log_probs[0].ravel(), counts.tolist())
+    lw = log_weights(pool.log_probs.reshape(len(counts), -1), counts.tolist())
     lw = lw.reshape(len(counts), -1)
     taken = [(lw[d][order[:, d, :n]], rewards[d][order[:, d, :n]]) for d, n in enumerate(counts)]
     weights = np.concatenate([each for each, _ in taken], axis=1)

@@ -110,27 +110,25 @@ class Tab:
         Raises:
             LedgerError: the ledger failed and `on_error` is `raise`.
         """
-        return None if self._ledger is None else await self._book(lambda: self._charge(result))
+        return await self._book(lambda ledger: self._charge(ledger, result))
 
     async def give_up(self, reason: str) -> None:
         """Release what is held, and take back what this auction charged: its reply is not delivered."""
-        await self._book(lambda: self._give_up(reason), shield=True)
+        await self._book(lambda ledger: self._give_up(ledger, reason), shield=True)
 
-    async def _book(self, step: Callable[[], T], *, shield: bool = False) -> T:
-        """Return the result of a booking, from a thread where an event loop would wait; without a ledger, at once."""
-        if self._ledger is None:
-            return step()
-        return await self._waiter.in_thread(step, shield=shield)
+    async def _book(self, step: Callable[[AuctionLedger], T], *, shield: bool = False) -> T | None:
+        """Return the result of a booking, from a thread where an event loop would wait; None without a ledger."""
+        if (ledger := self._ledger) is None:
+            return None
+        return await self._waiter.in_thread(lambda: step(ledger), shield=shield)
 
-    def _hold(self) -> None:
-        if self._ledger is None:
-            return
+    def _hold(self, ledger: AuctionLedger) -> None:
         with self._lock:
             if self._step == "over":
                 return
             self._step = "hold"
             try:
-                hold = self._ledger.hold(self._auction_id, self._most, currency=self.currency)
+                hold = ledger.hold(self._auction_id, self._most, currency=self.currency)
             except LedgerError as error:
                 if isinstance(error, ChargeConflictError):
                     self._step = "over"  # another call has booked under this id
@@ -139,23 +137,23 @@ class Tab:
             else:
                 self.without_cover, self.nonce = frozenset(hold.without_cover), hold.nonce or None
 
-    def _charge(self, result: "AuctionResult") -> "Charge | None":
+    def _charge(self, ledger: AuctionLedger, result: "AuctionResult") -> "Charge | None":
         amounts: dict[str, Decimal] = {}
         for agent, amount, report in zip(result.agents, result.charges, result.reports, strict=True):
             if agent.pays and report.click_through is None:
                 amounts[agent.payer] = plus(amounts.get(agent.payer, Decimal(0)), amount)
         with self._lock:
-            if self._ledger is None or self._step == "over":
+            if self._step == "over":
                 return None
             if self.failure is not None:
-                self._cancel(self._ledger, "the hold failed")
+                self._cancel(ledger, "the hold failed")
                 return None
             self._step = "charge"
             try:
-                return self._charge_held(self._ledger, amounts, result.receipt)
+                return self._charge_held(ledger, amounts, result.receipt)
             except LedgerError as error:
                 self._fail(error)
-                self._cancel(self._ledger, "the charge failed, so the reply was not sponsored")
+                self._cancel(ledger, "the charge failed, so the reply was not sponsored")
                 return None
 
     def _charge_held(self, ledger: AuctionLedger, amounts: dict[str, Decimal], receipt: "Receipt") -> "Charge":
@@ -168,10 +166,9 @@ class Tab:
             ledger.hold(self._auction_id, self._most, currency=self.currency)
             return ledger.charge(self._auction_id, amounts, currency=self.currency, reply=reply, receipt=record)
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, ledger: AuctionLedger, reason: str) -> None:
         with self._lock:  # waits for a charge under way in another thread
-            if self._ledger is not None:
-                self._cancel(self._ledger, reason)
+            self._cancel(ledger, reason)
 
     def _cancel(self, ledger: AuctionLedger, reason: str) -> None:
         step, self._step = self._step, "over"

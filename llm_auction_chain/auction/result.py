@@ -208,12 +208,7 @@ class AuctionResult:
 
 
 def settle_auction(
-    settings: AuctionSettings,
-    admitted: Admitted,
-    plan: Plan,
-    drawn: Drawn,
-    opening: Opening,
-    reports: Sequence[Report],
+    settings: AuctionSettings, admitted: Admitted, plan: Plan, drawn: Drawn, opening: Opening, reports: Sequence[Report]
 ) -> AuctionResult:
     """Return the result of an auction, before owners are charged.
 

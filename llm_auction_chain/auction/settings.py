@@ -197,10 +197,7 @@ class Billing(_Settings, frozen=True):
 class Disclosure(_Settings, frozen=True):
     """What the user is told about sponsors."""
 
-    _checks: ClassVar[Mapping[str, Check]] = {
-        "text": partial(text, empty=True),
-        "place": _choice(DisclosurePlace),
-    }
+    _checks: ClassVar[Mapping[str, Check]] = {"text": partial(text, empty=True), "place": _choice(DisclosurePlace)}
 
     text: str = ""
     """Told where the reply is sponsored. `{sponsors}` stands for the sponsors' names. Empty tells nothing."""

@@ -20,7 +20,6 @@ from llm_auction_chain.candidates.logprobs import SequenceScorer, log_prob_matri
 from llm_auction_chain.candidates.proposals import (
     Condition,
     Proposal,
-    Reference,
     conditions_of,
     default_proposal,
     log_weights,
@@ -143,12 +142,8 @@ def make_plan(
     own_scorer = scorer is source.scorer
     logits = source.logits and own_scorer
     descriptions = descriptions_of(contexts) if contexts else []
-    if not descriptions:
-        chosen: Proposal = Reference()
-    elif proposal is None:
-        chosen = default_proposal(descriptions, scores=scorer is not None, logits=logits)
-    else:
-        chosen = proposal
+    default = default_proposal(descriptions, scores=scorer is not None, logits=logits)
+    chosen = default if proposal is None or not descriptions else proposal
     conditions, shares = conditions_of(chosen, prompt, descriptions, tau=tau, seed=seed)
     weighted = len(conditions) > 1
     if weighted and scorer is None:
@@ -218,7 +213,7 @@ async def draw(
     replies: list[tuple[int, AIMessage]] = []
     allowed: dict[Hashable, bool] = {}
     log_probs = np.zeros((len(plan.conditions), 0))
-    weights = np.zeros(0)
+    weights, counts = np.zeros(0), np.zeros(len(plan.conditions), dtype=np.int64)
     causes: list[BaseException] = []
     usage: UsageMetadata | None = None
     asked = 0
@@ -232,17 +227,19 @@ async def draw(
         if not sample.replies:
             break
         await _filter(plan, sample.replies, allowed, waiter, config)
-        log_probs = np.concatenate([log_probs, await _log_probs(plan, sample.replies, waiter, progress)], axis=1)
         replies += sample.replies
-        counts = np.bincount([condition for condition, _ in replies], minlength=len(log_probs))
-        weights = log_weights(log_probs, log_probs[0], counts)
+        counts = np.bincount([condition for condition, _ in replies], minlength=len(plan.conditions))
+        weights = np.zeros(len(replies))
+        if len(plan.conditions) > 1:
+            scores = await _log_probs(plan, sample.replies, waiter, progress)
+            log_probs = np.concatenate([log_probs, scores], axis=1)
+            weights = log_weights(log_probs, counts)
         weights = np.where([allowed[_identity(message)] for _, message in replies], weights, -np.inf)
     candidates = _merge(plan, replies, weights, allowed)
     _check_enough(plan, candidates, len(replies), causes, asked)
     if not any(candidate.possible for candidate in candidates) and plan.fallback is not None:
         candidates += (Candidate(message=plan.fallback, component="fallback"),)
-    counts = np.bincount([condition for condition, _ in replies], minlength=len(plan.conditions)).tolist()
-    drawn_from = zip(plan.conditions, counts, strict=True)
+    drawn_from = zip(plan.conditions, counts.tolist(), strict=True)
     components = tuple((condition.name, count) for condition, count in drawn_from if count)
     return Drawn(candidates=candidates, components=components, causes=tuple(causes), usage=usage)
 
@@ -287,9 +284,7 @@ async def _filter(
 
 
 async def _log_probs(plan: Plan, replies: _Replies, waiter: Waiter, progress: Progress | None) -> FloatArray:
-    """Return the log-probabilities (C, M) of replies under every condition, nats; zeros for the reference alone."""
-    if len(plan.conditions) == 1:
-        return np.zeros((1, len(replies)))
+    """Return the log-probabilities (C, M) of replies under every condition, nats."""
     assert plan.scorer is not None  # noqa: S101 - for the type checker: such a plan has one
     if progress:
         progress("weights", 0, len(replies), None)

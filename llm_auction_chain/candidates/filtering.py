@@ -37,11 +37,7 @@ class CandidateFilter:
         self._runnable: Runnable[Any, Any] = rule if isinstance(rule, Runnable) else _lambda(rule)
 
     async def allowed(
-        self,
-        prompt: Sequence[BaseMessage],
-        replies: Sequence[AIMessage],
-        config: RunnableConfig | None,
-        waiter: Waiter,
+        self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], config: RunnableConfig | None, waiter: Waiter
     ) -> list[bool]:
         """Return whether each reply may be returned.
 
@@ -55,7 +51,11 @@ class CandidateFilter:
                 lambda: self._runnable.batch(pairs, config), lambda: self._runnable.abatch(pairs, config)
             )
         except Exception as error:
-            raise _failed(error) from error
+            if isinstance(error, TypeError) and "coroutine" in str(error):
+                raise ConfigurationError("candidate_filter is async. Use ainvoke, abatch, astream or arun.") from error
+            raise CandidatesError(
+                f"candidate_filter raised {type(error).__name__}: {error}. No reply is returned unchecked.", [error]
+            ) from error
         return _checked(answers, len(replies))
 
 
@@ -91,11 +91,3 @@ def _checked(values: Any, n: int) -> list[bool]:
     if len(answers) != n:
         raise refuse("The batch of candidate_filter", f"{n} answers, one for each reply", len(answers))
     return [bool(answer) for answer in answers]
-
-
-def _failed(error: Exception) -> Exception:
-    if isinstance(error, TypeError) and "coroutine" in str(error):
-        return ConfigurationError("candidate_filter is async. Use ainvoke, abatch, astream or arun.")
-    return CandidatesError(
-        f"candidate_filter raised {type(error).__name__}: {error}. No reply is returned unchecked.", [error]
-    )

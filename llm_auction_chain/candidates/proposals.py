@@ -129,7 +129,8 @@ class ContextPrompt:
         self, prompt: Sequence[BaseMessage], descriptions: Sequence[str], seed: int
     ) -> tuple[BaseMessage, ...]:
         """Return the prompt's messages with as many descriptions as the block holds."""
-        block = _block(_shuffled(descriptions, seed))
+        # an order that depends on the seed, not on the agents' order
+        block = _block(sorted(descriptions, key=lambda text: hashlib.blake2b(f"{seed}:{text}".encode()).digest()))
         messages = list(prompt)
         if self.template is None:
             return with_instructions(messages, _INSTRUCTIONS.format(descriptions=block))
@@ -265,30 +266,21 @@ def stratify(shares: Sequence[float], n: int) -> list[int]:
     return counts
 
 
-def log_weights(
-    log_probs: npt.NDArray[np.float64], reference: npt.NDArray[np.float64], counts: npt.ArrayLike
-) -> npt.NDArray[np.float64]:
+def log_weights(log_probs: npt.NDArray[np.float64], counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Return `lw_j = log pi_ref(y_j) - log sum_c (n_c / M) * pi_c(y_j)`, nats.
 
     Args:
-        log_probs: (C, M), of every draw under every component.
-        reference: (M,), of every draw under the reference.
-        counts: (C,), how many draws came from each component.
+        log_probs: (C, M), of every draw under every condition, the reference first.
+        counts: (C,), how many draws came from each condition.
 
-    >>> same = np.log([[0.5, 0.25]])
-    >>> log_weights(same, same[0], [2]).tolist()
+    >>> log_weights(np.log([[0.5, 0.25]]), [2]).tolist()
     [0.0, 0.0]
     """
     counts = np.asarray(counts, dtype=np.float64)
     drawn = np.flatnonzero(counts)
     shares = np.log(counts[drawn] / counts.sum())
     mixture = np.logaddexp.reduce(log_probs[drawn] + shares[:, None], axis=0)
-    return np.asarray(np.where(np.isneginf(reference), -np.inf, reference - mixture))
-
-
-def _shuffled(descriptions: Sequence[str], seed: int) -> list[str]:
-    """Return the descriptions in an order that depends on the seed, not on the agents' order."""
-    return sorted(descriptions, key=lambda text: hashlib.blake2b(f"{seed}:{text}".encode()).digest())
+    return np.asarray(np.where(np.isneginf(log_probs[0]), -np.inf, log_probs[0] - mixture))
 
 
 def _block(descriptions: Sequence[str]) -> str:

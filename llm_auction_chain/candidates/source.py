@@ -35,6 +35,7 @@ __all__ = ["Sample", "Source", "hidden", "quiet"]
 Progress = Callable[[int, float | None], None]
 _Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
 _LAW = ("temperature", "top_p", "top_k")  # keywords of the sampler that a scorer needs
+_OF_RUNS = ("callbacks", "tags", "metadata", "run_name")  # what a chat model takes of a config
 _NO_TOKENS = UsageMetadata(input_tokens=0, output_tokens=0, total_tokens=0)
 _SCHEMA = "llm_auction_chain.auction/"  # prefix of the schema in an auction's metadata
 _RESERVED = frozenset({"conditions", "n", "progress", "seed"})
@@ -162,14 +163,16 @@ class Source:
             if len(results) == len(wanted):
                 places = [place for place, result in enumerate(results) for _ in result]
             replies = [reply for result in results for reply in result]
-            _report(progress, sum(count for _, count in wanted))
+            if progress is not None:
+                progress(sum(count for _, count in wanted), None)
         else:
             keywords = {**self._kwargs, **extra}
             calls = [
                 partial(self._invoke, list(wanted[place][0].prompts[0]), config, keywords, waiter)
                 for place, config in zip(places, get_config_list(child, len(places)), strict=True)
             ]
-            replies = await waiter.together(calls, most=most, progress=partial(_report, progress))
+            count = (lambda done: progress(done, None)) if progress is not None else None
+            replies = await waiter.together(calls, most=most, progress=count)
         return _sample_of(list(zip(places, replies, strict=False)))
 
     def _calls(
@@ -220,8 +223,10 @@ class Source:
                 replies = await waiter.either(lambda: request.invoke(None, child), lambda: request.ainvoke(None, child))
             else:
                 replies = await once(None, child)
-        except Exception as error:  # noqa: BLE001 - kept in .causes
-            return [_failure(error)]
+        except Exception as error:
+            if isinstance(error, AuctionError) and not isinstance(error, CandidatesError):
+                raise  # the model is set up wrongly
+            return [error]
         return [*replies, *lost]
 
     async def _request(
@@ -233,7 +238,8 @@ class Source:
             generations: Sequence[Any] = await Untraced(model).generate(prompt, keywords, waiter)
         else:
             prompts: list[PromptValue] = [ChatPromptValue(messages=prompt)]
-            callbacks = _callbacks(_merge(self._bound_config, config))
+            merged = _merge(self._bound_config, config)
+            callbacks: dict[str, Any] = {name: merged.get(name) for name in _OF_RUNS}
             result = await waiter.either(
                 lambda: model.generate_prompt(prompts, **callbacks, **keywords),
                 lambda: model.agenerate_prompt(prompts, **callbacks, **keywords),
@@ -254,17 +260,6 @@ def _merge(first: RunnableConfig, second: RunnableConfig) -> RunnableConfig:
     merged["tags"] = [*first.get("tags", []), *second.get("tags", [])]
     merged["metadata"] = {**first.get("metadata", {}), **second.get("metadata", {})}
     return merged
-
-
-def _callbacks(config: RunnableConfig) -> dict[str, Any]:
-    return {name: config.get(name) for name in ("callbacks", "tags", "metadata", "run_name")}
-
-
-def _failure(error: Exception) -> Exception:
-    """Return the error of a request, or raise it if it shows that the model is set up wrongly."""
-    if isinstance(error, AuctionError) and not isinstance(error, CandidatesError):
-        raise error
-    return error
 
 
 def _sample_of(replies: Sequence[tuple[int, Any]]) -> Sample:
@@ -303,11 +298,6 @@ def _reporting(progress: Progress | None, requests: int) -> list[dict[str, Any]]
         progress(sum(done), sum(rates) or None)
 
     return [{"progress": partial(report, request)} for request in range(requests)]
-
-
-def _report(progress: Progress | None, done: int, tokens_per_second: float | None = None) -> None:
-    if progress is not None:
-        progress(done, tokens_per_second)
 
 
 @contextmanager

@@ -172,13 +172,11 @@ class AuctionBase(AuctionSettings):
         return scope.delivery.results[0]
 
     def _new_scope(self, config: RunnableConfig | None = None) -> CallScope:
-        """Return the scope of a call, within the scope that this copy serves."""
-        outer = self._scope
-        return CallScope(
-            delivery=Delivery(self.billing.ledger, outer.delivery if outer else None),
-            progress=outer.progress if outer else None,
-            config=config or RunnableConfig(),
-        )
+        """Return the scope of a call, within the scope that this copy serves. Without a config it has that one's."""
+        outer, ledger = self._scope, self.billing.ledger
+        if outer is None:
+            return CallScope(delivery=Delivery(ledger), config=config or RunnableConfig())
+        return replace(outer, delivery=Delivery(ledger, outer.delivery), config=config or outer.config)
 
     def _with(self, scope: CallScope) -> Self:
         """Return a copy that serves one call."""
@@ -198,17 +196,8 @@ class AuctionBase(AuctionSettings):
     ) -> AIMessage:
         """Hold an auction under a run and return the drawn reply.
 
-        Args:
-            given: the input of the call.
-            config: of the run's children.
-            scope: of the call.
-            keywords: of the call: `seed` and `on_tool_calls` replace the settings of these names, the others are for
-                the model.
-            waiter: how the caller waits.
-            traced: whether each model call is a run of its own.
-
-        Raises:
-            AuctionError: the auction could not be held; the message says why.
+        `config` is that of the run's children. The keywords `seed` and `on_tool_calls` replace the settings of these
+        names, the others are for the model. `traced` makes each model call a run of its own.
         """
         model_kwargs = dict(keywords)
         seed, on_tool_calls = model_kwargs.pop("seed", None), model_kwargs.pop("on_tool_calls", None)

@@ -174,13 +174,13 @@ class ChatAuction(AuctionBase, BaseChatModel):  # type: ignore[misc]  # what `bi
     @override
     def generate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
         """Hold one auction per prompt. If one raises, all replies are lost and none of the auctions is charged."""
-        scope = self._scope_of_generate()
+        scope = self._new_scope()
         with scope.delivery:
             return super(ChatAuction, self._with(scope)).generate(messages, *args, **kwargs)
 
     @override
     async def agenerate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
-        scope = self._scope_of_generate()
+        scope = self._new_scope()
         async with scope.delivery:
             return await super(ChatAuction, self._with(scope)).agenerate(messages, *args, **kwargs)
 
@@ -208,17 +208,7 @@ class ChatAuction(AuctionBase, BaseChatModel):  # type: ignore[misc]  # what `bi
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        """Hold an auction and return the drawn reply.
-
-        Args:
-            messages: as the model takes them.
-            stop: as the model takes it.
-            run_manager: parent of the runs of agents and directories.
-            **kwargs: `seed` and `on_tool_calls` replace the settings of these names, the others are for the model.
-
-        Raises:
-            AuctionError: the auction could not be held; the message says why.
-        """
+        """Hold an auction and return the drawn reply. `seed` and `on_tool_calls` may replace the settings."""
         return run(self._result(messages, stop, run_manager, kwargs, BLOCKING))
 
     @override
@@ -229,7 +219,6 @@ class ChatAuction(AuctionBase, BaseChatModel):  # type: ignore[misc]  # what `bi
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        """Do what `_generate` does, in an event loop."""
         return await self._result(messages, stop, run_manager, kwargs, AWAITING)
 
     @override
@@ -265,7 +254,10 @@ class ChatAuction(AuctionBase, BaseChatModel):  # type: ignore[misc]  # what `bi
     ) -> ChatResult:
         """Hold an auction under the run of a model call, and send the reply to the run's handlers as a chunk."""
         scope = self._scope or self._new_scope()
-        config = _of_run(scope.config, run_manager)
+        config = scope.config.copy()
+        if run_manager is not None:
+            kind = AsyncCallbackManager if isinstance(run_manager, AsyncCallbackManagerForLLMRun) else CallbackManager
+            config["callbacks"] = _child(run_manager, kind, run_manager.run_id)
         keywords = kwargs if stop is None else {**kwargs, "stop": stop}
         reply = _named(await self._hold(messages, config, scope, keywords, waiter, traced=False), run_manager)
         if run_manager is not None:
@@ -274,10 +266,6 @@ class ChatAuction(AuctionBase, BaseChatModel):  # type: ignore[misc]  # what `bi
             if inspect.isawaitable(sent):
                 await sent
         return ChatResult(generations=[ChatGeneration(message=reply)])
-
-    def _scope_of_generate(self) -> CallScope:
-        """Return the scope of a call for several prompts, with the config of the call around it."""
-        return self._new_scope(self._scope.config if self._scope else None)
 
     def _scope_of_stream(
         self, config: RunnableConfig | None, kind: type[CallbackManager | AsyncCallbackManager]
@@ -309,15 +297,6 @@ def _for_auction(config: RunnableConfig | None) -> RunnableConfig:
     if limit := config.get("max_concurrency"):
         kept["max_concurrency"] = limit
     return kept
-
-
-def _of_run(config: RunnableConfig, run_manager: Any) -> RunnableConfig:
-    """Return a config whose children belong to the run, as those of a chain belong to theirs."""
-    config = config.copy()
-    if run_manager is not None:
-        kind = AsyncCallbackManager if isinstance(run_manager, AsyncCallbackManagerForLLMRun) else CallbackManager
-        config["callbacks"] = _child(run_manager, kind, run_manager.run_id)
-    return config
 
 
 def _child(manager: Any, kind: Any, run_id: UUID) -> Any:

@@ -212,7 +212,7 @@ class ProposalConformance:
         conditions, shares = self._conditions(seed=result.seed)
         replies = [candidate.message for candidate in result.candidates]
         scores = np.asarray(model.score_conditions([(one.prompts, one.powers) for one in conditions], replies))
-        expected = log_weights(scores, scores[0], stratify(shares, n))
+        expected = log_weights(scores, stratify(shares, n))
         actual = [candidate.log_weight for candidate in result.candidates]
         np.testing.assert_allclose(actual, expected, rtol=0, atol=self.tolerance)
 
@@ -224,7 +224,7 @@ class ProposalConformance:
         scores = np.asarray(model.score_conditions([(one.prompts, one.powers) for one in conditions], replies))
         counts = np.asarray(stratify(shares, n), dtype=np.float64)
         mixture = np.exp(scores).T @ (counts / n)
-        assert abs(float(mixture @ np.exp(log_weights(scores, scores[0], counts))) - 1.0) <= self.tolerance
+        assert abs(float(mixture @ np.exp(log_weights(scores, counts))) - 1.0) <= self.tolerance
 
     def test_reports_change_neither_candidates_nor_weights(self) -> None:
         """No bid of an agent can change what is drawn: that is why honest bidding is its best strategy."""

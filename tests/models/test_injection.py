@@ -64,7 +64,7 @@ def test_every_draw_of_a_spoilt_proposal_carries_the_weight_that_undoes_it(propo
     conditions, shares = conditions_of(proposal, PROMPT, descriptions_of([HONEST, ATTACK]), tau=TAU, seed=3)
     rows = np.array([list(MODEL.enumerate(c.prompts, c.powers).values()) for c in conditions])
     mixture = np.array(shares) / sum(shares) @ np.exp(rows)
-    weights = log_weights(rows, rows[0], np.array(shares) * 100)
+    weights = log_weights(rows, np.array(shares) * 100)
     assert mixture * np.exp(weights) == pytest.approx(np.exp(rows[0]), rel=1e-12)
     # it is spoilt: most of what is drawn is the attacker's, and yet no weight exceeds the reference's share
     reference = np.exp(rows[0])[[text == "ccc" for text in MODEL.enumerate()]]
