@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, select
 from sqlalchemy.exc import DBAPIError
 
 from llm_auction_chain.ledger import tables
@@ -69,7 +69,7 @@ class _Replay:
 
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
-        self.last = BookingRow(0, "", "", None, "", 0, "", "", "", "", "", "", "")
+        self.last = BookingRow()
         self.count = 0
         self.accounts: dict[tuple[str, str], tuple[int, int]] = {}
         self.auctions: dict[str, AuctionRow] = {}
@@ -115,16 +115,8 @@ class _Replay:
     def _set_state(self, row: BookingRow, auction_id: str, lines: int) -> None:
         auction = self.auctions.get(auction_id, AuctionRow(auction_id=auction_id, currency=row.currency))
         if row.kind == "hold":
-            auction = replace(
-                auction,
-                currency=row.currency,
-                state="held",
-                expires_at=row.note,
-                hold_seq=row.seq,
-                close_seq=None,
-                holds=auction.holds + 1,
-                nonce=row.evidence,
-            )
+            auction = replace(auction, hold_seq=row.seq, close_seq=None, holds=auction.holds + 1)
+            auction = replace(auction, currency=row.currency, state="held", expires_at=row.note, nonce=row.evidence)
         elif row.kind in _STATE_AFTER:
             auction = replace(auction, state=_STATE_AFTER[row.kind], close_seq=row.seq)
         if row.kind == "charge":
@@ -169,9 +161,9 @@ def _chain(connection: Connection, report: Callable[[str], None]) -> Iterator[tu
         low = rows[-1].seq + 1
 
 
-def _rows(connection: Connection, table: Any) -> Iterator[Any]:
-    """Yield a table's rows, in pages where the driver can."""
-    yield from connection.execution_options(yield_per=_PAGE).execute(select(table))
+def _rows(connection: Connection, query: Select[Any]) -> Iterator[Any]:
+    """Yield the rows of a query, in pages where the driver can."""
+    yield from connection.execution_options(yield_per=_PAGE).execute(query)
 
 
 def _head(connection: Connection, last: BookingRow) -> Iterator[str]:
@@ -181,7 +173,7 @@ def _head(connection: Connection, last: BookingRow) -> Iterator[str]:
 
 
 def _currencies(connection: Connection, replay: _Replay) -> Iterator[str]:
-    stored = {row.code: row.scale for row in _rows(connection, tables.currencies)}
+    stored = {row.code: row.scale for row in _rows(connection, select(tables.currencies))}
     for code in sorted(stored.keys() | replay.scales.keys()):
         table, bookings = stored.get(code), replay.scales.get(code)
         if table != bookings:
@@ -191,7 +183,7 @@ def _currencies(connection: Connection, replay: _Replay) -> Iterator[str]:
 def _accounts(connection: Connection, replay: _Replay) -> Iterator[str]:
     expected = dict(replay.accounts)
     sums: dict[str, int] = {}
-    for row in _rows(connection, tables.accounts):
+    for row in _rows(connection, select(tables.accounts)):
         balance, held = expected.pop((row.owner, row.currency), (None, None))
         if (row.balance, row.held) != (balance, held):
             yield (
@@ -209,7 +201,7 @@ def _accounts(connection: Connection, replay: _Replay) -> Iterator[str]:
 
 def _auctions(connection: Connection, replay: _Replay) -> Iterator[str]:
     expected = dict(replay.auctions)
-    for row in _rows(connection, tables.auctions):
+    for row in _rows(connection, select(tables.auctions)):
         stored, booked = AuctionRow.of(row), expected.pop(row.auction_id, None)
         erased = booked is not None and stored.state != "held" and not stored.nonce
         stored = replace(stored, nonce=booked.nonce if booked and erased else evidence_of(stored.nonce))
@@ -227,23 +219,9 @@ def _spelled(auction: AuctionRow | None) -> str:
 
 def _receipts(connection: Connection) -> Iterator[str]:
     """Yield the differences in stored receipts; an erased one is no difference."""
-    last: str | None = None
-    columns = tables.receipts.c
-    while True:
-        query = select(tables.receipts)
-        if last is not None:
-            query = query.where(columns.auction_id > last)
-        page = connection.execute(query.order_by(columns.auction_id).limit(_PAGE)).all()
-        if not page:
-            return
-        last = page[-1].auction_id
-        of_page = _b.auction_id.in_([row.auction_id for row in page])
-        query = select(_b.auction_id, _b.seq, _b.receipt, _b.evidence).where(of_page, _b.kind == "charge")
-        charges = {row.auction_id: row for row in connection.execute(query)}
-        for receipt in page:
-            charge = charges.get(receipt.auction_id)
-            if charge is None or (receipt.digest, evidence_of(receipt.body)) != (charge.receipt, charge.evidence):
-                yield (
-                    f"The stored receipt of auction {receipt.auction_id!r} is not that of "
-                    f"{'any booking' if charge is None else f'booking {charge.seq}'}."
-                )
+    of_charge = (_b.auction_id == tables.receipts.c.auction_id) & (_b.kind == "charge")
+    charges = select(tables.receipts, _b.seq, _b.receipt, _b.evidence).outerjoin(tables.bookings, of_charge)
+    for row in _rows(connection, charges.order_by(tables.receipts.c.auction_id)):
+        if (row.digest, evidence_of(row.body)) != (row.receipt, row.evidence):
+            booking = "any booking" if row.seq is None else f"booking {row.seq}"
+            yield f"The stored receipt of auction {row.auction_id!r} is not that of {booking}."

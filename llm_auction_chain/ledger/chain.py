@@ -10,21 +10,21 @@ from llm_auction_chain.money import FINEST, in_units
 
 
 class BookingRow(NamedTuple):
-    """A row of `bookings`, in the order of the table's columns."""
+    """A row of `bookings`, in the order of the table's columns. Its place in the chain may be empty at first."""
 
-    seq: int
-    key: str
-    kind: str
-    auction_id: str | None
-    currency: str
-    scale: int
-    at: str
-    note: str
-    request: str
-    receipt: str
-    evidence: str
-    previous: str
-    hash: str
+    seq: int = 0
+    key: str = ""
+    kind: str = ""
+    auction_id: str | None = None
+    currency: str = ""
+    scale: int = 0
+    at: str = ""
+    note: str = ""
+    request: str = ""
+    receipt: str = ""
+    evidence: str = ""
+    previous: str = ""
+    hash: str = ""
 
 
 class Line(NamedTuple):

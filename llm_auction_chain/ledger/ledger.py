@@ -2,13 +2,14 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import URL, Connection
+from sqlalchemy import URL, ColumnElement, Connection
 
 from llm_auction_chain.errors import LedgerError, LedgerUnavailableError
 from llm_auction_chain.ledger import arguments as check
@@ -21,10 +22,7 @@ from llm_auction_chain.validators import refuse
 
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+_now = partial(datetime.now, UTC)  # can be pickled
 
 
 class Ledger:
@@ -303,16 +301,15 @@ class Ledger:
             since: inclusive.
             until: exclusive.
         """
-        return self._pages(
-            queries.EntryFilter(
-                owner=None if owner is None else check.checked_name("owner", owner),
-                currency=None if currency is None else _currency(currency),
-                since=None if since is None else check.checked_time("since", since),
-                until=None if until is None else check.checked_time("until", until),
-            )
+        chosen = queries.conditions(
+            None if owner is None else check.checked_name("owner", owner),
+            None if currency is None else _currency(currency),
+            None if since is None else check.checked_time("since", since),
+            None if until is None else check.checked_time("until", until),
         )
+        return self._pages(chosen)
 
-    def _pages(self, chosen: queries.EntryFilter) -> Iterator[Entry]:
+    def _pages(self, chosen: Sequence[ColumnElement[bool]]) -> Iterator[Entry]:
         last, place = self.head().seq, (0, -1)
         while page := self._database.read(
             lambda connection: queries.entries_after(connection, place, last, chosen)  # noqa: B023 - called at once
@@ -390,9 +387,7 @@ class Ledger:
 
     def _write(self, operation: Callable[[Writer], T]) -> T:
         def work(connection: Connection) -> T:
-            writer = Writer(
-                connection, scales=self._scales, credit=self._credit, now=self._clock(), known=self._database.scales
-            )
+            writer = Writer(connection, self._scales, self._credit, self._clock(), self._database.scales)
             result = operation(writer)
             writer.flush()
             return result

@@ -2,12 +2,14 @@
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 from llm_auction_chain.errors import ChargeConflictError, CoverError
 from llm_auction_chain.ledger.arguments import checked_time
-from llm_auction_chain.ledger.chain import Line, evidence_of, key_of, request_of
+from llm_auction_chain.ledger.chain import BookingRow, Line, evidence_of, key_of, request_of
 from llm_auction_chain.ledger.transaction import AuctionRow, Booked, Writer, by_key, lines_of, units_of
 from llm_auction_chain.validators import refuse
 
@@ -45,43 +47,20 @@ def hold(
     ]
     until = checked_time("The end of the hold", writer.now + hold_for)
     nonce = auction.nonce or secrets.token_hex(32)
-    booking = writer.append(
-        "hold",
-        key_of("hold", auction_id, number=auction.holds and auction.holds + 1),
-        lines,
-        auction_id=auction_id,
-        currency=currency,
-        scale=scale,
-        request=request,
-        note=until,
-        evidence=evidence_of(nonce),
+    auction = replace(auction, currency=currency)  # one that was voided before its first hold has none yet
+    row = _row(
+        "hold", auction, scale, auction.holds and auction.holds + 1, request=request, evidence=evidence_of(nonce)
     )
-    writer.set_auction(
-        auction,
-        currency=currency,  # an auction that was voided before its first hold has none yet
-        state="held",
-        expires_at=until,
-        hold_seq=booking.row.seq,
-        close_seq=None,
-        holds=auction.holds + 1,
-        nonce=nonce,
-    )
+    booking = writer.append(row._replace(note=until), lines)
+    auction = replace(auction, hold_seq=booking.row.seq, close_seq=None, holds=auction.holds + 1)
+    writer.set_auction(auction, state="held", expires_at=until, nonce=nonce)
     return booking, nonce
 
 
 def charge(
     writer: Writer, auction_id: str, amounts: Mapping[str, Decimal], currency: str, reply: str, receipt: tuple[str, str]
 ) -> Booked:
-    """Charge an auction once, out of its hold where it has one.
-
-    Args:
-        writer: of the transaction.
-        auction_id: of the auction.
-        amounts: by owner.
-        currency: of the amounts.
-        reply: digest of the reply.
-        receipt: its digest, and its text, empty where it is not kept.
-    """
+    """Charge an auction once, out of its hold where it has one. `receipt` is a digest, and a text if it is kept."""
     digest, body = receipt
     request = request_of("charge", auction_id, currency, amounts, reply)
     auction = writer.auction(auction_id, amounts, currency)
@@ -110,21 +89,19 @@ def charge(
     for owner in {**units, **held}:
         amount, residual = units.get(owner, (0, 0))
         lines.append(Line(owner, -amount, -held.get(owner, 0), -residual))
-    booking = writer.append(
-        "charge",
-        key_of("charge", auction_id),
-        lines,
-        auction_id=auction_id,
-        currency=currency,
-        scale=scale,
-        request=request,
-        receipt=digest,
-        evidence=evidence_of(body),
-    )
+    row = _row("charge", auction, scale, request=request, receipt=digest, evidence=evidence_of(body))
+    booking = writer.append(row, lines)
     writer.set_auction(auction, state="charged", close_seq=booking.row.seq)
     if body:
         writer.keep_receipt(auction_id, digest, body)
     return booking
+
+
+def _row(kind: str, auction: AuctionRow, scale: int, number: int = 0, **texts: Any) -> BookingRow:
+    """Return a booking of an auction, which has no place in the chain yet."""
+    name, currency = auction.auction_id, auction.currency
+    key = key_of(kind, name, number=number)
+    return BookingRow(key=key, kind=kind, auction_id=name, currency=currency, scale=scale, **texts)
 
 
 def _check_held(auction_id: str, units: Mapping[str, tuple[int, int]], held: Mapping[str, int]) -> None:
@@ -172,16 +149,8 @@ def _share(
 ) -> None:
     """Book that another call delivers on a charge too (`repeat`), or that one of several calls failed (`failure`)."""
     before = sum(earlier == kind for earlier, _ in shares)
-    writer.append(
-        kind,
-        key_of(kind, auction.auction_id, number=before and before + 1),
-        [],
-        auction_id=auction.auction_id,
-        currency=auction.currency,
-        scale=writer.scale(auction.currency),
-        receipt=receipt,
-        note=reason,
-    )
+    scale, number = writer.scale(auction.currency), before and before + 1
+    writer.append(_row(kind, auction, scale, number, receipt=receipt, note=reason), [])
 
 
 def void(writer: Writer, auction_id: str, reason: str) -> None:
@@ -226,15 +195,8 @@ def _close(
         release = lines_of(writer.connection, [auction.hold_seq])[auction.hold_seq]
     if auction.hold_seq is not None:
         scale = writer.scale(auction.currency)
-    booking = writer.append(
-        kind,
-        key_of(kind, auction.auction_id, number=auction.holds),
-        [Line(line.owner, 0, -line.held, 0) for line in release],
-        auction_id=auction.auction_id,
-        currency=auction.currency,
-        scale=scale,
-        note=reason,
-    )
+    row = _row(kind, auction, scale, auction.holds, note=reason)
+    booking = writer.append(row, [Line(line.owner, 0, -line.held, 0) for line in release])
     writer.set_auction(auction, state=state, close_seq=booking.row.seq)
 
 
@@ -254,15 +216,9 @@ def reverse(writer: Writer, auction_id: str, owner: str | None, reason: str) -> 
     lines = [line for line in left if owner in (None, line.owner)]
     if owner is not None and not lines:
         raise ChargeConflictError(f"Auction {auction_id!r} charged nothing to {owner!r}: there is nothing to reverse.")
-    booking = writer.append(
-        "reversal",
-        f"{key_of('reversal', auction_id)}:*" if owner is None else key_of("reversal", auction_id, owner),
-        [Line(line.owner, -line.amount, 0, -line.residual) for line in lines],
-        auction_id=auction_id,
-        currency=auction.currency,
-        scale=charged.row.scale,
-        note=reason,
-    )
+    key = f"{key_of('reversal', auction_id)}:*" if owner is None else key_of("reversal", auction_id, owner)
+    row = _row("reversal", auction, charged.row.scale, note=reason)._replace(key=key)
+    booking = writer.append(row, [Line(line.owner, -line.amount, 0, -line.residual) for line in lines])
     if len(lines) == len(left):
         writer.set_auction(auction, state="reversed")
     return booking
@@ -287,5 +243,5 @@ def move_cash(writer: Writer, kind: str, owner: str, amount: Decimal, currency: 
                 f"The account of {owner!r} does not cover {amount}. Withdraw what is neither held nor owed."
             )
         units = -units
-    line = Line(owner, units, 0, 0)
-    return writer.append(kind, key_of(kind, key), [line], currency=currency, scale=scale, request=request, note=note)
+    row = BookingRow(key=key_of(kind, key), kind=kind, currency=currency, scale=scale, request=request, note=note)
+    return writer.append(row, [Line(owner, units, 0, 0)])

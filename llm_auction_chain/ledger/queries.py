@@ -1,10 +1,10 @@
 """Queries that return the ledger's records."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from operator import eq, ge, lt
 from typing import Any
 
 from sqlalchemy import (
@@ -163,40 +163,27 @@ def accounts(connection: Connection, credit: Decimal, owner: str | None = None, 
     return sorted(records, key=lambda account: (account.owner, account.currency))
 
 
-@dataclass(frozen=True, kw_only=True)
-class EntryFilter:
-    """Which entries to select; None selects all.
-
-    Attributes:
-        owner: of the account.
-        currency: of the account.
-        since: first time, inclusive.
-        until: last time, exclusive.
-    """
-
-    owner: str | None = None
-    currency: str | None = None
-    since: str | None = None
-    until: str | None = None
-
-    def select(self, *columns: Any) -> Select[Any]:
-        """Return a query of bookings joined with their entries."""
-        query = select(*columns).join_from(tables.bookings, tables.entries, _b.seq == _e.seq)
-        for column, value in ((_e.owner, self.owner), (_b.currency, self.currency)):
-            query = query if value is None else query.where(column == value)
-        query = query if self.since is None else query.where(_b.at >= self.since)
-        return query if self.until is None else query.where(_b.at < self.until)
+def _with_entries(*columns: Any) -> Select[Any]:
+    """Return a query of bookings joined with their entries."""
+    return select(*columns).join_from(tables.bookings, tables.entries, _b.seq == _e.seq)
 
 
-def entries_after(connection: Connection, place: tuple[int, int], last: int, chosen: EntryFilter) -> list[Entry]:
-    """Return a page of entries that follow a place (seq, line), up to a last booking."""
+def conditions(
+    owner: str | None, currency: str | None, since: str | None, until: str | None
+) -> list[ColumnElement[bool]]:
+    """Return the conditions for the entries of an account from a time to before another; None is all."""
+    chosen = ((_e.owner, eq, owner), (_b.currency, eq, currency), (_b.at, ge, since), (_b.at, lt, until))
+    return [compare(column, value) for column, compare, value in chosen if value is not None]
+
+
+def entries_after(
+    connection: Connection, place: tuple[int, int], last: int, chosen: Sequence[ColumnElement[bool]]
+) -> list[Entry]:
+    """Return a page of the chosen entries that follow a place (seq, line), up to a last booking."""
     booking = _b["seq", "kind", "auction_id", "currency", "at", "scale", "note"]
-    query = (
-        chosen.select(*booking, *_e["line", "owner", "amount", "held", "residual"])
-        .where(tuple_(_e.seq, _e.line) > place, _e.seq <= last)
-        .order_by(_e.seq, _e.line)
-        .limit(PAGE)
-    )
+    query = _with_entries(*booking, *_e["line", "owner", "amount", "held", "residual"])
+    query = query.where(tuple_(_e.seq, _e.line) > place, _e.seq <= last, *chosen)
+    query = query.order_by(_e.seq, _e.line).limit(PAGE)
     return [_entry(row, row.line, row.owner, row.amount, row.held, row.residual) for row in connection.execute(query)]
 
 
@@ -206,20 +193,16 @@ def opening(connection: Connection, owner: str, currency: str, since: str | None
     scale = connection.execute(scales).scalar() or 0
     moved = 0
     if since is not None:
-        before = EntryFilter(owner=owner, currency=currency, until=since)
-        moved = _joined(*connection.execute(before.select(*_sum(_e.amount))).one())
+        before = _with_entries(*_sum(_e.amount)).where(*conditions(owner, currency, None, since))
+        moved = _joined(*connection.execute(before).one())
     return from_units(0, scale), from_units(moved, scale)
 
 
 def totals(connection: Connection) -> list[Totals]:
     """Return the sums of each currency: cash and revenue from entries, balances and holds from accounts."""
     sums: dict[tuple[str, bool], tuple[int, int]] = {}
-    query = (
-        EntryFilter()
-        .select(_b.currency, _b.kind, *_sum(_e.amount), *_sum(_e.residual))
-        .where(_b.kind.in_(_CASH + _REVENUE))
-        .group_by(_b.currency, _b.kind)
-    )
+    query = _with_entries(_b.currency, _b.kind, *_sum(_e.amount), *_sum(_e.residual))
+    query = query.where(_b.kind.in_(_CASH + _REVENUE)).group_by(_b.currency, _b.kind)
     for currency, kind, *parts in connection.execute(query):
         amount, residual = sums.get((currency, kind in _CASH), (0, 0))
         sums[currency, kind in _CASH] = (amount + _joined(*parts[:2]), residual + _joined(*parts[2:]))

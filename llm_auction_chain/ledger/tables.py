@@ -1,5 +1,7 @@
 """The ledger's tables: what is booked is append-only and chained; accounts, auctions and currencies follow from it."""
 
+from typing import Any
+
 from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, SmallInteger, Table, Text, UniqueConstraint
 
 REVISION = "0001"  # of the newest migration; what a database is compared with at opening
@@ -10,30 +12,27 @@ METADATA = MetaData(
 )
 
 
-def _whole(name: str, *, key: bool = False) -> Column[int]:
-    return Column(name, BigInteger, primary_key=key, autoincrement=False, nullable=False)
+def _key(name: str, kind: Any = Text) -> Column[Any]:
+    return Column(name, kind, primary_key=True, autoincrement=False, nullable=False)
 
 
-def _text(name: str, *, key: bool = False) -> Column[str]:
-    return Column(name, Text, primary_key=key, nullable=False)
+def _texts(*names: str) -> list[Column[str]]:
+    return [Column(name, Text, nullable=False) for name in names]
+
+
+def _numbers(*names: str) -> list[Column[int]]:
+    return [Column(name, BigInteger, nullable=False) for name in names]
 
 
 bookings = Table(
     "bookings",
     METADATA,
-    _whole("seq", key=True),
-    _text("key"),
-    _text("kind"),
+    _key("seq", BigInteger),
+    *_texts("key", "kind"),
     Column("auction_id", Text),
-    _text("currency"),
+    *_texts("currency"),
     Column("scale", SmallInteger, nullable=False),
-    _text("at"),
-    _text("note"),
-    _text("request"),
-    _text("receipt"),
-    _text("evidence"),
-    _text("previous"),
-    _text("hash"),
+    *_texts("at", "note", "request", "receipt", "evidence", "previous", "hash"),
     UniqueConstraint("key"),
     Index(None, "auction_id"),
     Index(None, "at"),
@@ -41,37 +40,25 @@ bookings = Table(
 entries = Table(
     "entries",
     METADATA,
-    _whole("seq", key=True),
-    Column("line", Integer, primary_key=True, autoincrement=False, nullable=False),
-    _text("owner"),
-    _whole("amount"),
-    _whole("held"),
-    _whole("residual"),
+    _key("seq", BigInteger),
+    _key("line", Integer),
+    *_texts("owner"),
+    *_numbers("amount", "held", "residual"),
     Index(None, "owner", "seq"),
 )
-currencies = Table("currencies", METADATA, _text("code", key=True), Column("scale", SmallInteger, nullable=False))
-accounts = Table(
-    "accounts", METADATA, _text("owner", key=True), _text("currency", key=True), _whole("balance"), _whole("held")
-)
+currencies = Table("currencies", METADATA, _key("code"), Column("scale", SmallInteger, nullable=False))
+accounts = Table("accounts", METADATA, _key("owner"), _key("currency"), *_numbers("balance", "held"))
 auctions = Table(
     "auctions",
     METADATA,
-    _text("auction_id", key=True),
-    _text("currency"),
-    _text("state"),
+    _key("auction_id"),
+    *_texts("currency", "state"),
     Column("expires_at", Text),
     Column("hold_seq", BigInteger),
     Column("close_seq", BigInteger),
     Column("holds", Integer, nullable=False),
-    _text("nonce"),
+    *_texts("nonce"),
     Index(None, "state", "expires_at"),
 )
-receipts = Table("receipts", METADATA, _text("auction_id", key=True), _text("digest"), _text("body"))
-head = Table(
-    "head",
-    METADATA,
-    Column("id", SmallInteger, primary_key=True, autoincrement=False, nullable=False),
-    _whole("seq"),
-    _text("hash"),
-    _text("at"),
-)
+receipts = Table("receipts", METADATA, _key("auction_id"), *_texts("digest", "body"))
+head = Table("head", METADATA, _key("id", SmallInteger), *_numbers("seq"), *_texts("hash", "at"))

@@ -69,11 +69,8 @@ def _upsert(table: Any) -> dict[str, Any]:
 
 
 _HEAD = select(tables.head).where(tables.head.c.id == 1).with_for_update()
-_NEXT = (
-    update(tables.head)
-    .where(tables.head.c.id == literal_column("1"))
-    .values(seq=bindparam("seq"), hash=bindparam("hash"), at=bindparam("at"))
-)
+_PLACE: dict[str, Any] = {name: bindparam(name) for name in ("seq", "hash", "at")}
+_NEXT = update(tables.head).where(tables.head.c.id == literal_column("1")).values(_PLACE)
 _AUCTION_AND_ACCOUNTS = select(tables.auctions, *tables.accounts.c["owner", "balance", "held"]).select_from(
     select(literal(1).label("one"))
     .subquery()
@@ -147,13 +144,7 @@ class Writer:
     """
 
     def __init__(
-        self,
-        connection: Connection,
-        *,
-        scales: Mapping[str, int],
-        credit: Decimal,
-        now: datetime,
-        known: dict[str, int],
+        self, connection: Connection, scales: Mapping[str, int], credit: Decimal, now: datetime, known: dict[str, int]
     ) -> None:
         self.connection = connection
         self.now = now
@@ -243,33 +234,17 @@ class Writer:
         """Return whether a loaded account, with credit, covers an amount in units."""
         return self.free(owner, currency) + whole_units(self._credit, scale) >= amount
 
-    def append(
-        self,
-        kind: str,
-        key: str,
-        lines: Sequence[Line],
-        *,
-        auction_id: str | None = None,
-        currency: str,
-        scale: int,
-        request: str = "",
-        note: str = "",
-        receipt: str = "",
-        evidence: str = "",
-    ) -> Booked:
-        """Append a booking and change the accounts of its entries.
+    def append(self, row: BookingRow, lines: Sequence[Line]) -> Booked:
+        """Give a booking its place at the end of the chain, and change the accounts of its entries.
 
         Raises:
             LedgerError: a balance would not fit into 64 bits.
         """
-        row = BookingRow(
-            self._seq + 1, key, kind, auction_id, currency, scale, self.at, note, request, receipt, evidence,
-            self._hash, "",
-        )  # fmt: skip
+        row = row._replace(seq=self._seq + 1, at=self.at, previous=self._hash)
         row = row._replace(hash=hash_of(row, lines))
-        self.load((line.owner for line in lines), currency)
+        self.load((line.owner for line in lines), row.currency)
         for line in lines:
-            account = self._accounts[line.owner, currency]
+            account = self._accounts[line.owner, row.currency]
             account[0] += line.amount
             account[1] += line.held
             if max(abs(account[0]), abs(account[1])) > LARGEST:
