@@ -139,22 +139,20 @@ class _Steps:
             "payment_rule": self.settings.payment_rule,
             "generator": GENERATOR,
         }
-
-        def commit() -> Opening:
-            return open_auction(
-                auction_id=admitted.auction_id,
-                salt=admitted.salt,
-                prompt=admitted.prompt,
-                terms=terms,
-                seed=admitted.seed,
-                candidates=drawn.candidates,
-                agents=admitted.agents,
-                components=drawn.components,
-                left_out=[out.as_dict() for out in admitted.left_out],
-                caps=[cap_of(agent, self.settings.report_cap) for agent in admitted.agents],
-                bypassed=admitted.bypassed,
-            )
-
+        commit = partial(
+            open_auction,
+            auction_id=admitted.auction_id,
+            salt=admitted.salt,
+            prompt=admitted.prompt,
+            terms=terms,
+            seed=admitted.seed,
+            candidates=drawn.candidates,
+            agents=admitted.agents,
+            components=drawn.components,
+            left_out=[out.as_dict() for out in admitted.left_out],
+            caps=[cap_of(agent, self.settings.report_cap) for agent in admitted.agents],
+            bypassed=admitted.bypassed,
+        )
         return await self._compute(commit, long=len(drawn.candidates) >= _MANY_CANDIDATES)
 
     async def ask(self, admitted: Admitted, plan: Plan, drawn: Drawn, opening: Opening) -> Sequence[Report]:

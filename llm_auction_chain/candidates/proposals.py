@@ -87,12 +87,7 @@ class Reference:
     """The prompt as it stands, which gives the reply that a user gets without agents. On its own, every weight is 0."""
 
     def condition(
-        self,
-        prompt: Sequence[BaseMessage],
-        descriptions: Sequence[str],  # noqa: ARG002
-        *,
-        tau: float,  # noqa: ARG002
-        seed: int,  # noqa: ARG002
+        self, prompt: Sequence[BaseMessage], descriptions: Sequence[str], *, tau: float, seed: int
     ) -> Condition:
         """Return the prompt."""
         return Condition(name="reference", prompts=(tuple(prompt),))
@@ -115,12 +110,7 @@ class ContextPrompt:
     template: Template | None = None
 
     def condition(
-        self,
-        prompt: Sequence[BaseMessage],
-        descriptions: Sequence[str],
-        *,
-        tau: float,  # noqa: ARG002
-        seed: int,
+        self, prompt: Sequence[BaseMessage], descriptions: Sequence[str], *, tau: float, seed: int
     ) -> Condition:
         """Return the prompt with all descriptions, shuffled by the seed."""
         return Condition(name="context prompt", prompts=(self.describe(prompt, descriptions, seed),))

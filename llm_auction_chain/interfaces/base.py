@@ -145,7 +145,7 @@ class AuctionBase(AuctionSettings):
 
     def run(
         self,
-        input: LanguageModelInput,  # noqa: A002
+        input: LanguageModelInput,
         config: RunnableConfig | None = None,
         *,
         progress: ProgressHook | None = None,
@@ -159,7 +159,7 @@ class AuctionBase(AuctionSettings):
 
     async def arun(
         self,
-        input: LanguageModelInput,  # noqa: A002
+        input: LanguageModelInput,
         config: RunnableConfig | None = None,
         *,
         progress: ProgressHook | None = None,

@@ -26,22 +26,14 @@ class AuctionBinding(RunnableBinding[LanguageModelInput, AIMessage]):  # type: i
     def get_lc_namespace(cls) -> list[str]:
         return cls.__module__.split(".")
 
-    def run(
-        self,
-        input: LanguageModelInput,  # noqa: A002
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
-    ) -> AuctionResult:
+    def run(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AuctionResult:
         """Hold an auction and return the whole result."""
         auction: Any = self.bound
         result: AuctionResult = auction.run(input, self._merge_configs(config), **{**self.kwargs, **kwargs})
         return result
 
     async def arun(
-        self,
-        input: LanguageModelInput,  # noqa: A002
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AuctionResult:
         """Do what `run` does, in an event loop."""
         auction: Any = self.bound

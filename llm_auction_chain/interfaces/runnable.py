@@ -51,7 +51,7 @@ class AuctionRunnable(AuctionBase, RunnableSerializable[LanguageModelInput, AIMe
     def is_lc_serializable(cls) -> bool:
         return True
 
-    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:  # noqa: A002
+    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         """Hold an auction and return the drawn reply."""
         scope = self._new_scope()
 
@@ -62,10 +62,7 @@ class AuctionRunnable(AuctionBase, RunnableSerializable[LanguageModelInput, AIMe
             return self._call_with_config(reply, input, config)
 
     async def ainvoke(
-        self,
-        input: LanguageModelInput,  # noqa: A002
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AIMessage:
         """Hold an auction and return the drawn reply."""
         scope = self._new_scope()
@@ -77,10 +74,7 @@ class AuctionRunnable(AuctionBase, RunnableSerializable[LanguageModelInput, AIMe
             return await self._acall_with_config(reply, input, config)
 
     def stream(
-        self,
-        input: LanguageModelInput,  # noqa: A002
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
         """Hold an auction and yield the drawn reply as one chunk."""
         scope = self._new_scope()
@@ -95,10 +89,7 @@ class AuctionRunnable(AuctionBase, RunnableSerializable[LanguageModelInput, AIMe
                 yield cast("AIMessageChunk", chunk)
 
     async def astream(
-        self,
-        input: LanguageModelInput,  # noqa: A002
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
         """Hold an auction and yield the drawn reply as one chunk."""
         scope = self._new_scope()

@@ -128,7 +128,7 @@ class Directory(RunnableSerializable):
     def is_lc_serializable(cls):
         return True
 
-    def invoke(self, input, config=None, **kwargs):  # noqa: A002 - LangChain's name
+    def invoke(self, input, config=None, **kwargs):
         likes_calls = Agent("calls", lambda prompt, reply: float(len(reply.tool_calls)))
         return [likes_calls, Agent("even", lambda prompt, reply: 1.0 - len(reply.text) % 2)]
 

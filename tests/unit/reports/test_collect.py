@@ -414,7 +414,7 @@ def test_an_agent_reads_no_other_agent_in_the_config_and_changes_it_for_none(ask
         return 1.0
 
     class Spies(Runnable):
-        def invoke(self, input, config=None, **kwargs):  # noqa: A002
+        def invoke(self, input, config=None, **kwargs):
             configs.append(dict(config["configurable"]))
             return 1.0
 
