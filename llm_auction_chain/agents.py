@@ -113,7 +113,7 @@ def check_agents(agents: Iterable[Agent]) -> tuple[Agent, ...]:
     pays: dict[str, bool] = {}
     for agent in checked:
         if not isinstance(agent, Agent):
-            raise refuse("Every entry of agents", "an Agent", agent)
+            raise refuse("agents", "a list of Agent", agent)
         if agent.name in names:
             raise ConfigurationError(f"Two agents are called {agent.name!r}; names must be unique within an auction.")
         names.add(agent.name)

@@ -52,7 +52,7 @@ class CandidateFilter:
             )
         except Exception as error:
             if isinstance(error, TypeError) and "coroutine" in str(error):
-                raise ConfigurationError("candidate_filter is async. Use ainvoke, abatch, astream or arun.") from error
+                raise ConfigurationError("candidate_filter is async; use ainvoke, abatch, astream or arun.") from error
             raise CandidatesError(
                 f"candidate_filter raised {type(error).__name__}: {error}. No reply is returned unchecked.", [error]
             ) from error

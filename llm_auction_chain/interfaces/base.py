@@ -59,6 +59,11 @@ class CallScope:
     progress: ProgressHook | None = None
     config: RunnableConfig = field(default_factory=RunnableConfig)
 
+    def __post_init__(self) -> None:
+        """Refuse a progress hook that cannot be called."""
+        if self.progress is not None and not callable(self.progress):
+            raise refuse("progress", "a function of a Progress", self.progress)
+
 
 class AuctionBase(AuctionSettings):
     """An auction behind one of LangChain's interfaces."""

@@ -355,7 +355,7 @@ def test_what_is_resolved_to_something_else_is_named(call):
         ({"vector_store": InMemoryVectorStore(None), "resolve": awaited}, "resolve must be .* not async, got"),
         (
             {"vector_store": InMemoryVectorStore(None), "agents": ["Tyres"]},
-            "Every entry of agents must be an Agent, got 'Tyres'",
+            "agents must be a list of Agent, got 'Tyres'",
         ),
         ({"vector_store": InMemoryVectorStore(None), "always": [agent("Tyres")] * 2}, "Two agents are called 'Tyres'"),
         ({"vector_store": InMemoryVectorStore(None), "agents": [agent("Tyres")] * 2}, "Two agents are called 'Tyres'"),

@@ -139,8 +139,8 @@ def test_an_auction_weighs_its_candidates_as_the_local_engine_would(auction, loc
     result = auction.run(PLAIN)
     assert result.components == (("reference", 4), ("context prompt", 4))
     replies = [candidate.message for candidate in result.candidates]
-    told = ContextPrompt().tell(PLAIN, [CONTEXT], 0)
-    reference, context = (np.array(local.score(prompt, replies)) for prompt in (PLAIN, told))
+    described = ContextPrompt().describe(PLAIN, [CONTEXT], 0)
+    reference, context = (np.array(local.score(prompt, replies)) for prompt in (PLAIN, described))
     expected = reference - np.logaddexp(reference, context) + math.log(2)
     # An error in reference - context reaches the weight at most whole.
     bound = 5 * TOKEN_SD * np.sqrt([2 * len(tokens_of(reply)) for reply in replies])
