@@ -18,6 +18,7 @@ from langchain_core.runnables import RunnableConfig
 from llm_auction_chain.candidates.filtering import CandidateFilter
 from llm_auction_chain.candidates.logprobs import SequenceScorer, log_prob_matrix
 from llm_auction_chain.candidates.proposals import (
+    PLAIN,
     Condition,
     Proposal,
     conditions_of,
@@ -151,7 +152,7 @@ def make_plan(
             f"proposal={proposal!r} needs the probability of every reply, which this model does not report. Use "
             "ChatTransformers or ChatVLLM, set sampling=Sampling(scorer=...), or leave proposal out."
         )
-    if not logits and not all(condition.plain for condition in conditions):
+    if not logits and any(condition.powers != PLAIN for condition in conditions):
         raise ConfigurationError(
             f"proposal={proposal!r} draws from products of prompts, for which the model must expose its logits. Use "
             "ChatTransformers without a scorer of its own, or a mixture of Reference() and ContextPrompt()."

@@ -24,6 +24,7 @@ from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.validators import number, refuse
 
 __all__ = [
+    "PLAIN",
     "Component",
     "Condition",
     "ContextProduct",
@@ -40,6 +41,7 @@ __all__ = [
 
 Template = BasePromptTemplate[Any] | Callable[[list[BaseMessage], str], Sequence[BaseMessage]]
 
+PLAIN = (1.0,)
 _LONGEST_BLOCK = 4000  # characters of all descriptions in one prompt
 _MANY_AGENTS = 4  # with more descriptions, the product costs more than it gains
 # Short, with quotation marks and no markup: a small model repeats longer instructions and delimiters, and an agent
@@ -54,17 +56,12 @@ class Condition:
     Attributes:
         name: for metadata and tables.
         prompts: (K,), each a tuple of messages.
-        powers: (K,), not 0; `(1.0,)` for one prompt as it stands, which any chat model can draw from.
+        powers: (K,), not 0; `PLAIN` for one prompt as it stands, which any chat model can draw from.
     """
 
     name: str
     prompts: tuple[tuple[BaseMessage, ...], ...]
-    powers: tuple[float, ...] = (1.0,)
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is one prompt as it stands."""
-        return self.powers == (1.0,)
+    powers: tuple[float, ...] = PLAIN
 
     def same_law(self, other: "Condition") -> bool:
         """Whether both are the same distribution, under whatever name."""

@@ -25,7 +25,7 @@ from langchain_core.runnables.retry import RunnableRetry
 
 from llm_auction_chain.candidates.logprobs import LogitModel, SequenceScorer
 from llm_auction_chain.candidates.native_n import ManyReplies, native
-from llm_auction_chain.candidates.proposals import Condition
+from llm_auction_chain.candidates.proposals import PLAIN, Condition
 from llm_auction_chain.candidates.unwrapping import Untraced, asks_for_format, inside
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
 from llm_auction_chain.waiting import Waiter, run
@@ -180,7 +180,7 @@ class Source:
     ) -> list[_Call]:
         """Return the requests: one for all conditions if the model exposes logits, else one for each."""
         keywords = {**self._settings, **extra}
-        if self.logits and (len(wanted) > 1 or not wanted[0][0].plain):
+        if self.logits and (len(wanted) > 1 or wanted[0][0].powers != PLAIN):
             conditions = [(condition.prompts, condition.powers, count) for condition, count in wanted]
             requests = [{"seed": seed, "conditions": conditions}]
         else:

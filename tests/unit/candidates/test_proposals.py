@@ -11,6 +11,7 @@ from langchain_core.prompts import ChatPromptTemplate
 
 from llm_auction_chain import ConfigurationError, ContextProduct, ContextPrompt, DefensiveMixture, Reference
 from llm_auction_chain.candidates.proposals import (
+    PLAIN,
     check_proposal,
     conditions_of,
     default_proposal,
@@ -31,7 +32,7 @@ def told(component, prompt=PROMPT, descriptions=TOLD, seed=0, tau=2.0):
 def test_the_reference_is_the_prompt_as_it_stands():
     condition = told(Reference())
     assert condition.prompts == (tuple(PROMPT),)
-    assert condition.plain
+    assert condition.powers == PLAIN
 
 
 def test_a_context_prompt_keeps_the_users_messages():
