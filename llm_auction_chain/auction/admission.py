@@ -1,4 +1,4 @@
-"""Who takes part in an auction, and with which seeds: decided before any candidate is drawn, from no report."""
+"""Which agents take part, how many candidates, which seeds: decided before any candidate is drawn, from no report."""
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -12,18 +12,20 @@ from langchain_core.runnables import RunnableConfig
 from llm_auction_chain.agents import Agent, without_rivals
 from llm_auction_chain.auction.billing import Tab, most_owed
 from llm_auction_chain.auction.events import AuctionEvent, ProgressHook
-from llm_auction_chain.candidates import name_of
+from llm_auction_chain.candidates import Size, name_of
 from llm_auction_chain.errors import ConfigurationError, LedgerError, PromptError
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.receipts.commitments import salt_of
+from llm_auction_chain.validators import refuse
 from llm_auction_chain.waiting import Waiter
 
 if TYPE_CHECKING:
     from llm_auction_chain.auction.settings import AuctionSettings
 
-__all__ = ["SEEDS", "Admitted", "Call", "LeftOut", "admit", "open_tab"]
+__all__ = ["SEEDS", "Admitted", "Call", "LeftOut", "admit", "open_tab", "size_of"]
 
 SEEDS = 2**128
+_ONE = Size(n=1, most=1, min_ess=0.0, fewest=1)  # without agents, one has the distribution of the reference model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,7 @@ class Admitted:
         left_out: those that do not, and why.
         failure: why the ledger holds nothing; None where it did not fail.
         currency: unit of all amounts.
+        size: how many candidates are drawn.
         bypassed: whether no agent takes part because the model may call tools.
         seed: of the auction.
         salt: of its commitments.
@@ -103,6 +106,7 @@ class Admitted:
     left_out: tuple[LeftOut, ...]
     failure: LedgerError | None
     currency: str
+    size: Size
     bypassed: bool
     seed: int
     salt: str
@@ -154,12 +158,35 @@ def admit(settings: "AuctionSettings", call: Call, tab: "Tab") -> Admitted:
         ),
         failure=tab.failure,
         currency=tab.currency,
+        size=size_of(settings) if taking_part or settings.policy.candidate_filter else _ONE,
         bypassed=call.bypassed,
         seed=seed,
         salt=secrets.token_hex(32) if tab.nonce is None else salt_of(tab.nonce, "salt"),
         seed_of_candidates=of_candidates,
         seed_of_draw=of_draw,
     )
+
+
+def size_of(settings: "AuctionSettings") -> Size:
+    """Return how many candidates are drawn.
+
+    Raises:
+        ConfigurationError: the settings exclude one another.
+    """
+    n, sampling = settings.n_candidates, settings.sampling
+    most, min_ess, fewest = sampling.max_candidates, sampling.min_ess, sampling.min_candidates
+    if fewest > n:
+        raise refuse("min_candidates", f"at most n_candidates, which is {n}", fewest)
+    if most is not None and most < n:
+        raise refuse("max_candidates", f"at least n_candidates, which is {n}", most)
+    if min_ess is None:
+        if most not in (None, n):
+            raise refuse("max_candidates", f"{n} where min_ess is not set", most, "Only min_ess draws further rounds.")
+        return Size(n=n, most=n, min_ess=0.0, fewest=fewest)
+    most = 4 * n if most is None else most
+    if min_ess > most:
+        raise refuse("min_ess", f"at most max_candidates, which is {most}", min_ess)
+    return Size(n=n, most=most, min_ess=min_ess, fewest=fewest)
 
 
 def _one_currency(currency: str, agents: Sequence[Agent]) -> str:

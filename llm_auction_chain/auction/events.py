@@ -69,13 +69,13 @@ class AuctionEvent:
 EventHook = Callable[[AuctionEvent], Awaitable[None] | None]
 
 
-def started(admitted: "Admitted", max_candidates: int) -> AuctionEvent:
+def started(admitted: "Admitted") -> AuctionEvent:
     """Return the event of the beginning: how many agents take part, and how many candidates may be drawn."""
     data = {
         "agents": len(admitted.agents),
         "left_out": len(admitted.left_out),
         "bypassed": admitted.bypassed,
-        "max_candidates": max_candidates,
+        "max_candidates": admitted.size.most,
     }
     return AuctionEvent(name="auction.started", data={"auction_id": admitted.auction_id, **data})
 

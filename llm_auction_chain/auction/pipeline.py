@@ -13,8 +13,8 @@ from llm_auction_chain.auction import events
 from llm_auction_chain.auction.admission import Admitted, Call, LeftOut, admit, open_tab
 from llm_auction_chain.auction.billing import Tab
 from llm_auction_chain.auction.result import AuctionResult, settle_auction
-from llm_auction_chain.auction.settings import AuctionSettings, size_of
-from llm_auction_chain.candidates import CandidateFilter, Drawn, Plan, Size, Source, as_message, draw, make_plan
+from llm_auction_chain.auction.settings import AuctionSettings
+from llm_auction_chain.candidates import CandidateFilter, Drawn, Plan, Source, as_message, draw, make_plan
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, Opening, open_auction
 from llm_auction_chain.reports import Report, Terms, collect
 from llm_auction_chain.rewards import AskedBy, Reward, log_ratios_of
@@ -25,7 +25,6 @@ __all__ = ["hold_auction"]
 _T = TypeVar("_T")
 _LIBRARY = version("llm-auction-chain")  # reads a file, which no event loop should wait for
 _BYPASSED = "the model calls tools, so no agent bids"
-_ONE = Size(n=1, most=1, min_ess=0.0, fewest=1)  # without agents, one has the distribution of the reference model
 _MANY_REWARDS = 1 << 15  # settling more takes longer than an event loop should be held up
 _PER_AGENT = 64  # what an agent costs beside its rewards, counted in rewards
 _MANY_CANDIDATES = 512  # committing to more takes longer than an event loop should be held up
@@ -54,10 +53,9 @@ async def hold_auction(settings: AuctionSettings, call: Call, waiter: Waiter) ->
     steps = _Steps(settings, call, waiter)
     async with open_tab(settings, call, waiter) as tab:
         admitted = admit(settings, call, tab)
-        size = size_of(settings) if admitted.agents or settings.policy.candidate_filter else _ONE
-        await steps.notify(events.started, admitted, size.most)
+        await steps.notify(events.started, admitted)
 
-        plan = steps.plan(admitted, size)
+        plan = steps.plan(admitted)
         drawn = await steps.draw(plan)
         admitted = await steps.bypass_if_tools_are_called(admitted, drawn, tab)
         opening = await steps.commit(admitted, plan, drawn)
@@ -89,7 +87,7 @@ class _Steps:
         if self.call.notify is not None:
             await self.call.notify(event(*facts))
 
-    def plan(self, admitted: Admitted, size: Size) -> Plan:
+    def plan(self, admitted: Admitted) -> Plan:
         """Return what to draw, decided from the prompt, public descriptions, tau and a seed."""
         call, sampling, policy = self.call, self.settings.sampling, self.settings.policy
         kwargs = dict(call.model_kwargs)
@@ -100,7 +98,7 @@ class _Steps:
             prompt=admitted.prompt,
             contexts=[agent.context for agent in admitted.agents if agent.context],
             tau=self.settings.tau,
-            size=size,
+            size=admitted.size,
             seed=admitted.seed_of_candidates,
             tokens=any(
                 isinstance(agent.reward, Reward) and bool(log_ratios_of(agent.reward)) for agent in admitted.agents

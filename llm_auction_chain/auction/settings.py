@@ -19,14 +19,13 @@ from pydantic import (
 )
 
 from llm_auction_chain.agents import AgentSource, check_agents, check_cap, check_categories
-from llm_auction_chain.auction.admission import SEEDS
+from llm_auction_chain.auction.admission import SEEDS, size_of
 from llm_auction_chain.auction.billing import OnLedgerError, check_ledger, most_owed
 from llm_auction_chain.auction.events import EventHook
 from llm_auction_chain.candidates import (
     CandidateFilter,
     Proposal,
     SequenceScorer,
-    Size,
     as_message,
     check_proposal,
     runnables_in,
@@ -49,7 +48,6 @@ __all__ = [
     "Policy",
     "Sampling",
     "group_of",
-    "size_of",
 ]
 
 FilterLike = Callable[..., Any] | Runnable[Any, bool]
@@ -287,28 +285,6 @@ class AuctionSettings(_Settings):
         if self.billing.ledger is not None and isinstance(self.agents, Collection):
             most_owed(tuple(self.agents), self.report_cap, negative=True)
         return self
-
-
-def size_of(settings: AuctionSettings) -> Size:
-    """Return how many candidates are drawn.
-
-    Raises:
-        ConfigurationError: the settings exclude one another.
-    """
-    n, sampling = settings.n_candidates, settings.sampling
-    most, min_ess, fewest = sampling.max_candidates, sampling.min_ess, sampling.min_candidates
-    if fewest > n:
-        raise refuse("min_candidates", f"at most n_candidates, which is {n}", fewest)
-    if most is not None and most < n:
-        raise refuse("max_candidates", f"at least n_candidates, which is {n}", most)
-    if min_ess is None:
-        if most not in (None, n):
-            raise refuse("max_candidates", f"{n} where min_ess is not set", most, "Only min_ess draws further rounds.")
-        return Size(n=n, most=n, min_ess=0.0, fewest=fewest)
-    most = 4 * n if most is None else most
-    if min_ess > most:
-        raise refuse("min_ess", f"at most max_candidates, which is {most}", min_ess)
-    return Size(n=n, most=most, min_ess=min_ess, fewest=fewest)
 
 
 GROUPS: dict[str, type[_Settings]] = {

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from typing import Any, Literal
 
 import numpy as np
@@ -260,7 +261,7 @@ async def _sample(
             progress("candidates", asked + done, asked + size, tokens_per_second)
 
     sample = await plan.source.sample(
-        [(condition, count) for condition, count in zip(plan.conditions, counts, strict=True) if count],
+        list(compress(zip(plan.conditions, counts, strict=True), counts)),
         waiter,
         seed=int(np.random.SeedSequence([plan.seed, asked]).generate_state(1, np.uint64)[0]) >> 11,
         tokens=plan.tokens,
