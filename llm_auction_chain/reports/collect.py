@@ -110,7 +110,7 @@ class _Round:
     ) -> None:
         self._agents, self._terms, self._progress, self._n = agents, terms, progress, len(replies)
         self._outcomes: dict[int, Any] = {}
-        self._copies_of_prompt, self._copies_of_replies = copies_of(prompt), copies_of(replies)
+        self._copies = copies_of(prompt, replies)
         ratios = [log_ratios_of(agent.reward) for agent in agents]
         groups = groups_by_reward(
             (ratio for own in ratios for ratio in own), prompt, replies, scorer=terms.scorer, law=terms.law
@@ -205,7 +205,7 @@ class _Round:
         return task
 
     async def _ask(self, k: int, waiter: Waiter) -> Any:
-        prompt, replies = self._copies_of_prompt(), self._copies_of_replies()
+        prompt, replies = self._copies()
         return await ask(self._agents[k].reward, prompt, replies, self._configs[k], waiter)
 
     def _read(self, k: int, value: Any) -> Report:

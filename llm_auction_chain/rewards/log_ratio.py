@@ -87,7 +87,7 @@ class Group:
         self.texts: dict[str, int] = {}
         self._scorer, self._law = scorer, law
         # An agent may bring its scorer, and the candidates belong to all.
-        self._prompt, self._replies = copies_of(prompt)(), copies_of(replies)()
+        self._prompt, self._replies = copies_of(prompt, replies)()
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._rows: list[Any] | None = None
         self._task: asyncio.Task[list[Any]] | None = None

@@ -78,8 +78,8 @@ def spoil(value):
     AIMessage("a", additional_kwargs={"t": (1, [2])}), local(content="a", response_metadata={"deep": [{}]}),
 ])  # fmt: skip
 def test_copies_are_equal_of_the_same_kind_and_share_nothing_mutable(message):
-    copies = copies_of([message])
-    (first,), (second,) = copies(), copies()
+    copies = copies_of([], [message])
+    (_, (first,)), (_, (second,)) = copies(), copies()
     assert type(first) is type(message)
     assert first == second == message
     assert first.model_fields_set == message.model_fields_set
@@ -96,6 +96,6 @@ def test_a_message_that_cannot_be_copied_is_shared_and_one_that_holds_itself_is_
     lock = threading.Lock()
     cyclic = AIMessage("b")
     cyclic.response_metadata["self"] = cyclic.response_metadata
-    shared, copied = copies_of([AIMessage("a", response_metadata={"raw": lock}), cyclic])()
+    _, (shared, copied) = copies_of([], [AIMessage("a", response_metadata={"raw": lock}), cyclic])()
     assert shared.response_metadata["raw"] is lock
     assert copied.response_metadata["self"] is copied.response_metadata is not cyclic.response_metadata
