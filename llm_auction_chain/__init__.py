@@ -76,31 +76,24 @@ __all__ = [
     "tau_sweep",
 ]
 
-_HOMES = {
-    "Agent": "agents",
-    "AgentDirectory": "directory",
-    "AuctionEvent": "auction.events",
-    "AuctionMiddleware": "interfaces.middleware",
-    "AuctionResult": "auction.result",
-    "AuctionRunnable": "interfaces.runnable",
-    "Billing": "auction.settings",
-    "ChatAuction": "interfaces.chat_model",
-    "ChatTransformers": "models.local.chat_model",
-    "ChatVLLM": "models.vllm.chat_model",
-    "ContextProduct": "candidates",
-    "ContextPrompt": "candidates",
-    "DefensiveMixture": "candidates",
-    "Disclosure": "auction.settings",
-    "Ledger": "ledger",
-    "Policy": "auction.settings",
-    "Sampling": "auction.settings",
-    "OpenTelemetryHandler": "interfaces.telemetry",
-    "Progress": "auction.events",
-    "Reference": "candidates",
-    "TauPoint": "auction.tau_sweep",
-    "lint_context": "descriptions",
-    "tau_sweep": "auction.tau_sweep",
+_NAMES = {
+    "agents": ("Agent",),
+    "auction.events": ("AuctionEvent", "Progress"),
+    "auction.result": ("AuctionResult",),
+    "auction.settings": ("Billing", "Disclosure", "Policy", "Sampling"),
+    "auction.tau_sweep": ("TauPoint", "tau_sweep"),
+    "candidates": ("ContextProduct", "ContextPrompt", "DefensiveMixture", "Reference"),
+    "descriptions": ("lint_context",),
+    "directory": ("AgentDirectory",),
+    "interfaces.chat_model": ("ChatAuction",),
+    "interfaces.middleware": ("AuctionMiddleware",),
+    "interfaces.runnable": ("AuctionRunnable",),
+    "interfaces.telemetry": ("OpenTelemetryHandler",),
+    "ledger": ("Ledger",),
+    "models.local.chat_model": ("ChatTransformers",),
+    "models.vllm.chat_model": ("ChatVLLM",),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

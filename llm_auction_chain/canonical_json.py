@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import math
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import rfc8785
 
-__all__ = ["canonical", "digest", "digest_without_floats", "digests", "loads", "printable", "printables", "time_text"]
+__all__ = ["canonical", "digest", "digest_without_floats", "loads", "printable", "time_text"]
 
 _DEEPEST = 64
 
@@ -38,11 +37,6 @@ def digest(value: Any) -> str:
     True
     """
     return f"sha256:{hashlib.sha256(canonical(value)).hexdigest()}"
-
-
-def digests(values: Iterable[Any], *, floats: bool = True) -> list[str]:
-    """Return the digest of each value. With `floats=False` it is faster; no value may then contain a float."""
-    return [digest(value) if floats else digest_without_floats(value) for value in values]
 
 
 def digest_without_floats(value: Any) -> str:
@@ -108,11 +102,6 @@ def printable(value: Any) -> Any:
     return _printable(value, _DEEPEST)
 
 
-def printables(values: Iterable[Any]) -> list[Any]:
-    """Return each value as `printable` returns it."""
-    return [_printable(value, _DEEPEST) for value in values]
-
-
 def _printable(value: Any, levels: int) -> Any:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
@@ -125,18 +114,11 @@ def _printable(value: Any, levels: int) -> Any:
         }
     if isinstance(value, list | tuple):
         return [_printable(one, levels - 1) for one in value]
-    return value if _is_plain(value) else _printable(_repr(value), 0)
-
-
-def _is_plain(value: Any) -> bool:
-    """Return whether a value that is no text, list or mapping has a canonical spelling."""
-    if type(value) is float:
-        return math.isfinite(value)
     try:
         canonical(value)
     except ValueError:
-        return False
-    return True
+        return _printable(_repr(value), 0)
+    return value
 
 
 def _repr(value: Any) -> str:

@@ -3,7 +3,7 @@
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID, uuid5
@@ -11,7 +11,7 @@ from uuid import UUID, uuid5
 from langchain_core.documents import Document
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import BaseMessage, HumanMessage
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, run_in_executor
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.vectorstores import VectorStore
 from typing_extensions import override
 
@@ -39,8 +39,8 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
     retriever's run, with documents and without rewards.
 
     Agents may be added and removed while auctions run, from any thread: searches run side by side, and wait while the
-    store is written. Errors of the store, the retriever, `query` and `resolve` are raised unchanged: their types say
-    what a retry can help.
+    store is written. Async code calls `asyncio.to_thread(directory.add, agents)`. Errors of the store, the retriever,
+    `query` and `resolve` are raised unchanged: their types say what a retry can help.
 
     Attributes:
         k: the most agents of one search.
@@ -89,7 +89,9 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
         self._store = vector_store
         self._retriever = _retriever(vector_store, retriever, k)
         self._query = None if query is None else _runnable(query)
-        self._resolve = None if resolve is None else _plain(resolve)
+        if resolve is not None and (not callable(resolve) or inspect.iscoroutinefunction(resolve)):
+            raise refuse("resolve", "a function from a document to an Agent, not async", resolve)
+        self._resolve = resolve
         self._agents: Agents = {}
         self._gate = _Gate()
         self.add(agents)
@@ -120,7 +122,8 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
     ) -> list[Agent]:
         messages, query, retriever = messages_of(given), self._query, self._retriever
         if query is None:
-            words: Any = _question(messages)
+            texts = (str(message.text) for message in reversed(messages) if isinstance(message, HumanMessage))
+            words: Any = next(texts, "")
         else:
             words = await waiter.either(lambda: query.invoke(messages, config), lambda: query.ainvoke(messages, config))
         if not isinstance(words, str):
@@ -169,7 +172,12 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
         A description that is already in the store is not embedded again, even if an earlier directory wrote it. If the
         store fails, agents whose descriptions were about to be replaced are out until they are added again.
         """
-        joining = self._joining(agents)
+        joining = {agent.name: agent for agent in check_agents(agents)}
+        for agent in joining.values():
+            if self._store is not None and not agent.context.strip():
+                raise ConfigurationError(
+                    f"{agent.name!r} has no context, so no query can find it; describe it there, or put it into always."
+                )
         with self._gate.writing():
             # Any two agents may be results of one query.
             check_agents((*self.always, *{**self._agents, **joining}.values()))
@@ -182,17 +190,13 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
                     self._store.add_documents(fresh, ids=[str(document.id) for document in fresh])
             self._agents = {**self._agents, **joining}
 
-    async def aadd(self, agents: Iterable[Agent]) -> None:
-        """Do as `add`, in a thread."""
-        await run_in_executor(None, self.add, agents)
-
     def remove(self, names: Iterable[str]) -> None:
         """Remove agents, and their descriptions from the store.
 
         Raises:
             ConfigurationError: a name that is neither in the directory nor in the store.
         """
-        leaving = [names] if isinstance(names, str) else list(names)
+        leaving = {names} if isinstance(names, str) else dict.fromkeys(names)
         with self._gate.writing():
             stored = self._stored(leaving)
             unknown = [name for name in leaving if name not in self._agents and name not in stored]
@@ -201,19 +205,6 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
             if self._store is not None and stored:
                 self._store.delete(_ids(stored))
             self._agents = _without(self._agents, leaving)
-
-    async def aremove(self, names: Iterable[str]) -> None:
-        """Do as `remove`, in a thread."""
-        await run_in_executor(None, self.remove, names)
-
-    def _joining(self, agents: Iterable[Agent]) -> Agents:
-        joining = {agent.name: agent for agent in check_agents(agents)}
-        for agent in joining.values():
-            if self._store is not None and not agent.context.strip():
-                raise ConfigurationError(
-                    f"{agent.name!r} has no context, so no query can find it; describe it there, or put it into always."
-                )
-        return joining
 
     def _stored(self, names: Iterable[str]) -> dict[str, Document]:
         """Return the store's documents of these agents, by name."""
@@ -279,17 +270,6 @@ def _runnable(query: Query) -> Runnable[Any, Any]:
     return RunnableLambda(query)
 
 
-def _plain(resolve: Callable[[Document], Agent | None]) -> Callable[[Document], Agent | None]:
-    if not callable(resolve) or inspect.iscoroutinefunction(resolve):
-        raise refuse("resolve", "a function from a document to an Agent, not async", resolve)
-    return resolve
-
-
-def _question(messages: Sequence[BaseMessage]) -> str:
-    """Return the text of the last human message; empty where there is none."""
-    return next((str(message.text) for message in reversed(messages) if isinstance(message, HumanMessage)), "")
-
-
 def _ids(names: Iterable[str]) -> list[str]:
     """Return the agents' ids in the store. They are UUIDs, because some stores accept only those."""
     return [str(uuid5(_NAMES, name)) for name in names]
@@ -312,6 +292,5 @@ def _changes(joining: Agents, stored: Mapping[str, Document]) -> tuple[list[str]
     return [name for name in fresh if name in stored], list(fresh.values())
 
 
-def _without(agents: Agents, names: Iterable[str]) -> Agents:
-    leaving = set(names)
-    return {name: agent for name, agent in agents.items() if name not in leaving}
+def _without(agents: Agents, names: Collection[str]) -> Agents:
+    return {name: agent for name, agent in agents.items() if name not in names}

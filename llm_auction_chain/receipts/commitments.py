@@ -7,7 +7,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 
-from llm_auction_chain.canonical_json import digest, digest_without_floats, digests, printables
+from llm_auction_chain.canonical_json import digest, digest_without_floats, printable
 
 _WITH_FLOATS = frozenset({"terms", "weights", "agents"})  # parts of an opening
 
@@ -41,11 +41,11 @@ def opening_commitment(auction_id: str, commitments: Mapping[str, str]) -> str:
 
 def part_commitments(salt: str, parts: Mapping[str, Any]) -> dict[str, str]:
     """Return the commitment to each part of an opening, by name, each with a salt of its own."""
-    salted = {name: {"salt": salt_of(salt, name), "value": part} for name, part in parts.items()}
-    exact = [salted[name] for name in salted if name in _WITH_FLOATS]
-    fast = [salted[name] for name in salted if name not in _WITH_FLOATS]
-    of_exact, of_fast = iter(digests(exact)), iter(digests(fast, floats=False))
-    return {name: next(of_exact if name in _WITH_FLOATS else of_fast) for name in salted}
+    commitments = {}
+    for name, part in parts.items():
+        digest_of = digest if name in _WITH_FLOATS else digest_without_floats
+        commitments[name] = digest_of({"salt": salt_of(salt, name), "value": part})
+    return commitments
 
 
 def message_digest(salt: str, *messages: BaseMessage) -> str:
@@ -62,11 +62,12 @@ def message_digests(salt: str, parts: Iterable[tuple[str, Sequence[BaseMessage]]
 
 
 def _digests_of_messages(salted: Sequence[tuple[str, Sequence[BaseMessage]]]) -> list[str]:
-    plain = iter(printables([value for _, messages in salted for message in messages for value in _values(message)]))
+    plain = iter([printable(value) for _, messages in salted for message in messages for value in _values(message)])
     contents = [[_content(message, plain) for message in messages] for _, messages in salted]
     texts = all(type(one["content"]) is str and "calls" not in one for content in contents for one in content)
+    digest_of = digest_without_floats if texts else digest
     pairs = zip(salted, contents, strict=True)
-    return digests([{"salt": salt, "value": content} for (salt, _), content in pairs], floats=not texts)
+    return [digest_of({"salt": salt, "value": content}) for (salt, _), content in pairs]
 
 
 def _values(message: BaseMessage) -> list[Any]:

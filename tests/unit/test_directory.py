@@ -99,10 +99,16 @@ def document(name):
 
 @pytest.fixture(params=["sync", "async"])
 def call(request):
-    """Call a method of a directory, or its async twin."""
+    """Call a method of a directory from sync or async code."""
     if request.param == "sync":
         return lambda directory, verb, *arguments: getattr(directory, verb)(*arguments)
-    return lambda directory, verb, *arguments: asyncio.run(getattr(directory, f"a{verb}")(*arguments))
+
+    def call(directory, verb, *arguments):
+        if verb == "invoke":
+            return asyncio.run(directory.ainvoke(*arguments))
+        return asyncio.run(asyncio.to_thread(getattr(directory, verb), *arguments))
+
+    return call
 
 
 @pytest.fixture(
@@ -543,7 +549,8 @@ def test_two_threads_are_enough_for_any_number_at_once():
     async def everybody():
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
         directory = AgentDirectory(in_faiss(StaticEmbeddings()), agents(), k=1)
-        joining = [directory.aadd([agent(f"passer-by {k}", f"Passer-by number {k}.")]) for k in range(20)]
+        new = [agent(f"passer-by {k}", f"Passer-by number {k}.") for k in range(20)]
+        joining = [asyncio.to_thread(directory.add, [one]) for one in new]
         searching = [directory.ainvoke(GUITAR) for _ in range(20)]
         mixed = [one for pair in zip(joining, searching, strict=True) for one in pair]
         found = (await asyncio.wait_for(asyncio.gather(*mixed), 60))[1::2]
