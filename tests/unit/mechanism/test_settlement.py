@@ -114,7 +114,7 @@ def test_a_seed_that_is_no_whole_number_is_refused(seed):
 
 @pytest.mark.parametrize("rule", ["free", None, ["expected"], np.array(["expected", "pivot"])])
 def test_an_unknown_payment_rule_is_refused(rule):
-    with pytest.raises(ConfigurationError, match="payment_rule"):
+    with pytest.raises(ConfigurationError, match=r"^payment_rule must be"):
         settle([[1.0]], tau=1.0, payment_rule=rule)
 
 
@@ -141,3 +141,7 @@ def test_the_bounds_of_tau_and_of_rewards_are_allowed(tau):
     for beyond in (0.99e-100, 1.01e100):
         with pytest.raises(ConfigurationError, match=r"tau must be a number above 0, from 1e-100 to 1e100, got"):
             settle([[0.0]], tau=beyond)
+
+
+def test_a_seed_may_be_a_whole_number_of_numpy():
+    assert settle([[1.0, 0.0]], tau=1.0, seed=np.int64(7)).seed == 7
