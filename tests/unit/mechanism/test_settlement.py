@@ -145,3 +145,12 @@ def test_the_bounds_of_tau_and_of_rewards_are_allowed(tau):
 
 def test_a_seed_may_be_a_whole_number_of_numpy():
     assert settle([[1.0, 0.0]], tau=1.0, seed=np.int64(7)).seed == 7
+
+
+@pytest.mark.parametrize("rule", ["expected", "proportional", "influence", "pivot"])
+def test_a_reward_for_a_candidate_that_is_never_drawn_does_not_count(rule):
+    outcome, other = (
+        settle([[reward, 1.0, 3.0]], [-math.inf, 0.0, 0.0], tau=1.0, payment_rule=rule, seed=7)
+        for reward in (-9.0, 2.0)
+    )
+    assert outcome.payments.tolist() == other.payments.tolist()
