@@ -63,50 +63,35 @@ def _add_bookings(commands: Any) -> None:
     reverse.add_argument("auction", metavar="AUCTION_ID")
     reverse.add_argument("--owner", metavar="O", help="only this owner's line")
     reverse.add_argument("--reason", default="", metavar="TEXT", help="kept with it")
-    add_command(
-        commands,
-        "expire-holds",
-        _expire_holds,
-        "release holds whose time is over, and print their auctions, one a line",
-    )
+    about = "release holds whose time is over, and print their auctions, one a line"
+    add_command(commands, "expire-holds", _expire_holds, about)
 
 
 def _add_upkeep(commands: Any) -> None:
-    verify = add_command(
-        commands,
-        "verify",
-        _verify,
-        "compute the chain again, and print bookings, head, and totals: cash = revenue + balances",
-    )
+    about = "compute the chain again, and print bookings, head, and totals: cash = revenue + balances"
+    verify = add_command(commands, "verify", _verify, about)
     verify.add_argument("--head", metavar="HASH", help="one that `head` printed before; it must be in the chain")
-    add_command(
-        commands, "head", _head, "print number and hash of the last booking: noted elsewhere, it fixes all before it"
-    )
+    about = "print number and hash of the last booking: noted elsewhere, it fixes all before it"
+    add_command(commands, "head", _head, about)
     receipt = add_command(commands, "receipt", _receipt, "print the stored receipt of an auction, JSON for `verify`")
     receipt.add_argument("auction", metavar="AUCTION_ID")
     receipt.add_argument("--agent", metavar="NAME", help="the view of this agent, without other agents' reports")
-    erase = add_command(
-        commands,
-        "erase-receipts",
-        _erase_receipts,
-        "delete stored receipts; the chain keeps their digests and verifies",
-    )
+    about = "delete stored receipts; the chain keeps their digests and verifies"
+    erase = add_command(commands, "erase-receipts", _erase_receipts, about)
     erase.add_argument("--before", required=True, metavar="DATE", help="of auctions charged before; ISO date or time")
     add_command(commands, "migrate", _migrate, "bring the schema to the newest revision; back up the database before")
 
 
 def _move(options: Namespace) -> int:
     """Deposit or withdraw."""
-    settings: dict[str, Any] = {"creates": options.ledger_command == "deposit"}
-    if getattr(options, "decimals", None) is not None:
-        settings["scales"] = {options.currency: options.decimals}
+    deposits = options.ledger_command == "deposit"
+    scales = {options.currency: options.decimals} if deposits and options.decimals is not None else None
     about = {"currency": options.currency, "key": options.key, "note": options.note}
 
     def book(ledger: "Ledger") -> "Booking":
-        verb = ledger.deposit if options.ledger_command == "deposit" else ledger.withdraw
-        return verb(options.owner, options.amount, **about)
+        return (ledger.deposit if deposits else ledger.withdraw)(options.owner, options.amount, **about)
 
-    return _book(options, book, **settings)
+    return _book(options, book, creates=deposits, scales=scales)
 
 
 def _reverse(options: Namespace) -> int:

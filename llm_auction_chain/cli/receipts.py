@@ -83,7 +83,6 @@ def _values(stream: TextIO, source: str) -> Iterator[Any]:
 
 
 def _load(text: str, source: str) -> Any:
-    """Return the value of a JSON text that has no key twice in one object."""
     try:
         return loads(text)
     except (ValueError, RecursionError) as error:
@@ -105,7 +104,6 @@ def _as_json(value: Any, verification: "Verification") -> dict[str, Any]:
 
 
 def _write_list(results: "Iterable[tuple[Any, Verification]]") -> int:
-    """Write an object for each."""
     codes = set()
 
     def objects() -> Iterator[dict[str, Any]]:

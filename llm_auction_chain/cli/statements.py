@@ -25,30 +25,18 @@ _REVENUE = ("charge", "reversal")
 
 def add_statements(commands: Any) -> None:
     """Add the commands to those of the ledger."""
-    balance = add_command(
-        commands,
-        "balance",
-        _balance,
-        "balance, held and available money of accounts",
-        "Available is the balance less what is held. Credit that an application grants is not counted.",
-    )
+    about = "balance, held and available money of accounts"
+    more = "Available is the balance less what is held. Credit that an application grants is not counted."
+    balance = add_command(commands, "balance", _balance, about, more)
     balance.add_argument("owner", nargs="?", metavar="OWNER", help="the account's owner; all owners without it")
-    statement = add_command(
-        commands,
-        "statement",
-        _statement,
-        "an account over a period: opening balance, entries with running balance, closing balance",
-        "Holds and releases move no money and are left out; `export` has them.",
-    )
+    about = "an account over a period: opening balance, entries with running balance, closing balance"
+    more = "Holds and releases move no money and are left out; `export` has them."
+    statement = add_command(commands, "statement", _statement, about, more)
     statement.add_argument("owner", metavar="OWNER", help="the account's owner")
-    export = add_command(
-        commands,
-        "export",
-        _export,
-        "all entries, with the accounts of debit and credit: owner:NAME, cash, revenue",
-        "Rows are written as they are read. `amount` moves from debit to credit; `amount` + `residual` is the "
-        "exact charge; `held` is the change of what is held, which moves no money.",
-    )
+    about = "all entries, with the accounts of debit and credit: owner:NAME, cash, revenue"
+    more = """Rows are written as they are read. `amount` moves from debit to credit; `amount` + `residual` is the exact
+charge; `held` is the change of what is held, which moves no money."""
+    export = add_command(commands, "export", _export, about, more)
     export.add_argument("--owner", metavar="O", help="only this owner's")
     for parser in (balance, statement, export):
         parser.add_argument("--currency", metavar="C", help="only this currency")

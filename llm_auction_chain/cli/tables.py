@@ -45,19 +45,12 @@ def write_line(console: Console, text: str, style: str = "") -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of a table.
-
-    Attributes:
-        heading: the text above it.
-        short: the heading where the table has little room; empty for the same.
-        figure: whether it holds figures, which are never broken in two.
-        cut: whether a text that is too long ends in an ellipsis, instead of taking several lines.
-    """
+    """A column of a table. `short` is its heading where the table has little room; empty for the same."""
 
     heading: str
     short: str = ""
-    figure: bool = False
-    cut: bool = False
+    figure: bool = False  # never broken in two
+    cut: bool = False  # a text that is too long ends in an ellipsis, instead of taking several lines
 
 
 def write_table(
@@ -167,8 +160,8 @@ def guarded(text: str) -> str:
     >>> guarded("=1+1"), guarded("'quoted"), guarded("plain")
     ("'=1+1", "''quoted", 'plain')
     """
-    seen = (letter for letter in text if not letter.isspace() and category(letter) not in _UNSEEN)
-    return f"'{text}" if normalize("NFKC", next(seen, " ")).startswith(_FORMULA) else text
+    visible = (letter for letter in text if not letter.isspace() and category(letter) not in _UNSEEN)
+    return f"'{text}" if normalize("NFKC", next(visible, " ")).startswith(_FORMULA) else text
 
 
 def _write_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

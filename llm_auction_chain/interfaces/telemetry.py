@@ -110,7 +110,6 @@ class OpenTelemetryHandler(BaseCallbackHandler):
 
 
 def _attributes(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an event's data as attributes of a span."""
     attributes: dict[str, Any] = {}
     for name, value in data.items():
         if isinstance(value, Mapping):

@@ -1,5 +1,6 @@
 """Ed25519 signatures, made by the library `cryptography`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,7 @@ def load_private_key(source: str | Path | bytes, password: bytes | None = None) 
         MissingDependencyError: `cryptography` is not installed.
     """
     keys, serialization = _library()
-    try:
-        key = serialization.load_pem_private_key(_read(source), password)
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"The private key cannot be read: {error}") from error
-    return _check_kind(key, keys.Ed25519PrivateKey)
+    return _load(source, "private", keys.Ed25519PrivateKey, serialization.load_pem_private_key, password)
 
 
 def load_public_key(source: str | Path | bytes) -> Any:
@@ -29,11 +26,7 @@ def load_public_key(source: str | Path | bytes) -> Any:
         MissingDependencyError: `cryptography` is not installed.
     """
     keys, serialization = _library()
-    try:
-        key = serialization.load_pem_public_key(_read(source))
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"The public key cannot be read: {error}") from error
-    return _check_kind(key, keys.Ed25519PublicKey)
+    return _load(source, "public", keys.Ed25519PublicKey, serialization.load_pem_public_key)
 
 
 def signature_of(digest: str, key: Any) -> tuple[str, str]:
@@ -80,10 +73,11 @@ def _check_kind(key: Any, kind: type) -> Any:
     return key
 
 
-def _read(source: str | Path | bytes) -> bytes:
-    if isinstance(source, bytes):
-        return source
+def _load(source: str | Path | bytes, name: str, kind: type, load: Callable[..., Any], *password: bytes | None) -> Any:
     try:
-        return Path(source).read_bytes()
+        key = load(source if isinstance(source, bytes) else Path(source).read_bytes(), *password)
     except OSError as error:
-        raise ConfigurationError(f"{source} cannot be read: {error.strerror or error}.") from error
+        raise ConfigurationError(f"{source!s} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"The {name} key cannot be read: {error}") from error
+    return _check_kind(key, kind)
