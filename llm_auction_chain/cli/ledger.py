@@ -191,10 +191,6 @@ def open_ledger(options: Namespace, *, creates: bool = False, **settings: Any) -
     """Return the ledger of `--url`, else of the environment, else of the file `llm_auction.db`, with its settings.
 
     Unless the command `creates` a ledger, there must be one: the path may be mistyped.
-
-    Raises:
-        ConfigurationError: it is not a database URL, or there is no ledger.
-        MissingDependencyError: the ledger, or the database, needs an extra.
     """
     from llm_auction_chain.ledger import Ledger
 
@@ -249,9 +245,6 @@ def _check_exists(url: "URL") -> None:
 
 def read_time(text: str, option: str) -> datetime:
     """Return the ISO date (its first moment) or time that an option gives. Without a zone it is UTC.
-
-    Raises:
-        ConfigurationError: it is neither.
 
     >>> read_time("2026-11-02", "--since").isoformat(), read_time("2026-11-02T01:00+02:00", "--since").isoformat()
     ('2026-11-02T00:00:00+00:00', '2026-11-01T23:00:00+00:00')

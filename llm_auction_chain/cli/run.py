@@ -109,11 +109,7 @@ def _load_model(name: str | None, max_tokens: int, bars: Bars, loading: Any) -> 
 
 
 def load_agents(path: Path | None) -> "list[Agent]":
-    """Return the agents of a YAML file; None reads the one that ships with the package.
-
-    Raises:
-        ConfigurationError: the file cannot be read, or is not a list of agents.
-    """
+    """Return the agents of a YAML file; None reads the one that ships with the package."""
     where = "the default agents" if path is None else str(path)
     try:
         source = files("llm_auction_chain") / "agents.yaml" if path is None else path

@@ -56,11 +56,7 @@ def _balance(options: Namespace) -> int:
 
 
 def _accounts(ledger: "Ledger", owner: str | None, currency: str | None) -> "list[Account]":
-    """Return the accounts of an owner and a currency, or of all.
-
-    Raises:
-        ConfigurationError: the owner has none: the name may be mistyped.
-    """
+    """Return the accounts of an owner and a currency, or of all. An owner without one may be mistyped."""
     of_owner = [account for account in ledger.accounts() if owner in (None, account.owner)]
     accounts = [account for account in of_owner if currency in (None, account.currency)]
     if owner is not None and not accounts:
@@ -130,11 +126,7 @@ def _exported(entry: "Entry") -> dict[str, Any]:
 
 
 def _period(options: Namespace) -> tuple[datetime | None, datetime | None]:
-    """Return the first moment of a period, and the first one after it; None is open.
-
-    Raises:
-        ConfigurationError: the options are not times, or not a period.
-    """
+    """Return the first moment of a period, and the first one after it; None is open."""
     if options.month is not None:
         if options.since is not None or options.until is not None:
             raise ConfigurationError("--month is a period of its own; leave out --since and --until.")

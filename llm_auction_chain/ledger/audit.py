@@ -23,12 +23,7 @@ _b, _e = tables.bookings.c, tables.entries.c
 
 
 def verify(connection: Connection, *, head: str | None = None) -> Audit:
-    """Return the differences between the chain, its hashes, and all that follows from it.
-
-    Args:
-        connection: sees one state of the database.
-        head: a hash that must be in the chain.
-    """
+    """Return the differences between the chain, its hashes, and all that follows from it; `head` must be in it."""
     differences: list[str] = []
     replay = _Replay(differences.append)
     sections: tuple[Callable[[], Iterator[str]], ...] = (
@@ -53,28 +48,16 @@ def verify(connection: Connection, *, head: str | None = None) -> Audit:
 
 
 class _Replay:
-    """Reads the chain and repeats its bookings.
-
-    Args:
-        report: called with each difference that is no ledger's doing.
-
-    Attributes:
-        last: the last booking.
-        count: number of bookings.
-        accounts: balance and held by owner and currency.
-        auctions: their states; the nonce is replaced by its digest.
-        scales: decimals by currency.
-        sums: cash and revenue by currency.
-    """
+    """Reads the chain and repeats its bookings. It calls `report` with each difference that is no ledger's doing."""
 
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
         self.last = BookingRow()
         self.count = 0
-        self.accounts: dict[tuple[str, str], tuple[int, int]] = {}
-        self.auctions: dict[str, AuctionRow] = {}
-        self.scales: dict[str, int] = {}
-        self.sums: dict[str, tuple[int, int]] = {}
+        self.accounts: dict[tuple[str, str], tuple[int, int]] = {}  # balance and held by owner and currency
+        self.auctions: dict[str, AuctionRow] = {}  # with the digest of the nonce in place of the nonce
+        self.scales: dict[str, int] = {}  # decimals by currency
+        self.sums: dict[str, tuple[int, int]] = {}  # cash and revenue by currency
         self._unreversed: dict[str, int] = {}
 
     def read(self, connection: Connection, head: str | None) -> Iterator[str]:

@@ -53,10 +53,7 @@ def evidence_of(text: str) -> str:
 def key_of(kind: str, *parts: str, number: int = 0) -> str:
     """Return the unique key of a booking. Different parts never give the same key.
 
-    Args:
-        kind: of the booking.
-        parts: the auction's id, or whatever else makes the booking unique.
-        number: tells bookings of the same kind and parts apart; 0 adds nothing to the key.
+    A `number` other than 0 is added to it, for bookings of the same kind and parts.
 
     >>> key_of("charge", "a-1"), key_of("reversal", "a:1", "x"), key_of("hold", "a-1", number=2)
     ('charge:a-1', 'reversal:a%3A1:x', 'hold:a-1:2')
@@ -73,6 +70,5 @@ def request_of(kind: str, subject: str, currency: str, amounts: Mapping[str, Dec
     """
     millionths = {owner: in_units(amount, FINEST)[0] for owner, amount in amounts.items()}
     spelled = sorted([owner, str(amount)] for owner, amount in millionths.items() if amount or kind != "charge")
-    return digest_without_floats(
-        {"kind": kind, "subject": subject, "currency": currency, "amounts": spelled, "reply": reply}
-    )
+    request = {"kind": kind, "subject": subject, "currency": currency, "amounts": spelled, "reply": reply}
+    return digest_without_floats(request)

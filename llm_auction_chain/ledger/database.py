@@ -34,16 +34,11 @@ _SQLITE_ADVICE = {
 
 
 class Database:
-    """Runs units of work, each in one transaction. Its first use creates the schema in an empty database.
-
-    Attributes:
-        url: of the database.
-        scales: decimals of the currencies that transactions have read.
-    """
+    """Runs units of work, each in one transaction. Its first use creates the schema in an empty database."""
 
     def __init__(self, url: str | URL) -> None:
         self.url = _checked(url)
-        self.scales: dict[str, int] = {}
+        self.scales: dict[str, int] = {}  # decimals of the currencies that transactions have read
         self._engine = _engine(self.url)
         self._opened: tuple[Engine, Engine] | None = None
         weakref.finalize(self, self._engine.dispose)

@@ -2,14 +2,14 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import URL, ColumnElement, Connection
+from sqlalchemy import URL, Connection
 
 from llm_auction_chain.errors import LedgerError, LedgerUnavailableError
 from llm_auction_chain.ledger import arguments as check
@@ -183,8 +183,7 @@ class Ledger:
             LedgerUnavailableError: the database cannot be used; this ledger cancels the auction before its next hold.
         """
         auction_id, reason = check.checked_name("auction_id", auction_id), check.checked_text("reason", reason)
-        if receipt is not None:
-            receipt = check.checked_text("receipt", receipt)
+        receipt = None if receipt is None else check.checked_text("receipt", receipt)
         self._uncancelled[auction_id, receipt] = reason
         try:
             self._write(lambda writer: operations.cancel(writer, auction_id, reason, receipt))
@@ -212,8 +211,7 @@ class Ledger:
             ChargeConflictError: the auction was not charged, or not to this owner.
         """
         auction_id, reason = check.checked_name("auction_id", auction_id), check.checked_text("reason", reason)
-        if owner is not None:
-            owner = check.checked_name("owner", owner)
+        owner = None if owner is None else check.checked_name("owner", owner)
         return queries.booking_record(self._write(lambda writer: operations.reverse(writer, auction_id, owner, reason)))
 
     def deposit(
@@ -309,7 +307,7 @@ class Ledger:
         )
         return self._pages(chosen)
 
-    def _pages(self, chosen: Sequence[ColumnElement[bool]]) -> Iterator[Entry]:
+    def _pages(self, chosen: queries.Conditions) -> Iterator[Entry]:
         last, place = self.head().seq, (0, -1)
         while page := self._database.read(
             lambda connection: queries.entries_after(connection, place, last, chosen)  # noqa: B023 - called at once

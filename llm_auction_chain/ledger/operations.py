@@ -40,18 +40,13 @@ def hold(
     scale = writer.scale(currency)
     units = units_of(most, scale)
     writer.load(units, currency)
-    lines = [
-        Line(owner, 0, amount, 0)
-        for owner, (amount, _) in units.items()
-        if writer.covers(owner, currency, scale, amount)
-    ]
+    covered = {owner: amount for owner, (amount, _) in units.items() if writer.covers(owner, currency, scale, amount)}
     until = checked_time("The end of the hold", writer.now + hold_for)
     nonce = auction.nonce or secrets.token_hex(32)
     auction = replace(auction, currency=currency)  # one that was voided before its first hold has none yet
-    row = _row(
-        "hold", auction, scale, auction.holds and auction.holds + 1, request=request, evidence=evidence_of(nonce)
-    )
-    booking = writer.append(row._replace(note=until), lines)
+    number = auction.holds and auction.holds + 1
+    row = _row("hold", auction, scale, number, request=request, note=until, evidence=evidence_of(nonce))
+    booking = writer.append(row, [Line(owner, 0, amount, 0) for owner, amount in covered.items()])
     auction = replace(auction, hold_seq=booking.row.seq, close_seq=None, holds=auction.holds + 1)
     writer.set_auction(auction, state="held", expires_at=until, nonce=nonce)
     return booking, nonce

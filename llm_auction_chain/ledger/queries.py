@@ -1,7 +1,7 @@
 """Queries that return the ledger's records."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from operator import eq, ge, lt
@@ -21,11 +21,12 @@ from sqlalchemy import (
 )
 
 from llm_auction_chain.ledger import tables
-from llm_auction_chain.ledger.chain import key_of
+from llm_auction_chain.ledger.chain import BookingRow, key_of
 from llm_auction_chain.ledger.records import Account, Booking, Charge, ChargeLine, Entry, Head, Hold, Totals
 from llm_auction_chain.ledger.transaction import AuctionRow, Booked, by_key
 from llm_auction_chain.money import FINEST, from_units, plus
 
+Conditions = list[ColumnElement[bool]]
 PAGE = 1000  # rows of one query
 _CASH, _REVENUE = ("deposit", "withdrawal"), ("charge", "reversal")
 _b, _e = tables.bookings.c, tables.entries.c
@@ -63,16 +64,17 @@ def _entry(row: Any, number: int, owner: str, amount: int, held: int, residual: 
     )
 
 
+def _of_auction(row: BookingRow) -> dict[str, Any]:
+    at = datetime.fromisoformat(row.at)
+    return {"auction_id": row.auction_id, "currency": row.currency, "seq": row.seq, "hash": row.hash, "at": at}
+
+
 def hold_record(booking: Booked, nonce: str, most: Mapping[str, Decimal]) -> Hold:
     """Return the record of a hold; `most` is the request."""
     row = booking.row
     amounts = {line.owner: from_units(line.held, row.scale) for line in booking.lines}
     return Hold(
-        auction_id=str(row.auction_id),
-        currency=row.currency,
-        seq=row.seq,
-        hash=row.hash,
-        at=datetime.fromisoformat(row.at),
+        **_of_auction(row),
         expires_at=datetime.fromisoformat(row.note),
         amounts=amounts,
         without_cover=tuple(owner for owner in most if owner not in amounts),
@@ -88,11 +90,7 @@ def charge_record(booking: Booked) -> Charge:
         for owner, amount, _, residual in booking.lines
     )
     return Charge(
-        auction_id=str(row.auction_id),
-        currency=row.currency,
-        seq=row.seq,
-        hash=row.hash,
-        at=datetime.fromisoformat(row.at),
+        **_of_auction(row),
         lines=lines,
         total=from_units(-sum(line.amount for line in booking.lines), row.scale),
         receipt=row.receipt,
@@ -168,17 +166,13 @@ def _with_entries(*columns: Any) -> Select[Any]:
     return select(*columns).join_from(tables.bookings, tables.entries, _b.seq == _e.seq)
 
 
-def conditions(
-    owner: str | None, currency: str | None, since: str | None, until: str | None
-) -> list[ColumnElement[bool]]:
+def conditions(owner: str | None, currency: str | None, since: str | None, until: str | None) -> Conditions:
     """Return the conditions for the entries of an account from a time to before another; None is all."""
     chosen = ((_e.owner, eq, owner), (_b.currency, eq, currency), (_b.at, ge, since), (_b.at, lt, until))
     return [compare(column, value) for column, compare, value in chosen if value is not None]
 
 
-def entries_after(
-    connection: Connection, place: tuple[int, int], last: int, chosen: Sequence[ColumnElement[bool]]
-) -> list[Entry]:
+def entries_after(connection: Connection, place: tuple[int, int], last: int, chosen: Conditions) -> list[Entry]:
     """Return a page of the chosen entries that follow a place (seq, line), up to a last booking."""
     booking = _b["seq", "kind", "auction_id", "currency", "at", "scale", "note"]
     query = _with_entries(*booking, *_e["line", "owner", "amount", "held", "residual"])

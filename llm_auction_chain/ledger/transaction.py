@@ -30,27 +30,16 @@ class Booked(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AuctionRow:
-    """A row of `auctions`: the state of one auction.
-
-    Attributes:
-        auction_id: of the auction.
-        currency: of its amounts.
-        state: `held`, `charged`, `voided`, `expired`, `cancelled` or `reversed`; empty for an unknown auction.
-        expires_at: end of its latest hold.
-        hold_seq: booking of its latest hold.
-        close_seq: booking that closed it; the charge where there was one.
-        holds: number of its holds.
-        nonce: made with the first hold and kept by all.
-    """
+    """A row of `auctions`: the state of one auction."""
 
     auction_id: str
     currency: str
-    state: str = ""
-    expires_at: str | None = None
-    hold_seq: int | None = None
-    close_seq: int | None = None
-    holds: int = 0
-    nonce: str = ""
+    state: str = ""  # `held`, `charged`, `voided`, `expired`, `cancelled` or `reversed`; empty for an unknown auction
+    expires_at: str | None = None  # end of its latest hold
+    hold_seq: int | None = None  # booking of its latest hold
+    close_seq: int | None = None  # booking that closed it; the charge where there was one
+    holds: int = 0  # number of its holds
+    nonce: str = ""  # made with the first hold and kept by all
 
     @classmethod
     def of(cls, row: Any) -> "AuctionRow":
@@ -71,24 +60,19 @@ def _upsert(table: Any) -> dict[str, Any]:
 _HEAD = select(tables.head).where(tables.head.c.id == 1).with_for_update()
 _PLACE: dict[str, Any] = {name: bindparam(name) for name in ("seq", "hash", "at")}
 _NEXT = update(tables.head).where(tables.head.c.id == literal_column("1")).values(_PLACE)
-_AUCTION_AND_ACCOUNTS = select(tables.auctions, *tables.accounts.c["owner", "balance", "held"]).select_from(
+_a = tables.accounts.c
+_OF_OWNERS = (_a.currency == bindparam("of")) & _a.owner.in_(bindparam("owners", expanding=True))
+_ACCOUNTS = select(tables.accounts).where(_OF_OWNERS)
+_AUCTION_AND_ACCOUNTS = select(tables.auctions, *_a["owner", "balance", "held"]).select_from(
     select(literal(1).label("one"))
     .subquery()
     .outerjoin(tables.auctions, tables.auctions.c.auction_id == bindparam("auction_id"))
-    .outerjoin(
-        tables.accounts,
-        (tables.accounts.c.currency == bindparam("of"))
-        & tables.accounts.c.owner.in_(bindparam("owners", expanding=True)),
-    )
+    .outerjoin(tables.accounts, _OF_OWNERS)
 )
 _INSERT_BOOKINGS, _INSERT_ENTRIES = insert(tables.bookings), insert(tables.entries)
 _INSERT_RECEIPTS = insert(tables.receipts)
 _UPSERT_ACCOUNTS, _UPSERT_AUCTIONS = _upsert(tables.accounts), _upsert(tables.auctions)
 _SCALE = select(tables.currencies.c.scale).where(tables.currencies.c.code == bindparam("code"))
-_ACCOUNTS = select(tables.accounts).where(
-    tables.accounts.c.currency == bindparam("currency"),
-    tables.accounts.c.owner.in_(bindparam("owners", expanding=True)),
-)
 _LINES = (
     select(*tables.entries.c["seq", "owner", "amount", "held", "residual"])
     .where(tables.entries.c.seq.in_(bindparam("seqs", expanding=True)))
@@ -130,17 +114,8 @@ def by_key(connection: Connection, key: str) -> Booked | None:
 class Writer:
     """Reads and appends within one transaction. It holds the lock of all writers until the transaction ends.
 
-    Args:
-        connection: in a transaction of its own.
-        scales: the caller's decimals by currency.
-        credit: how far a balance may fall below zero.
-        now: the caller's time.
-        known: decimals by currency that earlier transactions have read; they never change. The writer adds to them.
-
-    Attributes:
-        connection: of the transaction.
-        now: the caller's time.
-        at: time of its bookings: now, or the time of the last booking where that is later.
+    `scales`, `credit` and `now` are the caller's. `known` are decimals by currency that earlier transactions have read;
+    they never change, and the writer adds to them. Bookings are dated `at`: now, or as the last one if that is later.
     """
 
     def __init__(
@@ -195,11 +170,7 @@ class Writer:
         return [(kind, receipt) for kind, receipt in self.connection.execute(_SHARES, {"auction_id": auction_id})]
 
     def scale(self, currency: str) -> int:
-        """Return a currency's decimals, which its first booking sets.
-
-        Raises:
-            ConfigurationError: the caller's setting is another one.
-        """
+        """Return a currency's decimals, which its first booking sets. The caller's setting must agree."""
         wanted = self._scales.get(currency)
         stored = self._known.get(currency)
         if stored is None:
@@ -221,7 +192,7 @@ class Writer:
         missing = [owner for owner in owners if (owner, currency) not in self._accounts]
         self._accounts.update({(owner, currency): [0, 0] for owner in missing})
         for start in range(0, len(missing), _AT_ONCE):
-            values = {"currency": currency, "owners": missing[start : start + _AT_ONCE]}
+            values = {"of": currency, "owners": missing[start : start + _AT_ONCE]}
             for row in self.connection.execute(_ACCOUNTS, values):
                 self._accounts[row.owner, currency] = [row.balance, row.held]
 
@@ -235,11 +206,7 @@ class Writer:
         return self.free(owner, currency) + whole_units(self._credit, scale) >= amount
 
     def append(self, row: BookingRow, lines: Sequence[Line]) -> Booked:
-        """Give a booking its place at the end of the chain, and change the accounts of its entries.
-
-        Raises:
-            LedgerError: a balance would not fit into 64 bits.
-        """
+        """Give a booking its place at the end of the chain, and change the accounts of its entries."""
         row = row._replace(seq=self._seq + 1, at=self.at, previous=self._hash)
         row = row._replace(hash=hash_of(row, lines))
         self.load((line.owner for line in lines), row.currency)
@@ -308,11 +275,7 @@ def _pipeline(connection: Connection) -> Iterator[None]:
 
 
 def units_of(amounts: Mapping[str, Decimal], scale: int) -> dict[str, tuple[int, int]]:
-    """Return amounts by owner in units of the currency, with residuals in millionths.
-
-    Raises:
-        ConfigurationError: an amount does not fit into 64 bits.
-    """
+    """Return amounts by owner in units of the currency, with residuals in millionths."""
     units = {owner: in_units(amount, scale) for owner, amount in amounts.items()}
     for owner, (whole, _) in units.items():
         if abs(whole) > LARGEST:

@@ -19,19 +19,10 @@ _WIDE = 512.0  # reports of more tau may overflow exp: settle then sums over the
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Figures:
-    """The figures that follow from the reports, weights, terms and seed of a receipt.
+    """What follows from the reports, weights, terms and seed of a receipt. Amounts are of each agent in it, money."""
 
-    Attributes:
-        log_probabilities: (M,), log p, nats.
-        noise: (M,), the Gumbel noise of the draw.
-        winner: index of the candidate that is drawn.
-        contributions: of each agent in the receipt, money.
-        expected: of each, money.
-        payments: of each, money.
-    """
-
-    log_probabilities: FloatArray
-    noise: FloatArray
+    log_probabilities: FloatArray  # (M,), nats
+    noise: FloatArray  # (M,), the Gumbel noise of the draw
     winner: int
     contributions: FloatArray
     expected: FloatArray
@@ -40,33 +31,18 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Margin:
-    """How far the stated amounts of one owner may be off, money. Other owners' reports matter only through log p.
+    """How far the stated amounts of one owner may be off, money. Other owners' reports matter only through log p."""
 
-    Attributes:
-        agents: positions of the owner's agents.
-        spread: `max_j - min_j` of the sum of their reports: an upper bound of the payment under every rule.
-        contribution: tolerance of each agent's contribution.
-        expected: tolerance of the owner's expected payment.
-        payment: tolerance of the owner's payment for this draw.
-        split: share of these amounts by which their division among the agents may be off; 0 for a single agent.
-    """
-
-    agents: Sequence[int]
-    spread: float
-    contribution: float
-    expected: float
-    payment: float
-    split: float
+    agents: Sequence[int]  # positions of the owner's agents
+    spread: float  # `max_j - min_j` of the sum of their reports: an upper bound of the payment under every rule
+    contribution: float  # tolerance of each agent's contribution
+    expected: float  # tolerance of the owner's expected payment
+    payment: float  # tolerance of the owner's payment for this draw
+    split: float  # share of these amounts by which their division among the agents may be off; 0 for a single agent
 
 
 def figures_of(record: Receipt | AgentView) -> Figures:
-    """Recompute the figures of a receipt or a view.
-
-    Raises:
-        AuctionError: no auction can have such terms or reports.
-        ValueError: lists differ in length.
-        ArithmeticError: a figure exceeds all bounds.
-    """
+    """Recompute the figures of a receipt or a view; an error says why no auction can have its terms or reports."""
     with np.errstate(all="ignore"):
         return _figures_of_view(record) if isinstance(record, AgentView) else _figures_of_receipt(record)
 

@@ -69,31 +69,18 @@ def open_auction(
         ("reply" if shown else "unshown reply", [one.message]) for one, shown in zip(candidates, possible, strict=True)
     ]
     prompt_digest, *reply_digests = message_digests(salt, [("prompt", prompt), *replies])
-    plain = printable(
-        {
-            "terms": terms,
-            "draws": {
-                "components": [{"component": name, "draws": count} for name, count in components],
-                "candidates": [
-                    {"component": one.component, "draws": one.draws, "excluded": one.excluded} for one in candidates
-                ],
-            },
-            "agents": {
-                "agents": [
-                    {
-                        "agent": agent.name,
-                        "owner": agent.payer,
-                        "pays": agent.pays,
-                        "report_cap": None if cap is None else float(cap),
-                    }
-                    for agent, cap in zip(agents, caps, strict=True)
-                ],
-                "left_out": left_out,
-                "bypassed": bypassed,
-            },
-            "auction_id": auction_id,
-        }
-    )
+    draws = {
+        "components": [{"component": name, "draws": count} for name, count in components],
+        "candidates": [
+            {"component": one.component, "draws": one.draws, "excluded": one.excluded} for one in candidates
+        ],
+    }
+    bidders = [
+        {"agent": one.name, "owner": one.payer, "pays": one.pays, "report_cap": None if cap is None else float(cap)}
+        for one, cap in zip(agents, caps, strict=True)
+    ]
+    part = {"agents": bidders, "left_out": left_out, "bypassed": bypassed}
+    plain = printable({"terms": terms, "draws": draws, "agents": part, "auction_id": auction_id})
     parts = {
         "terms": {**plain["terms"], "prompt": prompt_digest},
         "seed": str(seed),

@@ -245,7 +245,7 @@ class ProposalConformance:
         from llm_auction_chain import Agent, AuctionRunnable
 
         agents = [
-            Agent(f"agent {k}", _Counts("abc"[k % 3], rewards[k % len(rewards)]), context=description)
+            Agent(f"agent {k}", _counts("abc"[k % 3], rewards[k % len(rewards)]), context=description)
             for k, description in enumerate(self.descriptions())
         ]
         auction = AuctionRunnable(
@@ -259,14 +259,9 @@ class ProposalConformance:
         assert all(left.same_law(right) for left, right in zip(one[0], other[0], strict=True))
 
 
-class _Counts:
-    """A reward: an amount for each time that a letter occurs."""
-
-    def __init__(self, letter: str, amount: float) -> None:
-        self.letter, self.amount = letter, amount
-
-    def score(self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage]) -> list[float]:  # noqa: ARG002
-        return [self.amount * reply.text.count(self.letter) for reply in replies]
+def _counts(letter: str, amount: float) -> Callable[[Sequence[BaseMessage], AIMessage], float]:
+    """Return a reward: an amount for each time that a letter occurs."""
+    return lambda prompt, reply: amount * reply.text.count(letter)  # noqa: ARG005
 
 
 def _length(prompt: Sequence[BaseMessage]) -> int:
@@ -466,10 +461,8 @@ class LedgerConformance:
         charge = ledger.charge("x", {"A": Decimal("7.125"), "B": Decimal("-2.5")})
         balances = sum(balance for balance, _ in self._accounts(ledger))
         assert balances + charge.total == sum(self.deposits.values())
-        assert {line.owner: line.amount + line.residual for line in charge.lines} == {
-            "A": Decimal("7.125"),
-            "B": Decimal("-2.5"),
-        }
+        exact = {line.owner: line.amount + line.residual for line in charge.lines}
+        assert exact == {"A": Decimal("7.125"), "B": Decimal("-2.5")}
 
     def test_a_void_releases_the_hold_and_may_be_repeated(self) -> None:
         """A late charge is refused; the same hold may be made again and has the same nonce."""

@@ -58,9 +58,8 @@ class MarkovChatModel(BaseChatModel):
             model = handler(data)
         except ValidationError as error:
             first = error.errors()[0]
-            raise refuse(
-                ".".join(map(str, first["loc"])), "a valid value", first["input"], f"{first['msg']}."
-            ) from error
+            field = ".".join(map(str, first["loc"]))
+            raise refuse(field, "a valid value", first["input"], f"{first['msg']}.") from error
         model._check_chain()  # noqa: SLF001 - its own
         return model
 

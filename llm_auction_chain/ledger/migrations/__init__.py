@@ -18,11 +18,7 @@ _ALEMBIC = Lock()  # its context is one for the whole process
 
 
 def is_current(connection: Connection) -> bool:
-    """Return whether the schema is the newest; False where there is none.
-
-    Raises:
-        LedgerError: it is an older or a newer one.
-    """
+    """Return whether the schema is the newest; False where there is none. An older or a newer one is an error."""
     revision = _revision(connection)
     if revision in (None, tables.REVISION):
         return revision is not None
