@@ -59,11 +59,6 @@ class CallScope:
     progress: ProgressHook | None = None
     config: RunnableConfig = field(default_factory=RunnableConfig)
 
-    def __post_init__(self) -> None:
-        """Refuse a progress hook that cannot be called."""
-        if self.progress is not None and not callable(self.progress):
-            raise refuse("progress", "a function of a Progress", self.progress)
-
 
 class AuctionBase(AuctionSettings):
     """An auction behind one of LangChain's interfaces."""
@@ -157,7 +152,7 @@ class AuctionBase(AuctionSettings):
         **kwargs: Any,
     ) -> AuctionResult:
         """Hold an auction and return the whole result: candidates, reports, settlement, reply."""
-        scope = replace(self._new_scope(), progress=progress)
+        scope = self._scope_of_run(progress)
         with scope.delivery:
             _as_runnable(self._with(scope)).invoke(input, config, **kwargs)
         return scope.delivery.results[0]
@@ -171,7 +166,7 @@ class AuctionBase(AuctionSettings):
         **kwargs: Any,
     ) -> AuctionResult:
         """Do what `run` does, in an event loop."""
-        scope = replace(self._new_scope(), progress=progress)
+        scope = self._scope_of_run(progress)
         async with scope.delivery:
             await _as_runnable(self._with(scope)).ainvoke(input, config, **kwargs)
         return scope.delivery.results[0]
@@ -182,6 +177,11 @@ class AuctionBase(AuctionSettings):
         if outer is None:
             return CallScope(delivery=Delivery(ledger), config=config or RunnableConfig())
         return replace(outer, delivery=Delivery(ledger, outer.delivery), config=config or outer.config)
+
+    def _scope_of_run(self, progress: ProgressHook | None) -> CallScope:
+        if progress is not None and not callable(progress):
+            raise refuse("progress", "a function of a Progress", progress)
+        return replace(self._new_scope(), progress=progress)
 
     def _with(self, scope: CallScope) -> Self:
         """Return a copy that serves one call."""

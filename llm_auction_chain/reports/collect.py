@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 from langchain_core.callbacks import BaseCallbackManager
@@ -110,11 +111,9 @@ class _Round:
     ) -> None:
         self._agents, self._terms, self._progress, self._n = agents, terms, progress, len(replies)
         self._outcomes: dict[int, Any] = {}
-        self._copies = copies_of(prompt, replies)
         ratios = [log_ratios_of(agent.reward) for agent in agents]
-        groups = groups_by_reward(
-            (ratio for own in ratios for ratio in own), prompt, replies, scorer=terms.scorer, law=terms.law
-        )
+        groups = groups_by_reward(chain.from_iterable(ratios), prompt, replies, scorer=terms.scorer, law=terms.law)
+        self._copies = copies_of(prompt, replies)
         self._groups = list(groups.values())
         here = copy_context()
         here.run(asked_by.set, terms.asked_by)
