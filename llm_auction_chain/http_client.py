@@ -125,7 +125,7 @@ class JsonSession:
 
     async def get(self, path: str) -> Any:
         """Return the answer to a GET."""
-        return await self._answer("GET", path, None)
+        return await self._answer("GET", path)
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Return the answer to a POST."""
@@ -136,7 +136,7 @@ class JsonSession:
         calls = [partial(self.post, path, body) for body in bodies]
         return await self._waiter.together(calls, most=self._max_concurrency)
 
-    async def _answer(self, method: str, path: str, body: Any) -> Any:
+    async def _answer(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         async def attempt() -> Any:
             send = partial(self._client.request, method, path, json=body)
             response = (await self._waiter.either(send, send)).raise_for_status()
@@ -446,10 +446,9 @@ def _look_up(host: str, port: int) -> list[str]:
 
 
 def _check_head(response: httpcore.Response, bidder: Bidder) -> None:
-    if response.status in _REDIRECTS:
-        raise ConnectionError(f"{bidder.name} answered with status {response.status}; redirects are not followed.")
     if response.status != _OK:
-        raise ConnectionError(f"{bidder.name} answered with status {response.status}; it must be 200.")
+        hint = "redirects are not followed" if response.status in _REDIRECTS else "it must be 200"
+        raise ConnectionError(f"{bidder.name} answered with status {response.status}; {hint}.")
     encodings = [value.strip().lower() for name, value in response.headers if name.lower() == b"content-encoding"]
     if any(encoding != b"identity" for encoding in encodings):
         raise RewardError(f"{bidder.name} compressed its answer; it must not.")

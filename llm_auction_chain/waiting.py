@@ -30,6 +30,8 @@ from llm_auction_chain.threads import attempt, in_thread, outcomes_of
 __all__ = ["AWAITING", "BLOCKING", "Waiter", "run"]
 
 T = TypeVar("T")
+Calls = Sequence[Callable[[], Coroutine[Any, Any, T]]]
+Progress = Callable[[int], None] | None
 
 
 class Waiter(ABC):
@@ -49,13 +51,7 @@ class Waiter(ABC):
         """
 
     @abstractmethod
-    async def together(
-        self,
-        calls: Sequence[Callable[[], Coroutine[Any, Any, T]]],
-        *,
-        most: int | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[T]:
+    async def together(self, calls: Calls[T], *, most: int | None = None, progress: Progress = None) -> list[T]:
         """Return the results of calls that run side by side: each in a thread, or all in the loop.
 
         Raises the first error as soon as it occurs. No further call begins then, and a loop cancels those under way.
@@ -81,13 +77,7 @@ class _Blocking(Waiter):
         return call()
 
     @override
-    async def together(
-        self,
-        calls: Sequence[Callable[[], Coroutine[Any, Any, T]]],
-        *,
-        most: int | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[T]:
+    async def together(self, calls: Calls[T], *, most: int | None = None, progress: Progress = None) -> list[T]:
         if len(calls) == 1:  # needs no thread
             only = _finish(calls[0])
             if progress is not None:
@@ -120,13 +110,7 @@ class _Awaiting(Waiter):
         return await (asyncio.shield(waiting) if shield else waiting)
 
     @override
-    async def together(
-        self,
-        calls: Sequence[Callable[[], Coroutine[Any, Any, T]]],
-        *,
-        most: int | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[T]:
+    async def together(self, calls: Calls[T], *, most: int | None = None, progress: Progress = None) -> list[T]:
         gate = asyncio.Semaphore(most or len(calls) or 1)
         returned = itertools.count(1)
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -92,9 +92,9 @@ async def collect(
     asking = _Round(agents, prompt, replies, terms or Terms(), config, progress or (lambda _: None))
     try:
         await waiter.either(asking.ask_in_threads, asking.ask_in_loop)
+        return asking.reports()
     finally:
         asking.stop()
-    return asking.reports()
 
 
 class _Round:
@@ -117,23 +117,19 @@ class _Round:
         self._groups = list(groups.values())
         here = copy_context()
         here.run(asked_by.set, terms.asked_by)
-        self._contexts: list[Context] = []
-        self._configs: list[RunnableConfig | None] = []
-        for own_ratios in ratios:
-            context, own_config = here.copy(), _own(config)
+        self._contexts = [here.copy() for _ in agents]
+        self._configs = [_own(config) for _ in agents]
+        for context, own_config, own_ratios in zip(self._contexts, self._configs, ratios, strict=True):
             if own_config is not None:
                 context.run(var_child_runnable_config.set, own_config)
             if own_ratios:
                 context.run(groups_of_agent.set, {ratio: groups[ratio] for ratio in own_ratios})
-            self._contexts.append(context)
-            self._configs.append(own_config)
 
     def ask_in_threads(self) -> None:
         """Ask every agent in a thread."""
         calls = [partial(self._outcome_in_thread, k) for k in range(len(self._agents))]
         for k, outcome in outcomes_of(calls, self._terms.timeout):
             self._note(k, outcome)
-        self._close()
 
     async def ask_in_loop(self) -> None:
         """Ask async agents in the running loop, and the others in threads."""
@@ -164,19 +160,16 @@ class _Round:
                 await asyncio.sleep(0)  # they clean up before the caller may close this loop
         while not arrived.empty():
             self._note(*arrived.get_nowait())
-        self._close()
 
     def stop(self) -> None:
-        """Tell scorers that nothing waits for them any more."""
+        """Let scorers give up, because nothing waits for them any more."""
         for group in self._groups:
             group.stop()
 
     def reports(self) -> list[Report]:
-        """Return all reports, zero for agents that failed or were late.
-
-        Raises:
-            RewardError: one failed and `on_agent_error` is `raise`.
-        """
+        """Return all reports: zero for agents that failed, and for those that are late by now."""
+        if len(self._outcomes) < len(self._agents):
+            self._progress(len(self._agents))
         return [self._report(k) for k in range(len(self._agents))]
 
     def _outcome_in_thread(self, k: int) -> Any:
@@ -186,8 +179,8 @@ class _Round:
             value = run(self._ask(k, BLOCKING))
             return value if isinstance(value, Future) else self._read(k, value)
 
-        outcome = self._contexts[k].run(attempt, answer)
-        return outcome[0] if isinstance(outcome[0], Future) else outcome
+        value, error = self._contexts[k].run(attempt, answer)
+        return value if isinstance(value, Future) else (value, error)
 
     def _begin(self, k: int, arrived: "asyncio.Queue[tuple[int, Any]]") -> "asyncio.Task[Any]":
         """Ask an agent in a task of the running loop."""
@@ -220,21 +213,18 @@ class _Round:
         self._outcomes[k] = outcome
         self._progress(len(self._outcomes))
 
-    def _close(self) -> None:
-        if len(self._outcomes) < len(self._agents):
-            self._progress(len(self._agents))
-
     def _report(self, k: int) -> Report:
-        late = f"did not report within {self._terms.timeout} s"
+        report: Report | None
         report, error = self._outcomes.get(k, (None, None))
         if report is not None:
-            return report  # type: ignore[no-any-return]
+            return report
         name = self._agents[k].name
         if error is None:
-            report, text = Report(rewards=(0.0,) * self._n, status="timeout", reason=late), late
+            text = f"did not report within {self._terms.timeout} s"
+            report = Report(rewards=(0.0,) * self._n, status="timeout", reason=text)
         else:
-            report = failed_report(error, self._n)
             text = str(error) if isinstance(error, InvalidReportError) else f"raised {text_of(error)}"
+            report = failed_report(error, self._n)
         if self._terms.on_agent_error == "raise":
             raise RewardError(f"{name!r} {text}") from error
         _logger.warning("Agent %r abstains (%s): %s", name, report.status, report.reason)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from decimal import Decimal
@@ -124,7 +124,14 @@ def amounts_of(value: Any, n_replies: int, *, refuse_negative: bool = False) -> 
         raise _invalid(f"returned {count} rewards for {n_replies} replies; return one per reply")
     if not {*map(type, values)} <= {float}:
         values = [_number(j, item) for j, item in enumerate(values)]
-    _check_range(values, 0.0 if refuse_negative else -_LARGEST)
+    for j, amount in enumerate(values):
+        if not -_LARGEST <= amount <= _LARGEST:  # nan too
+            must = "rewards must be finite, at most 1e100"
+        elif refuse_negative and amount < 0.0:
+            must = "payment_rule='proportional' needs rewards >= 0"
+        else:
+            continue
+        raise _invalid(f"reported a reward out of range; {must}", f"reported {amount} for candidate {j}; {must}")
     return tuple(values)
 
 
@@ -139,18 +146,6 @@ def _number(j: int, item: Any) -> float:
         return float(item)
     except (OverflowError, ValueError):
         return math.inf
-
-
-def _check_range(rewards: Sequence[float], least: float) -> None:
-    if not rewards or (all(map(math.isfinite, rewards)) and min(rewards) >= least and max(rewards) <= _LARGEST):
-        return
-    for j, reward in enumerate(rewards):
-        must = "payment_rule='proportional' needs rewards >= 0"
-        if not -_LARGEST <= reward <= _LARGEST:  # nan too
-            must = "rewards must be finite, at most 1e100"
-        elif reward >= least:
-            continue
-        raise _invalid(f"reported a reward out of range; {must}", f"reported {reward} for candidate {j}; {must}")
 
 
 def _invalid(rule: str, text: str = "") -> InvalidReportError:

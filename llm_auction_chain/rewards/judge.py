@@ -102,9 +102,9 @@ class JudgeReward(WaitingReward):
     @cached_property
     def _grader(self) -> Runnable[Any, Any]:
         """What answers a question with a level."""
-        grader: Runnable[Any, Any]
+        judge: Any = self.judge
+        grader: Runnable[Any, Any] = judge
         if self._decisions:
-            grader = self.judge
             return grader
         best = len(self.levels) - 1
         schema = create_model(
@@ -113,11 +113,10 @@ class JudgeReward(WaitingReward):
             level=(int, Field(ge=0, le=best, strict=True, description=f"a level's number, 0 to {best}")),
         )
         try:
-            chat_model: Any = self.judge
-            grader = chat_model.with_structured_output(schema)
+            grader = judge.with_structured_output(schema)
         except (AttributeError, NotImplementedError) as error:
             expected = "a chat model with structured output, or a decision model"
-            raise refuse("JudgeReward.judge", expected, type(self.judge).__name__) from error
+            raise refuse("JudgeReward.judge", expected, type(judge).__name__) from error
         return grader
 
     def _questions(self, prompt: Prompt, replies: Replies) -> list[Any]:
@@ -133,10 +132,9 @@ class JudgeReward(WaitingReward):
     def _level(self, j: int, answer: Any) -> float:
         if isinstance(answer, Exception):
             raise RewardError(f"The judge failed on reply {j}: {type(answer).__name__}: {answer}") from answer
-        if self._decisions:
-            level = getattr(answer.answers.get("level"), "score", None)
-        else:
-            level = getattr(answer, "level", None)
+        level = (
+            getattr(answer.answers.get("level"), "score", None) if self._decisions else getattr(answer, "level", None)
+        )
         best = len(self.levels) - 1
         if level is None or not (-_ROUNDING <= level <= best + _ROUNDING):
             raise RewardError(f"The judge gave reply {j} no level from 0 to {best}: {answer!r}")

@@ -80,8 +80,8 @@ class MentionReward(Reward):
 
     @cached_property
     def _mentions(self) -> re.Pattern[str]:
-        longest_first = sorted({tuple(_folded(phrase).split()) for phrase in self.phrases}, key=_length, reverse=True)
-        phrases = "|".join(r"\s+".join(map(re.escape, words)) for words in longest_first)
+        longest_first = sorted({" ".join(_folded(phrase).split()) for phrase in self.phrases}, key=len, reverse=True)
+        phrases = "|".join(r"\s+".join(map(re.escape, phrase.split(" "))) for phrase in longest_first)
         word = rf"[\w{_CONNECTORS}{_JOINERS}{_marks()}]"
         touching = rf"(?<=[{_SPACELESS}])|(?=[{_SPACELESS}])"
         goes_on = rf"[{_CONTINUING}{_SELECTORS}{_JOINERS}{_marks()}]"
@@ -216,10 +216,6 @@ def _marks() -> str:
     kinds = "".join(unicodedata.category(chr(code))[0] for code in range(0x20000))
     kinds = f"{kinds[:0xFE00]}{'-' * 16}{kinds[0xFE10:]}"
     return "".join(f"{chr(run.start())}-{chr(run.end() - 1)}" for run in re.finditer("M+", kinds))
-
-
-def _length(words: Sequence[str]) -> int:
-    return len(" ".join(words))
 
 
 def _at_most(most: int, matches: Any) -> int:
