@@ -157,20 +157,12 @@ def cap_of(agent: Agent, report_cap: float | None) -> float | None:
 
 
 def check_cap(cap: Any, whose: str) -> float | None:
-    """Return a cap on reports, or None for no cap.
-
-    Raises:
-        ConfigurationError: it is not an amount above 0.
-    """
+    """Return a cap on reports, which must be above 0, or None for no cap."""
     return None if cap is None else number(f"report_cap of {whose}", cap, above=0)
 
 
 def check_categories(categories: Any, whose: str) -> tuple[str, ...]:
-    """Return categories as a tuple.
-
-    Raises:
-        ConfigurationError: they are not a list of names.
-    """
+    """Return categories, which must be a list of names, as a tuple."""
     if isinstance(categories, str) or not isinstance(categories, Collection):
         raise refuse(f"categories of {whose}", "a list of names", categories)
     return tuple(text(f"categories of {whose}: each", category) for category in categories)

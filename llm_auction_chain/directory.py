@@ -282,14 +282,14 @@ def _document(agent: Agent) -> Document:
 
 def _changes(joining: Agents, stored: Mapping[str, Document]) -> tuple[list[str], list[Document]]:
     """Return the names whose documents must be deleted first, and the documents to write."""
-
-    def differs(name: str, new: Document) -> bool:
-        old = stored.get(name)
-        return old is None or (old.page_content, old.metadata) != (new.page_content, new.metadata)
-
-    described = {name: _document(agent) for name, agent in joining.items()}
-    fresh = {name: document for name, document in described.items() if differs(name, document)}
-    return [name for name in fresh if name in stored], list(fresh.values())
+    stale, fresh = [], []
+    for name, agent in joining.items():
+        new, old = _document(agent), stored.get(name)
+        if old is None or (old.page_content, old.metadata) != (new.page_content, new.metadata):
+            fresh.append(new)
+            if old is not None:
+                stale.append(name)
+    return stale, fresh
 
 
 def _without(agents: Agents, names: Collection[str]) -> Agents:

@@ -58,11 +58,7 @@ def certificates() -> ssl.SSLContext:
 
 
 def parse_url(url: str) -> httpx.URL:
-    """Return a URL in its parts.
-
-    Raises:
-        ConfigurationError: it is not a URL.
-    """
+    """Return a URL in its parts, or raise a ConfigurationError if it is none."""
     try:
         return httpx.URL(url)
     except (httpx.InvalidURL, TypeError) as error:

@@ -6,7 +6,7 @@ import json
 import ssl
 import time
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -177,13 +177,8 @@ class WebhookReward(WaitingReward):
 def _body(request_id: str, prompt: Prompt, replies: Replies) -> bytes:
     """Return the request as JSON that every parser can read, whatever a model has written."""
     asking = asked_by.get()
-    own = {
-        "schema": _SCHEMA,
-        "request_id": request_id,
-        "auction_id": asking.auction_id if asking else None,
-        "currency": asking.currency if asking else "",
-        "commitment": asking.commitment if asking else "",
-    }
+    of_auction = asdict(asking) if asking else {"auction_id": None, "currency": "", "commitment": ""}
+    own = {"schema": _SCHEMA, "request_id": request_id, **of_auction}
     shared = _shared_body(
         tuple((_role(message), str(message.text)) for message in prompt),
         tuple((str(reply.text), _tool_calls(reply)) for reply in replies),
