@@ -280,21 +280,19 @@ class _Answers(httpcore.AsyncNetworkStream):
 
     @override
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        stale = self._used and not self._received
         try:
             piece = await self._stream.read(min(max_bytes, _PIECE), timeout)
         except httpcore.ReadError:
-            if self._is_stale():
+            if stale:
                 raise _StaleConnectionError from None
             raise
-        if not piece and self._is_stale():
+        if stale and not piece:
             raise _StaleConnectionError
         self._received += len(piece)
         if self._received > self._most:
             raise RewardError(f"The bidder answered more than {self._most} bytes; raise max_bytes if it may.")
         return piece
-
-    def _is_stale(self) -> bool:
-        return self._used and not self._received
 
     @override
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:

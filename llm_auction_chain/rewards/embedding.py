@@ -69,20 +69,18 @@ class EmbeddingReward(WaitingReward):
         if texts:
             embeddings, description = self.embeddings, self.description
             if not self._query:
-                query = await waiter.either(
+                vector = await waiter.either(
                     lambda: embeddings.embed_query(description), lambda: embeddings.aembed_query(description)
                 )
-                self._query[:] = _directions([query], 1)
+                self._query[:] = _directions([vector], 1)
             vectors = await waiter.either(
                 lambda: embeddings.embed_documents(texts), lambda: embeddings.aembed_documents(texts)
             )
-            directions = _directions(vectors, len(texts))
-            if directions.shape[1] != len(self._query[0]):
-                raise RewardError(
-                    f"The embeddings have {directions.shape[1]} dimensions for a reply and {len(self._query[0])} for "
-                    "the description; use one model for both."
-                )
-            cosines[has_text] = directions @ self._query[0]
+            directions, query = _directions(vectors, len(texts)), self._query[0]
+            if directions.shape[1] != query.size:
+                sizes = f"{directions.shape[1]} dimensions for a reply and {query.size} for the description"
+                raise RewardError(f"The embeddings have {sizes}; use one model for both.")
+            cosines[has_text] = directions @ query
         shares = np.clip((cosines - self.low) / (self.high - self.low), 0.0, 1.0)
         return [float(worth) for worth in self.value * shares]
 
