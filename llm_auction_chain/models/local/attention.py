@@ -7,6 +7,7 @@ many sequences stand behind it. Every query sees its prefix and its own sequence
 import abc
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -243,7 +244,8 @@ class Growing(Pass):
         scores = rows.new_full((heads, count * shared, _rounded(room + longest)), -torch.inf)
         own = _scores(rows.view(heads * count, shared, -1), own_keys, settings).view(heads, count * shared, room)
         torch.add(own, self._bias(room, settings.window, own), out=scores[..., :room])
-        places = [slice(end - size, end) for size, end in self._slices(shared)]
+        ends = itertools.accumulate(self.counts)
+        places = [slice(shared * (end - size), shared * end) for size, end in zip(self.counts, ends, strict=True)]
         for place, (theirs, _) in zip(places, earlier, strict=True):
             # A token at place t behind P tokens sees those from P + t + 1 - window on.
             start = 0 if settings.window is None else max(0, theirs.shape[1] + self.length + 1 - settings.window)
@@ -257,13 +259,6 @@ class Growing(Pass):
             seen = weights[:, place, room : room + theirs.shape[1]]
             attended[:, place] += torch.bmm(seen, theirs)
         return _tokens(attended, count)
-
-    def _slices(self, shared: int) -> Iterator[tuple[int, int]]:
-        """Yield (size, end) of the rows behind each prefix."""
-        end = 0
-        for count in self.counts:
-            end += count * shared
-            yield count * shared, end
 
     def _kept(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
         """Return the sequences' own keys and values, (key heads * count, room, width), with this token's."""

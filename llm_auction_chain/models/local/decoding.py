@@ -56,10 +56,6 @@ class Law:
     rows: list[Row]
     states: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
 
-    def going(self) -> list[int]:
-        """Return the places of the unfinished rows."""
-        return [place for place, row in enumerate(self.rows) if row.finish_reason is None]
-
 
 def decode(passes: Passes, laws: Sequence[Law], sampler: Sampler, finish: Callable[[Row], None]) -> Iterator[None]:
     """Extend the rows of all laws token by token, in one batch, and yield after every token.
@@ -82,7 +78,7 @@ def decode(passes: Passes, laws: Sequence[Law], sampler: Sampler, finish: Callab
         for row in (row for law in laws for row in law.rows if row.finish_reason is None):
             finish(row)
         yield
-        going = [law.going() for law in laws]
+        going = [[place for place, row in enumerate(law.rows) if row.finish_reason is None] for law in laws]
         if not any(going):
             return
         rows, left = sum(len(law.rows) for law in laws), sum(map(len, going))
