@@ -108,7 +108,7 @@ def _agents(_: str, value: Any) -> Any:
 class _Settings(BaseModel):
     """A group of settings. Errors are `ConfigurationError`s that name the setting."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True)
 
     _checks: ClassVar[Mapping[str, Check]] = {}
     """The check of each setting, which runs before pydantic's own."""
