@@ -36,16 +36,7 @@ except ImportError as error:
         "For webhooks run: pip install 'llm-auction-chain[rewards]'."
     ) from error
 
-__all__ = [
-    "NOT_PUBLIC",
-    "Bidder",
-    "HTTPError",
-    "JsonSession",
-    "certificates",
-    "is_public",
-    "parse_url",
-    "post",
-]
+__all__ = ["NOT_PUBLIC", "Bidder", "HTTPError", "JsonSession", "certificates", "is_public", "parse_url", "post"]
 
 T = TypeVar("T")
 Headers = Sequence[tuple[str, str]]

@@ -212,13 +212,7 @@ class Engine:
         return [_freeze(row) for row in rows]
 
     def stream(
-        self,
-        prompt: Sequence[int],
-        *,
-        seed: int,
-        max_tokens: int,
-        sampler: Sampler,
-        stop: Sequence[str] = (),
+        self, prompt: Sequence[int], *, seed: int, max_tokens: int, sampler: Sampler, stop: Sequence[str] = ()
     ) -> Iterator[Sampled]:
         """Yield one reply after every token. The last item is `sample([([prompt], [1.0], 1)], ...)[0]`.
 

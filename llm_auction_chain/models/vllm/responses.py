@@ -12,15 +12,7 @@ from llm_auction_chain.errors import AuctionError, ContextWindowError, ScoringEr
 if TYPE_CHECKING:
     import httpx
 
-__all__ = [
-    "is_plain",
-    "read_failure",
-    "read_list",
-    "read_replies",
-    "read_scores",
-    "read_usage",
-    "total_usage",
-]
+__all__ = ["is_plain", "read_failure", "read_list", "read_replies", "read_scores", "read_usage", "total_usage"]
 
 _TOO_LONG = ("context length", "max_model_len", "model length")
 _BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 400, 401, 403, 404
