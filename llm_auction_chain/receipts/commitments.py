@@ -41,11 +41,10 @@ def opening_commitment(auction_id: str, commitments: Mapping[str, str]) -> str:
 
 def part_commitments(salt: str, parts: Mapping[str, Any]) -> dict[str, str]:
     """Return the commitment to each part of an opening, by name, each with a salt of its own."""
-    commitments = {}
-    for name, part in parts.items():
-        digest_of = digest if name in _WITH_FLOATS else digest_without_floats
-        commitments[name] = digest_of({"salt": salt_of(salt, name), "value": part})
-    return commitments
+    salted = {name: {"salt": salt_of(salt, name), "value": part} for name, part in parts.items()}
+    return {
+        name: digest(value) if name in _WITH_FLOATS else digest_without_floats(value) for name, value in salted.items()
+    }
 
 
 def message_digest(salt: str, *messages: BaseMessage) -> str:
@@ -62,7 +61,8 @@ def message_digests(salt: str, parts: Iterable[tuple[str, Sequence[BaseMessage]]
 
 
 def _digests_of_messages(salted: Sequence[tuple[str, Sequence[BaseMessage]]]) -> list[str]:
-    plain = iter([printable(value) for _, messages in salted for message in messages for value in _values(message)])
+    values = [value for _, messages in salted for message in messages for value in _values(message)]
+    plain = iter([printable(value) for value in values])
     contents = [[_content(message, plain) for message in messages] for _, messages in salted]
     texts = all(type(one["content"]) is str and "calls" not in one for content in contents for one in content)
     digest_of = digest_without_floats if texts else digest
