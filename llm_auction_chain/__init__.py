@@ -1,4 +1,4 @@
-"""MOSAIC auctions for LangChain: several agents truthfully pay to steer a language model's reply."""
+"""MOSAIC auctions for LangChain: agents bid to steer a language model's reply, and honest bidding pays best."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
