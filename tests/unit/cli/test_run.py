@@ -178,6 +178,7 @@ def test_output_that_cannot_be_written_is_said_and_is_exit_code_1(arguments):
 def test_ctrl_c_while_modules_load_is_one_line(module):
     first = f"""
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
 class Press:
     def find_spec(self, name, *_):
         if name == {module!r}:
