@@ -176,7 +176,7 @@ class _Round:
         """Return (report, None), (None, error), or the future of a reward's amounts, for which no thread waits."""
 
         def answer() -> Any:
-            value = run(self._ask(k, BLOCKING))
+            value = run(ask(self._agents[k].reward, *self._copies(), self._configs[k], BLOCKING))
             return value if isinstance(value, Future) else self._read(k, value)
 
         value, error = self._contexts[k].run(attempt, answer)
@@ -186,7 +186,8 @@ class _Round:
         """Ask an agent in a task of the running loop."""
 
         async def answer() -> Report:
-            return self._read(k, await self._ask(k, AWAITING))
+            reward, config = self._agents[k].reward, self._configs[k]
+            return self._read(k, await ask(reward, *self._copies(), config, AWAITING))
 
         def deliver(task: "asyncio.Task[Any]") -> None:
             # Not every cancellation is ours: an agent's own code may raise CancelledError.
@@ -195,10 +196,6 @@ class _Round:
         task = asyncio.create_task(attempt_awaiting(answer()), context=self._contexts[k])
         task.add_done_callback(deliver)
         return task
-
-    async def _ask(self, k: int, waiter: Waiter) -> Any:
-        prompt, replies = self._copies()
-        return await ask(self._agents[k].reward, prompt, replies, self._configs[k], waiter)
 
     def _read(self, k: int, value: Any) -> Report:
         agent = self._agents[k]
