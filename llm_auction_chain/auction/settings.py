@@ -185,7 +185,7 @@ class Billing(_Settings, frozen=True):
     }
 
     ledger: SkipValidation[AuctionLedger | None] = None
-    """Charges every owner in the moment the reply is returned. None charges nobody."""
+    """Charges every owner in the moment the reply is returned. None: no charges."""
     currency: str = ""
     """The unit of rewards, payments and tau, such as "EUR". Empty where it has no name."""
     on_error: OnLedgerError = "reference"
@@ -193,12 +193,12 @@ class Billing(_Settings, frozen=True):
 
 
 class Disclosure(_Settings, frozen=True):
-    """What the user is told about sponsors."""
+    """The text about sponsors that users see."""
 
     _checks: ClassVar[Mapping[str, Check]] = {"text": partial(text, empty=True), "place": _choice(DisclosurePlace)}
 
     text: str = ""
-    """Told where the reply is sponsored. `{sponsors}` stands for the sponsors' names. Empty tells nothing."""
+    """Shown where the reply is sponsored. `{sponsors}` stands for the sponsors' names. Empty: no text."""
     place: DisclosurePlace = "metadata"
     """`metadata` leaves the reply's text alone; `start` and `end` add the disclosure to it, except to a reply in a
     requested format."""
@@ -275,7 +275,7 @@ class AuctionSettings(_Settings):
     billing: Billing = Billing()
     """How owners are charged: `Billing(ledger, currency, on_error)`, or a `Ledger`."""
     disclosure: Disclosure = Disclosure()
-    """What the user is told about sponsors: `Disclosure(text, place)`, or a text."""
+    """The text about sponsors that users see: `Disclosure(text, place)`, or a text."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
