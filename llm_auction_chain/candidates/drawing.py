@@ -256,7 +256,7 @@ async def _sample(
     """Draw `size` replies after the first `asked`, and return each with the place of its condition in the plan."""
     counts = stratify(plan.shares, size)
 
-    def report(done: int, tokens_per_second: float | None) -> None:
+    def pass_on(done: int, tokens_per_second: float | None) -> None:
         if progress:
             progress("candidates", asked + done, asked + size, tokens_per_second)
 
@@ -266,7 +266,7 @@ async def _sample(
         seed=int(np.random.SeedSequence([plan.seed, asked]).generate_state(1, np.uint64)[0]) >> 11,
         tokens=plan.tokens,
         config=config,
-        progress=report if progress else None,
+        progress=pass_on if progress else None,
     )
     places = np.flatnonzero(counts).tolist()
     return replace(sample, replies=tuple((places[k], message) for k, message in sample.replies))

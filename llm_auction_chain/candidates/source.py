@@ -188,10 +188,8 @@ class Source:
             requests = [
                 {"seed": int(stream) >> 11, "n": count} for stream, (_, count) in zip(streams, wanted, strict=True)
             ]
-        reporting = _reporting(progress, len(requests))
-        return [
-            (list(wanted[k][0].prompts[0]), {**keywords, **requests[k], **reporting[k]}) for k in range(len(requests))
-        ]
+        hooks = _progress_keywords(progress, len(requests))
+        return [(list(wanted[k][0].prompts[0]), {**keywords, **requests[k], **hooks[k]}) for k in range(len(requests))]
 
     async def _invoke(
         self, prompt: list[BaseMessage], config: RunnableConfig, keywords: dict[str, Any], waiter: Waiter
@@ -287,17 +285,17 @@ def _sample_of(replies: Sequence[tuple[int, Any]]) -> Sample:
     return Sample(replies=tuple(messages), causes=tuple(causes), usage=usage)
 
 
-def _reporting(progress: Progress | None, requests: int) -> list[dict[str, Any]]:
+def _progress_keywords(progress: Progress | None, requests: int) -> list[dict[str, Any]]:
     """Return for each request the keyword by which this library's models report progress, added up over requests."""
     if progress is None:
         return [{}] * requests
     done, rates = [0] * requests, [0.0] * requests
 
-    def report(request: int, arrived: int, _total: int, tokens_per_second: float = 0.0) -> None:
+    def pass_on(request: int, arrived: int, _total: int, tokens_per_second: float = 0.0) -> None:
         done[request], rates[request] = arrived, tokens_per_second
         progress(sum(done), sum(rates) or None)
 
-    return [{"progress": partial(report, request)} for request in range(requests)]
+    return [{"progress": partial(pass_on, request)} for request in range(requests)]
 
 
 @contextmanager
