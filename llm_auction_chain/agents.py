@@ -1,4 +1,4 @@
-"""Agents that bid for the reply, and the rules on which of them may meet in one auction."""
+"""Agents that bid for the reply."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -11,16 +11,7 @@ from langchain_core.runnables import Runnable
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.validators import choice, number, refuse, text
 
-__all__ = [
-    "Agent",
-    "AgentSource",
-    "RewardLike",
-    "cap_of",
-    "check_agents",
-    "check_cap",
-    "check_categories",
-    "without_rivals",
-]
+__all__ = ["Agent", "AgentSource", "RewardLike", "check_agents", "check_cap", "check_categories"]
 
 _LONGEST = 255  # characters of a name
 
@@ -123,37 +114,6 @@ def check_agents(agents: Iterable[Agent]) -> tuple[Agent, ...]:
                 "their own."
             )
     return checked
-
-
-def without_rivals(
-    agents: Iterable[Agent], exclusive: Collection[str]
-) -> tuple[tuple[Agent, ...], tuple[tuple[Agent, str], ...]]:
-    """Return the agents that take part, and those that do not with the category that excludes them.
-
-    Of each exclusive category, only the first owner's agents take part. This depends on public settings alone, before
-    any report: no report can keep a rival out.
-
-    >>> cars = [Agent(name, len, categories=["cars"]) for name in ("A", "B")]
-    >>> taking_part, left_out = without_rivals([*cars, Agent("C", len)], {"cars"})
-    >>> [agent.name for agent in taking_part], [(agent.name, category) for agent, category in left_out]
-    (['A', 'C'], [('B', 'cars')])
-    """
-    holders: dict[str, str] = {}
-    taking_part, left_out = [], []
-    for agent in agents:
-        held = [category for category in agent.categories if category in exclusive]
-        taken = [category for category in held if holders.get(category, agent.payer) != agent.payer]
-        if taken:
-            left_out.append((agent, taken[0]))
-            continue
-        taking_part.append(agent)
-        holders.update(dict.fromkeys(held, agent.payer))
-    return tuple(taking_part), tuple(left_out)
-
-
-def cap_of(agent: Agent, report_cap: float | None) -> float | None:
-    """Return the cap on an agent's rewards: the lower one of its own and the auction's, or None without either."""
-    return min((cap for cap in (agent.report_cap, report_cap) if cap is not None), default=None)
 
 
 def check_cap(cap: Any, whose: str) -> float | None:

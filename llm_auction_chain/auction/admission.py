@@ -1,7 +1,7 @@
 """Which agents take part, how many candidates, which seeds: decided before any candidate is drawn, from no report."""
 
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 
-from llm_auction_chain.agents import Agent, without_rivals
+from llm_auction_chain.agents import Agent
 from llm_auction_chain.auction.billing import Tab, most_owed
 from llm_auction_chain.auction.events import AuctionEvent, ProgressHook
 from llm_auction_chain.candidates import Size, name_of
@@ -22,7 +22,7 @@ from llm_auction_chain.waiting import Waiter
 if TYPE_CHECKING:
     from llm_auction_chain.auction.settings import AuctionSettings
 
-__all__ = ["SEEDS", "Admitted", "Call", "LeftOut", "admit", "open_tab", "size_of"]
+__all__ = ["SEEDS", "Admitted", "Call", "LeftOut", "admit", "open_tab", "size_of", "without_rivals"]
 
 SEEDS = 2**128
 _ONE = Size(n=1, most=1, min_ess=0.0, fewest=1)  # without agents, one has the distribution of the reference model
@@ -165,6 +165,33 @@ def admit(settings: "AuctionSettings", call: Call, tab: "Tab") -> Admitted:
         seed_of_candidates=of_candidates,
         seed_of_draw=of_draw,
     )
+
+
+def without_rivals(
+    agents: Iterable[Agent], exclusive: Collection[str]
+) -> tuple[tuple[Agent, ...], tuple[tuple[Agent, str], ...]]:
+    """Return the agents that take part, and those that do not with the category that excludes them.
+
+    Of each exclusive category, only the first owner's agents take part. This depends on public settings alone, before
+    any report: no report can keep a rival out.
+
+    >>> from llm_auction_chain import Agent
+    >>> cars = [Agent(name, len, categories=["cars"]) for name in ("A", "B")]
+    >>> taking_part, left_out = without_rivals([*cars, Agent("C", len)], {"cars"})
+    >>> [agent.name for agent in taking_part], [(agent.name, category) for agent, category in left_out]
+    (['A', 'C'], [('B', 'cars')])
+    """
+    holders: dict[str, str] = {}
+    taking_part, left_out = [], []
+    for agent in agents:
+        held = [category for category in agent.categories if category in exclusive]
+        taken = [category for category in held if holders.get(category, agent.payer) != agent.payer]
+        if taken:
+            left_out.append((agent, taken[0]))
+            continue
+        taking_part.append(agent)
+        holders.update(dict.fromkeys(held, agent.payer))
+    return tuple(taking_part), tuple(left_out)
 
 
 def size_of(settings: "AuctionSettings") -> Size:

@@ -6,10 +6,11 @@ from decimal import Decimal
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from llm_auction_chain.agents import Agent, cap_of
+from llm_auction_chain.agents import Agent
 from llm_auction_chain.errors import ChargeConflictError, ConfigurationError, LedgerError
 from llm_auction_chain.ledger import AuctionLedger
 from llm_auction_chain.money import FINEST, as_decimal, from_units, plus
+from llm_auction_chain.reports import cap_of
 from llm_auction_chain.validators import refuse
 from llm_auction_chain.waiting import AWAITING, Waiter
 

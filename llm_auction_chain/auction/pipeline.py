@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from langchain_core.runnables.config import set_config_context
 
-from llm_auction_chain.agents import cap_of
 from llm_auction_chain.auction import events
 from llm_auction_chain.auction.admission import Admitted, Call, LeftOut, admit, open_tab
 from llm_auction_chain.auction.billing import Tab
@@ -16,7 +15,7 @@ from llm_auction_chain.auction.result import AuctionResult, settle_auction
 from llm_auction_chain.auction.settings import AuctionSettings
 from llm_auction_chain.candidates import CandidateFilter, Drawn, Plan, Source, as_message, draw, make_plan
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, Opening, open_auction
-from llm_auction_chain.reports import Report, Terms, collect
+from llm_auction_chain.reports import Report, Terms, cap_of, collect
 from llm_auction_chain.rewards import AskedBy, Reward, log_ratios_of
 from llm_auction_chain.waiting import Waiter
 

@@ -33,7 +33,7 @@ from llm_auction_chain.candidates import (
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.ledger import AuctionLedger
 from llm_auction_chain.mechanism import PaymentRule
-from llm_auction_chain.mechanism.settlement import check_payment_rule, check_tau
+from llm_auction_chain.mechanism.settlement import check_tau
 from llm_auction_chain.reports import OnAgentError
 from llm_auction_chain.validators import choice, number, refuse, text, whole_number
 
@@ -227,7 +227,7 @@ class AuctionSettings(_Settings):
         "agents": _agents,
         "n_candidates": partial(whole_number, least=1),
         "tau": lambda _, value: check_tau(value),
-        "payment_rule": lambda _, value: check_payment_rule(value),
+        "payment_rule": _choice(PaymentRule),
         "seed": _optional(partial(whole_number, below=SEEDS)),
         "proposal": _value(check_proposal),
         "reward_timeout": _optional(partial(number, above=0, most=_LONGEST_WAIT)),

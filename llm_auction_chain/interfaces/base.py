@@ -219,7 +219,7 @@ class AuctionBase(AuctionSettings):
         call = Call(
             prompt=prompt,
             auction_id=_auction_id(config, prompt),
-            agents=() if bypassed else check_agents(await self._find_agents(given, child, waiter)),
+            agents=() if bypassed else await self._find_agents(given, child, waiter),
             bypassed=bypassed,
             config=concealed,
             seed=seed,
@@ -234,20 +234,22 @@ class AuctionBase(AuctionSettings):
 
     async def _find_agents(self, given: LanguageModelInput, child: RunnableConfig, waiter: Waiter) -> Sequence[Agent]:
         """Return the agents of this call: those in its config, else those of the setting."""
-        source: Any = child.get("configurable", {}).get("agents")
-        source = self.agents if source is None else source
-        if isinstance(source, Runnable):
-            return await waiter.either(lambda: source.invoke(given, child), lambda: source.ainvoke(given, child))
-        if not callable(source):
-            return cast("Sequence[Agent]", source)
-        with set_config_context(child) as context:
-            agents = context.run(source, given)
-            if inspect.isawaitable(agents):
-                agents = await waiter.either(
-                    lambda: _refuse_async("agents", agents),
-                    lambda: asyncio.create_task(_awaited(agents), context=context),
-                )
-        return cast("Sequence[Agent]", agents)
+        agents: Any = child.get("configurable", {}).get("agents")
+        if agents is None:
+            agents = self.agents
+            if isinstance(agents, tuple):  # checked when it was set
+                return agents
+        if isinstance(source := agents, Runnable):
+            agents = await waiter.either(lambda: source.invoke(given, child), lambda: source.ainvoke(given, child))
+        elif callable(agents):
+            with set_config_context(child) as context:
+                agents = context.run(agents, given)
+                if inspect.isawaitable(awaitable := agents):
+                    agents = await waiter.either(
+                        lambda: _refuse_async("agents", awaitable),
+                        lambda: asyncio.create_task(_awaited(awaitable), context=context),
+                    )
+        return check_agents(agents)
 
     async def _notify(self, event: AuctionEvent, config: RunnableConfig, waiter: Waiter) -> None:
         """Send an event to the run's handlers, and to `on_event`."""

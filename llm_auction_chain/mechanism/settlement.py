@@ -15,9 +15,9 @@ from llm_auction_chain.errors import ConfigurationError, RewardError
 from llm_auction_chain.mechanism.allocation import FloatArray, draw, log_softmax
 from llm_auction_chain.mechanism.diagnostics import Diagnostics, diagnose
 from llm_auction_chain.mechanism.payments import PAYMENT_RULES, PaymentRule, charge, leave_one_out, owner_shares
-from llm_auction_chain.validators import choice, refuse, whole_number
+from llm_auction_chain.validators import refuse
 
-__all__ = ["LARGEST_REWARD", "Settlement", "check_payment_rule", "check_tau", "settle"]
+__all__ = ["LARGEST_REWARD", "Settlement", "check_tau", "settle"]
 
 LARGEST_REWARD = 1e100  # sums and quotients of such numbers fit into float64
 _TAU_RANGE = (1e-100, 1e100)
@@ -119,7 +119,8 @@ def settle(
     ([0.119, 0.881], [0.328])
     """
     tau = check_tau(tau)
-    rule = check_payment_rule(payment_rule)
+    if not isinstance(payment_rule, str) or payment_rule not in PAYMENT_RULES:
+        raise refuse("payment_rule", " or ".join(map(repr, PAYMENT_RULES)), payment_rule)
     reports, weights = _check_matrix(rewards, log_weights)
     n, m = reports.shape
     groups = _group(owners, n)
@@ -139,7 +140,7 @@ def settle(
     winner, noise = draw(scores, rng)
     mode = int(np.argmax(log_p))
     charged = paying if free is None else _chargeable(paying, free, groups)
-    paid = charge(rule, charged, scores=scores, noise=noise, winner=winner, tau=tau, mode=mode, without=without)
+    paid = charge(payment_rule, charged, scores=scores, noise=noise, winner=winner, tau=tau, mode=mode, without=without)
     counterfactuals, expected, contributions = without.counterfactuals, without.expected, without.contributions
     if groups is not None:
         alone = leave_one_out(reports, weights, tau, log_p).expected
@@ -163,7 +164,7 @@ def settle(
         revenue=float(paid.sum()),
         diagnostics=diagnose(weights, p, scores, counts, tau=tau, constant=constant),
         tau=tau,
-        payment_rule=rule,
+        payment_rule=payment_rule,
         seed=seed,
     )
 
@@ -185,16 +186,6 @@ def check_tau(tau: float) -> float:
         hint = "With a small tau the agents decide, with a large tau the reference model."
         raise refuse("tau", "a number above 0, from 1e-100 to 1e100", tau, hint)
     return value
-
-
-def check_payment_rule(rule: str) -> PaymentRule:
-    """Return the payment rule if it is one of `PAYMENT_RULES`.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    checked: PaymentRule = choice("payment_rule", rule, PAYMENT_RULES)
-    return checked
 
 
 def _check_matrix(rewards: npt.ArrayLike, log_weights: npt.ArrayLike | None) -> tuple[FloatArray, FloatArray]:
@@ -313,8 +304,9 @@ def _generator(rng: np.random.Generator | None, seed: int | None) -> tuple[np.ra
         return rng, None
     if seed is None:
         seed = secrets.randbits(53)
-    seed = whole_number("seed", int(seed) if isinstance(seed, np.integer) else seed)
-    return np.random.default_rng(seed), seed
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
+        raise refuse("seed", "a whole number of at least 0", seed)
+    return np.random.default_rng(int(seed)), int(seed)
 
 
 def _sum_by(groups: npt.NDArray[np.int64], reports: FloatArray) -> FloatArray:

@@ -10,10 +10,11 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any, Literal
 
+from llm_auction_chain.agents import Agent
 from llm_auction_chain.errors import RewardError
 from llm_auction_chain.rewards.click import ClickReward
 
-__all__ = ["InvalidReportError", "Report", "Status", "amounts_of", "failed_report", "report_of"]
+__all__ = ["InvalidReportError", "Report", "Status", "amounts_of", "cap_of", "failed_report", "report_of"]
 
 Status = Literal["reported", "capped", "timeout", "error", "invalid"]
 _LARGEST = 1e100
@@ -51,6 +52,11 @@ class InvalidReportError(Exception):
     def __init__(self, rule: str, text: str) -> None:
         super().__init__(text)
         self.rule = rule
+
+
+def cap_of(agent: Agent, report_cap: float | None) -> float | None:
+    """Return the cap on an agent's rewards: the lower one of its own and the auction's, or None without either."""
+    return min((cap for cap in (agent.report_cap, report_cap) if cap is not None), default=None)
 
 
 def report_of(value: Any, n_replies: int, *, reward: Any, cap: float | None, refuse_negative: bool) -> Report:

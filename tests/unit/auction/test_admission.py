@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_auction_chain import Agent, Billing, ConfigurationError, Policy
-from llm_auction_chain.agents import without_rivals
+from llm_auction_chain.auction.admission import without_rivals
 from tests.unit.auction.auctions import LIKES_B, LIKES_C, auction, both
 
 CATEGORIES = st.lists(st.sampled_from(["cars", "air", "food"]), unique=True, max_size=2)

@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableGenerator, RunnableLambda
 
 from llm_auction_chain import Agent
 from llm_auction_chain.reports import collect
-from llm_auction_chain.reports.ask import awaits
+from llm_auction_chain.reports.collect import awaits
 from llm_auction_chain.rewards import EmbeddingReward, LogRatioReward, MentionReward, WebhookReward
 from llm_auction_chain.testing import MarkovChatModel
 from llm_auction_chain.waiting import AWAITING
