@@ -129,7 +129,7 @@ class _Settings(BaseModel):
             name = ".".join(map(str, first["loc"]))
             if first["type"] == "missing":
                 raise ConfigurationError(f"{cls.__name__} needs a {name}.") from error
-            if first["type"] != "extra_forbidden":
+            if first["type"] not in ("extra_forbidden", "no_such_attribute"):
                 raise ConfigurationError(f"{name}: {first['msg']}, got {first['input']!r}.") from error
             raise ConfigurationError(f"{cls.__name__} has no setting {name!r}. {_hint(cls, name)}") from error
 

@@ -34,7 +34,7 @@ from llm_auction_chain.waiting import Waiter
 
 __all__ = ["STRICT", "AuctionBase", "CallScope", "chunk_of"]
 
-STRICT = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True)
+STRICT = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True, validate_assignment=True)
 # Keywords of a call that are not for the model, and where they belong. A model may well take a keyword `model`.
 _REFUSED = {
     "agents": "Give it as config={'configurable': {'agents': [...]}}, or where the auction is made.",

@@ -449,3 +449,17 @@ async def test_what_a_schemas_stream_parses_is_what_its_invoke_parses(interface,
         (JsonOutputToolsParser(), [[{"args": {"x": 1}, "type": "Answer"}]]),
     ):
         assert list((auction | parser).stream("Hi")) == wanted
+
+
+@BOTH
+def test_a_setting_is_checked_when_it_is_assigned(interface):
+    auction = interface(model=MarkovChatModel(), agents=[AGENT])
+    auction.n_candidates = 5
+    assert auction.run("x").draws == 5
+    with pytest.raises(ConfigurationError, match=r"n_candidates must be a whole number of at least 1, got 'x'\."):
+        auction.n_candidates = "x"
+    with pytest.raises(ConfigurationError, match="agents must be a list of Agent"):
+        auction.agents = [AGENT, "B"]
+    with pytest.raises(ConfigurationError, match=rf"{interface.__name__} has no setting 'taux'\. Did you mean 'tau'\?"):
+        auction.taux = 1.0
+    assert auction.run("x").draws == 5
