@@ -15,7 +15,7 @@ from llm_auction_chain.auction.events import AuctionEvent, ProgressHook
 from llm_auction_chain.candidates import Size, name_of
 from llm_auction_chain.errors import ConfigurationError, LedgerError, PromptError
 from llm_auction_chain.mechanism.allocation import streams_of
-from llm_auction_chain.receipts.commitments import salt_of
+from llm_auction_chain.receipts.records import salt_of
 from llm_auction_chain.validators import refuse
 from llm_auction_chain.waiting import Waiter
 

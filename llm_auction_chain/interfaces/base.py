@@ -28,7 +28,7 @@ from llm_auction_chain.candidates import hidden, offers_tools, quiet
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.interfaces.binding import AuctionBinding, with_schema, with_tools
 from llm_auction_chain.messages import messages_of
-from llm_auction_chain.receipts.commitments import message_digest
+from llm_auction_chain.receipts.records import message_digest
 from llm_auction_chain.validators import choice, refuse, text, whole_number
 from llm_auction_chain.waiting import Waiter
 

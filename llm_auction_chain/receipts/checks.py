@@ -13,9 +13,9 @@ from llm_auction_chain.errors import AuctionError
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.mechanism.payments import PaymentRule, price_per_click
 from llm_auction_chain.money import as_decimal, as_text, total
-from llm_auction_chain.receipts.commitments import commitment, opening_commitment, report_salt
+from llm_auction_chain.receipts import records
 from llm_auction_chain.receipts.figures import RELATIVE, Figures, Margin, figures_of, margins_of
-from llm_auction_chain.receipts.records import GENERATOR, AgentView, Bid, Receipt
+from llm_auction_chain.receipts.records import AgentView, Bid, Receipt
 from llm_auction_chain.receipts.signing import is_signed_by
 
 _NATS = 1e-11  # processors differ in the last digits of logarithms
@@ -67,36 +67,33 @@ def check_seal(record: Receipt | AgentView, signer: str | None) -> Iterator[Diff
     yield from _compare("digest", record.digest, record.computed_digest())
     signature = record.signature
     if signature is None:
-        if signer is not None:
-            yield Difference(field="signature", stated=None, rule=f"there should be one by {signer}")
+        yield from _require(signer is None, "signature", None, f"there should be one by {signer}")
         return
-    if signer is not None:
-        yield from _compare("signature.public_key", signature.public_key, signer)
-    if not is_signed_by(record.digest, signature.value, signature.public_key):
-        yield Difference(field="signature.value", stated=signature.value, rule="it does not sign this digest")
+    yield from _compare("signature.public_key", signature.public_key, signer or signature.public_key)
+    valid = is_signed_by(record.digest, signature.value, signature.public_key)
+    yield from _require(valid, "signature.value", signature.value, "it does not sign this digest")
 
 
 def check_commitments(record: Receipt | AgentView) -> Iterator[Difference]:
     """Check that the commitments are those of the content."""
-    yield from _compare("opening", record.opening, opening_commitment(record.auction_id, record.commitments()))
+    yield from _compare("opening", record.opening, records.opening_commitment(record.auction_id, record.commitments()))
     if isinstance(record, AgentView):
         salts = record.salts.reports
         yield from _compare("len(salts.reports)", len(salts), len(record.agents))
     else:
-        salts = tuple(report_salt(record.salt, k) for k in range(len(record.agents)))
+        salts = tuple(records.report_salt(record.salt, k) for k in range(len(record.agents)))
     yield from _compare("len(reports)", len(record.reports), len(record.agents))
     for k, (stated, salt, bid) in enumerate(zip(record.reports, salts, record.agents, strict=False)):
-        yield from _compare(f"reports[{k}]", stated, commitment(salt, bid.committed(record.auction_id)))
+        yield from _compare(f"reports[{k}]", stated, records.commitment(salt, bid.committed(record.auction_id)))
 
 
 def check_consistency(record: Receipt | AgentView) -> Iterator[Difference]:
     """Check what needs no figures: lengths, counts, names, caps, statuses and clicks."""
-    yield from _compare("generator", record.generator, GENERATOR)
+    yield from _compare("generator", record.generator, records.GENERATOR)
     m = len(record.replies if isinstance(record, AgentView) else record.candidates)
     yield from _compare("len(log_probabilities)", len(record.log_probabilities), m)
     names = [bid.agent for bid in record.agents]
-    if len(set(names)) < len(names):
-        yield Difference(field="agents", stated=names, rule="an agent appears twice")
+    yield from _require(len(set(names)) == len(names), "agents", names, "an agent appears twice")
     never = [j for j, nats in enumerate(record.log_probabilities) if nats is None]
     for k, bid in enumerate(record.agents):
         yield from _check_report(f"agents[{k}]", bid, m, never)
@@ -107,26 +104,22 @@ def _check_report(where: str, bid: Bid, m: int, never: Sequence[int]) -> Iterato
     yield from _compare(f"len({where}.report)", len(bid.report), m)
     for j in never:
         for amount in bid.report[j : j + 1]:
-            if amount:
-                rule = "it should be 0: the candidate is never drawn"
-                yield Difference(field=f"{where}.report[{j}]", stated=amount, rule=rule)
+            rule = "it should be 0: the candidate is never drawn"
+            yield from _require(not amount, f"{where}.report[{j}]", amount, rule)
     yield from _check_clicks(where, bid, m)
-    largest = max(map(abs, bid.report), default=0.0)
-    if bid.status not in ("reported", "capped") and largest:
-        yield Difference(field=f"{where}.report", stated=largest, rule=f"it should be 0: the status is {bid.status}")
-    if bid.report_cap is not None and largest > bid.report_cap:
-        yield Difference(field=f"{where}.report", stated=largest, rule=f"it exceeds the cap, {bid.report_cap!r}")
-    if bid.status == "capped" and bid.report_cap is None:
-        yield Difference(field=f"{where}.status", stated=bid.status, rule="there is no cap")
+    largest, cap = max(map(abs, bid.report), default=0.0), bid.report_cap
+    absent = 0.0 if bid.status in ("reported", "capped") else largest
+    yield from _require(not absent, f"{where}.report", absent, f"it should be 0: the status is {bid.status}")
+    yield from _require(cap is None or largest <= cap, f"{where}.report", largest, f"it exceeds the cap, {cap!r}")
+    yield from _require(bid.status != "capped" or cap is not None, f"{where}.status", bid.status, "there is no cap")
 
 
 def _check_clicks(where: str, bid: Bid, m: int) -> Iterator[Difference]:
     """Check that the report is the value of a click times its probability, cut to the cap."""
     value, clicks = bid.value_per_click, bid.click_through
     if value is None or clicks is None:
-        if value is not None or clicks is not None:
-            rule = "it should be null exactly if click_through is"
-            yield Difference(field=f"{where}.value_per_click", stated=value, rule=rule)
+        rule = "it should be null exactly if click_through is"
+        yield from _require(value is None and clicks is None, f"{where}.value_per_click", value, rule)
         return
     yield from _compare(f"len({where}.click_through)", len(clicks), m)
     cap = math.inf if bid.report_cap is None else bid.report_cap
@@ -134,11 +127,9 @@ def _check_clicks(where: str, bid: Bid, m: int) -> Iterator[Difference]:
 
 
 def _check_owner(view: AgentView) -> Iterator[Difference]:
-    if not view.agents:
-        yield Difference(field="agents", stated=[], rule="a view has at least one")
-    if len({(bid.owner, bid.pays) for bid in view.agents}) > 1:
-        owners = [bid.owner for bid in view.agents]
-        yield Difference(field="agents", stated=owners, rule="a view has one owner, who pays for all or for none")
+    yield from _require(view.agents, "agents", [], "a view has at least one")
+    owners, terms = [bid.owner for bid in view.agents], {(bid.owner, bid.pays) for bid in view.agents}
+    yield from _require(len(terms) <= 1, "agents", owners, "a view has one owner, who pays for all or for none")
 
 
 def _check_counts(receipt: Receipt) -> Iterator[Difference]:
@@ -151,14 +142,11 @@ def _check_counts(receipt: Receipt) -> Iterator[Difference]:
     if stated != draws - _has_fallback(receipt):
         yield from _compare("sum(components.draws)", stated, draws)
     for j, (candidate, weight) in enumerate(zip(receipt.candidates, receipt.log_weights, strict=False)):
-        if candidate.excluded and weight is not None:
-            rule = "it should be null: the reply is excluded"
-            yield Difference(field=f"log_weights[{j}]", stated=weight, rule=rule)
-    if receipt.bypassed and receipt.agents:
-        yield Difference(field="bypassed", stated=True, rule="there are agents")
+        fits = weight is None or not candidate.excluded
+        yield from _require(fits, f"log_weights[{j}]", weight, "it should be null: the reply is excluded")
+    yield from _require(not (receipt.bypassed and receipt.agents), "bypassed", receipt.bypassed, "there are agents")
     twice = sorted({out.agent for out in receipt.left_out} & {bid.agent for bid in receipt.agents})
-    if twice:
-        yield Difference(field="left_out", stated=twice, rule="it took part")
+    yield from _require(not twice, "left_out", twice, "it took part")
 
 
 def _has_fallback(receipt: Receipt) -> bool:
@@ -201,8 +189,8 @@ def _check_amounts(record: Receipt | AgentView, margin: Margin, figures: Figures
         if len(bids) > 1:
             yield from _compare_numbers(where, stated, of_owner, tolerance)
         least = -margin.spread if (name, record.payment_rule) == ("payment", "influence") else 0.0
-        if not least - RELATIVE * margin.spread <= stated <= margin.spread * (1.0 + RELATIVE):
-            yield Difference(field=where, stated=stated, rule=f"it exceeds the span of its reports, {margin.spread!r}")
+        within = least - RELATIVE * margin.spread <= stated <= margin.spread * (1.0 + RELATIVE)
+        yield from _require(within, where, stated, f"it exceeds the span of its reports, {margin.spread!r}")
         share = tolerance + margin.split * abs(of_owner)
         for k, bid in zip(margin.agents, bids, strict=True):
             yield from _compare_numbers(f"agents[{k}].{name}", getattr(bid, name), float(computed[k]), share)
@@ -224,6 +212,11 @@ def _check_price(where: str, bid: Bid, rule: PaymentRule, figures: Figures) -> I
         yield from _compare(where, bid.price_per_click, price)
     else:
         yield from _compare_numbers(where, bid.price_per_click, price, 0.0)
+
+
+def _require(holds: object, field: str, stated: Any, rule: str) -> Iterator[Difference]:
+    if not holds:
+        yield Difference(field=field, stated=stated, rule=rule)
 
 
 def _compare(field: str, stated: Any, computed: Any) -> Iterator[Difference]:

@@ -15,14 +15,8 @@ from llm_auction_chain.canonical_json import printable
 from llm_auction_chain.mechanism import Settlement
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.money import as_decimal, as_text
-from llm_auction_chain.receipts.commitments import (
-    commitment,
-    message_digests,
-    opening_commitment,
-    part_commitments,
-    report_salt,
-)
-from llm_auction_chain.receipts.records import Bid, Receipt
+from llm_auction_chain.receipts import records
+from llm_auction_chain.receipts.records import Bid, Receipt, commitment, message_digest, report_salt, salt_of
 from llm_auction_chain.reports import Report
 
 _NO_DIGEST = f"sha256:{'0' * 64}"
@@ -65,10 +59,7 @@ def open_auction(
     texts against their digests.
     """
     possible = [one.log_weight > -math.inf for one in candidates]
-    replies = [
-        ("reply" if shown else "unshown reply", [one.message]) for one, shown in zip(candidates, possible, strict=True)
-    ]
-    prompt_digest, *reply_digests = message_digests(salt, [("prompt", prompt), *replies])
+    shown, unshown = salt_of(salt, "reply"), salt_of(salt, "unshown reply")
     draws = {
         "components": [{"component": name, "draws": count} for name, count in components],
         "candidates": [
@@ -82,16 +73,20 @@ def open_auction(
     part = {"agents": bidders, "left_out": left_out, "bypassed": bypassed}
     plain = printable({"terms": terms, "draws": draws, "agents": part, "auction_id": auction_id})
     parts = {
-        "terms": {**plain["terms"], "prompt": prompt_digest},
+        "terms": {**plain["terms"], "prompt": message_digest(salt_of(salt, "prompt"), *prompt)},
         "seed": str(seed),
         "draw_seed": str(streams_of(seed)[1]),
-        "replies": reply_digests,
+        "replies": [
+            message_digest(shown if may else unshown, one.message)
+            for one, may in zip(candidates, possible, strict=True)
+        ],
         "draws": plain["draws"],
         "weights": [float(one.log_weight) if may else None for one, may in zip(candidates, possible, strict=True)],
         "agents": plain["agents"],
     }
-    commitment_to_all = opening_commitment(plain["auction_id"], part_commitments(salt, parts))
-    return Opening(commitment=commitment_to_all, salt=salt, parts=parts)
+    commitments = records.part_commitments(salt, parts)
+    opening = records.opening_commitment(plain["auction_id"], commitments)
+    return Opening(commitment=opening, salt=salt, parts=parts)
 
 
 def issue(

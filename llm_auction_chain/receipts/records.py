@@ -1,5 +1,10 @@
-"""The format of receipts: the full receipt for the platform and its auditor, and an agent's view of it."""
+"""The format of receipts: the full receipt for the platform and its auditor, an agent's view of it, and commitments.
 
+A commitment is a salted digest: it fixes a value and reveals nothing about it until the salt is known.
+"""
+
+import hashlib
+import hmac
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -7,14 +12,14 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from llm_auction_chain.canonical_json import digest, printable
+from llm_auction_chain.canonical_json import digest, digest_without_floats, printable
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.receipts.commitments import commitment, message_digest, report_salt, salt_of
 from llm_auction_chain.receipts.signing import signature_of
 
 MECHANISM = "mosaic/1"
 GENERATOR = "numpy PCG64 of draw_seed, stream 2 of SeedSequence(seed); Gumbel noise -log(standard_exponential)"
 
+_WITH_FLOATS = frozenset({"terms", "weights", "agents"})  # parts of an opening
 _T = TypeVar("_T")
 Row = Annotated[tuple[_T, ...], Field(fail_fast=True)]  # a million wrong entries are one error
 
@@ -38,6 +43,52 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Tau = Annotated[float, Field(ge=1e-100, le=1e100, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole)]
 Draws = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_whole)]
+
+
+def salt_of(salt: str, part: str) -> str:
+    """Return the salt of one part of a receipt: HMAC-SHA256 of the part's name. It reveals no other part's salt."""
+    return hmac.new(bytes.fromhex(salt), part.encode(), hashlib.sha256).hexdigest()
+
+
+def report_salt(salt: str, position: int) -> str:
+    """Return the salt of the report of the agent at a position in the receipt."""
+    return salt_of(salt, f"report {position}")
+
+
+def commitment(salt: str, value: Any, *, floats: bool = True) -> str:
+    """Return the commitment to plain JSON: the SHA-256 of `{"salt": ..., "value": ...}` in its canonical spelling.
+
+    With `floats=False` it is faster; the value must then contain no floats.
+
+    >>> commitment("00" * 32, [1.0]) == commitment("00" * 32, [1], floats=False)
+    True
+    """
+    salted = {"salt": salt, "value": value}
+    return digest(salted) if floats else digest_without_floats(salted)
+
+
+def part_commitments(salt: str, parts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the commitment to each part of an opening, by name, each with a salt of its own."""
+    return {name: commitment(salt_of(salt, name), part, floats=name in _WITH_FLOATS) for name, part in parts.items()}
+
+
+def opening_commitment(auction_id: str, commitments: Mapping[str, str]) -> str:
+    """Return one commitment to all parts of an opening, given the commitment to each part by name."""
+    return digest({"auction_id": auction_id, **commitments})
+
+
+def message_digest(salt: str, *messages: BaseMessage) -> str:
+    """Return a commitment to the role, content and tool calls of messages. Ids and metadata do not count."""
+    contents = [_content(message) for message in messages]
+    texts = all(type(one["content"]) is str and "calls" not in one for one in contents)
+    return commitment(salt, contents, floats=not texts)
+
+
+def _content(message: BaseMessage) -> dict[str, Any]:
+    role = getattr(message, "role", message.type.removesuffix("MessageChunk").lower())
+    content = {"role": printable(role), "content": printable(message.content)}
+    calls = [printable([call["name"], call["args"]]) for call in getattr(message, "tool_calls", None) or ()]
+    return {**content, "calls": calls} if calls else content
 
 
 class Record(BaseModel):
@@ -291,7 +342,7 @@ class Receipt(_Shared):
                 "bypassed": self.bypassed,
             },
         }
-        return {name: commitment(salt_of(self.salt, name), part) for name, part in parts.items()}
+        return part_commitments(self.salt, parts)
 
     def digest_of(self, *messages: BaseMessage, part: Literal["reply", "unshown reply", "prompt"] = "reply") -> str:
         """Return the digest that this receipt has for messages, to find the message that a digest stands for.

@@ -26,7 +26,7 @@ from llm_auction_chain.mechanism import PAYMENT_RULES, settle
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.money import as_decimal, as_text, total
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, AgentView, Receipt, issue, open_auction
-from llm_auction_chain.receipts.commitments import commitment, opening_commitment, report_salt
+from llm_auction_chain.receipts.records import commitment, opening_commitment, report_salt
 from llm_auction_chain.reports import Report
 from llm_auction_chain.rewards import ClickReward
 from llm_auction_chain.testing import MarkovChatModel

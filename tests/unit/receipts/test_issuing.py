@@ -6,7 +6,7 @@ import pytest
 
 from llm_auction_chain import Agent, AuctionRunnable
 from llm_auction_chain.receipts import verify
-from llm_auction_chain.receipts.commitments import commitment, opening_commitment, salt_of
+from llm_auction_chain.receipts.records import commitment, opening_commitment, salt_of
 from llm_auction_chain.rewards import ClickReward
 from llm_auction_chain.rewards.base import asked_by
 from llm_auction_chain.testing import MarkovChatModel
