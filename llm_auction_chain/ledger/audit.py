@@ -2,7 +2,6 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Select, select
@@ -26,17 +25,10 @@ def verify(connection: Connection, *, head: str | None = None) -> Audit:
     """Return the differences between the chain, its hashes, and all that follows from it; `head` must be in it."""
     differences: list[str] = []
     replay = _Replay(differences.append)
-    sections: tuple[Callable[[], Iterator[str]], ...] = (
-        lambda: replay.read(connection, head),
-        lambda: _head(connection, replay.last),
-        lambda: _currencies(connection, replay),
-        lambda: _accounts(connection, replay),
-        lambda: _auctions(connection, replay),
-        lambda: _receipts(connection),
-    )
-    for section in sections:
+    of_tables = (check(connection, replay) for check in (_head, _currencies, _accounts, _auctions))
+    for section in (replay.read(connection, head), *of_tables, _receipts(connection)):
         try:
-            differences.extend(section())
+            differences.extend(section)
         except _UNREADABLE as error:
             differences.append(f"A table has an unreadable value: {error}.")
         except DBAPIError as error:
@@ -96,18 +88,18 @@ class _Replay:
             self._set_state(row, row.auction_id, len(lines))
 
     def _set_state(self, row: BookingRow, auction_id: str, lines: int) -> None:
-        auction = self.auctions.get(auction_id, AuctionRow(auction_id=auction_id, currency=row.currency))
+        auction = self.auctions.get(auction_id, AuctionRow(auction_id, row.currency))
         if row.kind == "hold":
-            auction = replace(auction, hold_seq=row.seq, close_seq=None, holds=auction.holds + 1)
-            auction = replace(auction, currency=row.currency, state="held", expires_at=row.note, nonce=row.evidence)
+            holds = auction.holds + 1
+            auction = AuctionRow(auction_id, row.currency, "held", row.note, row.seq, None, holds, row.evidence)
         elif row.kind in _STATE_AFTER:
-            auction = replace(auction, state=_STATE_AFTER[row.kind], close_seq=row.seq)
+            auction = auction._replace(state=_STATE_AFTER[row.kind], close_seq=row.seq)
         if row.kind == "charge":
             self._unreversed[auction_id] = lines
         elif row.kind == "reversal":
             self._unreversed[auction_id] = self._unreversed.get(auction_id, 0) - lines
             if self._unreversed[auction_id] == 0:
-                auction = replace(auction, state="reversed")
+                auction = auction._replace(state="reversed")
         self.auctions[auction_id] = auction
 
 
@@ -149,8 +141,8 @@ def _rows(connection: Connection, query: Select[Any]) -> Iterator[Any]:
     yield from connection.execution_options(yield_per=_PAGE).execute(query)
 
 
-def _head(connection: Connection, last: BookingRow) -> Iterator[str]:
-    rows = [tuple(row) for row in connection.execute(select(tables.head))]
+def _head(connection: Connection, replay: _Replay) -> Iterator[str]:
+    rows, last = [tuple(row) for row in connection.execute(select(tables.head))], replay.last
     if rows != [(1, last.seq, last.hash, last.at)]:
         yield f"The table head does not name the last booking, {last.seq}."
 
@@ -185,9 +177,9 @@ def _accounts(connection: Connection, replay: _Replay) -> Iterator[str]:
 def _auctions(connection: Connection, replay: _Replay) -> Iterator[str]:
     expected = dict(replay.auctions)
     for row in _rows(connection, select(tables.auctions)):
-        stored, booked = AuctionRow.of(row), expected.pop(row.auction_id, None)
+        stored, booked = AuctionRow(*row), expected.pop(row.auction_id, None)
         erased = booked is not None and stored.state != "held" and not stored.nonce
-        stored = replace(stored, nonce=booked.nonce if booked and erased else evidence_of(stored.nonce))
+        stored = stored._replace(nonce=booked.nonce if booked and erased else evidence_of(stored.nonce))
         if stored != booked:
             yield f"Auction {row.auction_id!r} is {_spelled(stored)} in its table, {_spelled(booked)} in its bookings."
     for auction_id in expected:
@@ -197,7 +189,7 @@ def _auctions(connection: Connection, replay: _Replay) -> Iterator[str]:
 def _spelled(auction: AuctionRow | None) -> str:
     if auction is None:
         return "nothing"
-    return ", ".join(f"{name} {value!r}" for name, value in vars(auction).items() if name != "auction_id")
+    return ", ".join(f"{name} {value!r}" for name, value in auction._asdict().items() if name != "auction_id")
 
 
 def _receipts(connection: Connection) -> Iterator[str]:

@@ -55,20 +55,15 @@ class Database:
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Return what work returns; it sees one state of the database."""
-        return _repeated(self, lambda: self._once(work, writes=False))
+        return self._repeat(lambda: self._engines()[0], work)
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Return what work returns; everything that it wrote is kept, or nothing."""
-        return _repeated(self, lambda: self._once(work, writes=True))
+        return self._repeat(lambda: self._engines()[1], work)
 
     def migrate(self) -> None:
         """Upgrade the schema to the newest revision."""
-
-        def work() -> None:
-            with self._engine.execution_options(**{_WRITES: True}).begin() as connection:
-                upgrade(connection)
-
-        _repeated(self, work)
+        self._repeat(lambda: self._engine.execution_options(**{_WRITES: True}), upgrade)
 
     def close(self) -> None:
         """Close the connections; the next use opens new ones."""
@@ -81,13 +76,27 @@ class Database:
         self._engine.dispose(close=False)
         self._opened, self.scales = None, {}
 
-    def _once(self, work: Callable[[Connection], T], *, writes: bool) -> T:
-        readers, writers = self._opened or self._open()
-        with (writers if writes else readers).begin() as connection:
-            return work(connection)
+    def _repeat(self, engine: Callable[[], Engine], work: Callable[[Connection], T]) -> T:
+        """Return what work returns in a transaction, which is repeated where that may help."""
 
-    def _open(self) -> tuple[Engine, Engine]:
+        def once() -> T:
+            with engine().begin() as connection:
+                return work(connection)
+
+        try:
+            return _RETRYING.copy()(once)
+        except IntegrityError as error:
+            raise LedgerError(
+                f"The database refused the booking, and nothing was booked. Run verify. Its message: {_message(error)}"
+            ) from error
+        except (DBAPIError, PoolTimeout) as error:
+            advice, message = _advice(error), _message(error)
+            raise LedgerUnavailableError(f"The ledger {self} {advice} The database's message: {message}") from error
+
+    def _engines(self) -> tuple[Engine, Engine]:
         """Return the engines of readers and of writers, once the schema is there."""
+        if self._opened is not None:
+            return self._opened
         reads: dict[str, Any] = {}
         writes: dict[str, Any] = {_WRITES: True}
         if self._engine.dialect.name == "postgresql":
@@ -208,18 +217,6 @@ _RETRYING = Retrying(
     retry=retry_if_exception(_is_transient),
     reraise=True,
 )
-
-
-def _repeated(database: Database, work: Callable[[], T]) -> T:
-    try:
-        return _RETRYING.copy()(work)
-    except IntegrityError as error:
-        raise LedgerError(
-            f"The database refused the booking, and nothing was booked. Run verify. Its message: {_message(error)}"
-        ) from error
-    except (DBAPIError, PoolTimeout) as error:
-        advice, message = _advice(error), _message(error)
-        raise LedgerUnavailableError(f"The ledger {database} {advice} The database's message: {message}") from error
 
 
 def _advice(error: Exception) -> str:

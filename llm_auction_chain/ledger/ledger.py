@@ -187,10 +187,9 @@ class Ledger:
         self._uncancelled[auction_id, receipt] = reason
         try:
             self._write(lambda writer: operations.cancel(writer, auction_id, reason, receipt))
-        except LedgerUnavailableError:
-            raise
-        except LedgerError:
-            self._uncancelled.pop((auction_id, receipt), None)
+        except LedgerError as error:
+            if not isinstance(error, LedgerUnavailableError):
+                self._uncancelled.pop((auction_id, receipt), None)
             raise
         self._uncancelled.pop((auction_id, receipt), None)
 
@@ -259,7 +258,9 @@ class Ledger:
         """Release the holds that have expired, and return their auctions. Call it regularly."""
         until = check.checked_time("now", self._clock() if now is None else now)
         expired: list[str] = []
-        while page := self._write(lambda writer: operations.expire(writer, queries.due(writer.connection, until))):
+        while page := self._write(
+            lambda writer: operations.close(writer, queries.due(writer.connection, until), "expiry", "expired")
+        ):
             expired += page
         return expired
 

@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -43,11 +42,11 @@ def hold(
     covered = {owner: amount for owner, (amount, _) in units.items() if writer.covers(owner, currency, scale, amount)}
     until = checked_time("The end of the hold", writer.now + hold_for)
     nonce = auction.nonce or secrets.token_hex(32)
-    auction = replace(auction, currency=currency)  # one that was voided before its first hold has none yet
+    auction = auction._replace(currency=currency)  # one that was voided before its first hold has none yet
     number = auction.holds and auction.holds + 1
     row = _row("hold", auction, scale, number, request=request, note=until, evidence=evidence_of(nonce))
     booking = writer.append(row, [Line(owner, 0, amount, 0) for owner, amount in covered.items()])
-    auction = replace(auction, hold_seq=booking.row.seq, close_seq=None, holds=auction.holds + 1)
+    auction = auction._replace(hold_seq=booking.row.seq, close_seq=None, holds=auction.holds + 1)
     writer.set_auction(auction, state="held", expires_at=until, nonce=nonce)
     return booking, nonce
 
@@ -154,7 +153,7 @@ def void(writer: Writer, auction_id: str, reason: str) -> None:
     if auction.state in ("charged", "reversed"):
         raise ChargeConflictError(f"Auction {auction_id!r} was charged and cannot be voided. Reverse it.")
     if auction.state in ("", "held", "expired"):
-        _close(writer, auction, "void", "voided", reason)
+        close(writer, [auction], "void", "voided", reason)
 
 
 def cancel(writer: Writer, auction_id: str, reason: str, receipt: str | None) -> None:
@@ -168,31 +167,22 @@ def cancel(writer: Writer, auction_id: str, reason: str, receipt: str | None) ->
         elif receipt in delivering:
             _share(writer, auction, shares, "failure", receipt, reason)
     elif auction.state not in ("cancelled", "reversed"):
-        _close(writer, auction, "cancellation", "cancelled", reason)
+        close(writer, [auction], "cancellation", "cancelled", reason)
 
 
-def expire(writer: Writer, auctions: list[AuctionRow]) -> list[str]:
-    """Release the holds of auctions, and return their ids."""
-    held = lines_of(writer.connection, [auction.hold_seq for auction in auctions if auction.hold_seq is not None])
+def close(writer: Writer, auctions: list[AuctionRow], kind: str, state: str, reason: str = "") -> list[str]:
+    """Close auctions without a charge, release their holds, and return their ids."""
+    held = lines_of(writer.connection, [one.hold_seq for one in auctions if one.state == "held" and one.hold_seq])
     for currency in {auction.currency for auction in auctions}:
-        due = [auction for auction in auctions if auction.currency == currency]
-        writer.load({line.owner for auction in due for line in held.get(auction.hold_seq or 0, ())}, currency)
+        due = [held.get(auction.hold_seq or 0, []) for auction in auctions if auction.currency == currency]
+        writer.load({line.owner for lines in due for line in lines}, currency)
     for auction in auctions:
-        _close(writer, auction, "expiry", "expired", "", held.get(auction.hold_seq or 0))
+        scale = writer.scale(auction.currency) if auction.hold_seq else 0
+        row = _row(kind, auction, scale, auction.holds, note=reason)
+        lines = held.get(auction.hold_seq or 0, [])
+        booking = writer.append(row, [Line(line.owner, 0, -line.held, 0) for line in lines])
+        writer.set_auction(auction, state=state, close_seq=booking.row.seq)
     return [auction.auction_id for auction in auctions]
-
-
-def _close(
-    writer: Writer, auction: AuctionRow, kind: str, state: str, reason: str, held: list[Line] | None = None
-) -> None:
-    scale, release = 0, held or []
-    if auction.state == "held" and auction.hold_seq is not None and held is None:
-        release = lines_of(writer.connection, [auction.hold_seq])[auction.hold_seq]
-    if auction.hold_seq is not None:
-        scale = writer.scale(auction.currency)
-    row = _row(kind, auction, scale, auction.holds, note=reason)
-    booking = writer.append(row, [Line(line.owner, 0, -line.held, 0) for line in release])
-    writer.set_auction(auction, state=state, close_seq=booking.row.seq)
 
 
 def reverse(writer: Writer, auction_id: str, owner: str | None, reason: str) -> Booked:

@@ -137,7 +137,7 @@ def due(connection: Connection, now: str) -> list[AuctionRow]:
         .order_by(columns.expires_at, columns.hold_seq)
         .limit(PAGE)
     )
-    return [AuctionRow.of(row) for row in connection.execute(statement)]
+    return [AuctionRow(*row) for row in connection.execute(statement)]
 
 
 def accounts(connection: Connection, credit: Decimal, owner: str | None = None, currency: str = "") -> list[Account]:

@@ -12,16 +12,14 @@ from typing import Any, Protocol, runtime_checkable
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """The change that one booking made to one account.
+    """The change that one booking made to the account of `owner` in `currency`.
 
     Attributes:
         seq: number of the booking.
         line: number of the entry within the booking, from 0.
         kind: of the booking: `deposit`, `withdrawal`, `hold`, `charge`, `void`, `expiry`, `cancellation`, `reversal`;
             `repeat`: another call delivers a reply on the same charge; `failure`: such a call failed.
-        auction_id: the auction; None for deposits and withdrawals.
-        owner: of the account.
-        currency: of the account.
+        auction_id: None for deposits and withdrawals.
         at: time of the booking.
         amount: change of the balance; negative for a charge.
         held: change of the amount on hold.
@@ -44,16 +42,13 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Booking:
-    """One link of the chain. It never changes.
+    """One link of the chain. It never changes. `kind`, `auction_id` and `note` are as in `Entry`.
 
     Attributes:
         seq: its number, from 1, without gaps.
         key: unique in the ledger; a repeated request has the same key.
-        kind: as in `Entry`.
-        auction_id: as in `Entry`.
         currency: of all its entries.
         at: its time, never before that of the previous booking.
-        note: the reason.
         entries: the changes to accounts.
         hash: of this booking and, through the previous hash, of all before it.
     """
@@ -73,12 +68,9 @@ class Booking:
 class Hold:
     """Money that is set aside for an auction until the auction is charged or voided, or the hold expires.
 
+    `seq`, `hash` and `at` are those of its booking.
+
     Attributes:
-        auction_id: the auction.
-        currency: of the amounts.
-        seq: number of the booking.
-        hash: of the booking.
-        at: time of the booking.
         expires_at: time from which `expire_holds` releases it.
         amounts: held amount by owner, for owners with enough cover.
         without_cover: owners whose accounts do not cover their amount; nothing of theirs is held.
@@ -113,14 +105,9 @@ class ChargeLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Charge:
-    """The one charge of an auction.
+    """The one charge of an auction. `seq`, `hash` and `at` are those of its booking.
 
     Attributes:
-        auction_id: the auction.
-        currency: of the amounts.
-        seq: number of the booking.
-        hash: of the booking.
-        at: time of the booking.
         lines: one for each owner with a charge or a hold, zeros included.
         total: the sum of their amounts.
         receipt: digest of the receipt, or empty.
@@ -141,8 +128,6 @@ class Account:
     """The state of one owner's account in one currency.
 
     Attributes:
-        owner: of the account.
-        currency: of the amounts.
         balance: deposits less withdrawals and charges; negative where the owner owes money.
         held: set aside for auctions in progress.
         available: `balance - held + credit`, the most that a new hold may take.
@@ -160,8 +145,6 @@ class Statement:
     """An account over a period: `opening + deposited - charged == closing`.
 
     Attributes:
-        owner: of the account.
-        currency: of the amounts.
         since: start of the period, inclusive; None is the beginning.
         until: end of the period, exclusive; None is now.
         opening: balance before the period.
@@ -187,7 +170,6 @@ class Totals:
     """The sums of one currency over all accounts: `cash == revenue + balances`, exactly.
 
     Attributes:
-        currency: of the amounts.
         cash: deposits less withdrawals.
         revenue: charges less reversals.
         balances: of all accounts.

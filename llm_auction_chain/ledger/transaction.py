@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
@@ -28,9 +27,8 @@ class Booked(NamedTuple):
     lines: list[Line]
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuctionRow:
-    """A row of `auctions`: the state of one auction."""
+class AuctionRow(NamedTuple):
+    """A row of `auctions`, in the order of the table's columns: the state of one auction."""
 
     auction_id: str
     currency: str
@@ -40,11 +38,6 @@ class AuctionRow:
     close_seq: int | None = None  # booking that closed it; the charge where there was one
     holds: int = 0  # number of its holds
     nonce: str = ""  # made with the first hold and kept by all
-
-    @classmethod
-    def of(cls, row: Any) -> "AuctionRow":
-        """Return a row of the table."""
-        return cls(**{field.name: getattr(row, field.name) for field in fields(cls)})
 
 
 def _upsert(table: Any) -> dict[str, Any]:
@@ -143,13 +136,12 @@ class Writer:
         rows = self.connection.execute(_AUCTION_AND_ACCOUNTS, values).all()
         self._accounts.update({(owner, currency): [0, 0] for owner in first})
         self._accounts.update({(row.owner, currency): [row.balance, row.held] for row in rows if row.owner is not None})
-        if rows[0].auction_id is None:
-            return AuctionRow(auction_id=auction_id, currency=currency)
-        return AuctionRow.of(rows[0])
+        known = rows[0].auction_id is not None
+        return AuctionRow(*rows[0][: len(AuctionRow._fields)]) if known else AuctionRow(auction_id, currency)
 
     def set_auction(self, auction: AuctionRow, **changes: Any) -> None:
         """Write the new state of an auction."""
-        self._auctions[auction.auction_id] = replace(auction, **changes)
+        self._auctions[auction.auction_id] = auction._replace(**changes)
 
     def keep_receipt(self, auction_id: str, digest: str, body: str) -> None:
         """Store the body of a receipt."""
@@ -157,9 +149,10 @@ class Writer:
 
     def of_seq(self, seq: int) -> Booked:
         """Return a booking by its number."""
-        for booking in booked(self.connection, _BY_SEQ, {"seq": seq}):
-            return booking
-        raise LedgerError(f"Booking {seq} is not in the ledger. Run verify, and restore a backup.")
+        bookings = booked(self.connection, _BY_SEQ, {"seq": seq})
+        if not bookings:
+            raise LedgerError(f"Booking {seq} is not in the ledger. Run verify, and restore a backup.")
+        return bookings[0]
 
     def reversals(self, auction_id: str) -> list[Booked]:
         """Return the reversals of an auction, in order."""
@@ -237,7 +230,7 @@ class Writer:
             self._send(_INSERT_BOOKINGS, [row._asdict() for row, _ in self._booked])
             self._send(_INSERT_ENTRIES, entries)
             self._send(_UPSERT_ACCOUNTS[name], accounts)
-            self._send(_UPSERT_AUCTIONS[name], [vars(auction) for auction in self._auctions.values()])
+            self._send(_UPSERT_AUCTIONS[name], [auction._asdict() for auction in self._auctions.values()])
             self._send(_INSERT_RECEIPTS, self._receipts)
             self._send(_NEXT, [{"seq": self._seq, "hash": self._hash, "at": self.at}])
 

@@ -8,12 +8,14 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
+from types import SimpleNamespace
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, text
+from sqlalchemy.exc import OperationalError
 
 from llm_auction_chain.errors import (
     ConfigurationError,
@@ -127,20 +129,19 @@ def test_lost_connections_are_opened_again_and_nothing_is_booked_twice(emptied, 
 
 
 def test_a_commit_whose_answer_is_lost_is_not_booked_twice(funded, monkeypatch):
-    once, lost = funded._database._once, []
+    (readers, writers), lost = funded._database._engines(), []
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorname = "SQLITE_BUSY"
 
-    def loses(work, *, writes):
-        done = once(work, writes=writes)
-        if writes and not lost:
-            lost.append(done)
-            error = sqlite3.OperationalError("database is locked")
-            error.sqlite_errorname = "SQLITE_BUSY"
-            from sqlalchemy.exc import OperationalError
-
+    @contextmanager
+    def begin():
+        with writers.begin() as connection:
+            yield connection
+        if not lost:
+            lost.append(True)
             raise OperationalError("COMMIT", {}, error)
-        return done
 
-    monkeypatch.setattr(funded._database, "_once", loses)
+    monkeypatch.setattr(funded._database, "_engines", lambda: (readers, SimpleNamespace(begin=begin)))
     for operation in (
         lambda: funded.deposit("A", 1),
         lambda: funded.hold("x", {"A": 5}),
@@ -152,6 +153,7 @@ def test_a_commit_whose_answer_is_lost_is_not_booked_twice(funded, monkeypatch):
         before = funded.head().seq
         lost.clear()
         operation()
+        assert lost
         assert funded.head().seq == before + 1
     assert funded.balance("A").balance == 100
 
