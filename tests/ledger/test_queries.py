@@ -1,8 +1,10 @@
 """Money that comes and goes, and what accounts, statements and totals say of it."""
 
 import re
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Context, Decimal, Inexact, localcontext
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -165,13 +167,15 @@ def test_money_is_exact_whatever_the_callers_decimal_context(ledger, clock):
 
 
 def test_a_deposit_whose_answer_is_lost_tells_the_key_under_which_it_is_booked_once(ledger, monkeypatch):
-    once = ledger._database._once
+    readers, writers = ledger._database._engines()
 
-    def lost(work, *, writes):
-        once(work, writes=writes)
+    @contextmanager
+    def begin():
+        with writers.begin() as connection:
+            yield connection
         raise OperationalError("COMMIT", None, Exception("the answer was lost"))
 
-    monkeypatch.setattr(ledger._database, "_once", lost)
+    monkeypatch.setattr(ledger._database, "_engines", lambda: (readers, SimpleNamespace(begin=begin)))
     with pytest.raises(LedgerUnavailableError, match="booked once") as told:
         ledger.deposit("A", 5)
     monkeypatch.undo()
