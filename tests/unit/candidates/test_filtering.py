@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from langchain_core.messages import AIMessage
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
 
 from llm_auction_chain import (
@@ -22,6 +23,7 @@ from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
 LIKES_B = Agent("B", lambda prompt, reply: 2.0 * reply.text.count("b"))
 LIKES_C = Agent("C", lambda prompt, reply: 1.0 * reply.text.count("c"))
+PROMPT = [HumanMessage("x")]
 REPLIES = [AIMessage("abc"), AIMessage("aac")]
 
 
@@ -174,3 +176,42 @@ async def test_a_fallback_is_no_candidate_while_another_may_be_returned():
         assert any(candidate.excluded for candidate in result.candidates)
         assert "fallback" not in [candidate.component for candidate in result.candidates]
         assert "Let me think." not in [candidate.message.text for candidate in result.candidates]
+
+
+class Names(BaseCallbackHandler):
+    """Keeps the names of the runs that it hears of."""
+
+    def __init__(self):
+        self.heard = []
+
+    def on_chain_start(self, serialized, inputs, *, name=None, **kwargs):
+        self.heard.append(name)
+
+
+@pytest.mark.parametrize("waiter", [BLOCKING, AWAITING])
+async def test_a_rule_sees_the_prompt_and_each_reply_and_is_traced_by_its_name(waiter):
+    seen, names = [], Names()
+
+    def rule(prompt, reply):
+        seen.append((prompt, reply.text))
+        return True
+
+    async def arule(prompt, reply):
+        return rule(prompt, reply)
+
+    deciding = CandidateFilter(rule if waiter is BLOCKING else arule).allowed(
+        PROMPT, REPLIES, {"callbacks": [names]}, waiter
+    )
+    assert (run(deciding) if waiter is BLOCKING else await deciding) == [True, True]
+    assert sorted(seen, key=str) == [(PROMPT, "aac"), (PROMPT, "abc")]
+    assert names.heard == ["candidate_filter"] * 2
+
+
+async def test_an_object_whose_call_is_async_is_an_async_rule():
+    class Slow:
+        async def __call__(self, prompt, reply):
+            return no_b(prompt, reply)
+
+    assert await CandidateFilter(Slow()).allowed(PROMPT, REPLIES, None, AWAITING) == [False, True]
+    with pytest.raises(ConfigurationError, match="candidate_filter is async"):
+        run(CandidateFilter(Slow()).allowed(PROMPT, REPLIES, None, BLOCKING))

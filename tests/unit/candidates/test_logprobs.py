@@ -6,12 +6,14 @@ import math
 import httpx
 import numpy as np
 import pytest
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_openai import ChatOpenAI
 
 from llm_auction_chain import ChatTransformers
-from llm_auction_chain.candidates.logprobs import read_log_probs
+from llm_auction_chain.candidates.logprobs import log_prob_matrix, read_log_probs
+from llm_auction_chain.candidates.proposals import ContextPrompt, Reference
 from llm_auction_chain.errors import LogProbError
+from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 from tests.integration.provider import complete, provider
 
 OURS = {"token_ids": [5, 6], "token_logprobs": [-1.0, -0.5], "basis": "sampler", "complete": True}
@@ -272,7 +274,7 @@ def test_what_may_miss_a_token_is_not_complete(fields):
     assert read_log_probs(openai(*WHOLE, **fields)).complete is False
 
 
-@pytest.mark.parametrize("tokens", [("Hi", ""), ("Hi", "\n"), ("</s>", "Hi"), ("Hi", " you", "</s>"), ("Hi",)], ids=str)
+@pytest.mark.parametrize("tokens", [("Hi", ""), ("Hi", "\n"), ("</s>", "Hi"), ("Hi", " you", "</s>"), ("Hi",)])
 def test_an_end_that_cannot_be_told_is_not_complete(tokens):
     assert read_log_probs(openai(*tokens)).complete is False
 
@@ -348,8 +350,52 @@ def test_nonsense_is_no_log_probability(nonsense):
         {"token": "Ho", "bytes": ["H", "i"]},
         {"token": "Ho", "bytes": "Hi"},
     ],
-    ids=str,
 )
 def test_strange_spellings_are_not_taken_for_the_text(strange):
     known = read_log_probs(reply({"content": [{"logprob": -1.0, **strange}]}, "Hey", billed=1, reason="length"))
     assert (known.tokens, known.complete) == ((-1.0,), False)
+
+
+# What a scorer is asked.
+
+CONDITIONS = [
+    part.condition([HumanMessage("x")], ["A shop."], tau=1.0, seed=0) for part in (Reference(), ContextPrompt())
+]
+
+
+async def matrix(scorer, waiter, *replies):
+    """Return the log-probabilities of (condition, reply) pairs, in sync or not."""
+    identities = [message.text for _, message in replies]
+    scoring = log_prob_matrix(scorer, CONDITIONS, replies, waiter, identities=identities, law={"temperature": 0.5})
+    return (run(scoring) if waiter is BLOCKING else await scoring).tolist()
+
+
+class Logits:
+    """Scores conditions of several prompts, and keeps what it is asked."""
+
+    wanted, law = None, None
+
+    def score(self, prompt, replies):
+        raise AssertionError
+
+    def score_conditions(self, conditions, replies, *, wanted, **law):
+        self.wanted, self.law = wanted, law
+        return [[-2.0] * len(replies), [-3.0] * len(replies)]
+
+
+@pytest.mark.parametrize("waiter", [BLOCKING, AWAITING])
+async def test_a_model_with_logits_is_asked_for_what_is_missing_alone(waiter):
+    model = Logits()
+    known, unknown = AIMessage("Hi", response_metadata={"logprobs": OURS}), AIMessage("Ho")
+    assert await matrix(model, waiter, (0, known), (1, unknown)) == [[-1.5, -2.0], [-3.0, -3.0]]
+    assert model.wanted == [[False, True], [True, True]]
+    assert model.law == {"temperature": 0.5}
+
+
+@pytest.mark.parametrize("waiter", [BLOCKING, AWAITING])
+async def test_a_log_probability_that_rounding_lifted_above_0_is_0(waiter):
+    class Rounded:
+        def score(self, prompt, replies, **law):
+            return [1e-7] * len(replies)
+
+    assert await matrix(Rounded(), waiter, (0, AIMessage("Hi"))) == [[0.0], [0.0]]

@@ -1,5 +1,6 @@
 """Replies from any chat model: through its wrappers, without a cache, with every failure kept."""
 
+import time
 from typing import ClassVar
 
 import numpy as np
@@ -264,6 +265,84 @@ def test_neighbouring_seeds_rounds_and_conditions_share_no_stream_of_randomness(
     assert len(model.seeds) == len(set(model.seeds)) == 40 * requests
     # a seed that is the sum of auction, round and condition would move in equal steps
     assert len(set(np.diff(model.seeds).tolist())) == len(model.seeds) - 1
+
+
+class Native(BaseChatModel):
+    """Draws all replies of a condition in one request, reports each, and keeps how many requests ran at once."""
+
+    native_n: ClassVar[bool] = True
+    running: list = []  # noqa: RUF012 - pydantic copies it
+    busiest: list = []  # noqa: RUF012 - pydantic copies it
+
+    def _generate(self, messages, stop=None, run_manager=None, *, n=1, progress=None, **kwargs):
+        self.running.append(1)
+        self.busiest.append(len(self.running))
+        for arrived in range(1, n + 1):
+            if progress is not None:
+                progress(arrived, n, 5.0)
+        time.sleep(0.01)
+        self.running.pop()
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(f"reply {k}")) for k in range(n)])
+
+    @property
+    def _llm_type(self):
+        return "native"
+
+
+class Single(Native):
+    """The same, one reply a request."""
+
+    native_n: ClassVar[bool] = False
+
+
+def wanted(*counts):
+    """Return so many draws from each of several prompts."""
+    return [(Reference().condition([HumanMessage(f"x{k}")], [], tau=1.0, seed=0), n) for k, n in enumerate(counts)]
+
+
+async def sample(model, waiter, draws, *, config=None, **kwargs):
+    """Return what a source draws, in sync or not."""
+    source = Source(model, config or {}, native_n=True, kwargs={})
+    sampling = source.sample(draws, waiter, seed=1, config=config, **{"tokens": False, **kwargs})
+    return run(sampling) if waiter is BLOCKING else await sampling
+
+
+@pytest.mark.parametrize("waiter", [BLOCKING, AWAITING])
+@pytest.mark.parametrize("kind", [Native, Single])
+async def test_a_callers_limit_of_concurrency_holds_for_the_draws(kind, waiter):
+    model = kind()
+    await sample(model, waiter, wanted(1, 1, 1), config={"max_concurrency": 1})
+    assert model.busiest == [1, 1, 1]
+
+
+@pytest.mark.parametrize("waiter", [BLOCKING, AWAITING])
+async def test_progress_adds_up_replies_and_speeds_of_all_requests(waiter):
+    seen, one_by_one = [], {"max_concurrency": 1}
+    await sample(Native(), waiter, wanted(2, 1), config=one_by_one, progress=lambda *said: seen.append(said))
+    assert seen == [(1, 5.0), (2, 5.0), (3, 10.0), (3, None)]
+    seen.clear()
+    await sample(Single(), waiter, wanted(2, 1), config=one_by_one, progress=lambda *said: seen.append(said))
+    assert seen == [(1, None), (2, None), (3, None)]
+
+
+class Heard(BaseCallbackHandler):
+    """Keeps tags and metadata of a chat model's runs."""
+
+    def __init__(self):
+        self.runs = []
+
+    def on_chat_model_start(self, serialized, messages, *, run_id, tags=None, metadata=None, **kwargs):
+        self.runs.append((set(tags), {name: metadata.get(name) for name in ("model", "call", "both")}))
+
+
+@pytest.mark.parametrize("waiter", [BLOCKING, AWAITING])
+@pytest.mark.parametrize("model", [Native(), Single()])
+async def test_runs_have_the_tags_and_metadata_of_the_model_and_of_the_call(model, waiter):
+    bound = model.with_config(tags=["bound"], metadata={"model": 1, "both": "model"})
+    heard = Heard()
+    config = {"callbacks": [heard], "tags": ["called"], "metadata": {"call": 2, "both": "call"}}
+    await sample(bound, waiter, wanted(1, 1), config=config)
+    assert heard.runs == [({"bound", "called"}, {"model": 1, "call": 2, "both": "call"})] * 2
 
 
 @pytest.mark.parametrize("name", ["conditions", "n", "progress", "seed"])

@@ -1,6 +1,7 @@
 """The chat models in LangChain's wrappers, and which keywords reach them."""
 
 import pytest
+from langchain.chat_models import init_chat_model
 from langchain_core.callbacks import get_usage_metadata_callback
 from langchain_core.runnables import (
     ConfigurableField,
@@ -9,6 +10,7 @@ from langchain_core.runnables import (
     RunnableLambda,
     RunnableParallel,
     RunnablePassthrough,
+    RunnableSequence,
 )
 
 from llm_auction_chain import ConfigurationError
@@ -56,6 +58,22 @@ def test_a_change_reaches_every_chat_model_and_keeps_the_wrappers(model):
     lengths = {chat.length for chat in runnables_in(longer) if isinstance(chat, MarkovChatModel)}
     assert lengths == {chat.length + 10 for chat in runnables_in(model) if isinstance(chat, MarkovChatModel)}
     assert chat_model_of(model).length == 2
+
+
+def test_a_sequence_keeps_its_name():
+    named = RunnableSequence(RunnablePassthrough(), FIRST, name="ads")
+    assert inside(named, lambda chat: SECOND).get_name() == "ads"
+
+
+def test_the_innermost_model_is_inside_fields_that_a_config_may_set():
+    assert innermost(FIRST.bind(stop=["x"]).configurable_fields(kwargs=WHICH)) is FIRST
+    assert innermost(FIRST.configurable_fields(length=WHICH)) is FIRST
+
+
+def test_a_model_of_init_chat_model_is_its_default_until_a_config_chooses():
+    model = init_chat_model("gpt-4o", model_provider="openai", api_key="x", configurable_fields="any")
+    assert name_of(model) == "openai/gpt-4o"
+    assert name_of(model, {"configurable": {"model": "gpt-4.1"}}) == "openai/gpt-4.1"
 
 
 def test_a_config_chooses_among_alternatives():
