@@ -1,20 +1,16 @@
 """`llm-auction ledger`: which ledger, and the commands that book and that look after it."""
 
-import json
 import os
 import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_auction_chain.cli.tables import printable_text, write_json
 from llm_auction_chain.errors import ConfigurationError, LedgerError
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL
-
     from llm_auction_chain.ledger import Booking, Ledger, Totals
 
 _URL = "sqlite:///file.db, or postgresql+psycopg://user@host/database"
@@ -151,26 +147,16 @@ def _head(options: Namespace) -> int:
 
 
 def _receipt(options: Namespace) -> int:
+    from llm_auction_chain.receipts import Receipt
+
     with open_ledger(options) as ledger:
         stored = ledger.receipt_of(options.auction)
         charged = ledger.charge_of(options.auction)
     if stored is None:
         reason = "it was erased, or the ledger keeps none" if charged else "no auction of this id was charged"
         raise LedgerError(f"No receipt of {options.auction!r} is stored: {reason}.")
-    write_json(stored if options.agent is None else _view(stored, options.agent))
+    write_json(stored if options.agent is None else Receipt.from_dict(stored).view(options.agent).as_dict())
     return 0
-
-
-def _view(stored: dict[str, Any], agent: str) -> dict[str, Any]:
-    from pydantic import ValidationError
-
-    from llm_auction_chain.receipts import Receipt
-
-    try:
-        receipt = Receipt.model_validate_json(json.dumps(stored))
-    except ValidationError as error:
-        raise ConfigurationError("The stored receipt has another format, which has no views.") from error
-    return receipt.view(agent).as_dict()
 
 
 def _erase_receipts(options: Namespace) -> int:
@@ -194,53 +180,19 @@ def open_ledger(options: Namespace, *, creates: bool = False, **settings: Any) -
     """
     from llm_auction_chain.ledger import Ledger
 
-    url = _read_url(options)
+    url = (os.environ.get(_VARIABLE) or _DEFAULT_URL) if options.url is None else options.url
     ledger = Ledger(url, **settings)
-    if not creates:
-        _check_exists(url)
+
+    from llm_auction_chain.ledger.database import Database, in_memory
+
+    database = Database(url)
+    if in_memory(database.url):
+        raise ConfigurationError("The ledger is a database in memory, which ends with the command. Name a file.")
+    if not creates and not database.has_ledger():
+        raise ConfigurationError(
+            f"There is no ledger in {database}. Check the URL; `llm-auction ledger deposit` or `migrate` creates one."
+        )
     return ledger
-
-
-def _read_url(options: Namespace) -> "URL":
-    from sqlalchemy import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    text, source = options.url, "--url"
-    if text is None:
-        text, source = os.environ.get(_VARIABLE, "") or _DEFAULT_URL, _VARIABLE
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):  # neither the error nor the text is repeated: they may hold a password
-        raise ConfigurationError(f"{source} is not a database URL. Give {_URL}.") from None
-    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-        raise ConfigurationError(f"{source} is a database in memory, which ends with the command. Name a file.")
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    if isinstance(password := url.query.get("password"), str):  # libpq's other place for it, which messages would show
-        url = url.difference_update_query(["password"]).set(password=password)
-    return url
-
-
-def _check_exists(url: "URL") -> None:
-    """Raise `ConfigurationError` where there is no ledger: to read one would create it."""
-    from sqlalchemy import NullPool, create_engine, inspect
-    from sqlalchemy.exc import ArgumentError, DBAPIError
-
-    from llm_auction_chain.ledger.tables import VERSIONS
-
-    hint = "`llm-auction ledger deposit` or `migrate` creates one"
-    if url.get_backend_name() == "sqlite":
-        path = str(url.database)
-        path = path.removeprefix("file:").partition("?")[0] if "uri" in url.query else path
-        if not Path(path).exists():
-            raise ConfigurationError(f"There is no ledger at {path}. Check the path; {hint}.")
-    try:
-        with create_engine(url, poolclass=NullPool).connect() as connection:
-            exists = inspect(connection).has_table(VERSIONS)
-    except (DBAPIError, ArgumentError, ImportError, TypeError, ValueError):
-        return  # the ledger itself says what is wrong, and what to do
-    if not exists:
-        raise ConfigurationError(f"There is no ledger in {url!r}. Check the URL; {hint}.")
 
 
 def read_time(text: str, option: str) -> datetime:

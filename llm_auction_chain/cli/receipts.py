@@ -1,10 +1,9 @@
 """`llm-auction verify`: computes receipts and agents' views again, from themselves alone."""
 
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -164,10 +163,8 @@ def _parsed(value: Any) -> "Receipt | AgentView | None":
     from llm_auction_chain.receipts import AgentView, Receipt
 
     for kind in (Receipt, AgentView):
-        try:
-            return kind.model_validate_json(json.dumps(value))
-        except (ValueError, RecursionError):
-            continue
+        with suppress(ConfigurationError):
+            return kind.from_dict(value)
     return None
 
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, Pool, QueuePool, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, NullPool, Pool, QueuePool, create_engine, event, inspect, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from llm_auction_chain.errors import ConfigurationError, LedgerError, LedgerUnavailableError, MissingDependencyError
 from llm_auction_chain.ledger.migrations import is_current, upgrade
+from llm_auction_chain.ledger.tables import VERSIONS
 
 T = TypeVar("T")
 _WRITES = "ledger_writes"
@@ -52,6 +53,16 @@ class Database:
         """Return the URL without passwords."""
         query = {name: "***" if "password" in name else value for name, value in self.url.query.items()}
         return self.url.set(query=query).render_as_string()
+
+    def has_ledger(self) -> bool:
+        """Return whether there is a ledger. Unlike other methods, it creates none, and no file."""
+        path = str(self.url.database)
+        if "uri" in self.url.query:
+            path = path.removeprefix("file:").partition("?")[0]
+        if self._engine.dialect.name == "sqlite" and not Path(path).exists():
+            return False
+        engine = create_engine(self.url, poolclass=NullPool)
+        return self._repeat(lambda: engine, lambda connection: inspect(connection).has_table(VERSIONS))
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Return what work returns; it sees one state of the database."""
@@ -144,12 +155,13 @@ def _checked(url: str | URL) -> URL:
         return made.set(drivername="postgresql+psycopg")
     if made.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
         raise ConfigurationError(f"url must begin with 'sqlite' or 'postgresql+psycopg', not {made.drivername!r}.")
-    if made.get_backend_name() == "sqlite" and not _in_memory(made) and "uri" not in made.query:
+    if made.get_backend_name() == "sqlite" and not in_memory(made) and "uri" not in made.query:
         return made.set(database=str(Path(str(made.database)).absolute()))  # the process may change its folder
     return made
 
 
-def _in_memory(url: URL) -> bool:
+def in_memory(url: URL) -> bool:
+    """Return whether a URL is of a SQLite database in memory."""
     return not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
 
 
@@ -164,7 +176,7 @@ def _engine(url: URL) -> Engine:
 
 
 def _sqlite(url: URL) -> Engine:
-    pool: dict[str, Any] = {"pool_size": 1, "max_overflow": 0} if _in_memory(url) else {}
+    pool: dict[str, Any] = {"pool_size": 1, "max_overflow": 0} if in_memory(url) else {}
     engine = create_engine(
         url, poolclass=QueuePool, connect_args={"isolation_level": None, "check_same_thread": False}, **pool
     )

@@ -263,7 +263,7 @@ class _Shared(Record):
         """
         try:
             return cls.model_validate_json(json.dumps(dict(content)))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ConfigurationError(f"This is not a valid {cls.__name__}; verify tells what is wrong.") from error
 
     def computed_digest(self) -> str:

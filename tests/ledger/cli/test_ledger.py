@@ -105,7 +105,7 @@ READING = [
 def test_no_command_but_deposit_and_migrate_begins_a_ledger(say, path, command):
     said = say("ledger", *command)
     assert (said.code, said.out) == (2, "")
-    assert f"There is no ledger at {path}" in said.err
+    assert f"There is no ledger in sqlite:///{path}" in said.err
     assert not path.exists()
     path.write_bytes(b"")
     said = say("ledger", *command)
