@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
             if hasattr(sys.stdout, "reconfigure"):
                 sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a reply is no failure
-            code = int(options.do(options))
+            code = options.do(options) or 0
             sys.stdout.flush()
     except (ConfigurationError, MissingDependencyError, PromptError) as error:
         return _fail(str(error), _BAD_INPUT)

@@ -3,7 +3,6 @@
 import os
 import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +10,29 @@ from llm_auction_chain.cli.tables import printable_text, write_json
 from llm_auction_chain.errors import ConfigurationError, LedgerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llm_auction_chain.ledger import Booking, Ledger, Totals
 
 _URL = "sqlite:///file.db, or postgresql+psycopg://user@host/database"
 _VARIABLE = "LLM_AUCTION_LEDGER"
 _DEFAULT_URL = "sqlite:///llm_auction.db"
+_CREATE = ("deposit", "migrate")  # a ledger, where there is none
 
 
-def add_command(commands: Any, name: str, do: Callable[[Namespace], int], text: str, more: str = "") -> ArgumentParser:
-    """Add a command of the ledger with its function and help, and return its parser."""
+def add_command(
+    commands: Any, name: str, do: "Callable[[Ledger, Namespace], int | None]", text: str, more: str = ""
+) -> ArgumentParser:
+    """Add a command of the ledger with its help, and what it does with the ledger; return its parser."""
+
+    def run(options: Namespace) -> int | None:
+        with _open(options) as ledger:
+            return do(ledger, options)
+
     description = f"{text[0].upper()}{text[1:]}. {more}".strip()
     parser: ArgumentParser = commands.add_parser(name, help=text, description=description)
     parser.add_argument("--url", default=SUPPRESS, help=_URL)
-    parser.set_defaults(do=do)
+    parser.set_defaults(do=run)
     return parser
 
 
@@ -78,51 +87,40 @@ def _add_upkeep(commands: Any) -> None:
     add_command(commands, "migrate", _migrate, "bring the schema to the newest revision; back up the database before")
 
 
-def _move(options: Namespace) -> int:
+def _move(ledger: "Ledger", options: Namespace) -> None:
     """Deposit or withdraw."""
-    deposits = options.ledger_command == "deposit"
-    scales = {options.currency: options.decimals} if deposits and options.decimals is not None else None
+    move = ledger.deposit if options.ledger_command == "deposit" else ledger.withdraw
     about = {"currency": options.currency, "key": options.key, "note": options.note}
-
-    def book(ledger: "Ledger") -> "Booking":
-        return (ledger.deposit if deposits else ledger.withdraw)(options.owner, options.amount, **about)
-
-    return _book(options, book, creates=deposits, scales=scales)
+    _book(ledger, lambda: move(options.owner, options.amount, **about))
 
 
-def _reverse(options: Namespace) -> int:
-    return _book(options, lambda ledger: ledger.reverse(options.auction, owner=options.owner, reason=options.reason))
+def _reverse(ledger: "Ledger", options: Namespace) -> None:
+    _book(ledger, lambda: ledger.reverse(options.auction, owner=options.owner, reason=options.reason))
 
 
-def _book(options: Namespace, book: "Callable[[Ledger], Booking]", **settings: Any) -> int:
+def _book(ledger: "Ledger", book: "Callable[[], Booking]") -> None:
     """Book, and print the booking and the balances after it."""
-    with open_ledger(options, **settings) as ledger:
-        last = ledger.head().seq
-        booking = book(ledger)
-        if booking.seq <= last:
-            at = f"{booking.at:%Y-%m-%d %H:%M:%S} UTC"
-            sys.stderr.write(f"llm-auction: booked before, at {at}; nothing was booked now\n")
-        lines = [f"booking     {booking.seq}", f"hash        {booking.hash}"]
-        for entry in booking.entries:
-            account = ledger.balance(entry.owner, currency=entry.currency)
-            unit = f" {printable_text(entry.currency)}" if entry.currency else ""
-            lines.append(f"{booking.kind:<10}  {entry.amount:f}{unit}, {printable_text(entry.owner)}")
-            lines.append(f"balance     {account.balance:f}{unit}")
+    last = ledger.head().seq
+    booking = book()
+    if booking.seq <= last:
+        at = f"{booking.at:%Y-%m-%d %H:%M:%S} UTC"
+        sys.stderr.write(f"llm-auction: booked before, at {at}; nothing was booked now\n")
+    lines = [f"booking     {booking.seq}", f"hash        {booking.hash}"]
+    for entry in booking.entries:
+        account = ledger.balance(entry.owner, currency=entry.currency)
+        unit = f" {printable_text(entry.currency)}" if entry.currency else ""
+        lines.append(f"{booking.kind:<10}  {entry.amount:f}{unit}, {printable_text(entry.owner)}")
+        lines.append(f"balance     {account.balance:f}{unit}")
     sys.stdout.write("\n".join(lines) + "\n")
-    return 0
 
 
-def _expire_holds(options: Namespace) -> int:
-    with open_ledger(options) as ledger:
-        for auction in ledger.expire_holds():
-            sys.stdout.write(f"{printable_text(auction)}\n")
-    return 0
+def _expire_holds(ledger: "Ledger", _: Namespace) -> None:
+    for auction in ledger.expire_holds():
+        sys.stdout.write(f"{printable_text(auction)}\n")
 
 
-def _verify(options: Namespace) -> int:
-    with open_ledger(options) as ledger:
-        audit = ledger.verify(head=options.head)
-        totals = ledger.totals()
+def _verify(ledger: "Ledger", options: Namespace) -> int:
+    audit, totals = ledger.verify(head=options.head), ledger.totals()
     sys.stdout.write(f"bookings  {audit.bookings}\nhead      {audit.head or 'none'}\n")
     for one in totals:
         sys.stdout.write(f"{_total(one)}\n")
@@ -139,56 +137,48 @@ def _total(one: "Totals") -> str:
     return f"{printable_text(one.currency):<8}  {sums}; held {one.held:f}; residual {one.residual:f}"
 
 
-def _head(options: Namespace) -> int:
-    with open_ledger(options) as ledger:
-        head = ledger.head()
+def _head(ledger: "Ledger", _: Namespace) -> None:
+    head = ledger.head()
     sys.stdout.write(f"{head.seq} {head.hash}".rstrip() + "\n")
-    return 0
 
 
-def _receipt(options: Namespace) -> int:
+def _receipt(ledger: "Ledger", options: Namespace) -> None:
     from llm_auction_chain.receipts import Receipt
 
-    with open_ledger(options) as ledger:
-        stored = ledger.receipt_of(options.auction)
-        charged = ledger.charge_of(options.auction)
+    stored = ledger.receipt_of(options.auction)
     if stored is None:
+        charged = ledger.charge_of(options.auction)
         reason = "it was erased, or the ledger keeps none" if charged else "no auction of this id was charged"
         raise LedgerError(f"No receipt of {options.auction!r} is stored: {reason}.")
     write_json(stored if options.agent is None else Receipt.from_dict(stored).view(options.agent).as_dict())
-    return 0
 
 
-def _erase_receipts(options: Namespace) -> int:
-    before = read_time(options.before, "--before")
-    with open_ledger(options) as ledger:
-        sys.stdout.write(f"erased  {ledger.erase_receipts(before)}\n")
-    return 0
+def _erase_receipts(ledger: "Ledger", options: Namespace) -> None:
+    sys.stdout.write(f"erased  {ledger.erase_receipts(read_time(options.before, '--before'))}\n")
 
 
-def _migrate(options: Namespace) -> int:
-    with open_ledger(options, creates=True) as ledger:
-        ledger.migrate()
+def _migrate(ledger: "Ledger", _: Namespace) -> None:
+    ledger.migrate()
     sys.stderr.write("llm-auction: the schema has the newest revision\n")
-    return 0
 
 
-def open_ledger(options: Namespace, *, creates: bool = False, **settings: Any) -> "Ledger":
-    """Return the ledger of `--url`, else of the environment, else of the file `llm_auction.db`, with its settings.
+def _open(options: Namespace) -> "Ledger":
+    """Return the ledger of `--url`, else of the environment, else of the file `llm_auction.db`.
 
-    Unless the command `creates` a ledger, there must be one: the path may be mistyped.
+    There must be one, except for commands that create it: the path may be mistyped.
     """
     from llm_auction_chain.ledger import Ledger
 
     url = (os.environ.get(_VARIABLE) or _DEFAULT_URL) if options.url is None else options.url
-    ledger = Ledger(url, **settings)
+    decimals = getattr(options, "decimals", None)
+    ledger = Ledger(url, scales=None if decimals is None else {options.currency: decimals})
 
     from llm_auction_chain.ledger.database import Database, in_memory
 
     database = Database(url)
     if in_memory(database.url):
         raise ConfigurationError("The ledger is a database in memory, which ends with the command. Name a file.")
-    if not creates and not database.has_ledger():
+    if options.ledger_command not in _CREATE and not database.has_ledger():
         raise ConfigurationError(
             f"There is no ledger in {database}. Check the URL; `llm-auction ledger deposit` or `migrate` creates one."
         )

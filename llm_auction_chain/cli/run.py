@@ -44,7 +44,7 @@ def add_run(commands: Any) -> None:
     run.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
 
-def _run(options: Namespace) -> int:
+def _run(options: Namespace) -> None:
     whole_number("--max-tokens", options.max_tokens, least=1)
     for option, value in (("--agents", options.agents), ("--model", options.model)):
         if value is not None:
@@ -54,7 +54,6 @@ def _run(options: Namespace) -> int:
         write_json(_as_json(result))
     else:
         show(result, Console())
-    return 0
 
 
 def _hold(options: Namespace, errors: Console) -> "AuctionResult":

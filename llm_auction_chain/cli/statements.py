@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from llm_auction_chain.cli.ledger import add_command, open_ledger, read_time
+from llm_auction_chain.cli.ledger import add_command, read_time
 from llm_auction_chain.cli.tables import minute, plain, write_json, write_rows
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.money import negated, plus
@@ -47,12 +47,10 @@ charge; `held` is the change of what is held, which moves no money."""
         parser.add_argument("--month", metavar="2026-11", help="a month in UTC, in place of the two")
 
 
-def _balance(options: Namespace) -> int:
-    with open_ledger(options) as ledger:
-        accounts = _accounts(ledger, options.owner, options.currency)
+def _balance(ledger: "Ledger", options: Namespace) -> None:
+    accounts = _accounts(ledger, options.owner, options.currency)
     rows = ({name: getattr(account, name) for name in _OF_ACCOUNTS} for account in accounts)
     write_rows(options.format, _OF_ACCOUNTS, rows, title="Accounts", of_table=_OF_ACCOUNTS)
-    return 0
 
 
 def _accounts(ledger: "Ledger", owner: str | None, currency: str | None) -> "list[Account]":
@@ -66,25 +64,23 @@ def _accounts(ledger: "Ledger", owner: str | None, currency: str | None) -> "lis
     return accounts
 
 
-def _statement(options: Namespace) -> int:
+def _statement(ledger: "Ledger", options: Namespace) -> None:
     since, until = _period(options)
-    with open_ledger(options) as ledger:
-        accounts = _accounts(ledger, options.owner, options.currency)
-        if len(accounts) > 1:
-            currencies = ", ".join(repr(account.currency) for account in accounts)
-            raise ConfigurationError(f"{options.owner!r} has accounts in {currencies}. Choose one by --currency.")
-        statement = ledger.statement(options.owner, currency=accounts[0].currency, since=since, until=until)
+    accounts = _accounts(ledger, options.owner, options.currency)
+    if len(accounts) > 1:
+        currencies = ", ".join(repr(account.currency) for account in accounts)
+        raise ConfigurationError(f"{options.owner!r} has accounts in {currencies}. Choose one by --currency.")
+    statement = ledger.statement(options.owner, currency=accounts[0].currency, since=since, until=until)
     if options.format == "json":
         entries = [{name: plain(row[name]) for name in _OF_STATEMENTS} for row in _with_balances(statement)]
         names = ("owner", "currency", "since", "until", "opening", "deposited", "charged", "closing")
         write_json({**{name: plain(getattr(statement, name)) for name in names}, "entries": entries})
-        return 0
+        return
     bounds = [("since", since), ("until", until)]
     period = "".join(f", {word} {minute(time)} UTC" for word, time in bounds if time)
     title = f"{statement.owner}{f', in {statement.currency}' if statement.currency else ''}{period}"
     of_table = ("at", "kind", "about", "amount", "balance")
     write_rows(options.format, _OF_STATEMENTS, _with_bounds(statement), title=title, of_table=of_table)
-    return 0
 
 
 def _with_balances(statement: "Statement") -> Iterator[dict[str, Any]]:
@@ -104,13 +100,11 @@ def _with_bounds(statement: "Statement") -> Iterator[dict[str, Any]]:
     yield {**nothing, "at": statement.until, "kind": "closing", "balance": statement.closing}
 
 
-def _export(options: Namespace) -> int:
+def _export(ledger: "Ledger", options: Namespace) -> None:
     since, until = _period(options)
-    with open_ledger(options) as ledger:
-        entries = ledger.entries(owner=options.owner, currency=options.currency, since=since, until=until)
-        of_table = ("seq", "at", "kind", "about", "debit", "credit", "amount", "currency", "held")
-        write_rows(options.format, _OF_EXPORTS, map(_exported, entries), title="Entries", of_table=of_table)
-    return 0
+    entries = ledger.entries(owner=options.owner, currency=options.currency, since=since, until=until)
+    of_table = ("seq", "at", "kind", "about", "debit", "credit", "amount", "currency", "held")
+    write_rows(options.format, _OF_EXPORTS, map(_exported, entries), title="Entries", of_table=of_table)
 
 
 def _exported(entry: "Entry") -> dict[str, Any]:

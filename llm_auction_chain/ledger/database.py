@@ -162,7 +162,8 @@ def _checked(url: str | URL) -> URL:
 
 def in_memory(url: URL) -> bool:
     """Return whether a URL is of a SQLite database in memory."""
-    return not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
+    empty = not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
+    return empty and url.get_backend_name() == "sqlite"
 
 
 def _engine(url: URL) -> Engine:
