@@ -101,6 +101,18 @@ def test_the_number_of_the_booking_is_said(used, edit):
     assert any("account of 'B'" in one for one in found.differences)
 
 
+def test_the_state_of_an_auction_is_said_as_it_is_and_as_it_was_booked(used, edit):
+    edit("UPDATE auctions SET state = 'voided' WHERE auction_id = 'held'")
+    (said,) = used.verify().differences
+    assert said.startswith("Auction 'held' is ")
+    is_, was = said.split(" in its table, ")
+    assert ("state 'voided'" in is_, "state 'held'" in was) == (True, True)
+    edit("UPDATE auctions SET auction_id = 'other' WHERE auction_id = 'held'")
+    other, missing = used.verify().differences
+    assert other.endswith("in its table, nothing in its bookings.")
+    assert missing == "Auction 'held' is missing from its table."
+
+
 def test_a_head_noted_elsewhere_must_be_in_the_chain(used):
     noted = used.head().hash
     assert used.verify(head=noted).head == noted
