@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
@@ -24,9 +25,11 @@ from llm_auction_chain import (
     Sampling,
     ScoringError,
 )
+from llm_auction_chain.candidates import CandidateFilter, Size, Source, draw, make_plan
 from llm_auction_chain.candidates.proposals import conditions_of
 from llm_auction_chain.descriptions import descriptions_of
 from llm_auction_chain.testing import MarkovChatModel
+from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
 TILTS = {"TuneTown": (0.0, 1.5, 0.0), "StringSchool": (-1.0, 0.0, 1.0)}
 MODEL = MarkovChatModel(length=3, tilts=TILTS)
@@ -362,3 +365,183 @@ def test_a_round_whose_effective_sample_size_is_just_enough_is_the_last():
     assert auction(proposal=Reference(), sampling=sampling).run("Speak").draws == 16
     with pytest.raises(ConfigurationError, match="min_ess"):
         auction(sampling=Sampling(min_ess=65, max_candidates=64))
+
+
+class Script(BaseChatModel):
+    """Draws these messages in their order, and raises those that are errors; keeps how it is called."""
+
+    script: list
+    asked: list = []  # noqa: RUF012 - pydantic copies it
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        self.asked.append(kwargs)
+        message = self.script[len(self.asked) - 1]
+        if isinstance(message, Exception):
+            raise message
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    @property
+    def _llm_type(self):
+        return "script"
+
+
+class Scored(Script):
+    """The same, and says how likely its replies are; keeps the sampler's settings that it is told."""
+
+    laws: list = []  # noqa: RUF012 - pydantic copies it
+
+    def score(self, prompt, replies, **law):
+        self.laws.append(law)
+        return [-1.0 * len(prompt)] * len(replies)
+
+
+def plan_of(model, n, *, most=None, contexts=(), **settings):
+    """Return the plan of n draws a round."""
+    size = Size(n=n, most=most or n, min_ess=1e9 if most else 0.0, fewest=settings.pop("fewest", 1))
+    source = Source(model, {}, native_n=False, kwargs={})
+    common = {"scorer": None, "proposal": None, "prompt": PROMPT, "tau": 1.0, "seed": 0}
+    return make_plan(source, contexts=contexts, size=size, **{**common, **settings})
+
+
+def drawn(*script, **settings):
+    """Return what is drawn from a script, one reply after the other."""
+    plan = plan_of(Script(script=list(script)), settings.pop("n", len(script)), **settings)
+    return run(draw(plan, BLOCKING, config={"max_concurrency": 1}))
+
+
+def calling(args, ident="1", name="tune"):
+    return AIMessage("", tool_calls=[{"name": name, "args": args, "id": ident}])
+
+
+def of_block(**block):
+    return AIMessage(content=[block])
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    (calling({"a": 1, "b": [{"c": 2, "d": 3}]}), calling({"b": [{"d": 3, "c": 2}], "a": 1}, ident="2")),
+    (of_block(type="text", text="Hi", id="1"), of_block(type="text", text="Hi", id="2")),
+    (of_block(type="function_call", name="a", call_id="1"), of_block(type="function_call", name="a", call_id="2")),
+    (AIMessage(["Hi"]), AIMessage(["Hi"])),
+])  # fmt: skip
+def test_ids_and_the_order_of_arguments_make_no_other_reply(one, other):
+    (candidate,) = drawn(one, other).candidates
+    assert candidate.draws == 2
+    assert candidate.message.content == one.content
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    (calling({"a": 1}), calling({"a": 2})), (calling({"a": 1}), calling({"b": 1})),
+    (calling({"a": 1}), calling({"a": 1}, name="play")),
+    (calling({"a": [1, 2]}), calling({"a": [2, 1]})), (calling({"a": {"b": 1}}), calling({"a": {"b": 2}})),
+    (of_block(type="text", text="Hi"), of_block(type="text", text="Ho")),
+    (of_block(type="text", text="Hi", index=1), of_block(type="text", text="Hi", index=2)),
+    (of_block(type="image", id="1"), of_block(type="image", id="2")), (AIMessage(["Hi"]), AIMessage(["Ho"])),
+    (AIMessage("Hi"), AIMessage("Hi", response_metadata={"finish_reason": "length"})),
+    (AIMessage("", invalid_tool_calls=[{"name": "tune", "args": "{", "id": "1", "error": None}]), AIMessage("")),
+])  # fmt: skip
+def test_replies_that_say_or_call_something_else_are_candidates_of_their_own(one, other):
+    assert [candidate.draws for candidate in drawn(one, other).candidates] == [1, 1]
+
+
+def test_a_candidate_names_the_component_that_drew_it():
+    plan = plan_of(Scored(script=[AIMessage("one"), AIMessage("two")]), 2, contexts=["A shop."])
+    candidates = run(draw(plan, BLOCKING, config={"max_concurrency": 1})).candidates
+    named = [(candidate.message.text, candidate.component) for candidate in candidates]
+    assert named == [("one", "reference"), ("two", "context prompt")]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_temperature_and_tokens_are_for_the_models_own_scoring_alone(own):
+    model, other = Scored(script=[AIMessage("one"), AIMessage("two")]), Scored(script=[])
+    plan = plan_of(model.bind(temperature=0.5), 2, contexts=["A shop."], scorer=None if own else other)
+    run(draw(plan, BLOCKING, config={"max_concurrency": 1}))
+    assert model.asked == [{"temperature": 0.5, **({"logprobs": True} if own else {})}] * 2
+    assert model.laws == ([{"temperature": 0.5}] * 2 if own else [])
+    assert other.laws == ([] if own else [{}, {}])
+
+
+def test_progress_tells_each_round_of_draws_and_of_weights():
+    seen = []
+    plan = plan_of(Scored(script=[AIMessage(str(k)) for k in range(4)]), 2, most=4, contexts=["A shop."])
+    run(draw(plan, BLOCKING, config={"max_concurrency": 1}, progress=lambda *said: seen.append(said)))
+    first, second = seen[:4], seen[4:]
+    assert first == [
+        ("candidates", 1, 2, None), ("candidates", 2, 2, None), ("weights", 0, 2, None), ("weights", 2, 2, None)
+    ]  # fmt: skip
+    assert second == [
+        ("candidates", 3, 4, None), ("candidates", 4, 4, None), ("weights", 0, 2, None), ("weights", 2, 2, None)
+    ]  # fmt: skip
+
+
+class Counting(BaseChatModel):
+    """Draws in one request, and reports 7 tokens per second."""
+
+    native_n: ClassVar[bool] = True
+
+    def _generate(self, messages, stop=None, run_manager=None, *, n=1, progress=None, **kwargs):
+        if progress is not None:
+            progress(n, n, 7.0)
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("Hi")) for _ in range(n)])
+
+    @property
+    def _llm_type(self):
+        return "counting"
+
+
+def test_progress_tells_the_models_speed():
+    seen = []
+    run(draw(plan_of(Counting(), 3), BLOCKING, progress=lambda *said: seen.append(said)))
+    assert seen == [("candidates", 3, 3, 7.0), ("candidates", 3, 3, None)]
+
+
+def test_a_usage_that_no_model_reports_is_none():
+    assert drawn(AIMessage("Hi")).usage is None
+
+
+def test_one_reply_is_enough_where_no_more_are_demanded():
+    assert [candidate.message.text for candidate in drawn(AIMessage("Hi"), ValueError("down")).candidates] == ["Hi"]
+    with pytest.raises(CandidatesError, match="Only 1 of 2 replies could be drawn, and min_candidates is 2"):
+        drawn(AIMessage("Hi"), ValueError("down"), fewest=2)
+    assert len(drawn(AIMessage("Hi"), AIMessage("Ho"), fewest=2).candidates) == 2
+
+
+def test_an_error_lists_each_kind_of_failure_once_and_briefly():
+    failures = [ValueError("x" * 300), ConnectionError("down"), ConnectionError("down")]
+    with pytest.raises(CandidatesError) as failed:
+        drawn(*failures)
+    listed = f"ConnectionError: down; ValueError: {'x' * 188}"
+    assert str(failed.value).endswith(f"The model failed with: {listed}")
+    assert failed.value.causes == tuple(failures)
+
+
+def test_failures_of_all_rounds_are_kept_and_a_round_without_replies_is_the_last():
+    one, two = ValueError("first round"), ValueError("second round")
+    result = drawn(AIMessage("Hi"), one, two, two, AIMessage("never drawn"), n=2, most=6)
+    assert [candidate.message.text for candidate in result.candidates] == ["Hi"]
+    assert result.causes == (one, two, two)
+
+
+class Names(BaseCallbackHandler):
+    """Keeps the names of the runs that it hears of."""
+
+    def __init__(self):
+        self.heard = []
+
+    def on_chat_model_start(self, serialized, messages, *, name=None, **kwargs):
+        self.heard.append("model")
+
+    def on_chain_start(self, serialized, inputs, *, name=None, **kwargs):
+        self.heard.append(name)
+
+
+@pytest.mark.parametrize("waiter", [BLOCKING, AWAITING])
+async def test_the_callers_callbacks_hear_of_draws_and_filter(waiter):
+    names = Names()
+    plan = plan_of(
+        Script(script=[AIMessage("one"), AIMessage("two")]), 2,
+        candidate_filter=CandidateFilter(lambda prompt, reply: prompt == PROMPT),
+    )  # fmt: skip
+    drawing = draw(plan, waiter, config={"callbacks": [names]})
+    result = run(drawing) if waiter is BLOCKING else await drawing
+    assert names.heard == ["model", "model", "candidate_filter", "candidate_filter"]
+    assert len(result.possible) == 2

@@ -100,6 +100,17 @@ def test_the_block_has_room_for_so_many_descriptions_and_no_more():
     assert 2000 < len(messages[0].text) < 4500
 
 
+@pytest.mark.parametrize(("lengths", "fit"), [((1997, 1997), 2), ((1997, 1998), 1), ((3997,), 1), ((3998,), 0)])
+def test_the_block_has_less_than_4000_characters(lengths, fit):
+    blocks = []
+    template = ContextPrompt(lambda messages, block: blocks.append(block) or messages)
+    told(template, descriptions=["x" * length for length in lengths])
+    lines = blocks[0].split("\n") if blocks[0] else []
+    assert len(lines) == fit
+    assert all(line == '"' + "x" * (len(line) - 2) + '"' for line in lines)
+    assert len(blocks[0]) < 4000
+
+
 def test_a_template_may_be_a_prompt_template_or_a_callable():
     template = ChatPromptTemplate.from_messages([("system", "Sponsors: {descriptions}"), ("placeholder", "{messages}")])
     for given_template in (template, lambda messages, block: [("system", f"Sponsors: {block}"), *messages]):
@@ -129,11 +140,23 @@ def test_a_blend_has_one_prompt_for_all_agents():
     assert condition.powers == (0.75, 0.25)
     assert all(description in condition.prompts[1][0].text for description in TOLD)
     assert told(ContextProduct(1.0, joint=True)).same_law(told(ContextPrompt()))
+    assert (condition.name, told(ContextProduct(0.25)).name) == ("context blend 0.25", "context product 0.25")
+
+
+def test_a_seed_shuffles_the_descriptions_of_a_blend():
+    contexts = descriptions_of(f"Shop {k} sells things." for k in range(6))
+    blend = ContextProduct(0.25, joint=True)
+    assert len({told(blend, descriptions=contexts, seed=seed).prompts[1][0].text for seed in range(5)}) == 5
+
+
+def test_a_product_describes_agents_by_its_template():
+    condition = told(ContextProduct(0.2, template=lambda messages, block: [("user", block)]))
+    assert [prompt[0].text for prompt in condition.prompts[1:]] == [f'"{description}"' for description in TOLD]
 
 
 @pytest.mark.parametrize("strength", [0, -1, math.inf, math.nan, "strong"])
 def test_a_strength_that_means_nothing_is_refused(strength):
-    with pytest.raises(ConfigurationError, match="strength"):
+    with pytest.raises(ConfigurationError, match=r"^strength must be "):
         ContextProduct(strength)
 
 
@@ -142,6 +165,17 @@ def test_a_strength_that_means_nothing_is_refused(strength):
 def test_a_mixture_that_no_counts_can_be_made_of_is_refused(components):
     with pytest.raises(ConfigurationError):
         DefensiveMixture(components)
+
+
+def test_a_mixture_keeps_its_components_though_the_list_changes():
+    components = [(Reference(), 1), (ContextPrompt(), 3)]
+    mixture = DefensiveMixture(iter(components))
+    assert mixture.components == tuple(components)
+    assert mixture == DefensiveMixture(components)
+    with pytest.raises(ConfigurationError, match=r"^The share of Reference\(\) must be "):
+        DefensiveMixture([(Reference(), 0)])
+    with pytest.raises(ConfigurationError, match=r"^components must be pairs"):
+        DefensiveMixture([Reference()])
 
 
 def test_a_mixture_may_be_a_component_of_a_mixture():
@@ -162,7 +196,7 @@ def test_components_that_are_one_law_are_one_condition_and_the_reference_comes_f
 
 @pytest.mark.parametrize("nonsense", ["context", 3, object(), Reference])
 def test_what_is_no_proposal_is_refused(nonsense):
-    with pytest.raises(ConfigurationError, match="proposal"):
+    with pytest.raises(ConfigurationError, match=r"^proposal must be Reference\(\), .*\. An object with condition"):
         check_proposal(nonsense)
 
 

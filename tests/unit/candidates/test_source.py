@@ -263,6 +263,7 @@ def test_neighbouring_seeds_rounds_and_conditions_share_no_stream_of_randomness(
         )
         run(draw(plan, BLOCKING))
     assert len(model.seeds) == len(set(model.seeds)) == 40 * requests
+    assert 2**50 < max(model.seeds) < 2**53  # JSON holds them exactly
     # a seed that is the sum of auction, round and condition would move in equal steps
     assert len(set(np.diff(model.seeds).tolist())) == len(model.seeds) - 1
 
