@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from decimal import ROUND_HALF_EVEN, Context, Decimal, Inexact
+from functools import reduce
 
 __all__ = ["FINEST", "as_decimal", "as_text", "from_units", "in_units", "negated", "plus", "total", "whole_units"]
 
@@ -98,10 +99,7 @@ def plus(*amounts: Decimal) -> Decimal:
     >>> plus(Decimal("9.88"), Decimal(1), Decimal("-0.005"))
     Decimal('10.875')
     """
-    summed = amounts[0]
-    for amount in amounts[1:]:
-        summed = _DIGITS.add(summed, amount)
-    return summed
+    return reduce(_DIGITS.add, amounts)
 
 
 def total(amounts: Iterable[Decimal]) -> Decimal:

@@ -16,7 +16,6 @@ from unicodedata import category, normalize
 
 from rich import box
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -68,17 +67,11 @@ def write_table(
             console.print(table)
             return
     write_line(console, title, "italic")
+    width = max(map(len, short[1:]))
     for k, (name, *cells) in enumerate(rows):
-        record = Table.grid(padding=(0, 1, 0, 0))
-        record.add_column(overflow="fold")
-        record.add_column(overflow="fold")
-        for heading, cell in zip(short[1:], cells, strict=True):
-            if cell:
-                record.add_row(heading, Text(cell))
-        style = "bold green" if k == bold else ""
-        if name:
-            console.print(Text(name), style=style)
-        console.print(Padding(record, (0, 0, 0, 2), expand=False), style=style)
+        lines = [f"  {heading:<{width}} {cell}" for heading, cell in zip(short[1:], cells, strict=True) if cell]
+        for line in filter(None, (name, *lines)):
+            write_line(console, line, "bold green" if k == bold else "")
 
 
 def _table(

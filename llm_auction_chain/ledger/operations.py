@@ -27,7 +27,7 @@ def hold(
 ) -> tuple[Booked, str]:
     """Hold the amounts that accounts cover; return the booking and the auction's nonce."""
     request = request_of("hold", auction_id, currency, most)
-    auction = writer.auction(auction_id, most, currency)
+    auction = writer.auction(auction_id, currency)
     if auction.state:
         earlier = None if auction.hold_seq is None else writer.of_seq(auction.hold_seq)
         _check_open(writer, auction)
@@ -57,7 +57,7 @@ def charge(
     """Charge an auction once, out of its hold where it has one. `receipt` is a digest, and a text if it is kept."""
     digest, body = receipt
     request = request_of("charge", auction_id, currency, amounts, reply)
-    auction = writer.auction(auction_id, amounts, currency)
+    auction = writer.auction(auction_id, currency)
     if auction.state == "charged" and auction.close_seq is not None:
         _check_open(writer, auction)
         earlier = writer.of_seq(auction.close_seq)

@@ -12,27 +12,30 @@ METADATA = MetaData(
 )
 
 
-def _key(name: str, kind: Any = Text) -> Column[Any]:
+def key(name: str, kind: Any = Text) -> Column[Any]:
+    """Return a column of the primary key."""
     return Column(name, kind, primary_key=True, autoincrement=False, nullable=False)
 
 
-def _texts(*names: str) -> list[Column[str]]:
+def texts(*names: str) -> list[Column[str]]:
+    """Return columns of texts."""
     return [Column(name, Text, nullable=False) for name in names]
 
 
-def _numbers(*names: str) -> list[Column[int]]:
+def numbers(*names: str) -> list[Column[int]]:
+    """Return columns of whole numbers of 64 bits."""
     return [Column(name, BigInteger, nullable=False) for name in names]
 
 
 bookings = Table(
     "bookings",
     METADATA,
-    _key("seq", BigInteger),
-    *_texts("key", "kind"),
+    key("seq", BigInteger),
+    *texts("key", "kind"),
     Column("auction_id", Text),
-    *_texts("currency"),
+    *texts("currency"),
     Column("scale", SmallInteger, nullable=False),
-    *_texts("at", "note", "request", "receipt", "evidence", "previous", "hash"),
+    *texts("at", "note", "request", "receipt", "evidence", "previous", "hash"),
     UniqueConstraint("key"),
     Index(None, "auction_id"),
     Index(None, "at"),
@@ -40,25 +43,25 @@ bookings = Table(
 entries = Table(
     "entries",
     METADATA,
-    _key("seq", BigInteger),
-    _key("line", Integer),
-    *_texts("owner"),
-    *_numbers("amount", "held", "residual"),
+    key("seq", BigInteger),
+    key("line", Integer),
+    *texts("owner"),
+    *numbers("amount", "held", "residual"),
     Index(None, "owner", "seq"),
 )
-currencies = Table("currencies", METADATA, _key("code"), Column("scale", SmallInteger, nullable=False))
-accounts = Table("accounts", METADATA, _key("owner"), _key("currency"), *_numbers("balance", "held"))
+currencies = Table("currencies", METADATA, key("code"), Column("scale", SmallInteger, nullable=False))
+accounts = Table("accounts", METADATA, key("owner"), key("currency"), *numbers("balance", "held"))
 auctions = Table(
     "auctions",
     METADATA,
-    _key("auction_id"),
-    *_texts("currency", "state"),
+    key("auction_id"),
+    *texts("currency", "state"),
     Column("expires_at", Text),
     Column("hold_seq", BigInteger),
     Column("close_seq", BigInteger),
     Column("holds", Integer, nullable=False),
-    *_texts("nonce"),
+    *texts("nonce"),
     Index(None, "state", "expires_at"),
 )
-receipts = Table("receipts", METADATA, _key("auction_id"), *_texts("digest", "body"))
-head = Table("head", METADATA, _key("id", SmallInteger), *_numbers("seq"), *_texts("hash", "at"))
+receipts = Table("receipts", METADATA, key("auction_id"), *texts("digest", "body"))
+head = Table("head", METADATA, key("id", SmallInteger), *numbers("seq"), *texts("hash", "at"))

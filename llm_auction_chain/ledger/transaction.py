@@ -1,13 +1,13 @@
 """One transaction that writes: the lock of all writers, the rows it has read, and the bookings it appends."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Dialect, bindparam, insert, literal, literal_column, select, update
+from sqlalchemy import Connection, Dialect, bindparam, insert, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -54,14 +54,10 @@ _HEAD = select(tables.head).where(tables.head.c.id == 1).with_for_update()
 _PLACE: dict[str, Any] = {name: bindparam(name) for name in ("seq", "hash", "at")}
 _NEXT = update(tables.head).where(tables.head.c.id == literal_column("1")).values(_PLACE)
 _a = tables.accounts.c
-_OF_OWNERS = (_a.currency == bindparam("of")) & _a.owner.in_(bindparam("owners", expanding=True))
-_ACCOUNTS = select(tables.accounts).where(_OF_OWNERS)
-_AUCTION_AND_ACCOUNTS = select(tables.auctions, *_a["owner", "balance", "held"]).select_from(
-    select(literal(1).label("one"))
-    .subquery()
-    .outerjoin(tables.auctions, tables.auctions.c.auction_id == bindparam("auction_id"))
-    .outerjoin(tables.accounts, _OF_OWNERS)
+_ACCOUNTS = select(tables.accounts).where(
+    _a.currency == bindparam("of"), _a.owner.in_(bindparam("owners", expanding=True))
 )
+_AUCTION = select(tables.auctions).where(tables.auctions.c.auction_id == bindparam("auction_id"))
 _INSERT_BOOKINGS, _INSERT_ENTRIES = insert(tables.bookings), insert(tables.entries)
 _INSERT_RECEIPTS = insert(tables.receipts)
 _UPSERT_ACCOUNTS, _UPSERT_AUCTIONS = _upsert(tables.accounts), _upsert(tables.auctions)
@@ -129,15 +125,10 @@ class Writer:
         self._booked: list[Booked] = []
         self._receipts: list[dict[str, str]] = []
 
-    def auction(self, auction_id: str, owners: Collection[str] = (), currency: str = "") -> AuctionRow:
-        """Return the state of an auction, and read its owners' accounts in the same statement."""
-        first = list(owners)[:_AT_ONCE]
-        values = {"auction_id": auction_id, "of": currency, "owners": first}
-        rows = self.connection.execute(_AUCTION_AND_ACCOUNTS, values).all()
-        self._accounts.update({(owner, currency): [0, 0] for owner in first})
-        self._accounts.update({(row.owner, currency): [row.balance, row.held] for row in rows if row.owner is not None})
-        known = rows[0].auction_id is not None
-        return AuctionRow(*rows[0][: len(AuctionRow._fields)]) if known else AuctionRow(auction_id, currency)
+    def auction(self, auction_id: str, currency: str = "") -> AuctionRow:
+        """Return the state of an auction."""
+        row = self.connection.execute(_AUCTION, {"auction_id": auction_id}).one_or_none()
+        return AuctionRow(auction_id, currency) if row is None else AuctionRow(*row)
 
     def set_auction(self, auction: AuctionRow, **changes: Any) -> None:
         """Write the new state of an auction."""

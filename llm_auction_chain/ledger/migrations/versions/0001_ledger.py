@@ -5,6 +5,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
+from llm_auction_chain.ledger.tables import key, numbers, texts
+
 revision = "0001"
 down_revision = None
 
@@ -13,47 +15,35 @@ def upgrade() -> None:
     """Create the tables, the row of the empty chain, and the triggers."""
     chain = ("currency", "at", "note", "request", "receipt", "evidence", "previous", "hash")
     bookings: list[sa.Column[Any]] = [sa.Column("auction_id", sa.Text)]
-    bookings += [sa.Column("scale", sa.SmallInteger, nullable=False), *_texts(*chain)]
+    bookings += [sa.Column("scale", sa.SmallInteger, nullable=False), *texts(*chain)]
     unique = sa.UniqueConstraint("key", name="uq_bookings_key")
-    op.create_table("bookings", _key("seq"), *_texts("key", "kind"), *bookings, unique)
+    op.create_table("bookings", key("seq", sa.BigInteger), *texts("key", "kind"), *bookings, unique)
     op.create_index("ix_bookings_auction_id", "bookings", ["auction_id"])
     op.create_index("ix_bookings_at", "bookings", ["at"])
-    line = _key("line", sa.Integer)
-    op.create_table("entries", _key("seq"), line, *_texts("owner"), *_numbers("amount", "held", "residual"))
+    line = key("line", sa.Integer)
+    op.create_table("entries", key("seq", sa.BigInteger), line, *texts("owner"), *numbers("amount", "held", "residual"))
     op.create_index("ix_entries_owner_seq", "entries", ["owner", "seq"])
     scale = sa.Column("scale", sa.SmallInteger, nullable=False)
-    op.create_table("currencies", _key("code", sa.Text), scale)
-    op.create_table("accounts", _key("owner", sa.Text), _key("currency", sa.Text), *_numbers("balance", "held"))
+    op.create_table("currencies", key("code"), scale)
+    op.create_table("accounts", key("owner"), key("currency"), *numbers("balance", "held"))
     op.create_table(
         "auctions",
-        _key("auction_id", sa.Text),
-        *_texts("currency", "state"),
+        key("auction_id"),
+        *texts("currency", "state"),
         sa.Column("expires_at", sa.Text),
         sa.Column("hold_seq", sa.BigInteger),
         sa.Column("close_seq", sa.BigInteger),
         sa.Column("holds", sa.Integer, nullable=False),
-        *_texts("nonce"),
+        *texts("nonce"),
     )
     op.create_index("ix_auctions_state_expires_at", "auctions", ["state", "expires_at"])
-    op.create_table("receipts", _key("auction_id", sa.Text), *_texts("digest", "body"))
-    head = op.create_table("head", _key("id", sa.SmallInteger), *_numbers("seq"), *_texts("hash", "at"))
+    op.create_table("receipts", key("auction_id"), *texts("digest", "body"))
+    head = op.create_table("head", key("id", sa.SmallInteger), *numbers("seq"), *texts("hash", "at"))
     op.bulk_insert(head, [{"id": 1, "seq": 0, "hash": "", "at": ""}])
     if op.get_bind().dialect.name == "sqlite":
         _refuse_in_sqlite()
     else:
         _refuse_in_postgresql()
-
-
-def _key(name: str, kind: type[sa.types.TypeEngine[Any]] = sa.BigInteger) -> sa.Column[Any]:
-    return sa.Column(name, kind, primary_key=True, autoincrement=False, nullable=False)
-
-
-def _texts(*names: str) -> list[sa.Column[str]]:
-    return [sa.Column(name, sa.Text, nullable=False) for name in names]
-
-
-def _numbers(*names: str) -> list[sa.Column[int]]:
-    return [sa.Column(name, sa.BigInteger, nullable=False) for name in names]
 
 
 def _refuse_in_sqlite() -> None:
