@@ -216,7 +216,7 @@ class Audit:
 
 
 @runtime_checkable
-class AuctionLedger(Protocol):
+class AuctionLedger(Protocol):  # pragma: no mutate block
     """What an auction needs of a ledger. `Ledger` has it; `testing.LedgerConformance` checks one of your own.
 
     Every method may be repeated with the same arguments: it books once. All raise `LedgerError` where they fail.

@@ -113,6 +113,14 @@ def test_the_state_of_an_auction_is_said_as_it_is_and_as_it_was_booked(used, edi
     assert missing == "Auction 'held' is missing from its table."
 
 
+def test_a_nonce_may_be_erased_when_its_auction_is_closed_and_not_before(used, edit):
+    edit("UPDATE auctions SET nonce = '' WHERE auction_id = 'charged'")
+    assert used.verify().ok
+    edit("UPDATE auctions SET nonce = '' WHERE auction_id = 'held'")
+    (said,) = used.verify().differences
+    assert said.startswith("Auction 'held'")
+
+
 def test_a_head_noted_elsewhere_must_be_in_the_chain(used):
     noted = used.head().hash
     assert used.verify(head=noted).head == noted

@@ -73,6 +73,7 @@ BAD_ARGUMENTS = [
     ("scales", lambda _: Ledger("sqlite://", scales=1)),
     (r"scales\['EUR'\]", lambda _: Ledger("sqlite://", scales={"EUR": 7})),
     ("A currency", lambda _: Ledger("sqlite://", scales={1: 2})),
+    ("The clock's time", lambda _: Ledger("sqlite://", clock=lambda: 1).void("x")),
 ]
 
 

@@ -355,7 +355,9 @@ def test_a_keyword_that_the_auction_sets_itself_is_refused(name):
 async def test_without_a_run_of_its_own_a_call_reaches_no_callback():
     for model in (WORDS, Scripted()):
         for waiter in (BLOCKING, AWAITING):
-            source, handler = Source(model, {}, native_n=True, traced=False, kwargs={}), UsageMetadataCallbackHandler()
+            handler = UsageMetadataCallbackHandler()
+            heard = model.model_copy(update={"callbacks": [handler]})
+            source = Source(heard, {}, native_n=True, traced=False, kwargs={})
             sampling = source.sample(
                 [(Reference().condition(PROMPT, [], tau=1.0, seed=0), 3)], waiter,
                 seed=1, tokens=False, config={"callbacks": [handler]},
