@@ -409,6 +409,44 @@ def drawn(*script, **settings):
     return run(draw(plan, BLOCKING, config={"max_concurrency": 1}))
 
 
+SHOPS = [f"Shop {k} sells things." for k in range(6)]
+
+
+def test_a_plan_draws_from_the_best_that_a_model_can_do():
+    names = [[condition.name for condition in plan_of(model, 2, contexts=SHOPS[:1]).conditions]
+             for model in (MODEL, Scored(script=[]), Script(script=[]))]  # fmt: skip
+    assert names == [["reference", "context product 1"], ["reference", "context prompt"], ["reference"]]
+    assert [plan_of(MODEL, 2, contexts=contexts).contexts for contexts in ((), SHOPS)] == ["none", "used"]
+    assert plan_of(Script(script=[]), 2, contexts=SHOPS).contexts == "unused"
+
+
+def test_a_plans_seed_shuffles_the_descriptions_and_their_order_does_not():
+    def block(seed, contexts):
+        return (
+            plan_of(MODEL, 2, contexts=contexts, seed=seed, proposal=ContextPrompt()).conditions[1].prompts[0][0].text
+        )
+
+    assert len({block(seed, SHOPS) for seed in range(5)}) == 5
+    assert block(1, SHOPS) == block(1, SHOPS[::-1])
+
+
+def test_a_plan_asks_for_tokens_that_are_needed_of_a_model_that_scores():
+    assert not plan_of(MODEL, 2).tokens
+    assert plan_of(MODEL, 2, tokens=True).tokens
+    assert plan_of(MODEL, 2, contexts=SHOPS).tokens
+    assert not plan_of(Script(script=[]), 2, tokens=True).tokens
+
+
+def test_a_fallback_comes_after_the_replies_that_are_excluded():
+    rule = CandidateFilter(lambda prompt, reply: False)
+    candidates = drawn(
+        AIMessage("one"), AIMessage("two"), candidate_filter=rule, fallback=AIMessage("Sorry.")
+    ).candidates
+    assert [(one.message.text, one.component, one.excluded, one.possible) for one in candidates] == [
+        ("one", "reference", True, False), ("two", "reference", True, False), ("Sorry.", "fallback", False, True),
+    ]  # fmt: skip
+
+
 def calling(args, ident="1", name="tune"):
     return AIMessage("", tool_calls=[{"name": name, "args": args, "id": ident}])
 
