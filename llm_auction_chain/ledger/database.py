@@ -76,15 +76,11 @@ class Database:
         """Upgrade the schema to the newest revision."""
         self._repeat(lambda: self._engine.execution_options(**{_WRITES: True}), upgrade)
 
-    def close(self) -> None:
-        """Close the connections; the next use opens new ones."""
-        self._engine.dispose()
-        self._opened, self.scales = None, {}
-
-    def leave_to_parent(self) -> None:
-        """Let a forked process open connections of its own, by the recipe of SQLAlchemy's documentation."""
-        _INHERITED.append(self._engine.pool)
-        self._engine.dispose(close=False)
+    def close(self, *, inherited: bool = False) -> None:
+        """Close the connections, or leave those that a fork inherited to its parent; the next use opens new ones."""
+        if inherited:
+            _INHERITED.append(self._engine.pool)
+        self._engine.dispose(close=not inherited)
         self._opened, self.scales = None, {}
 
     def _repeat(self, engine: Callable[[], Engine], work: Callable[[Connection], T]) -> T:
@@ -131,7 +127,7 @@ _INHERITED: list[Pool] = []  # kept, because SQLite forbids a forked process eve
 
 def _after_fork() -> None:
     for database in list(_DATABASES):
-        database.leave_to_parent()
+        database.close(inherited=True)
 
 
 if hasattr(os, "register_at_fork"):
@@ -139,25 +135,25 @@ if hasattr(os, "register_at_fork"):
 
 
 def _checked(url: str | URL) -> URL:
-    made: URL | None
+    parsed: URL | None
     try:
-        made = make_url(url)
-        made.render_as_string().encode()  # some URLs can be parsed but not written
+        parsed = make_url(url)
+        parsed.render_as_string().encode()  # some URLs can be parsed but not written
     except (ArgumentError, ValueError):  # its message would show the password
-        made = None
-    if made is None or "\0" in (made.database or ""):
+        parsed = None
+    if parsed is None or "\0" in (parsed.database or ""):
         raise ConfigurationError(
             "url is not a database URL: give 'sqlite:///file.db' or 'postgresql+psycopg://user@host/database'."
         )
-    if "@" in (made.host or ""):
+    if "@" in (parsed.host or ""):
         raise ConfigurationError("url has a second @: in a password write @ as %40, : as %3A and / as %2F.")
-    if made.drivername == "postgresql":
-        return made.set(drivername="postgresql+psycopg")
-    if made.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
-        raise ConfigurationError(f"url must begin with 'sqlite' or 'postgresql+psycopg', not {made.drivername!r}.")
-    if made.get_backend_name() == "sqlite" and not in_memory(made) and "uri" not in made.query:
-        return made.set(database=str(Path(str(made.database)).absolute()))  # the process may change its folder
-    return made
+    if parsed.drivername == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite", "postgresql+psycopg"):
+        raise ConfigurationError(f"url must begin with 'sqlite' or 'postgresql+psycopg', not {parsed.drivername!r}.")
+    if parsed.get_backend_name() == "sqlite" and not in_memory(parsed) and "uri" not in parsed.query:
+        return parsed.set(database=str(Path(str(parsed.database)).absolute()))  # the process may change its folder
+    return parsed
 
 
 def in_memory(url: URL) -> bool:

@@ -37,9 +37,8 @@ def hold(
             if auction.state in ("held", "charged"):
                 return earlier, auction.nonce
     scale = writer.scale(currency)
-    units = units_of(most, scale)
-    writer.load(units, currency)
-    covered = {owner: amount for owner, (amount, _) in units.items() if writer.covers(owner, currency, scale, amount)}
+    units = {owner: amount for owner, (amount, _) in units_of(most, scale).items()}
+    covered = writer.covered(units, currency, scale)
     until = checked_time("The end of the hold", writer.now + hold_for)
     nonce = auction.nonce or secrets.token_hex(32)
     auction = auction._replace(currency=currency)  # one that was voided before its first hold has none yet
@@ -77,7 +76,10 @@ def charge(
     if auction.state != "held":
         # after expiry the whole hold must be covered again, so that cover does not depend on the reports
         needed = held or {owner: amount for owner, (amount, _) in units.items()}
-        _check_cover(writer, auction_id, needed, currency, scale)
+        covered = writer.covered(needed, currency, scale)
+        if short := [owner for owner, amount in needed.items() if amount > 0 and owner not in covered]:
+            message = f"The accounts of {short} do not cover the charge of auction {auction_id!r}."
+            raise CoverError(f"{message} Ask for a deposit first.")
         held = {}
     lines = []
     for owner in {**units, **held}:
@@ -103,17 +105,6 @@ def _check_held(auction_id: str, units: Mapping[str, tuple[int, int]], held: Map
         raise CoverError(f"Auction {auction_id!r} holds nothing of {strangers}. Leave owners without cover out of it.")
     if above := [owner for owner, (amount, _) in units.items() if abs(amount) > held[owner]]:
         raise CoverError(f"Auction {auction_id!r} holds less of {above} than the charge. Charge at most the hold.")
-
-
-def _check_cover(writer: Writer, auction_id: str, units: Mapping[str, int], currency: str, scale: int) -> None:
-    writer.load(units, currency)
-    short = [
-        owner for owner, amount in units.items() if amount > 0 and not writer.covers(owner, currency, scale, amount)
-    ]
-    if short:
-        raise CoverError(
-            f"The accounts of {short} do not cover the charge of auction {auction_id!r}. Ask for a deposit first."
-        )
 
 
 def _check_open(writer: Writer, auction: AuctionRow) -> None:

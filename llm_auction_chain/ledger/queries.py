@@ -1,6 +1,7 @@
 """Queries that return the ledger's records."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -194,31 +195,28 @@ def opening(connection: Connection, owner: str, currency: str, since: str | None
 
 def totals(connection: Connection) -> list[Totals]:
     """Return the sums of each currency: cash and revenue from entries, balances and holds from accounts."""
-    sums: dict[tuple[str, bool], tuple[int, int]] = {}
+    sums: Counter[tuple[str, str]] = Counter()
     query = _with_entries(_b.currency, _b.kind, *_sum(_e.amount), *_sum(_e.residual))
     query = query.where(_b.kind.in_(_CASH + _REVENUE)).group_by(_b.currency, _b.kind)
-    for currency, kind, *parts in connection.execute(query):
-        amount, residual = sums.get((currency, kind in _CASH), (0, 0))
-        sums[currency, kind in _CASH] = (amount + _joined(*parts[:2]), residual + _joined(*parts[2:]))
+    for code, kind, *parts in connection.execute(query):
+        name = "cash" if kind in _CASH else "revenue"
+        sums[code, name] += _joined(*parts[:2])
+        sums[code, f"residual of {name}"] += _joined(*parts[2:])
     columns = tables.accounts.c
-    by_currency = select(columns.currency, *_sum(columns.balance), *_sum(columns.held)).group_by(columns.currency)
-    stands = {row[0]: (_joined(*row[1:3]), _joined(*row[3:5])) for row in connection.execute(by_currency)}
-    records = []
-    for code, scale in sorted(tuple(row) for row in connection.execute(select(tables.currencies))):
-        cash, _ = sums.get((code, True), (0, 0))
-        revenue, residual = sums.get((code, False), (0, 0))
-        balances, held = stands.get(code, (0, 0))
-        records.append(
-            Totals(
-                currency=code,
-                cash=from_units(cash, scale),
-                revenue=from_units(-revenue, scale),
-                balances=from_units(balances, scale),
-                held=from_units(held, scale),
-                residual=from_units(-residual, FINEST),
-            )
+    query = select(columns.currency, *_sum(columns.balance), *_sum(columns.held)).group_by(columns.currency)
+    for code, *parts in connection.execute(query):
+        sums[code, "balances"], sums[code, "held"] = _joined(*parts[:2]), _joined(*parts[2:])
+    return [
+        Totals(
+            currency=code,
+            cash=from_units(sums[code, "cash"], scale),
+            revenue=from_units(-sums[code, "revenue"], scale),
+            balances=from_units(sums[code, "balances"], scale),
+            held=from_units(sums[code, "held"], scale),
+            residual=from_units(-sums[code, "residual of revenue"], FINEST),
         )
-    return records
+        for code, scale in sorted(tuple(row) for row in connection.execute(select(tables.currencies)))
+    ]
 
 
 def _sum(column: ColumnElement[int]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:

@@ -185,9 +185,11 @@ class Writer:
         balance, held = self._accounts[owner, currency]
         return balance - held
 
-    def covers(self, owner: str, currency: str, scale: int, amount: int) -> bool:
-        """Return whether a loaded account, with credit, covers an amount in units."""
-        return self.free(owner, currency) + whole_units(self._credit, scale) >= amount
+    def covered(self, amounts: Mapping[str, int], currency: str, scale: int) -> dict[str, int]:
+        """Return the amounts, in units, that their owners' accounts and credit cover."""
+        self.load(amounts, currency)
+        credit = whole_units(self._credit, scale)
+        return {owner: amount for owner, amount in amounts.items() if self.free(owner, currency) + credit >= amount}
 
     def append(self, row: BookingRow, lines: Sequence[Line]) -> Booked:
         """Give a booking its place at the end of the chain, and change the accounts of its entries."""

@@ -2,15 +2,11 @@
 
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
 from llm_auction_chain.errors import LedgerError
 from llm_auction_chain.ledger import tables
-
-if TYPE_CHECKING:
-    from alembic.config import Config
 
 FOLDER = Path(__file__).parent
 _ADVISORY_LOCK = 0x6C65646765  # of PostgreSQL, for one migration at a time: b"ledge"
@@ -44,9 +40,13 @@ def upgrade(connection: Connection, *, only_empty: bool = False) -> None:
         is_current(connection)
 
     from alembic import command
+    from alembic.config import Config
 
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
     with _ALEMBIC:
-        command.upgrade(_config(connection), "head")
+        command.upgrade(config, "head")
 
 
 def _revision(connection: Connection) -> str | None:
@@ -56,17 +56,7 @@ def _revision(connection: Connection) -> str | None:
     return revision
 
 
-def _config(connection: Connection | None = None) -> "Config":
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    return config
-
-
 def _is_known(revision: str | None) -> bool:
     from alembic.script import ScriptDirectory
 
-    return any(script.revision == revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
+    return any(script.revision == revision for script in ScriptDirectory(str(FOLDER)).walk_revisions())
