@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 _OF_ACCOUNTS = ("owner", "currency", "balance", "held", "available")
 _OF_STATEMENTS = ("at", "seq", "kind", "auction_id", "note", "amount", "residual", "balance")
-_SHARED = ("seq", "line", "at", "kind", "auction_id", "owner", "currency")
-_OF_EXPORTS = (*_SHARED, "debit", "credit", "amount", "residual", "held", "note")
+_OF_ENTRIES = ("seq", "line", "at", "kind", "auction_id", "owner", "currency")
+_OF_EXPORTS = (*_OF_ENTRIES, "debit", "credit", "amount", "residual", "held", "note")
 _FORMATS = """table (the default, on a terminal or not), csv or json; amounts are exact decimals, in JSON as text. In
 CSV a text that begins with = + - @ or ' gets one more ' in front, so that no spreadsheet takes it for a formula"""
 _CASH = ("deposit", "withdrawal")
@@ -49,8 +49,7 @@ charge; `held` is the change of what is held, which moves no money."""
 
 def _balance(ledger: "Ledger", options: Namespace) -> None:
     accounts = _accounts(ledger, options.owner, options.currency)
-    rows = ({name: getattr(account, name) for name in _OF_ACCOUNTS} for account in accounts)
-    write_rows(options.format, _OF_ACCOUNTS, rows, title="Accounts", of_table=_OF_ACCOUNTS)
+    write_rows(options.format, _OF_ACCOUNTS, map(vars, accounts), title="Accounts", of_table=_OF_ACCOUNTS)
 
 
 def _accounts(ledger: "Ledger", owner: str | None, currency: str | None) -> "list[Account]":
@@ -89,7 +88,7 @@ def _with_balances(statement: "Statement") -> Iterator[dict[str, Any]]:
     for entry in statement.entries:
         balance = plus(balance, entry.amount)
         if entry.kind in _CASH + _REVENUE:
-            yield {**{name: getattr(entry, name) for name in _OF_STATEMENTS if name != "balance"}, "balance": balance}
+            yield {**vars(entry), "balance": balance}
 
 
 def _with_bounds(statement: "Statement") -> Iterator[dict[str, Any]]:
@@ -115,8 +114,7 @@ def _exported(entry: "Entry") -> dict[str, Any]:
         accounts = ("cash" if entry.kind in _CASH else "revenue", f"owner:{entry.owner}")
         debit, credit = accounts[::sign]
     amount, residual = (entry.amount, entry.residual) if sign > 0 else (negated(entry.amount), negated(entry.residual))
-    shared = {name: getattr(entry, name) for name in (*_SHARED, "held", "note")}
-    return {**shared, "debit": debit, "credit": credit, "amount": amount, "residual": residual}
+    return {**vars(entry), "debit": debit, "credit": credit, "amount": amount, "residual": residual}
 
 
 def _period(options: Namespace) -> tuple[datetime | None, datetime | None]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
-from llm_auction_chain.canonical_json import digest_without_floats
+from llm_auction_chain.canonical_json import digest
 from llm_auction_chain.money import FINEST, in_units
 
 
@@ -42,7 +42,7 @@ def hash_of(row: BookingRow, lines: Sequence[Line]) -> str:
     Whole numbers are hashed as text, because canonical JSON has none above 2**53.
     """
     columns = {name: value if value is None else str(value) for name, value in row._asdict().items() if name != "hash"}
-    return digest_without_floats({**columns, "entries": [[str(value) for value in line] for line in lines]})
+    return digest({**columns, "entries": [[str(value) for value in line] for line in lines]}, floats=False)
 
 
 def evidence_of(text: str) -> str:
@@ -71,4 +71,4 @@ def request_of(kind: str, subject: str, currency: str, amounts: Mapping[str, Dec
     millionths = {owner: in_units(amount, FINEST)[0] for owner, amount in amounts.items()}
     spelled = sorted([owner, str(amount)] for owner, amount in millionths.items() if amount or kind != "charge")
     request = {"kind": kind, "subject": subject, "currency": currency, "amounts": spelled, "reply": reply}
-    return digest_without_floats(request)
+    return digest(request, floats=False)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from llm_auction_chain.canonical_json import digest, digest_without_floats, printable
+from llm_auction_chain.canonical_json import digest, printable
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.receipts.signing import signature_of
 
@@ -63,8 +63,7 @@ def commitment(salt: str, value: Any, *, floats: bool = True) -> str:
     >>> commitment("00" * 32, [1.0]) == commitment("00" * 32, [1], floats=False)
     True
     """
-    salted = {"salt": salt, "value": value}
-    return digest(salted) if floats else digest_without_floats(salted)
+    return digest({"salt": salt, "value": value}, floats=floats)
 
 
 def part_commitments(salt: str, parts: Mapping[str, Any]) -> dict[str, str]:
