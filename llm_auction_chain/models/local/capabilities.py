@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import linear
 
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.models.local.passes import FullPasses, Passes, SharedPasses, finish
+from llm_auction_chain.models.local.passes import Passes, SharedPasses, finish
 from llm_auction_chain.validators import choice, refuse
 
 __all__ = ["device_named", "dtype_named", "free_memory", "passes_for"]
@@ -74,7 +74,7 @@ def passes_for(model: Any, size: int, *, compiled: bool = False, packed: bool = 
     Raises:
         ConfigurationError: the model's logits depend on more than its states.
     """
-    full = FullPasses(model, size)
+    full = Passes(model, size)
     shareable = not _hides_tokens(model.config.get_text_config())
     own_attention = model.config._attn_implementation  # noqa: SLF001 - transformers has no public name for it
     if shareable:
@@ -180,7 +180,7 @@ def _packed(model: Any, expected: torch.Tensor, size: int, *, compiled: bool) ->
     """Return passes of the model with packed weights. Where that fails, return None and restore the model."""
     if not can_pack(model):
         return None
-    logits = FullPasses(model, size).logits(expected)
+    logits = Passes(model, size).logits(expected)
     replaced = _pack(model)
     passes = _checked(model, expected, lambda: SharedPasses(model, size, compiled=compiled))
     if passes is not None and _close(passes.logits(expected), logits):

@@ -3,33 +3,22 @@
 import asyncio
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import run_in_executor
-from pydantic import (
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
 from typing_extensions import override
 
-from llm_auction_chain.errors import ConfigurationError, LogProbError
-from llm_auction_chain.messages import as_turns
+from llm_auction_chain.errors import LogProbError
 from llm_auction_chain.models.local.weights import EMBEDDED_MODEL, embedded_model_path
-from llm_auction_chain.validators import number, refuse, text, whole_number
+from llm_auction_chain.models.sampling import SAMPLER, Check, SamplingChatModel, optional, usage
+from llm_auction_chain.validators import refuse, text, whole_number
 
 if TYPE_CHECKING:
     from llm_auction_chain.models.local.engine import Engine, Progress, Sampled
@@ -39,41 +28,10 @@ __all__ = ["ChatTransformers"]
 Prompts = Sequence[Sequence[BaseMessage]]
 Powers = Sequence[float]
 
-_SAMPLER = ("max_tokens", "temperature", "top_p", "top_k")
 _WHOLE = ("logprobs", "conditions", "progress", "cancel")  # keywords that only calls for whole replies take
-# LangChain's own keywords, for tracing and routing. They do not change the reply.
-_LANGCHAIN = frozenset({"ls_structured_output_format", "structured_output_format", "stream"})
 
 
-def _strings(name: str, value: Any) -> list[str]:
-    """Return a list of strings. A single string is a list of one."""
-    strings = [value] if isinstance(value, str) else value
-    if not isinstance(strings, Sequence) or not all(isinstance(string, str) for string in strings):
-        raise refuse(name, "a string or a list of strings", value)
-    return list(strings)
-
-
-def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
-    return lambda name, value: None if value is None else check(name, value)
-
-
-# The checks of fields and of keywords of a call.
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "model": _optional(text),
-    "n": partial(whole_number, least=1),
-    "max_tokens": partial(whole_number, least=1),
-    "temperature": partial(number, least=0),
-    "top_p": partial(number, above=0, most=1),
-    "top_k": whole_number,
-    "stop": _optional(_strings),
-    "seed": _optional(whole_number),
-    "dtype": text,
-    "device": text,
-    "max_batch_tokens": _optional(partial(whole_number, least=1)),
-}
-
-
-class ChatTransformers(BaseChatModel):
+class ChatTransformers(SamplingChatModel):
     """A chat model that draws `n` independent replies in one batch.
 
     The same seed gives the same replies. Reply i does not depend on `n`, up to the rounding of the dtype.
@@ -101,17 +59,16 @@ class ChatTransformers(BaseChatModel):
         0.7
     """
 
-    model_config = ConfigDict(populate_by_name=True, extra="forbid")
-
-    native_n: ClassVar[bool] = True
+    provider: ClassVar[str] = "transformers"
+    checks: ClassVar[Mapping[str, Check]] = {
+        **SamplingChatModel.checks,
+        "model": optional(text),
+        "dtype": text,
+        "device": text,
+        "max_batch_tokens": optional(partial(whole_number, least=1)),
+    }
 
     model: str | None = None
-    max_tokens: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop: list[str] | None = Field(default=None, alias="stop_sequences")
-    seed: int | None = None
     dtype: str = "auto"
     device: str = "auto"
     max_batch_tokens: int | None = None
@@ -123,61 +80,21 @@ class ChatTransformers(BaseChatModel):
     def is_lc_serializable(cls) -> bool:
         return True
 
-    @field_validator(*(name for name in _CHECKS if name != "n"), mode="before")
-    @classmethod
-    def _check_field(cls, value: Any, info: ValidationInfo) -> Any:
-        name = str(info.field_name)
-        return _CHECKS[name](name, value)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _raise_configuration_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return handler(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            if first["type"] == "extra_forbidden":
-                raise ConfigurationError(f"{cls.__name__} has no setting {name!r}.") from error
-            raise ConfigurationError(f"{name}: {first['msg']}, got {first['input']!r}.") from error
-
     @property
-    def _llm_type(self) -> str:
-        return "chat-transformers"
-
-    @property
+    @override
     def _model_name(self) -> str:
         return self.model or EMBEDDED_MODEL
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = (*_SAMPLER, "stop", "seed", "dtype", "device", "max_batch_tokens", "compiled")
+        names = (*SAMPLER, "stop", "seed", "dtype", "device", "max_batch_tokens", "compiled")
         return {"model": self._model_name, **{name: getattr(self, name) for name in names}}
-
-    @override
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params = LangSmithParams(
-            ls_provider="transformers",
-            ls_model_name=kwargs.get("model") or self._model_name,
-            ls_model_type="chat",
-            ls_temperature=kwargs.get("temperature", self.temperature),
-            ls_max_tokens=kwargs.get("max_tokens", self.max_tokens),
-        )
-        if strings := self.stop if stop is None else stop:
-            params["ls_stop"] = _strings("stop", strings)
-        return params
 
     @override
     def _should_stream(self, *, async_api: bool, run_manager: Any = None, **kwargs: Any) -> bool:
         # A stream carries the text of one reply and nothing else.
         whole = kwargs.get("n", 1) != 1 or any(name in kwargs for name in _WHOLE)
         return not whole and super()._should_stream(async_api=async_api, run_manager=run_manager, **kwargs)
-
-    @override
-    def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
-        usages = [output["token_usage"] for output in llm_outputs if output]
-        total = _usage(sum(use["input_tokens"] for use in usages), sum(use["output_tokens"] for use in usages))
-        return {"model_name": self._model_name, "token_usage": total}
 
     @override
     def _generate(
@@ -219,7 +136,7 @@ class ChatTransformers(BaseChatModel):
             PromptError: there is no message.
             concurrent.futures.CancelledError: `cancel` was set.
         """
-        settings = self._settings(stop, seed, n, kwargs)
+        settings = self._arguments(stop, seed, n, kwargs)
         turns = [
             ([self._turns(prompt) for prompt in prompts], powers, count)
             for prompts, powers, count in ([((messages,), (1.0,), n)] if conditions is None else conditions)
@@ -228,18 +145,18 @@ class ChatTransformers(BaseChatModel):
         drawings = [([engine.encode(prompt) for prompt in prompts], powers, count) for prompts, powers, count in turns]
         replies = engine.sample(drawings, progress=progress, cancel=cancel, **settings)
         input_tokens = sum(len(prompt) for prompts, _, _ in drawings for prompt in prompts)
-        usage = _usage(input_tokens, sum(len(reply.token_ids) for reply in replies))
+        total = usage(input_tokens, sum(len(reply.token_ids) for reply in replies))
         generations = [
             ChatGeneration(
                 message=AIMessage(
                     content=reply.text,
                     response_metadata=self._metadata(reply, logprobs=logprobs),
-                    usage_metadata=None if row else usage,
+                    usage_metadata=None if row else total,
                 )
             )
             for row, reply in enumerate(replies)
         ]
-        return ChatResult(generations=generations, llm_output={"model_name": self._model_name, "token_usage": usage})
+        return ChatResult(generations=generations, llm_output={"model_name": self._model_name, "token_usage": total})
 
     @override
     async def _agenerate(
@@ -273,7 +190,7 @@ class ChatTransformers(BaseChatModel):
         """
         if n != 1:
             raise refuse("n", "1, because a stream carries one reply", n, "Use invoke or generate for more.")
-        settings = self._settings(stop, seed, n, kwargs)
+        settings = self._arguments(stop, seed, n, kwargs)
         turns = self._turns(messages)
         engine = self._engine()
         prompt_ids = engine.encode(turns)
@@ -283,7 +200,7 @@ class ChatTransformers(BaseChatModel):
             sent = len(reply.text)
             if reply.finish_reason is not None:
                 message.response_metadata = {"model_name": self._model_name, "finish_reason": reply.finish_reason}
-                message.usage_metadata = _usage(len(prompt_ids), len(reply.token_ids))
+                message.usage_metadata = usage(len(prompt_ids), len(reply.token_ids))
                 message.chunk_position = "last"
             elif not message.content:
                 continue
@@ -322,7 +239,7 @@ class ChatTransformers(BaseChatModel):
             ContextWindowError: a prompt and a reply do not fit into the model's window.
             concurrent.futures.CancelledError: `cancel` was set.
         """
-        settings = self._settings(None, 0, 1, kwargs)
+        settings = self._arguments(None, 0, 1, kwargs)
         ids = [_token_ids(reply) for reply in replies]
         engine = self._engine()
         encoded = [[tuple(engine.encode(self._turns(prompt))) for prompt in prompts] for prompts, _ in conditions]
@@ -344,9 +261,6 @@ class ChatTransformers(BaseChatModel):
             return await asyncio.to_thread(self.score_conditions, conditions, replies, cancel=cancel, **kwargs)
         finally:
             cancel.set()
-
-    def _turns(self, messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
-        return as_turns(messages, type(self).__name__)
 
     def _metadata(self, reply: "Sampled", *, logprobs: bool) -> dict[str, Any]:
         metadata: dict[str, Any] = {"model_name": self._model_name, "finish_reason": reply.finish_reason}
@@ -378,22 +292,15 @@ class ChatTransformers(BaseChatModel):
             path, self.dtype, self.device, max_batch_tokens=self.max_batch_tokens, compiled=self.compiled
         )
 
-    def _settings(self, stop: list[str] | None, seed: int | None, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the engine's arguments: the call's keywords, and the fields where these are None."""
-        if unknown := kwargs.keys() - _LANGCHAIN - set(_SAMPLER):
-            raise ConfigurationError(f"{type(self).__name__} takes no keyword {', '.join(sorted(unknown))} in a call.")
-        settings: dict[str, Any] = {"n": n}
-        for name, value in {"stop": stop, "seed": seed, **{name: kwargs.get(name) for name in _SAMPLER}}.items():
-            settings[name] = getattr(self, name) if value is None else value
-        settings = {name: _CHECKS[name](name, value) for name, value in settings.items()}
+    def _arguments(self, stop: list[str] | None, seed: int | None, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the engine's arguments."""
+        settings = self._settings(stop, seed, n, kwargs)
         from llm_auction_chain.models.local.sampler import Sampler
 
-        return {
-            "max_tokens": settings["max_tokens"],
-            "sampler": Sampler(**{name: settings[name] for name in ("temperature", "top_p", "top_k")}),
-            "stop": tuple(string for string in settings["stop"] or () if string),
-            "seed": secrets.randbits(64) if settings["seed"] is None else settings["seed"],
-        }
+        settings["sampler"] = Sampler(**{name: settings.pop(name) for name in ("temperature", "top_p", "top_k")})
+        if settings["seed"] is None:
+            settings["seed"] = secrets.randbits(64)
+        return settings
 
 
 def _token_ids(reply: AIMessage) -> list[int]:
@@ -405,10 +312,3 @@ def _token_ids(reply: AIMessage) -> list[int]:
             "with logprobs=True."
         )
     return list(logprobs["token_ids"])
-
-
-def _usage(input_tokens: int, output_tokens: int) -> UsageMetadata:
-    """Return the token counts of a request."""
-    return UsageMetadata(
-        input_tokens=input_tokens, output_tokens=output_tokens, total_tokens=input_tokens + output_tokens
-    )

@@ -1,6 +1,5 @@
 """Passes of a model over many texts. A pass reads prompts, texts that follow them, or one more token of each reply."""
 
-import abc
 import copy
 import dataclasses
 from collections.abc import Generator, Iterator, Sequence
@@ -12,7 +11,7 @@ from typing_extensions import override
 
 from llm_auction_chain.models.local.attention import NAME, Group, Growing, Pass, Prefix, Reading
 
-__all__ = ["FullPasses", "Passes", "SharedPasses", "finish", "packs"]
+__all__ = ["Passes", "SharedPasses", "finish", "packs"]
 
 _T = TypeVar("_T")
 Following = tuple[Prefix, Sequence[int]]
@@ -21,42 +20,51 @@ Following = tuple[Prefix, Sequence[int]]
 _LOGIT_BYTES = 25_000_000
 
 
-class Passes(abc.ABC):
-    """Computes states (tokens, hidden) of tokens, and the logits behind a state.
+class Passes:
+    """Passes of any causal model: states (tokens, hidden) of tokens, and logits. Each reads whole texts and keeps none.
 
     Attributes:
         model: a transformers causal language model.
         size: the most tokens of one pass. A longer sequence has a pass of its own.
-        base: the part of the model that computes states.
     """
 
     def __init__(self, model: Any, size: int) -> None:
         self.model = model
         self.size = size
-        self.base = _base_of(model)
-        self._head = _head_of(model, self.base)
+        self._base = _base_of(model)
+        self._head = _head_of(model, self._base)
         self._weight = model.get_output_embeddings().weight
 
-    @abc.abstractmethod
     def read(self, prompts: Sequence[Sequence[int]]) -> Generator[None, None, list[Prefix]]:
         """Yield after every pass, and return the prompts as prefixes."""
+        prefixes = [Prefix(tokens=list(prompt)) for prompt in prompts]
+        for states in self._whole(prompts):
+            for place, state in states:
+                prefixes[place].state = state[-1]
+            yield
+        return prefixes
 
-    @abc.abstractmethod
     def behind(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> Any:
         """Return growing sequences, `counts[k]` behind prefix k. Their `select(places)` keeps some behind each."""
+        return _Texts([[list(prefix.tokens) for _ in range(n)] for prefix, n in zip(prefixes, counts, strict=True)])
 
-    @abc.abstractmethod
     def step(self, sequences: Any, tokens: Sequence[int]) -> torch.Tensor:
         """Append a token to each sequence, and return the states (sequences, hidden) behind the tokens."""
+        texts = [text for several in sequences.texts for text in several]
+        for text, token in zip(texts, tokens, strict=True):
+            text.append(token)
+        last = {place: state[-1] for states in self._whole(texts) for place, state in states}
+        return torch.stack([last[place] for place in range(len(texts))])
 
-    @abc.abstractmethod
     def follow(self, pairs: Sequence[Following]) -> Iterator[list[tuple[int, torch.Tensor]]]:
         """Yield after every pass its (place of a pair, states of the pair's tokens)."""
+        for states in self._whole([[*prefix.tokens, *tokens] for prefix, tokens in pairs]):
+            yield [(place, state[-len(pairs[place][1]) :]) for place, state in states]
 
     @property
-    @abc.abstractmethod
     def token_bytes(self) -> int:
-        """How many bytes a token of a growing sequence takes."""
+        """How many bytes a token of a growing sequence takes: here those of about the widest layer of a pass."""
+        return 16 * int(self._weight.shape[1]) * int(self._weight.element_size())
 
     @property
     def rows(self) -> int:
@@ -69,6 +77,16 @@ class Passes(abc.ABC):
             logits: torch.Tensor = self._head(inputs_embeds=states[None]).logits[0]
             return logits
 
+    def _whole(self, texts: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, torch.Tensor]]]:
+        """Yield after every pass its (place of a text, states). Padding stands behind the text, out of sight."""
+        for places in packs([len(text) for text in texts], self.size, padded=True):
+            length = len(texts[places[0]])
+            ids = [[*texts[place], *[0] * (length - len(texts[place]))] for place in places]
+            with torch.inference_mode():
+                output = self._base(input_ids=torch.tensor(ids, device=self.model.device), use_cache=False)
+            states = output.last_hidden_state
+            yield [(place, state[: len(texts[place])]) for place, state in zip(places, states, strict=True)]
+
 
 class SharedPasses(Passes):
     """Passes of a model with our attention: sequences share prefixes, and a pass holds them without padding."""
@@ -76,7 +94,7 @@ class SharedPasses(Passes):
     def __init__(self, model: Any, size: int, *, compiled: bool = False) -> None:
         super().__init__(model, size)
         model.set_attn_implementation(NAME)
-        self._call = torch.compile(self.base, dynamic=True) if compiled else self.base
+        self._call = torch.compile(self._base, dynamic=True) if compiled else self._base
         # transformers passes on a mask of four dimensions unchanged. Our attention ignores it.
         self._mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=model.device)
 
@@ -136,59 +154,11 @@ class SharedPasses(Passes):
         return states
 
 
-class FullPasses(Passes):
-    """Passes of any causal model. Each reads whole texts, and nothing is kept."""
-
-    @override
-    def read(self, prompts: Sequence[Sequence[int]]) -> Generator[None, None, list[Prefix]]:
-        prefixes = [Prefix(tokens=list(prompt)) for prompt in prompts]
-        for states in self._states(prompts):
-            for place, state in states:
-                prefixes[place].state = state[-1]
-            yield
-        return prefixes
-
-    @property
-    @override
-    def token_bytes(self) -> int:
-        # About the widest layer that a pass holds at once.
-        return 16 * int(self._weight.shape[1]) * int(self._weight.element_size())
-
-    @override
-    def behind(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> "_Texts":
-        return _Texts(prefixes, counts)
-
-    @override
-    def step(self, sequences: "_Texts", tokens: Sequence[int]) -> torch.Tensor:
-        texts = [text for several in sequences.texts for text in several]
-        for text, token in zip(texts, tokens, strict=True):
-            text.append(token)
-        last = {place: state[-1] for states in self._states(texts) for place, state in states}
-        return torch.stack([last[place] for place in range(len(texts))])
-
-    @override
-    def follow(self, pairs: Sequence[Following]) -> Iterator[list[tuple[int, torch.Tensor]]]:
-        for states in self._states([[*prefix.tokens, *tokens] for prefix, tokens in pairs]):
-            yield [(place, state[-len(pairs[place][1]) :]) for place, state in states]
-
-    def _states(self, texts: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, torch.Tensor]]]:
-        """Yield after every pass its (place of a text, states). Padding stands behind the text, out of sight."""
-        for places in packs([len(text) for text in texts], self.size, padded=True):
-            length = len(texts[places[0]])
-            ids = [[*texts[place], *[0] * (length - len(texts[place]))] for place in places]
-            with torch.inference_mode():
-                output = self.base(input_ids=torch.tensor(ids, device=self.model.device), use_cache=False)
-            states = output.last_hidden_state
-            yield [(place, state[: len(texts[place])]) for place, state in zip(places, states, strict=True)]
-
-
+@dataclasses.dataclass
 class _Texts:
     """Sequences that grow behind prefixes, kept as whole texts."""
 
-    def __init__(self, prefixes: Sequence[Prefix], counts: Sequence[int]) -> None:
-        self.texts = [
-            [list(prefix.tokens) for _ in range(count)] for prefix, count in zip(prefixes, counts, strict=True)
-        ]
+    texts: list[list[list[int]]]
 
     def select(self, places: Sequence[Sequence[int]]) -> None:
         self.texts = [[several[place] for place in kept] for several, kept in zip(self.texts, places, strict=True)]

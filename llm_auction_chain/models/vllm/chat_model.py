@@ -4,25 +4,23 @@ import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+from pydantic import PrivateAttr, SecretStr
 from typing_extensions import override
 
 from llm_auction_chain.candidates.logprobs import read_log_probs
 from llm_auction_chain.errors import (
     CandidatesError,
-    ConfigurationError,
     ContextWindowError,
     LogProbError,
     ScoringError,
 )
-from llm_auction_chain.messages import as_turns
+from llm_auction_chain.models.sampling import SAMPLER, Check, SamplingChatModel, optional, total_usage
 from llm_auction_chain.models.vllm.responses import (
     is_plain,
     read_failure,
@@ -30,7 +28,6 @@ from llm_auction_chain.models.vllm.responses import (
     read_replies,
     read_scores,
     read_usage,
-    total_usage,
 )
 from llm_auction_chain.validators import number, refuse, whole_number
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
@@ -42,12 +39,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatVLLM"]
 
-_SAMPLER = ("max_tokens", "temperature", "top_p", "top_k")
-# What LangChain itself passes on for tracing and routing; it says nothing about the reply.
-_LANGCHAIN = frozenset({"ls_structured_output_format", "structured_output_format", "stream"})
+
+def _url(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith(("http://", "https://")):
+        raise refuse(name, "a URL: http://HOST:PORT/v1", value)
+    return value
 
 
-class ChatVLLM(BaseChatModel):
+class ChatVLLM(SamplingChatModel):
     """Draws `n` independent replies from a vLLM server, in one request.
 
     Every request sends all sampling settings, so the server's own defaults never apply. Replies drawn with
@@ -75,19 +74,18 @@ class ChatVLLM(BaseChatModel):
         0.7
     """
 
-    model_config = ConfigDict(populate_by_name=True)
-
-    native_n: ClassVar[bool] = True
+    provider: ClassVar[str] = "vllm"
+    checks: ClassVar[Mapping[str, Check]] = {
+        **SamplingChatModel.checks,
+        "base_url": _url,
+        "timeout": optional(partial(number, above=0)),
+        "max_retries": whole_number,
+        "max_concurrency": partial(whole_number, least=1),
+    }
 
     base_url: str = "http://127.0.0.1:8000/v1"
     model: str | None = None
     api_key: SecretStr | None = None
-    max_tokens: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop: list[str] | None = Field(default=None, alias="stop_sequences")
-    seed: int | None = None
     timeout: float | None = 600.0
     max_retries: int = 2
     max_concurrency: int = 8
@@ -95,38 +93,14 @@ class ChatVLLM(BaseChatModel):
     # Shared by the copies that every auction makes, so that one request finds out what a server serves.
     _served: dict[tuple[str, str | None], str] = PrivateAttr(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _check_settings(self) -> Self:
-        _check(**{name: getattr(self, name) for name in _CHECKS if name != "n"})
-        return self
-
     @property
-    def _llm_type(self) -> str:
-        return "chat-vllm"
+    @override
+    def _model_name(self) -> str | None:
+        return self.model or self._served.get((self.base_url, None))
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("base_url", "model", *_SAMPLER, "stop", "seed")}
-
-    @override
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params = LangSmithParams(
-            ls_provider="vllm",
-            ls_model_type="chat",
-            ls_temperature=kwargs.get("temperature", self.temperature),
-            ls_max_tokens=kwargs.get("max_tokens", self.max_tokens),
-        )
-        if name := self.model or self._served.get((self.base_url, None)):
-            params["ls_model_name"] = name
-        if strings := self.stop if stop is None else stop:
-            params["ls_stop"] = strings
-        return params
-
-    @override
-    def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
-        outputs = [output for output in llm_outputs if output]
-        usage = total_usage([output["token_usage"] for output in outputs])
-        return {"model_name": outputs[0]["model_name"], "token_usage": usage} if outputs else {}
+        return {name: getattr(self, name) for name in ("base_url", "model", *SAMPLER, "stop", "seed")}
 
     @override
     def _generate(
@@ -205,8 +179,8 @@ class ChatVLLM(BaseChatModel):
             ScoringError: the server serves another model; or `logprobs` needs tokens, and it sends none, or none that
                 could be scored.
         """
-        settings = self._settings(stop, seed, n, kwargs)
-        turns = as_turns(messages, type(self).__name__)
+        settings = self._body(stop, seed, n, kwargs)
+        turns = self._turns(messages)
         prompt = None
         replies: list[AIMessage] = []
         usages: list[UsageMetadata | None] = []
@@ -240,7 +214,7 @@ class ChatVLLM(BaseChatModel):
         if not replies:
             return []
         _check_scorable(settings)
-        turns, tokens = as_turns(prompt, type(self).__name__), [_token_ids(reply) for reply in replies]
+        turns, tokens = self._turns(prompt), [_token_ids(reply) for reply in replies]
         async with self._session(waiter, ScoringError) as session:
             name = await self._name(session)
             _check_origin(replies, name)
@@ -270,20 +244,14 @@ class ChatVLLM(BaseChatModel):
         except HTTPError as error:
             raise read_failure(error, self.base_url, kind, api_key=key, timeout=self.timeout) from error
 
-    def _settings(self, stop: list[str] | None, seed: int | None, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the sampling settings of a request: the fields, replaced by what this call passes."""
-        if unknown := kwargs.keys() - _LANGCHAIN - set(_SAMPLER):
-            hint = " It draws text, without tools." if unknown & {"tools", "tool_choice"} else ""
-            raise ConfigurationError(f"{type(self).__name__} has no argument {', '.join(sorted(unknown))}.{hint}")
-        settings = {name: kwargs.get(name, getattr(self, name)) for name in _SAMPLER}
-        seed = self.seed if seed is None else seed
-        _check(n=n, seed=seed, **settings)
-        strings = [string for string in (self.stop if stop is None else stop) or () if string]
+    def _body(self, stop: list[str] | None, seed: int | None, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the sampling settings of a request."""
+        settings = self._settings(stop, seed, n, kwargs)
         # Left out, these would be the server's own.
         settings |= {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-        if strings:
-            settings["stop"] = strings
-        if seed is not None:
+        if not settings["stop"]:
+            del settings["stop"]
+        if (seed := settings.pop("seed")) is not None:
             # The server gives reply i the seed plus i. Hashed, neighbouring seeds share no reply; shifted, i has room.
             settings["seed"] = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]) >> 2
         return settings
@@ -315,31 +283,6 @@ def _portions(body: Mapping[str, Any], requested: int, missing: int, at_once: in
         seed = {"seed": body["seed"] + first} if "seed" in body else {}
         bodies.append({**body, "n": min(at_once, requested + missing - first), **seed})
     return bodies
-
-
-def _check(**settings: Any) -> None:
-    for name, value in settings.items():
-        if value is not None or name not in ("seed", "timeout"):
-            _CHECKS[name](name, value)
-
-
-def _check_url(name: str, value: str) -> None:
-    if not value.startswith(("http://", "https://")):
-        raise refuse(name, "a URL: http://HOST:PORT/v1", value)
-
-
-_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
-    "n": partial(whole_number, least=1),
-    "seed": whole_number,
-    "max_tokens": partial(whole_number, least=1),
-    "temperature": partial(number, least=0),
-    "top_p": partial(number, above=0, most=1),
-    "top_k": whole_number,
-    "base_url": _check_url,
-    "timeout": partial(number, above=0),
-    "max_retries": whole_number,
-    "max_concurrency": partial(whole_number, least=1),
-}
 
 
 def _check_scorable(settings: Mapping[str, Any]) -> None:

@@ -8,11 +8,12 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
 
 from llm_auction_chain.errors import AuctionError, ContextWindowError, ScoringError
+from llm_auction_chain.models.sampling import usage
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["is_plain", "read_failure", "read_list", "read_replies", "read_scores", "read_usage", "total_usage"]
+__all__ = ["is_plain", "read_failure", "read_list", "read_replies", "read_scores", "read_usage"]
 
 _TOO_LONG = ("context length", "max_model_len", "model length")
 _BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 400, 401, 403, 404
@@ -74,16 +75,9 @@ def _refusal(status: int, path: str, text: str) -> str:
 
 def read_usage(answer: Mapping[str, Any]) -> UsageMetadata | None:
     """Return the token counts of one request: the prompt once, and every reply; None where there are none."""
-    if not isinstance(usage := answer.get("usage"), dict):
+    if not isinstance(counts := answer.get("usage"), dict):
         return None
-    return _usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
-
-
-def total_usage(usages: Sequence[UsageMetadata | None]) -> UsageMetadata | None:
-    """Return the sum of the token counts that are there; None where none is."""
-    counts = [usage for usage in usages if usage]
-    inputs, outputs = sum(usage["input_tokens"] for usage in counts), sum(usage["output_tokens"] for usage in counts)
-    return _usage(inputs, outputs) if counts else None
+    return usage(counts.get("prompt_tokens") or 0, counts.get("completion_tokens") or 0)
 
 
 def read_replies(answer: Any, body: Mapping[str, Any], prompt: Sequence[int] | None) -> list[AIMessage]:
@@ -113,8 +107,8 @@ def read_replies(answer: Any, body: Mapping[str, Any], prompt: Sequence[int] | N
             "The server draws replies behind other tokens than /tokenize makes of the same messages, so it cannot "
             "score them. Serve a model whose chat template both use, or use proposal=Reference()."
         )
-    usage = read_usage(answer)
-    if body["logprobs"] and usage is not None and usage["output_tokens"] != n_tokens:
+    counts = read_usage(answer)
+    if body["logprobs"] and counts is not None and counts["output_tokens"] != n_tokens:
         for reply in replies:
             reply.response_metadata["logprobs"]["complete"] = False
     return replies
@@ -187,7 +181,3 @@ def _text(choice: Mapping[str, Any]) -> str:
 
 def _index(choice: Mapping[str, Any]) -> int:
     return int(choice.get("index") or 0)
-
-
-def _usage(inputs: int, outputs: int) -> UsageMetadata:
-    return UsageMetadata(input_tokens=inputs, output_tokens=outputs, total_tokens=inputs + outputs)

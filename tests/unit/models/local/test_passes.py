@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from llm_auction_chain.models.local.passes import FullPasses, SharedPasses, finish, packs
+from llm_auction_chain.models.local.passes import Passes, SharedPasses, finish, packs
 from tests.families import build
 
 FIRST, SECOND = [11, 5, 42, 3, 29, 17, 8], [9, 33, 21, 4]
@@ -33,7 +33,7 @@ def test_a_pack_has_at_most_its_size_or_a_single_text(padded):
 
 
 @pytest.mark.parametrize("size", [3, 5, 100])
-@pytest.mark.parametrize("kind", [SharedPasses, FullPasses])
+@pytest.mark.parametrize("kind", [SharedPasses, Passes])
 def test_states_are_those_of_whole_texts_whatever_the_size_of_a_pass(model, kind, size):
     passes = kind(copy.deepcopy(model), size)
     first, second = finish(passes.read([FIRST, SECOND]))
@@ -43,7 +43,7 @@ def test_states_are_those_of_whole_texts_whatever_the_size_of_a_pass(model, kind
     assert torch.allclose(followed[1], whole_states(model, SECOND + FIRST[:2])[-2:], atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [SharedPasses, FullPasses])
+@pytest.mark.parametrize("kind", [SharedPasses, Passes])
 def test_sequences_grow_behind_their_own_prefix_and_some_may_leave(model, kind):
     passes = kind(copy.deepcopy(model), 100)
     sequences = passes.behind(finish(passes.read([FIRST, SECOND])), [2, 1])
@@ -55,7 +55,7 @@ def test_sequences_grow_behind_their_own_prefix_and_some_may_leave(model, kind):
 
 
 def test_logits_are_the_models_own(model):
-    passes = FullPasses(model, 100)
+    passes = Passes(model, 100)
     with torch.inference_mode():
         expected = model(torch.tensor([FIRST]), use_cache=False).logits[0]
     assert torch.allclose(passes.logits(whole_states(model, FIRST)), expected, atol=1e-4)

@@ -13,7 +13,6 @@ from llm_auction_chain.models.vllm.responses import (
     read_replies,
     read_scores,
     read_usage,
-    total_usage,
 )
 
 PLAIN = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -68,10 +67,6 @@ def test_a_count_that_differs_from_the_tokens_makes_all_replies_incomplete():
 
 def test_usage_that_the_server_does_not_send_is_unknown():
     assert read_usage({}) is None
-    assert total_usage([]) is None
-    assert total_usage([None, read_usage(answer(tokens=3)), read_usage(answer(tokens=4))]) == {
-        "input_tokens": 10, "output_tokens": 7, "total_tokens": 17,
-    }  # fmt: skip
 
 
 def scores(*log_probs):

@@ -1,0 +1,143 @@
+"""What the chat models share: the settings of sampling, their checks, and token counts."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, reduce
+from typing import Any, ClassVar, Self
+
+from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.messages import BaseMessage
+from langchain_core.messages.ai import UsageMetadata, add_usage
+from pydantic import (
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from typing_extensions import override
+
+from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.messages import as_turns
+from llm_auction_chain.validators import number, refuse, whole_number
+
+__all__ = ["SAMPLER", "Check", "SamplingChatModel", "optional", "total_usage", "usage"]
+
+Check = Callable[[str, Any], Any]
+SAMPLER = ("max_tokens", "temperature", "top_p", "top_k")
+# LangChain's own keywords, for tracing and routing. They do not change the reply.
+_LANGCHAIN = frozenset({"ls_structured_output_format", "structured_output_format", "stream"})
+
+
+def optional(check: Check) -> Check:
+    """Return a check that None passes."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _strings(name: str, value: Any) -> list[str]:
+    """Return a list of strings. A single string is a list of one."""
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, Sequence) or not all(isinstance(string, str) for string in strings):
+        raise refuse(name, "a string or a list of strings", value)
+    return list(strings)
+
+
+class SamplingChatModel(BaseChatModel):
+    """A chat model that draws `n` independent replies. `ChatTransformers` explains the fields."""
+
+    model_config = ConfigDict(populate_by_name=True, extra="forbid")
+
+    native_n: ClassVar[bool] = True
+    provider: ClassVar[str]
+    checks: ClassVar[Mapping[str, Check]] = {
+        "n": partial(whole_number, least=1),
+        "max_tokens": partial(whole_number, least=1),
+        "temperature": partial(number, least=0),
+        "top_p": partial(number, above=0, most=1),
+        "top_k": whole_number,
+        "stop": optional(_strings),
+        "seed": optional(whole_number),
+    }
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: list[str] | None = Field(default=None, alias="stop_sequences")
+    seed: int | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_field(cls, value: Any, info: ValidationInfo) -> Any:
+        name = str(info.field_name)
+        return cls.checks[name](name, value) if name in cls.checks else value
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _raise_configuration_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                raise ConfigurationError(f"{cls.__name__} has no setting {name!r}.") from error
+            raise ConfigurationError(f"{name}: {first['msg']}, got {first['input']!r}.") from error
+
+    @property
+    def _llm_type(self) -> str:
+        return f"chat-{self.provider}"
+
+    @property
+    def _model_name(self) -> str | None:
+        """The model's name in traces, as far as it is known."""
+        raise NotImplementedError
+
+    @override
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = LangSmithParams(
+            ls_provider=self.provider,
+            ls_model_type="chat",
+            ls_temperature=kwargs.get("temperature", self.temperature),
+            ls_max_tokens=kwargs.get("max_tokens", self.max_tokens),
+        )
+        if name := self._model_name:
+            params["ls_model_name"] = name
+        if strings := self.stop if stop is None else stop:
+            params["ls_stop"] = _strings("stop", strings)
+        return params
+
+    @override
+    def _combine_llm_outputs(self, llm_outputs: list[dict[str, Any] | None]) -> dict[str, Any]:
+        outputs = [output for output in llm_outputs if output]
+        total = total_usage(output["token_usage"] for output in outputs)
+        return {"model_name": outputs[0]["model_name"], "token_usage": total} if outputs else {}
+
+    def _turns(self, messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
+        return as_turns(messages, type(self).__name__)
+
+    def _settings(self, stop: list[str] | None, seed: int | None, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings of sampling: the call's keywords, and the fields where these are None."""
+        if unknown := kwargs.keys() - _LANGCHAIN - set(SAMPLER):
+            hint = " It draws text, without tools." if unknown & {"tools", "tool_choice"} else ""
+            raise ConfigurationError(
+                f"{type(self).__name__} takes no keyword {', '.join(sorted(unknown))} in a call.{hint}"
+            )
+        settings: dict[str, Any] = {"stop": stop, "seed": seed, **{name: kwargs.get(name) for name in SAMPLER}}
+        settings = {name: getattr(self, name) if value is None else value for name, value in settings.items()}
+        self.checks["n"]("n", n)
+        settings = {name: self.checks[name](name, value) for name, value in settings.items()}
+        settings["stop"] = [string for string in settings["stop"] or () if string]
+        return settings
+
+
+def usage(inputs: int, outputs: int) -> UsageMetadata:
+    """Return the token counts of a request."""
+    return UsageMetadata(input_tokens=inputs, output_tokens=outputs, total_tokens=inputs + outputs)
+
+
+def total_usage(usages: Iterable[UsageMetadata | None]) -> UsageMetadata | None:
+    """Return the sum of the token counts that are there; None where none is."""
+    counts = [count for count in usages if count]
+    return reduce(add_usage, counts) if counts else None
