@@ -140,8 +140,8 @@ def _reward(spec: Any, where: str) -> Any:
             try:
                 return reward(**settings)
             except TypeError as error:
-                taken = ", ".join(field.name for field in fields(reward))
-                raise ConfigurationError(f"{where}: {kind} takes {taken}. {error}") from error
+                names = ", ".join(field.name for field in fields(reward))
+                raise ConfigurationError(f"{where}: {kind} takes {names}. {error}") from error
     if isinstance(spec, str) and ":" in spec:
         module, _, function = spec.partition(":")
         try:

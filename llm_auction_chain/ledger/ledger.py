@@ -14,9 +14,10 @@ from sqlalchemy import URL, Connection
 from llm_auction_chain.errors import LedgerError, LedgerUnavailableError
 from llm_auction_chain.ledger import arguments as check
 from llm_auction_chain.ledger import audit, operations, queries
+from llm_auction_chain.ledger.chain import key_of
 from llm_auction_chain.ledger.database import Database
 from llm_auction_chain.ledger.records import Account, Audit, Booking, Charge, Entry, Head, Hold, Statement, Totals
-from llm_auction_chain.ledger.transaction import Writer
+from llm_auction_chain.ledger.transaction import Writer, by_key
 from llm_auction_chain.money import from_units, negated, plus
 from llm_auction_chain.validators import refuse
 
@@ -352,8 +353,9 @@ class Ledger:
 
     def charge_of(self, auction_id: str) -> Charge | None:
         """Return the charge of an auction, reversed or not; None where there is none."""
-        auction_id = check.checked_name("auction_id", auction_id)
-        return self._database.read(lambda connection: queries.charge_of(connection, auction_id))
+        key = key_of("charge", check.checked_name("auction_id", auction_id))
+        booking = self._database.read(lambda connection: by_key(connection, key))
+        return None if booking is None else queries.charge_record(booking)
 
     def receipt_of(self, auction_id: str) -> dict[str, Any] | None:
         """Return the stored receipt of an auction; None where there is none, or it was erased."""

@@ -22,9 +22,8 @@ from sqlalchemy import (
 )
 
 from llm_auction_chain.ledger import tables
-from llm_auction_chain.ledger.chain import BookingRow, key_of
 from llm_auction_chain.ledger.records import Account, Booking, Charge, ChargeLine, Entry, Head, Hold, Totals
-from llm_auction_chain.ledger.transaction import AuctionRow, Booked, by_key
+from llm_auction_chain.ledger.transaction import AuctionRow, Booked
 from llm_auction_chain.money import FINEST, from_units, plus
 
 Conditions = list[ColumnElement[bool]]
@@ -35,39 +34,25 @@ _b, _e = tables.bookings.c, tables.entries.c
 
 def booking_record(booking: Booked) -> Booking:
     """Return the record of a booking."""
-    row = booking.row
-    return Booking(
-        seq=row.seq,
-        key=row.key,
-        kind=row.kind,
-        auction_id=row.auction_id,
-        currency=row.currency,
-        at=datetime.fromisoformat(row.at),
-        note=row.note,
-        entries=tuple(_entry(row, number, *line) for number, line in enumerate(booking.lines)),
-        hash=row.hash,
-    )
+    row, lines = booking
+    entries = tuple(_entry(row, number, *line) for number, line in enumerate(lines))
+    return Booking(**_columns(row, "seq", "key", "kind", "auction_id", "currency", "note", "hash"), entries=entries)
 
 
 def _entry(row: Any, number: int, owner: str, amount: int, held: int, residual: int) -> Entry:
     return Entry(
-        seq=row.seq,
+        **_columns(row, "seq", "kind", "auction_id", "currency", "note"),
         line=number,
-        kind=row.kind,
-        auction_id=row.auction_id,
         owner=owner,
-        currency=row.currency,
-        at=datetime.fromisoformat(row.at),
         amount=from_units(amount, row.scale),
         held=from_units(held, row.scale),
         residual=from_units(residual, FINEST),
-        note=row.note,
     )
 
 
-def _of_auction(row: BookingRow) -> dict[str, Any]:
-    at = datetime.fromisoformat(row.at)
-    return {"auction_id": row.auction_id, "currency": row.currency, "seq": row.seq, "hash": row.hash, "at": at}
+def _columns(row: Any, *names: str) -> dict[str, Any]:
+    """Return columns of a booking, and its time."""
+    return {**{name: getattr(row, name) for name in names}, "at": datetime.fromisoformat(row.at)}
 
 
 def hold_record(booking: Booked, nonce: str, most: Mapping[str, Decimal]) -> Hold:
@@ -75,7 +60,7 @@ def hold_record(booking: Booked, nonce: str, most: Mapping[str, Decimal]) -> Hol
     row = booking.row
     amounts = {line.owner: from_units(line.held, row.scale) for line in booking.lines}
     return Hold(
-        **_of_auction(row),
+        **_columns(row, "seq", "auction_id", "currency", "hash"),
         expires_at=datetime.fromisoformat(row.note),
         amounts=amounts,
         without_cover=tuple(owner for owner in most if owner not in amounts),
@@ -91,17 +76,11 @@ def charge_record(booking: Booked) -> Charge:
         for owner, amount, _, residual in booking.lines
     )
     return Charge(
-        **_of_auction(row),
+        **_columns(row, "seq", "auction_id", "currency", "hash"),
         lines=lines,
         total=from_units(-sum(line.amount for line in booking.lines), row.scale),
         receipt=row.receipt,
     )
-
-
-def charge_of(connection: Connection, auction_id: str) -> Charge | None:
-    """Return the charge of an auction, reversed or not."""
-    booking = by_key(connection, key_of("charge", auction_id))
-    return None if booking is None else charge_record(booking)
 
 
 def receipt_of(connection: Connection, auction_id: str) -> dict[str, Any] | None:

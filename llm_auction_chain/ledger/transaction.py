@@ -7,7 +7,7 @@ from decimal import Decimal
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Dialect, bindparam, insert, literal_column, select, update
+from sqlalchemy import ColumnElement, Connection, Dialect, bindparam, insert, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -67,16 +67,7 @@ _LINES = (
     .where(tables.entries.c.seq.in_(bindparam("seqs", expanding=True)))
     .order_by(tables.entries.c.seq, tables.entries.c.line)
 )
-_BOOKINGS = select(tables.bookings).order_by(tables.bookings.c.seq)
-_BY_SEQ = _BOOKINGS.where(tables.bookings.c.seq == bindparam("seq"))
-_BY_KEY = _BOOKINGS.where(tables.bookings.c.key == bindparam("key"))
-_OF_AUCTION = tables.bookings.c.auction_id == bindparam("auction_id")
-_REVERSALS = _BOOKINGS.where(_OF_AUCTION, tables.bookings.c.kind == "reversal")
-_SHARES = (
-    select(*tables.bookings.c["kind", "receipt"])
-    .where(_OF_AUCTION, tables.bookings.c.kind.in_(("charge", "repeat", "failure")))
-    .order_by(tables.bookings.c.seq)
-)
+_b = tables.bookings.c
 
 
 def lines_of(connection: Connection, seqs: Sequence[int]) -> dict[int, list[Line]]:
@@ -88,16 +79,17 @@ def lines_of(connection: Connection, seqs: Sequence[int]) -> dict[int, list[Line
     return lines
 
 
-def booked(connection: Connection, statement: Any, values: Mapping[str, Any]) -> list[Booked]:
-    """Return the bookings that a statement selects, with their entries."""
-    rows = [BookingRow(*row) for row in connection.execute(statement, values)]
+def booked(connection: Connection, *conditions: ColumnElement[bool]) -> list[Booked]:
+    """Return the bookings that meet all conditions, with their entries, in order."""
+    query = select(tables.bookings).where(*conditions).order_by(_b.seq)
+    rows = [BookingRow(*row) for row in connection.execute(query)]
     lines = lines_of(connection, [row.seq for row in rows])
     return [Booked(row, lines[row.seq]) for row in rows]
 
 
 def by_key(connection: Connection, key: str) -> Booked | None:
     """Return the booking with a key, if there is one."""
-    return next(iter(booked(connection, _BY_KEY, {"key": key})), None)
+    return next(iter(booked(connection, _b.key == key)), None)
 
 
 class Writer:
@@ -140,18 +132,20 @@ class Writer:
 
     def of_seq(self, seq: int) -> Booked:
         """Return a booking by its number."""
-        bookings = booked(self.connection, _BY_SEQ, {"seq": seq})
+        bookings = booked(self.connection, _b.seq == seq)
         if not bookings:
             raise LedgerError(f"Booking {seq} is not in the ledger. Run verify, and restore a backup.")
         return bookings[0]
 
     def reversals(self, auction_id: str) -> list[Booked]:
         """Return the reversals of an auction, in order."""
-        return booked(self.connection, _REVERSALS, {"auction_id": auction_id})
+        return booked(self.connection, _b.auction_id == auction_id, _b.kind == "reversal")
 
     def shares(self, auction_id: str) -> list[tuple[str, str]]:
         """Return kind and receipt of an auction's charge, repeats and failures, in order."""
-        return [(kind, receipt) for kind, receipt in self.connection.execute(_SHARES, {"auction_id": auction_id})]
+        kinds = _b.kind.in_(("charge", "repeat", "failure"))
+        query = select(_b.kind, _b.receipt).where(_b.auction_id == auction_id, kinds).order_by(_b.seq)
+        return [(kind, receipt) for kind, receipt in self.connection.execute(query)]
 
     def scale(self, currency: str) -> int:
         """Return a currency's decimals, which its first booking sets. The caller's setting must agree."""
