@@ -15,6 +15,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cache, partial
@@ -24,7 +25,7 @@ from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError, RewardError
 from llm_auction_chain.threads import in_thread
-from llm_auction_chain.waiting import Waiter
+from llm_auction_chain.waiting import BLOCKING, Waiter
 
 try:
     import httpcore
@@ -91,41 +92,32 @@ class JsonSession:
     ) -> None:
         self._waiter, self._max_retries, self._max_concurrency = waiter, max_retries, max_concurrency
         connect = _CONNECT if timeout is None else min(timeout, _CONNECT)
-        self._options: dict[str, Any] = {
-            "base_url": url,
-            "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
+        client: Any = httpx.Client if waiter is BLOCKING else httpx.AsyncClient
+        self._client = client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             # A request waits for a free connection as long as it takes.
-            "timeout": httpx.Timeout(timeout, pool=None, connect=connect),
-            "limits": httpx.Limits(max_connections=max_concurrency),
-            "verify": certificates(),
-        }
+            timeout=httpx.Timeout(timeout, pool=None, connect=connect),
+            limits=httpx.Limits(max_connections=max_concurrency),
+            verify=certificates(),
+        )
 
     async def __aenter__(self) -> Self:
-        async def opened() -> Any:
-            return httpx.AsyncClient(**self._options)
-
-        self._client: Any = await self._waiter.either(lambda: httpx.Client(**self._options), opened)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._waiter.either(lambda: self._client.close(), lambda: self._client.aclose())  # noqa: PLW0108
 
-    async def get(self, path: str) -> Any:
-        """Return the answer to a GET."""
-        return await self._answer("GET", path)
-
-    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Return the answer to a POST."""
-        return await self._answer("POST", path, body)
-
-    async def post_all(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """Return the answers to several POSTs that run side by side; the first failure ends the others."""
-        calls = [partial(self.post, path, body) for body in bodies]
+    async def answers(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Return the answers to several requests that run side by side; the first failure ends the others."""
+        calls = [partial(self.answer, path, body) for body in bodies]
         return await self._waiter.together(calls, most=self._max_concurrency)
 
-    async def _answer(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    async def answer(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Return the answer to a POST of the body, or to a GET where there is none."""
+
         async def attempt() -> Any:
-            send = partial(self._client.request, method, path, json=body)
+            send = partial(self._client.request, "GET" if body is None else "POST", path, json=body)
             response = (await self._waiter.either(send, send)).raise_for_status()
             try:
                 return response.json()
@@ -255,25 +247,30 @@ def post(bidder: Bidder, headers: Headers, body: bytes, read: Callable[[bytes], 
         ConnectionError: there was no answer, or one with a status other than 200.
         RewardError: the answer was too long, or compressed.
     """
-    return _post_office().post(bidder, headers, body, read)
+
+    async def exchange() -> T:
+        return read(await office.exchange(bidder, headers, body))
+
+    office = _post_office()
+    return asyncio.run_coroutine_threadsafe(exchange(), office.loop)
 
 
 class _StaleConnectionError(Exception):
     """The bidder closed a connection of an earlier auction before it answered."""
 
 
-class _Answers(httpcore.AsyncNetworkStream):
-    """The bytes of a connection: no more come in than one answer may have, whatever they are."""
+class _Answers:
+    """A network stream of httpcore: no more bytes come in than one answer may have, whatever they are."""
 
     def __init__(self, stream: httpcore.AsyncNetworkStream, most: int) -> None:
         self._stream, self._most = stream, most
         self._received, self._used = 0, False
+        self.aclose, self.get_extra_info = stream.aclose, stream.get_extra_info
 
-    @override
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+    async def read(self, max_bytes: int, *args: Any, **kwargs: Any) -> bytes:
         stale = self._used and not self._received
         try:
-            piece = await self._stream.read(min(max_bytes, _PIECE), timeout)
+            piece = await self._stream.read(min(max_bytes, _PIECE), *args, **kwargs)
         except httpcore.ReadError:
             if stale:
                 raise _StaleConnectionError from None
@@ -285,23 +282,13 @@ class _Answers(httpcore.AsyncNetworkStream):
             raise RewardError(f"The bidder answered more than {self._most} bytes; raise max_bytes if it may.")
         return piece
 
-    @override
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+    async def write(self, *args: Any, **kwargs: Any) -> None:
         if self._received:  # the next request begins
             self._received, self._used = 0, True
-        await self._stream.write(buffer, timeout)
+        await self._stream.write(*args, **kwargs)
 
-    @override
-    async def start_tls(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
+    async def start_tls(self, *args: Any, **kwargs: Any) -> "_Answers":
         return _Answers(await self._stream.start_tls(*args, **kwargs), self._most)
-
-    @override
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    @override
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
 
 
 class _CheckedAddresses(httpcore.AnyIOBackend):
@@ -311,50 +298,45 @@ class _CheckedAddresses(httpcore.AnyIOBackend):
         self._bidder, self._office = bidder, office
 
     @override
-    async def connect_tcp(self, host: str, port: int, **_: Any) -> httpcore.AsyncNetworkStream:  # type: ignore[override]
-        addresses = await self._addresses(host, port)
-        share, failures = self._bidder.timeout / len(addresses), []
-        for address in addresses:
-            try:
-                return _Answers(await super().connect_tcp(address, port, timeout=share), self._bidder.max_bytes)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failures.append(error)
-        raise failures[-1]
-
-    async def _addresses(self, host: str, port: int) -> list[str]:
+    async def connect_tcp(self, host: str, port: int, **_: Any) -> Any:  # type: ignore[override]
+        bidder = self._bidder
         try:
             addresses = await self._office.addresses(host, port)
         except (OSError, UnicodeError) as error:
-            raise ConnectionError(f"{self._bidder.name} cannot be found: its name has no address.") from error
-        if not (self._bidder.allow_private or all(map(is_public, addresses))):
+            raise ConnectionError(f"{bidder.name} cannot be found: its name has no address.") from error
+        if not (bidder.allow_private or all(map(is_public, addresses))):
             raise ConnectionError(
-                f"{self._bidder.name} is at an address that is not public; set allow_private=True if it is your own."
+                f"{bidder.name} is at an address that is not public; set allow_private=True if it is your own."
             )
-        return addresses[:_MOST_ADDRESSES]
+        addresses, failures = addresses[:_MOST_ADDRESSES], []
+        for address in addresses:
+            try:
+                stream = await super().connect_tcp(address, port, timeout=bidder.timeout / len(addresses))
+                return _Answers(stream, bidder.max_bytes)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failures.append(error)
+        raise failures[-1]
 
 
 class _PostOffice:
     """The event loop of a process that all requests to bidders run in, and their connections."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        # A pool of httpcore goes through all its connections for each request. With 200 at one bidder it took seconds.
-        self._idle: dict[Bidder, dict[httpcore.AsyncHTTPConnection, asyncio.TimerHandle]] = {}
-        self._closing: set[asyncio.Task[None]] = set()  # a loop alone does not keep a task alive
+        self.loop = asyncio.new_event_loop()
+        # The longest idle first. A pool of httpcore goes through all its connections for each request. With 200 at one
+        # bidder it took seconds.
+        self._idle: dict[Bidder, deque[httpcore.AsyncHTTPConnection]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # a loop alone does not keep a task alive
         self._lookups: dict[tuple[str, int], asyncio.Task[list[str]]] = {}
-        threading.Thread(target=self._loop.run_forever, name="auction-webhooks", daemon=True).start()
+        threading.Thread(target=self.loop.run_forever, name="auction-webhooks", daemon=True).start()
 
-    def post(self, bidder: Bidder, headers: Headers, body: bytes, read: Callable[[bytes], T]) -> Future[T]:
-        async def exchange() -> T:
-            return read(await self._exchange(bidder, headers, body))
-
-        return asyncio.run_coroutine_threadsafe(exchange(), self._loop)
-
-    async def _exchange(self, bidder: Bidder, headers: Headers, body: bytes) -> bytes:
+    async def exchange(self, bidder: Bidder, headers: Headers, body: bytes) -> bytes:
+        """Send a request and return the answer's body."""
         try:
             async with asyncio.timeout(bidder.timeout):
+                connection = await self._kept(bidder) or self._connection(bidder)
                 try:
-                    return await self._answer(bidder, self._kept(bidder) or self._connection(bidder), headers, body)
+                    return await self._answer(bidder, connection, headers, body)
                 except _StaleConnectionError:
                     return await self._answer(bidder, self._connection(bidder), headers, body)
         except (TimeoutError, httpcore.TimeoutException) as error:
@@ -378,38 +360,38 @@ class _PostOffice:
             await connection.aclose()
             raise
         if connection.is_idle():
-            timer = self._loop.call_later(_IDLE, self._close, bidder, connection)
-            self._idle.setdefault(bidder, {})[connection] = timer
+            self._idle.setdefault(bidder, deque()).append(connection)
+            task = self.loop.create_task(self._close_later(bidder))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return answer
 
     def _connection(self, bidder: Bidder) -> httpcore.AsyncHTTPConnection:
-        return httpcore.AsyncHTTPConnection(
-            bidder.httpcore_url.origin,
-            bidder.tls,
-            keepalive_expiry=_IDLE,
-            retries=1,
-            network_backend=_CheckedAddresses(bidder, self),
-        )
+        options: dict[str, Any] = {
+            "keepalive_expiry": _IDLE,
+            "retries": 1,
+            "network_backend": _CheckedAddresses(bidder, self),
+        }
+        return httpcore.AsyncHTTPConnection(bidder.httpcore_url.origin, bidder.tls, **options)
 
-    def _kept(self, bidder: Bidder) -> httpcore.AsyncHTTPConnection | None:
-        """Return a connection that an earlier auction left open."""
-        for connection in reversed(list(self._idle.get(bidder, ()))):
+    async def _kept(self, bidder: Bidder) -> httpcore.AsyncHTTPConnection | None:
+        """Return the connection that an earlier auction used last, if it is still open."""
+        idle = self._idle.get(bidder, deque())
+        while idle:
+            connection = idle.pop()
             if not connection.has_expired():
-                self._forget(bidder, connection)
                 return connection
-            self._close(bidder, connection)
+            await connection.aclose()
         return None
 
-    def _close(self, bidder: Bidder, connection: httpcore.AsyncHTTPConnection) -> None:
-        self._forget(bidder, connection)
-        closing = self._loop.create_task(connection.aclose())
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-
-    def _forget(self, bidder: Bidder, connection: httpcore.AsyncHTTPConnection) -> None:
-        self._idle[bidder].pop(connection).cancel()
-        if not self._idle[bidder]:
-            del self._idle[bidder]
+    async def _close_later(self, bidder: Bidder) -> None:
+        """Close the connections that stay idle too long, one such call for each."""
+        await asyncio.sleep(1.01 * _IDLE)  # an event loop's clock may be ahead of httpcore's
+        idle = self._idle.get(bidder, deque())
+        while idle and idle[0].has_expired():
+            await idle.popleft().aclose()
+        if not self._idle.get(bidder, idle):
+            self._idle.pop(bidder, None)
 
     async def addresses(self, host: str, port: int) -> list[str]:
         """Return all addresses of a host.
@@ -419,7 +401,7 @@ class _PostOffice:
         """
         lookup = self._lookups.get((host, port))
         if lookup is None:
-            lookup = self._loop.create_task(in_thread(partial(_look_up, host, port)))
+            lookup = self.loop.create_task(in_thread(partial(_look_up, host, port)))
             self._lookups[host, port] = lookup
             lookup.add_done_callback(lambda task: (self._lookups.pop((host, port)), task.exception()))
         return await asyncio.shield(lookup)  # a request that gives up does not end it for others

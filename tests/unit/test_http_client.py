@@ -23,7 +23,7 @@ def get(request):
     async def get(waiter, settings):
         async with JsonSession("http://gpu-7:8000", waiter, **{**PATIENCE, **settings}) as session:
             assert "sk-very-secret" not in repr(session)
-            return await session.get("/")
+            return await session.answer("/")
 
     if request.param == "sync":
         return lambda **settings: run(get(BLOCKING, settings))

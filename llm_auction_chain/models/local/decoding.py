@@ -11,7 +11,7 @@ from llm_auction_chain.models.local.attention import Prefix
 from llm_auction_chain.models.local.passes import Passes
 from llm_auction_chain.models.local.sampler import Sampler
 
-__all__ = ["Law", "Row", "decode"]
+__all__ = ["Law", "Row", "decode", "row_blocks"]
 
 # The share of finished rows at which they leave the batch. To leave, the batch must copy the keys of the others.
 _LEAVE = 1 / 8
@@ -60,20 +60,15 @@ class Law:
 def decode(passes: Passes, laws: Sequence[Law], sampler: Sampler, finish: Callable[[Row], None]) -> Iterator[None]:
     """Extend the rows of all laws token by token, in one batch, and yield after every token.
 
-    Args:
-        passes: of the model.
-        laws: with their rows.
-        sampler: chooses the tokens.
-        finish: sets the text and finish reason of a row that its newest token ends.
+    `finish` sets the text and the finish reason of a row that its newest token ends.
     """
     for law in laws:
         behind = torch.stack([prefix.state for prefix in law.prefixes])
         law.states = behind[:, None].expand(-1, len(law.rows), -1)
-    sequences = passes.behind(
-        [prefix for law in laws for prefix in law.prefixes], [len(law.rows) for law in laws for _ in law.prefixes]
-    )
+    prefixes = [prefix for law in laws for prefix in law.prefixes]
+    sequences = passes.behind(prefixes, [len(law.rows) for law in laws for _ in law.prefixes])
     while True:
-        for blocks in _blocks(laws, passes.rows):
+        for blocks in row_blocks(laws, passes.rows):
             _draw(passes, blocks, sampler)
         for row in (row for law in laws for row in law.rows if row.finish_reason is None):
             finish(row)
@@ -93,7 +88,7 @@ def decode(passes: Passes, laws: Sequence[Law], sampler: Sampler, finish: Callab
             law.states = part.view(len(law.prefixes), len(law.rows), part.shape[-1])
 
 
-def _blocks(laws: Sequence[Law], size: int) -> Iterator[list[tuple[Law, slice]]]:
+def row_blocks(laws: Sequence[Law], size: int) -> Iterator[list[tuple[Law, slice]]]:
     """Yield slices of the laws' rows, with at most `size` sequences together, or one row alone."""
     blocks: list[tuple[Law, slice]] = []
     room = size

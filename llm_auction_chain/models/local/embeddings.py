@@ -1,14 +1,12 @@
 """Sentence embeddings that come from `pip` and need no hub.
 
-The distribution `wordllama` (MIT) holds a table of token vectors and its tokenizer. This module finds both files by
-the distribution's metadata and never imports its code, which changes the root logger and downloads the tokenizer.
+The distribution `wordllama` (MIT) holds a table of token vectors and its tokenizer. Its code is never imported, because
+it changes the root logger and downloads the tokenizer.
 """
 
 import threading
 from collections.abc import Sequence
 from functools import cache
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from langchain_core.embeddings import Embeddings
 from typing_extensions import override
 
 from llm_auction_chain.errors import MissingDependencyError
+from llm_auction_chain.models.local.weights import installed_files
 
 __all__ = ["StaticEmbeddings"]
 
@@ -74,25 +73,10 @@ def _embedded(texts: Sequence[str]) -> FloatArray:
 @cache
 def _load() -> tuple[FloatArray, Any]:
     """Return the table (tokens, 256) and the tokenizer."""
-    weights, tokens = _find()
+    (weights, tokens), _ = installed_files(_DISTRIBUTION, [_WEIGHTS, _TOKENIZER], _INSTALL)
     try:
         from safetensors.numpy import load_file
         from tokenizers import Tokenizer
     except ImportError as error:
         raise MissingDependencyError(f"{error.name} is not installed. Run: {_INSTALL}") from error
     return load_file(weights)["embedding.weight"].astype(np.float32), Tokenizer.from_file(str(tokens))
-
-
-def _find() -> tuple[Path, Path]:
-    """Return the installed files of the table and of the tokenizer."""
-    try:
-        distribution = metadata.distribution(_DISTRIBUTION)
-    except metadata.PackageNotFoundError as error:
-        raise MissingDependencyError(f"The embeddings are not installed. Run: {_INSTALL}") from error
-    paths = {file.name: Path(str(distribution.locate_file(file))) for file in distribution.files or ()}
-    missing = [name for name in (_WEIGHTS, _TOKENIZER) if name not in paths or not paths[name].is_file()]
-    if missing:
-        raise MissingDependencyError(
-            f"{_DISTRIBUTION} {distribution.version} is installed without {' and '.join(missing)}. Run: {_INSTALL}"
-        )
-    return paths[_WEIGHTS], paths[_TOKENIZER]

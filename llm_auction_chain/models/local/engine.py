@@ -21,7 +21,7 @@ try:
     from transformers import AutoModelForCausalLM
 
     from llm_auction_chain.models.local.capabilities import device_named, dtype_named, free_memory, passes_for
-    from llm_auction_chain.models.local.decoding import Law, Row, decode
+    from llm_auction_chain.models.local.decoding import Law, Row, decode, row_blocks
     from llm_auction_chain.models.local.sampler import Sampler
     from llm_auction_chain.models.local.scoring import score
 except ImportError as error:
@@ -142,10 +142,8 @@ class Engine:
             if key not in cls._loaded:
                 kind = "causal language model"
                 model, tokenizer, _ = load_pretrained(AutoModelForCausalLM, kind, path_or_hub_id, torch_dtype)
-                model = model.to(torch_device).eval()
-                cls._loaded[key] = cls(
-                    model, tokenizer, max_batch_tokens=max_batch_tokens, compiled=compiled, packed=True
-                )
+                options: dict[str, Any] = {"max_batch_tokens": max_batch_tokens, "compiled": compiled}
+                cls._loaded[key] = cls(model.to(torch_device).eval(), tokenizer, packed=True, **options)
             return cls._loaded[key]
 
     def encode(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
@@ -268,11 +266,9 @@ class Engine:
         laws = laws.reshape(len(laws), len(prompts))
         wanted = np.ones((len(laws), len(replies)), dtype=bool) if wanted is None else wanted
         totals = np.where(wanted, 0.0, np.nan)
-        scoring = score(
-            self._passes, prompts, laws, replies, wanted, sampler, totals=totals, size=self.max_batch_tokens
-        )
+        steps = score(self._passes, prompts, laws, replies, wanted, sampler, totals=totals, size=self.max_batch_tokens)
         with self._requests.turn(cancel):
-            for _ in self._in_turn(scoring, cancel):
+            for _ in self._in_turn(steps, cancel):
                 pass
         return totals
 
@@ -310,10 +306,9 @@ class Engine:
             for own, (_, powers, count), end in zip(used, conditions, ends, strict=True)
         ]
         room = self.max_batch_tokens - sum(len(prompt) for prompt in places)
-        while any(law.rows for law in waiting):
-            yield from decode(
-                self._passes, _batch(waiting, room // length), sampler, lambda row: self._finish(row, length, stop)
-            )
+        for blocks in row_blocks(waiting, room // length):
+            batch = [dataclasses.replace(law, rows=law.rows[rows]) for law, rows in blocks]
+            yield from decode(self._passes, batch, sampler, lambda row: self._finish(row, length, stop))
 
     def _text(self, token_ids: Sequence[int]) -> str:
         """Return the text of tokens, without special tokens."""
@@ -360,29 +355,11 @@ def _freeze(row: Row) -> Sampled:
     )
 
 
-def _batch(waiting: Sequence[Law], sequences: int) -> list[Law]:
-    """Take rows from the waiting laws: as many as `sequences` allows, and at least one."""
-    batch: list[Law] = []
-    for law in waiting:
-        k = len(law.prefixes)
-        count = min(len(law.rows), sequences // k)
-        if not batch and law.rows:
-            count = max(count, 1)
-        if count:
-            batch.append(Law(prefixes=law.prefixes, powers=law.powers, rows=law.rows[:count]))
-            law.rows = law.rows[count:]
-            sequences -= count * k
-    return batch
-
-
 def _stable(text: str, stop: Sequence[str]) -> str:
     """Return the part of an unfinished text that no later token changes."""
     text = text.rstrip(_UNFINISHED)
-    held = max(
-        (size for string in stop for size in range(1, len(string)) if text.endswith(string[:size])),
-        default=0,
-    )
-    return text[: len(text) - held]
+    begun = (size for string in stop for size in range(1, len(string)) if text.endswith(string[:size]))
+    return text[: len(text) - max(begun, default=0)]
 
 
 class FifoLock:

