@@ -13,13 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from llm_auction_chain.errors import (
-    AuctionError,
-    AuctionWarning,
-    ConfigurationError,
-    MissingDependencyError,
-    PromptError,
-)
+from llm_auction_chain import errors
 
 __all__ = ["main", "without_passwords"]
 
@@ -48,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a reply is no failure
             code = options.do(options) or 0
             sys.stdout.flush()
-    except (ConfigurationError, MissingDependencyError, PromptError) as error:
+    except (errors.ConfigurationError, errors.MissingDependencyError, errors.PromptError) as error:
         return _fail(str(error), _BAD_INPUT)
-    except AuctionError as error:
+    except errors.AuctionError as error:
         return _fail(str(error), _FAILED)
     except BrokenPipeError:
         _drop_output()
@@ -89,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("rich", "yaml"):
             raise
-        raise MissingDependencyError("The command needs the cli extra: pip install 'llm-auction-chain[cli]'") from error
+        raise errors.MissingDependencyError(
+            "The command needs the cli extra: pip install 'llm-auction-chain[cli]'"
+        ) from error
     parser = _Parser(prog="llm-auction", description="Auctions over the replies of a language model.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_run(commands)
@@ -141,11 +137,11 @@ def _short_warnings() -> Iterator[None]:
     """Print each `AuctionWarning` once, in one line, below all other output."""
     messages: dict[str, None] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("always", AuctionWarning)
+        warnings.simplefilter("always", errors.AuctionWarning)
         show = warnings.showwarning
 
         def collect(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-            if issubclass(category, AuctionWarning):
+            if issubclass(category, errors.AuctionWarning):
                 messages[str(message)] = None
             else:
                 show(message, category, *rest, **more)

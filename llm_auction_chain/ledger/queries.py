@@ -8,18 +8,7 @@ from decimal import Decimal
 from operator import eq, ge, lt
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    Connection,
-    Select,
-    delete,
-    func,
-    literal_column,
-    select,
-    tuple_,
-    update,
-)
+from sqlalchemy import BigInteger, ColumnElement, Connection, Select, func, literal_column, select, tuple_
 
 from llm_auction_chain.ledger import tables
 from llm_auction_chain.ledger.records import Account, Booking, Charge, ChargeLine, Entry, Head, Hold, Totals
@@ -85,7 +74,7 @@ def charge_record(booking: Booked) -> Charge:
 
 def receipt_of(connection: Connection, auction_id: str) -> dict[str, Any] | None:
     """Return the stored receipt of an auction."""
-    body = connection.execute(select(tables.receipts.c.body).where(tables.receipts.c.auction_id == auction_id)).scalar()
+    body = connection.scalar(select(tables.receipts.c.body).where(tables.receipts.c.auction_id == auction_id))
     return None if body is None else dict(json.loads(body))
 
 
@@ -94,12 +83,10 @@ def erase_receipts(connection: Connection, before: str) -> int:
     # lock the writers out: one that has read an auction's nonce would write it again
     connection.execute(select(tables.head.c.id).with_for_update())
     held = select(_b.seq).where(_b.kind == "hold", _b.at < before)
-    columns = tables.auctions.c
-    connection.execute(
-        update(tables.auctions).where(columns.state != "held", columns.hold_seq.in_(held)).values(nonce="")
-    )
+    closed = (tables.auctions.c.state != "held") & tables.auctions.c.hold_seq.in_(held)
+    connection.execute(tables.auctions.update().where(closed).values(nonce=""))
     old = select(_b.auction_id).where(_b.kind == "charge", _b.at < before)
-    return int(connection.execute(delete(tables.receipts).where(tables.receipts.c.auction_id.in_(old))).rowcount)
+    return connection.execute(tables.receipts.delete().where(tables.receipts.c.auction_id.in_(old))).rowcount
 
 
 def head(connection: Connection) -> Head:
