@@ -211,6 +211,16 @@ def test_the_default_is_what_the_model_can_do():
     assert all(part.joint for part, _ in many if isinstance(part, ContextProduct))
 
 
+@pytest.mark.parametrize(("agents", "joint"), [(1, False), (4, False), (5, True)])
+def test_the_default_with_logits_is_a_fifth_reference_and_one_prompt_for_more_than_four_agents(agents, joint):
+    default = default_proposal(TOLD[:1] * agents, scores=True, logits=True)
+    assert default == DefensiveMixture([(Reference(), 0.2), (ContextProduct(joint=joint), 0.8)])
+
+
+def test_draws_that_cannot_be_shared_evenly_go_to_the_first():
+    assert stratify([1, 1, 1], 5) == [2, 2, 1]
+
+
 shares_and_n = st.tuples(
     st.lists(st.one_of(st.just(0.0), st.floats(0.01, 10)), min_size=1, max_size=6).filter(any), st.integers(1, 200)
 )
