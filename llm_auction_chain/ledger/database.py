@@ -4,7 +4,7 @@ import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, NullPool, Pool, QueuePool, create_engine, event, inspect, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
@@ -15,6 +15,7 @@ from llm_auction_chain.errors import ConfigurationError, LedgerError, LedgerUnav
 from llm_auction_chain.ledger.migrations import is_current, upgrade
 from llm_auction_chain.ledger.tables import VERSIONS
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _WRITES = "ledger_writes"
 _LOCK_TIMEOUT = 30  # seconds to wait for other writers
@@ -64,13 +65,13 @@ class Database:
         engine = create_engine(self.url, poolclass=NullPool)
         return self._repeat(lambda: engine, lambda connection: inspect(connection).has_table(VERSIONS))
 
-    def read(self, work: Callable[[Connection], T]) -> T:
+    def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **more: P.kwargs) -> T:
         """Return what work returns; it sees one state of the database."""
-        return self._repeat(lambda: self._engines()[0], work)
+        return self._repeat(lambda: self._engines()[0], lambda connection: work(connection, *args, **more))
 
-    def write(self, work: Callable[[Connection], T]) -> T:
-        """Return what work returns; everything that it wrote is kept, or nothing."""
-        return self._repeat(lambda: self._engines()[1], work)
+    def write(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **more: P.kwargs) -> T:
+        """Return what work returns; all that it writes is stored, or nothing."""
+        return self._repeat(lambda: self._engines()[1], lambda connection: work(connection, *args, **more))
 
     def migrate(self) -> None:
         """Upgrade the schema to the newest revision."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from uuid import uuid4
 
 from sqlalchemy import URL, Connection
@@ -21,6 +21,7 @@ from llm_auction_chain.ledger.transaction import Writer, by_key
 from llm_auction_chain.money import from_units, negated, plus
 from llm_auction_chain.validators import refuse
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 _now = partial(datetime.now, UTC)  # can be pickled
@@ -121,9 +122,7 @@ class Ledger:
         auction_id, currency = check.checked_name("auction_id", auction_id), _currency(currency)
         amounts = check.checked_amounts("most", most)
         self._cancel_undelivered()
-        booking, nonce = self._write(
-            lambda writer: operations.hold(writer, auction_id, amounts, currency, self._hold_for)
-        )
+        booking, nonce = self._write(operations.hold, auction_id, amounts, currency, self._hold_for)
         return queries.hold_record(booking, nonce, amounts)
 
     def charge(
@@ -158,9 +157,7 @@ class Ledger:
         checked = check.checked_amounts("amounts", amounts, negative=True)
         stored = ("", "") if receipt is None else _digest_and_body(receipt, keep=self._keep_receipts)
         reply = check.checked_text("reply", reply)
-        return queries.charge_record(
-            self._write(lambda writer: operations.charge(writer, auction_id, checked, currency, reply, stored))
-        )
+        return queries.charge_record(self._write(operations.charge, auction_id, checked, currency, reply, stored))
 
     def void(self, auction_id: str, *, reason: str = "") -> None:
         """Close an auction that was not charged: release its hold, and refuse a late charge.
@@ -169,7 +166,7 @@ class Ledger:
             ChargeConflictError: it was charged; reverse it.
         """
         auction_id, reason = check.checked_name("auction_id", auction_id), check.checked_text("reason", reason)
-        self._write(lambda writer: operations.void(writer, auction_id, reason))
+        self._write(operations.void, auction_id, reason)
 
     def cancel(self, auction_id: str, *, reason: str = "", receipt: str | None = None) -> None:
         """Close an auction for good, whatever its state: release its hold, or reverse its charge.
@@ -187,7 +184,7 @@ class Ledger:
         receipt = None if receipt is None else check.checked_text("receipt", receipt)
         self._uncancelled[auction_id, receipt] = reason
         try:
-            self._write(lambda writer: operations.cancel(writer, auction_id, reason, receipt))
+            self._write(operations.cancel, auction_id, reason, receipt)
         except LedgerError as error:
             if not isinstance(error, LedgerUnavailableError):
                 self._uncancelled.pop((auction_id, receipt), None)
@@ -212,7 +209,7 @@ class Ledger:
         """
         auction_id, reason = check.checked_name("auction_id", auction_id), check.checked_text("reason", reason)
         owner = None if owner is None else check.checked_name("owner", owner)
-        return queries.booking_record(self._write(lambda writer: operations.reverse(writer, auction_id, owner, reason)))
+        return queries.booking_record(self._write(operations.reverse, auction_id, owner, reason))
 
     def deposit(
         self, owner: str, amount: Decimal | int | str, *, currency: str = "", key: str | None = None, note: str = ""
@@ -247,9 +244,7 @@ class Ledger:
         exact, note = check.checked_amount("amount", amount), check.checked_text("note", note)
         once = str(uuid4()) if key is None else check.checked_name("key", key)
         try:
-            return queries.booking_record(
-                self._write(lambda writer: operations.move_cash(writer, kind, owner, exact, currency, once, note))
-            )
+            return queries.booking_record(self._write(operations.move_cash, kind, owner, exact, currency, once, note))
         except LedgerUnavailableError as error:
             raise LedgerUnavailableError(
                 f"{error} Whether the {kind} was booked is not known: with the key {once!r} it is booked once."
@@ -259,9 +254,7 @@ class Ledger:
         """Release the holds that have expired, and return their auctions. Call it regularly."""
         until = check.checked_time("now", self._clock() if now is None else now)
         expired: list[str] = []
-        while page := self._write(
-            lambda writer: operations.close(writer, queries.due(writer.connection, until), "expiry", "expired")
-        ):
+        while page := self._write(operations.expire, until):
             expired += page
         return expired
 
@@ -271,19 +264,19 @@ class Ledger:
         The chain keeps the digests, which then reveal nothing about anybody.
         """
         until = check.checked_time("before", before)
-        return self._database.write(lambda connection: queries.erase_receipts(connection, until))
+        return self._database.write(queries.erase_receipts, until)
 
     def balance(self, owner: str, *, currency: str = "") -> Account:
         """Return an account. One without bookings has only the credit."""
         owner, currency = check.checked_name("owner", owner), _currency(currency)
-        accounts = self._database.read(lambda connection: queries.accounts(connection, self._credit, owner, currency))
+        accounts = self._database.read(queries.accounts, self._credit, owner, currency)
         zero = from_units(0, 0)
         empty = Account(owner=owner, currency=currency, balance=zero, held=zero, available=self._credit)
         return accounts[0] if accounts else empty
 
     def accounts(self) -> list[Account]:
         """Return all accounts, by owner and currency."""
-        return self._database.read(lambda connection: queries.accounts(connection, self._credit))
+        return self._database.read(queries.accounts, self._credit)
 
     def entries(
         self,
@@ -311,9 +304,7 @@ class Ledger:
 
     def _pages(self, chosen: queries.Conditions) -> Iterator[Entry]:
         last, place = self.head().seq, (0, -1)
-        while page := self._database.read(
-            lambda connection: queries.entries_after(connection, place, last, chosen)  # noqa: B023 - called at once
-        ):
+        while page := self._database.read(queries.entries_after, place, last, chosen):
             yield from page
             place = (page[-1].seq, page[-1].line)
 
@@ -336,7 +327,7 @@ class Ledger:
         if start is not None and until is not None and start > check.checked_time("until", until):
             raise refuse("since", f"a time that is not after until, {until}", since)
         entries = tuple(stream)
-        zero, opening = self._database.read(lambda connection: queries.opening(connection, owner, currency, start))
+        zero, opening = self._database.read(queries.opening, owner, currency, start)
         charged = plus(zero, *(negated(entry.amount) for entry in entries if entry.kind in ("charge", "reversal")))
         deposited = plus(zero, *(entry.amount for entry in entries if entry.kind in ("deposit", "withdrawal")))
         return Statement(
@@ -354,13 +345,13 @@ class Ledger:
     def charge_of(self, auction_id: str) -> Charge | None:
         """Return the charge of an auction, reversed or not; None where there is none."""
         key = key_of("charge", check.checked_name("auction_id", auction_id))
-        booking = self._database.read(lambda connection: by_key(connection, key))
+        booking = self._database.read(by_key, key)
         return None if booking is None else queries.charge_record(booking)
 
     def receipt_of(self, auction_id: str) -> dict[str, Any] | None:
         """Return the stored receipt of an auction; None where there is none, or it was erased."""
         auction_id = check.checked_name("auction_id", auction_id)
-        return self._database.read(lambda connection: queries.receipt_of(connection, auction_id))
+        return self._database.read(queries.receipt_of, auction_id)
 
     def totals(self) -> list[Totals]:
         """Return cash, revenue and balances of each currency: `cash == revenue + balances`, exactly."""
@@ -376,7 +367,7 @@ class Ledger:
         Args:
             head: a hash that `head` returned at some time; it must be in the chain.
         """
-        return self._database.read(lambda connection: audit.verify(connection, head=head))
+        return self._database.read(audit.verify, head=head)
 
     def migrate(self) -> None:
         """Upgrade the database's schema to the newest revision. Make a backup first."""
@@ -386,10 +377,10 @@ class Ledger:
         """Close the connections; the next use opens new ones."""
         self._database.close()
 
-    def _write(self, operation: Callable[[Writer], T]) -> T:
+    def _write(self, operation: Callable[Concatenate[Writer, P], T], *args: P.args, **more: P.kwargs) -> T:
         def work(connection: Connection) -> T:
             writer = Writer(connection, self._scales, self._credit, self._clock(), self._database.scales)
-            result = operation(writer)
+            result = operation(writer, *args, **more)
             writer.flush()
             return result
 

@@ -9,6 +9,7 @@ from typing import Any
 from llm_auction_chain.errors import ChargeConflictError, CoverError
 from llm_auction_chain.ledger.arguments import checked_time
 from llm_auction_chain.ledger.chain import BookingRow, Line, evidence_of, key_of, request_of
+from llm_auction_chain.ledger.queries import due
 from llm_auction_chain.ledger.transaction import AuctionRow, Booked, Writer, by_key, lines_of, units_of
 from llm_auction_chain.validators import refuse
 
@@ -144,7 +145,7 @@ def void(writer: Writer, auction_id: str, reason: str) -> None:
     if auction.state in ("charged", "reversed"):
         raise ChargeConflictError(f"Auction {auction_id!r} was charged and cannot be voided. Reverse it.")
     if auction.state in ("", "held", "expired"):
-        close(writer, [auction], "void", "voided", reason)
+        _close(writer, [auction], "void", "voided", reason)
 
 
 def cancel(writer: Writer, auction_id: str, reason: str, receipt: str | None) -> None:
@@ -158,22 +159,28 @@ def cancel(writer: Writer, auction_id: str, reason: str, receipt: str | None) ->
         elif receipt in delivering:
             _share(writer, auction, shares, "failure", receipt, reason)
     elif auction.state not in ("cancelled", "reversed"):
-        close(writer, [auction], "cancellation", "cancelled", reason)
+        _close(writer, [auction], "cancellation", "cancelled", reason)
 
 
-def close(writer: Writer, auctions: list[AuctionRow], kind: str, state: str, reason: str = "") -> list[str]:
-    """Close auctions without a charge, release their holds, and return their ids."""
+def expire(writer: Writer, now: str) -> list[str]:
+    """Release the holds of a page of the auctions whose hold has expired, and return their ids."""
+    auctions = due(writer.connection, now)
+    _close(writer, auctions, "expiry", "expired", "")
+    return [auction.auction_id for auction in auctions]
+
+
+def _close(writer: Writer, auctions: list[AuctionRow], kind: str, state: str, reason: str) -> None:
+    """Close auctions without a charge, and release their holds."""
     held = lines_of(writer.connection, [one.hold_seq for one in auctions if one.state == "held" and one.hold_seq])
     for currency in {auction.currency for auction in auctions}:
-        due = [held.get(auction.hold_seq or 0, []) for auction in auctions if auction.currency == currency]
-        writer.load({line.owner for lines in due for line in lines}, currency)
+        holds = [held.get(auction.hold_seq or 0, []) for auction in auctions if auction.currency == currency]
+        writer.load({line.owner for lines in holds for line in lines}, currency)
     for auction in auctions:
         scale = writer.scale(auction.currency) if auction.hold_seq else 0
         row = _row(kind, auction, scale, auction.holds, note=reason)
         lines = held.get(auction.hold_seq or 0, [])
         booking = writer.append(row, [Line(line.owner, 0, -line.held, 0) for line in lines])
         writer.set_auction(auction, state=state, close_seq=booking.row.seq)
-    return [auction.auction_id for auction in auctions]
 
 
 def reverse(writer: Writer, auction_id: str, owner: str | None, reason: str) -> Booked:
