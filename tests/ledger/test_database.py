@@ -24,6 +24,7 @@ from llm_auction_chain.errors import (
     MissingDependencyError,
 )
 from llm_auction_chain.ledger import Ledger, migrations, tables
+from llm_auction_chain.ledger.database import Database
 
 
 def test_the_migrations_make_exactly_the_tables(new_url):
@@ -341,3 +342,13 @@ def test_rows_of_a_shared_database_are_left_alone(new_url):
     with engine.begin() as connection:
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all() == ["theirs"]
     engine.dispose()
+
+
+@pytest.mark.parametrize("form", ["sqlite:///{}", "sqlite:///file:{}?uri=true"])
+def test_to_ask_whether_there_is_a_ledger_makes_no_file(form, tmp_path):
+    path = tmp_path / "ledger.db"
+    database = Database(form.format(path))
+    assert (database.has_ledger(), path.exists()) == (False, False)
+    with Ledger(form.format(path)) as ledger:
+        ledger.deposit("A", 1)
+    assert database.has_ledger()

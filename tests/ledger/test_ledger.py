@@ -112,6 +112,14 @@ def test_receipts_of_charges_after_a_time_are_kept_though_the_hold_was_before_it
     assert funded.receipt_of("x") == receipt
 
 
+def test_erasing_receipts_leaves_the_nonce_of_a_hold_that_stands(funded, clock):
+    first = funded.hold("x", {"A": 1})
+    clock.move(minutes=1)
+    assert funded.erase_receipts(clock.now) == 0
+    assert funded.hold("x", {"A": 1}) == first
+    assert funded.verify().ok
+
+
 def test_an_auction_that_is_still_open_when_it_could_be_cancelled_again_is_named_in_a_warning(
     funded, monkeypatch, caplog
 ):

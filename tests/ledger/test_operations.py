@@ -153,6 +153,15 @@ def test_lines_are_reversed_one_by_one_and_never_doubled(funded):
     assert funded.verify().ok
 
 
+def test_a_charge_whose_lines_were_reversed_one_by_one_is_reversed(funded):
+    funded.charge("x", {"A": 3, "B": 2})
+    funded.reverse("x", owner="A")
+    last = funded.reverse("x", owner="B")
+    assert funded.reverse("x") == last
+    with pytest.raises(ChargeConflictError, match="charged and reversed"):
+        funded.charge("x", {"A": 3, "B": 2})
+
+
 def test_ids_with_colons_do_not_meet(funded):
     funded.charge("a:b", {"A": 1})
     funded.charge("a", {"b:A": 0, "A": 1})

@@ -119,7 +119,7 @@ def test_more_is_drawn_while_the_filter_leaves_too_little():
 
 @pytest.mark.parametrize(("rule", "error"), [
     (lambda prompt, reply: 1 / 0, CandidatesError), (lambda prompt, reply: "yes", ConfigurationError),
-    (lambda prompt, reply: None, ConfigurationError),
+    (lambda prompt, reply: None, ConfigurationError), (lambda prompt, reply: len(3), CandidatesError),
 ])  # fmt: skip
 async def test_a_filter_that_fails_lets_nothing_through(rule, error):
     with pytest.raises(error, match="candidate_filter"):
@@ -159,7 +159,7 @@ async def test_a_filter_that_answers_too_often_or_too_rarely_is_refused(answers)
 
 def test_a_function_that_returns_a_coroutine_is_told_to_be_async():
     rule = CandidateFilter(lambda prompt, reply: ano_b(prompt, reply))  # noqa: PLW0108 - LangChain sees no coroutine function
-    with pytest.raises(ConfigurationError, match="async def"):
+    with pytest.raises(ConfigurationError, match=r"Write a rule that awaits with async def\."):
         run(rule.allowed([], REPLIES[:1], None, BLOCKING))
 
 

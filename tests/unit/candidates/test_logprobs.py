@@ -11,8 +11,8 @@ from langchain_openai import ChatOpenAI
 
 from llm_auction_chain import ChatTransformers
 from llm_auction_chain.candidates.logprobs import log_prob_matrix, read_log_probs
-from llm_auction_chain.candidates.proposals import ContextPrompt, Reference
-from llm_auction_chain.errors import LogProbError
+from llm_auction_chain.candidates.proposals import Condition, ContextProduct, ContextPrompt, Reference
+from llm_auction_chain.errors import LogProbError, ScoringError
 from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 from tests.integration.provider import complete, provider
 
@@ -346,6 +346,7 @@ def test_nonsense_is_no_log_probability(nonsense):
         {"token": 3},
         {"token": None},
         {"token": "\ud83d"},
+        {"token": "Hi", "bytes": [256]},
         {"token": "Hi", "bytes": [300]},
         {"token": "Ho", "bytes": ["H", "i"]},
         {"token": "Ho", "bytes": "Hi"},
@@ -399,3 +400,87 @@ async def test_a_log_probability_that_rounding_lifted_above_0_is_0(waiter):
             return [1e-7] * len(replies)
 
     assert await matrix(Rounded(), waiter, (0, AIMessage("Hi"))) == [[0.0], [0.0]]
+
+
+class Twins:
+    """Scores in sync and async, and keeps which was called with what."""
+
+    def __init__(self):
+        self.asked = []
+
+    def score(self, prompt, replies, **law):
+        self.asked.append(("score", law))
+        return [-1.0] * len(replies)
+
+    async def ascore(self, prompt, replies, **law):
+        self.asked.append(("ascore", law))
+        return [-1.0] * len(replies)
+
+
+class LogitTwins(Logits):
+    """The same for conditions of several prompts."""
+
+    def __init__(self):
+        self.asked = []
+
+    def score_conditions(self, conditions, replies, *, wanted, **law):
+        self.asked.append(("score_conditions", law))
+        return [[-1.0] * len(replies)] * len(conditions)
+
+    async def ascore_conditions(self, conditions, replies, *, wanted, **law):
+        self.asked.append(("ascore_conditions", law))
+        return [[-1.0] * len(replies)] * len(conditions)
+
+
+@pytest.mark.parametrize(("kind", "verb", "calls"), [(Twins, "score", 2), (LogitTwins, "score_conditions", 1)])
+async def test_an_async_caller_awaits_the_scorers_async_method(kind, verb, calls):
+    scorer = kind()
+    for waiter, name in ((BLOCKING, verb), (AWAITING, f"a{verb}")):
+        assert await matrix(scorer, waiter, (0, AIMessage("Hi"))) == [[-1.0], [-1.0]]
+        assert scorer.asked == [(name, {"temperature": 0.5})] * calls
+        scorer.asked.clear()
+
+
+@pytest.mark.parametrize("kind", [Twins, LogitTwins])
+def test_an_error_names_the_scorer(kind, monkeypatch):
+    answer = "likely" if kind is Twins else [["likely"]] * 2
+    monkeypatch.setattr(kind, "score" if kind is Twins else "score_conditions", lambda *_, **__: answer)
+    with pytest.raises(ScoringError, match=f"^{kind.__name__} returned "):
+        run(log_prob_matrix(kind(), CONDITIONS, [(0, AIMessage("Hi"))], BLOCKING, identities=["Hi"], law={}))
+
+
+def of_product(totals):
+    """Return a reply that was drawn under several prompts, with its log-probability under each."""
+    return AIMessage("Hi", response_metadata={"logprobs": {**OURS, "prompt_totals": totals}})
+
+
+def test_figures_under_each_prompt_of_a_product_are_not_scored_again():
+    class Unscored(Logits):
+        def score_conditions(self, conditions, replies, *, wanted, **law):
+            assert wanted == [[False], [False], [False], [True]]
+            return [[-9.0]] * 4
+
+    product = ContextProduct(0.5, joint=True).condition([HumanMessage("x")], ["A shop."], tau=1.0, seed=0)
+    sharper = Condition(name="sharper", prompts=product.prompts[:1], powers=(2.0,))
+    scores = run(
+        log_prob_matrix(
+            Unscored(),
+            [*CONDITIONS, product, sharper],
+            [(2, of_product([-3.0, -4.0]))],
+            BLOCKING,
+            identities=["Hi"],
+            law={},
+        )
+    )
+    assert scores.tolist() == [[-3.0], [-4.0], [-1.5], [-9.0]]
+
+
+@pytest.mark.parametrize("totals", [[1.0], ["likely"], -1.0, "-1", {-1.0: 1}])
+def test_figures_under_each_prompt_are_log_probabilities(totals):
+    assert read_log_probs(of_product([-1, -2.5])).prompt_totals == (-1.0, -2.5)
+    with pytest.raises(LogProbError, match="declares the basis"):
+        read_log_probs(of_product(totals))
+
+
+def test_a_token_may_be_a_null_byte():
+    assert read_log_probs(openai("H", "\0", "</s>", text="H\0")).complete

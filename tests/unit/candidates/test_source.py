@@ -3,6 +3,7 @@
 import time
 from typing import ClassVar
 
+import httpx
 import numpy as np
 import pytest
 from langchain_core.caches import InMemoryCache
@@ -13,6 +14,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import ConfigurableField, RouterRunnable, RunnableBranch, RunnableLambda
 from langchain_core.tracers.log_stream import LogStreamCallbackHandler
+from langchain_openai import ChatOpenAI
 
 from llm_auction_chain import (
     Agent,
@@ -28,6 +30,7 @@ from llm_auction_chain import (
 from llm_auction_chain.candidates import Size, Source, draw, hidden, make_plan, quiet
 from llm_auction_chain.testing import MarkovChatModel
 from llm_auction_chain.waiting import AWAITING, BLOCKING, run
+from tests.integration.provider import few, provider, refuse
 
 PROMPT = [HumanMessage("x")]
 
@@ -370,14 +373,54 @@ async def test_without_a_run_of_its_own_a_call_reaches_no_callback():
 
 def test_a_quiet_config_keeps_tracers_and_drops_streams():
     tracer, stream = Tracer(), LogStreamCallbackHandler()
-    child = quiet({"callbacks": [tracer, stream], "tags": ["mine", "nostream"]})
+    child = quiet({"callbacks": [tracer, stream], "tags": ["mine", "nostream"], "metadata": {"a": 1}})
+    assert child["metadata"] == {"a": 1}
     assert child["callbacks"] == [tracer]
     assert child["tags"] == ["mine", "nostream"]
     manager = CallbackManager([tracer, stream], inheritable_handlers=[tracer, stream])
-    assert quiet({"callbacks": manager})["callbacks"].handlers == [tracer]
+    silent = quiet({"callbacks": manager})["callbacks"]
+    assert silent.handlers == silent.inheritable_handlers == [tracer]
+    assert manager.handlers == [tracer, stream]
 
 
 def test_a_hidden_config_takes_no_part_in_the_graph_around():
     outer = {"thread_id": "1", "checkpoint_ns": "a", "__pregel_send": print, "__pregel_checkpointer": object()}
     assert hidden({"configurable": outer})["configurable"] == {"thread_id": "1", "__pregel_checkpointer": None}
     assert hidden({"configurable": {"thread_id": "1"}})["configurable"] == {"thread_id": "1"}
+    assert hidden({})["configurable"] == {}
+
+
+def test_a_hidden_config_keeps_the_runtime_of_the_graph_around_without_its_stream():
+    class Runtime:
+        def override(self, *, stream_writer):
+            return ("silent", stream_writer)
+
+    silent, write = hidden({"configurable": {"__pregel_runtime": Runtime()}})["configurable"]["__pregel_runtime"]
+    assert (silent, write("chunk")) == ("silent", None)
+
+
+@pytest.mark.parametrize("waiter", [BLOCKING, AWAITING])
+@pytest.mark.parametrize("model", [Scripted(), WORDS])
+async def test_the_keywords_of_a_call_reach_the_model(model, waiter):
+    class Keeps(type(model)):
+        def _generate(self, *args, temperature=None, **kwargs):
+            seen.append(temperature)
+            return super()._generate(*args, **kwargs)
+
+    seen = []
+    source = Source(Keeps(), {}, native_n=True, kwargs={"temperature": 0.5})
+    sampling = source.sample(wanted(1), waiter, seed=1, tokens=False, config=None)
+    assert len((run(sampling) if waiter is BLOCKING else await sampling).replies) == 1
+    assert seen == [0.5]
+
+
+def test_failures_among_the_requests_of_one_draw_are_causes():
+    with provider() as server, httpx.Client() as client:
+        server.script = [few(1), refuse(500), refuse(500)]
+        chat = ChatOpenAI(model="some", api_key="x", base_url=server.url, http_client=client, max_retries=0)
+        sampling = Source(chat, {}, native_n=True, kwargs={}).sample(
+            wanted(3), BLOCKING, seed=1, tokens=False, config=None
+        )
+        sample = run(sampling)
+    assert len(sample.replies) == 1
+    assert [cause.status_code for cause in sample.causes] == [500, 500]

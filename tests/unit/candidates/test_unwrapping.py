@@ -32,6 +32,18 @@ TOOLS = [{"name": "note", "parameters": {}}]
 WHICH = ConfigurableField(id="which")
 OTHER = {"configurable": {"which": "other"}}
 
+
+class Nameless(MarkovChatModel):
+    """A model that names no provider."""
+
+    @property
+    def _llm_type(self):
+        return "none"
+
+    def _get_ls_params(self, stop=None, **kwargs):
+        return {}
+
+
 WRAPPED = [
     FIRST.bind(stop=["x"]),
     FIRST.with_retry(),
@@ -76,6 +88,28 @@ def test_a_model_of_init_chat_model_is_its_default_until_a_config_chooses():
     assert name_of(model, {"configurable": {"model": "gpt-4.1"}}) == "openai/gpt-4.1"
 
 
+def test_fields_that_a_config_may_set_stay_so_in_a_model_that_is_changed():
+    fields, five = FIRST.configurable_fields(length=WHICH), {"configurable": {"which": 5}}
+    longer = inside(fields, lambda chat: chat.model_copy(update={"length": 7}))
+    bound = inside(fields, lambda chat: chat.bind(stop=["x"]))
+    assert [len(model.invoke("x").text) for model in (longer, bound)] == [7, 2]
+    assert [len(model.with_config(five).invoke("x").text) for model in (longer, bound)] == [5, 5]
+    assert settings_of(bound) == {"stop": ["x"]}
+    assert isinstance(inside(fields, Untraced), Untraced)  # which has no such fields
+
+
+def test_a_model_that_only_a_config_can_choose_says_so():
+    model = init_chat_model(api_key="x")
+    assert name_of(model, {"configurable": {"model": "gpt-4.1", "model_provider": "openai"}}) == "openai/gpt-4.1"
+    unchosen = chat_model_of(model)
+    with pytest.raises(ConfigurationError, match="The config of a call chooses this model"):
+        unchosen.invoke("x")
+    tools = unchosen.bind_tools([{"name": "note", "description": "", "parameters": {}}])
+    assert name_of(tools, {"configurable": {"model": "gpt-4.1", "model_provider": "openai"}}) == "openai/gpt-4.1"
+    with pytest.raises(ValueError, match="Unsupported"):
+        name_of(model, {"configurable": {"model": "some", "model_provider": "none"}})
+
+
 def test_a_config_chooses_among_alternatives():
     model = FIRST.configurable_alternatives(WHICH, default_key="first", other=lambda: SECOND)
     chosen = []
@@ -105,6 +139,8 @@ def test_what_a_function_refers_to_is_not_searched():
 
 def test_the_name_of_a_model_lists_what_it_may_call_in_order():
     assert name_of(FIRST) == "markovchatmodel/markov"
+    other = Nameless()
+    assert name_of(FIRST.with_fallbacks([other, SECOND])) == "markovchatmodel/markov, Nameless/none"
     named = RunnableLambda(lambda given: given)
     assert name_of(named) == "RunnableLambda"
 
@@ -113,6 +149,7 @@ def test_the_outer_keyword_wins():
     model = FIRST.bind(stop=["x"], temperature=0.5).bind(stop=["y"])
     assert settings_of(model) == {"stop": ["y"], "temperature": 0.5}
     assert innermost(model) is FIRST
+    assert settings_of(FIRST.bind(stop=["x"]).with_retry().with_config(tags=["a"])) == {"stop": ["x"]}
 
 
 @pytest.mark.parametrize(("model", "kwargs", "offers"), [
