@@ -78,16 +78,10 @@ class Pass(abc.ABC):
 
     @abc.abstractmethod
     def attend(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, settings: Settings) -> torch.Tensor:
-        """Return the attention's output, (tokens, heads, width).
+        """Return the output (tokens, heads, width) of query (heads, tokens, width), keys and values (key heads, ...).
 
         Scores have the shape (key heads, tokens * queries of a key head, keys). A key head's queries are the rows of
         one matrix product, so no key is repeated.
-
-        Args:
-            query: (heads, tokens, width).
-            keys: (key heads, tokens, width).
-            values: as the keys.
-            settings: of the layer.
         """
 
     @contextlib.contextmanager
@@ -126,11 +120,7 @@ class Group:
 
 
 class Reading(Pass):
-    """A pass over whole texts.
-
-    Attributes:
-        groups: of texts, in the order of their tokens.
-    """
+    """A pass over groups of whole texts, in the order of their tokens."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self.groups = groups

@@ -1,8 +1,10 @@
 """What a device and a model can do: the dtype, the free memory, packed weights, and shared prefixes."""
 
 import logging
+import threading
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -10,10 +12,12 @@ from torch.nn.functional import linear
 
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.models.local.passes import Passes, SharedPasses, finish
+from llm_auction_chain.models.local.weights import load_pretrained
 from llm_auction_chain.validators import choice, refuse
 
-__all__ = ["device_named", "dtype_named", "free_memory", "passes_for"]
+__all__ = ["device_named", "dtype_named", "free_memory", "load_once", "passes_for"]
 
+_T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Settings of models whose masks choose tokens without telling the attention.
@@ -38,6 +42,25 @@ def dtype_named(name: str, device: torch.device) -> torch.dtype:
     if choice("dtype", name, ("auto", *_DTYPES)) == "auto":
         return torch.bfloat16 if _computes_in_bfloat16(device) else torch.float32
     return _DTYPES[name]
+
+
+_loaded: dict[tuple[Any, ...], Any] = {}
+_loading = threading.Lock()
+
+
+def load_once(
+    make: Callable[..., _T], auto: Any, path_or_hub_id: str | Path, dtype: str, device: str, **options: Any
+) -> _T:
+    """Return `make(model, tokenizer, **options)`. The same arguments return the same object in this process."""
+    torch_device = device_named(device)
+    torch_dtype = dtype_named(dtype, torch_device)
+    key = (make, str(path_or_hub_id), torch_dtype, str(torch_device), *options.values())
+    with _loading:
+        if key not in _loaded:
+            model, tokenizer = load_pretrained(auto, path_or_hub_id, torch_dtype)
+            _loaded[key] = make(model.to(torch_device).eval(), tokenizer, **options)
+        made: _T = _loaded[key]
+        return made
 
 
 def _computes_in_bfloat16(device: torch.device) -> bool:
@@ -65,11 +88,7 @@ def passes_for(model: Any, size: int, *, compiled: bool = False, packed: bool = 
     A short probe decides, instead of a list of architectures: a state space, a bias by distance, or anything else that
     our attention does not know changes the states. The configuration shows what short texts cannot show.
 
-    Args:
-        model: a transformers causal language model.
-        size: the most tokens of one pass.
-        compiled: whether to use `torch.compile`.
-        packed: whether packed weights may replace the model's own. The model then cannot be saved.
+    With `packed`, packed weights may replace the model's own, and the model then cannot be saved.
 
     Raises:
         ConfigurationError: the model's logits depend on more than its states.
@@ -82,9 +101,8 @@ def passes_for(model: Any, size: int, *, compiled: bool = False, packed: bool = 
         model.set_attn_implementation("eager")
     expected = _probe(full)
     _check_logits(full, expected)
-    shared = _checked(model, expected, lambda: SharedPasses(model, size, compiled=compiled)) if shareable else None
-    if shared is not None:
-        return (packed and _packed(model, expected, size, compiled=compiled)) or shared
+    if shareable and (shared := _shared(full, expected, compiled=compiled)) is not None:
+        return (packed and _packed(full, expected, compiled=compiled)) or shared
     model.set_attn_implementation(own_attention)
     _log.warning(
         "%s keeps more of a text than the keys and values of its attention. Every pass reads prompt and reply in full, "
@@ -94,14 +112,14 @@ def passes_for(model: Any, size: int, *, compiled: bool = False, packed: bool = 
     return full
 
 
-def _checked(model: Any, expected: torch.Tensor, make: Callable[[], SharedPasses]) -> SharedPasses | None:
-    """Return the passes if their states are the expected ones, else None."""
+def _shared(full: Passes, expected: torch.Tensor, *, compiled: bool) -> SharedPasses | None:
+    """Return passes that share prefixes if their states are the expected ones, else None."""
     try:
-        if _close(_probe(passes := make()), expected):
-            return passes
+        passes = SharedPasses(full.model, full.size, compiled=compiled)
+        return passes if _close(_probe(passes), expected) else None
     except Exception:  # noqa: BLE001 - any error means that this model cannot do it
-        _log.debug("%s does not allow it", type(model).__name__, exc_info=True)
-    return None
+        _log.debug("%s does not allow it", type(full.model).__name__, exc_info=True)
+        return None
 
 
 def _hides_tokens(config: Any) -> bool:
@@ -176,32 +194,23 @@ def can_pack(model: Any) -> bool:
         return False
 
 
-def _packed(model: Any, expected: torch.Tensor, size: int, *, compiled: bool) -> SharedPasses | None:
+def _packed(full: Passes, expected: torch.Tensor, *, compiled: bool) -> SharedPasses | None:
     """Return passes of the model with packed weights. Where that fails, return None and restore the model."""
+    model = full.model
     if not can_pack(model):
         return None
-    logits = Passes(model, size).logits(expected)
-    replaced = _pack(model)
-    passes = _checked(model, expected, lambda: SharedPasses(model, size, compiled=compiled))
-    if passes is not None and _close(passes.logits(expected), logits):
-        return passes
-    for parent, name, layer in replaced:
-        setattr(parent, name, layer)
-    return None
-
-
-def _pack(model: Any) -> list[tuple[Any, str, torch.nn.Linear]]:
-    """Replace the linear layers of a model, and return (parent, name, layer) of the old ones."""
-    replaced = [
-        (parent, name, layer)
-        for parent in model.modules()
-        for name, layer in parent.named_children()
-        if type(layer) is torch.nn.Linear
-    ]
+    logits = full.logits(expected)
+    parts = ((parent, name, layer) for parent in model.modules() for name, layer in parent.named_children())
+    replaced = [(parent, name, layer) for parent, name, layer in parts if type(layer) is torch.nn.Linear]
     for parent, name, layer in replaced:
         setattr(parent, name, PackedLinear(layer))
     # The other parameters map the file of all weights. A copy lets go of its pages.
     for parameter in model.parameters():
         if parameter.device.type != "meta":
             parameter.data = parameter.data.clone()
-    return replaced
+    passes = _shared(full, expected, compiled=compiled)
+    if passes is not None and _close(passes.logits(expected), logits):
+        return passes
+    for parent, name, layer in replaced:
+        setattr(parent, name, layer)
+    return None

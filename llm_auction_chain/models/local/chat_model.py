@@ -146,16 +146,12 @@ class ChatTransformers(SamplingChatModel):
         replies = engine.sample(drawings, progress=progress, cancel=cancel, **settings)
         input_tokens = sum(len(prompt) for prompts, _, _ in drawings for prompt in prompts)
         total = usage(input_tokens, sum(len(reply.token_ids) for reply in replies))
-        generations = [
-            ChatGeneration(
-                message=AIMessage(
-                    content=reply.text,
-                    response_metadata=self._metadata(reply, logprobs=logprobs),
-                    usage_metadata=None if row else total,
-                )
-            )
-            for row, reply in enumerate(replies)
+        drawn = [
+            AIMessage(content=reply.text, response_metadata=self._metadata(reply, logprobs=logprobs))
+            for reply in replies
         ]
+        drawn[0].usage_metadata = total
+        generations = [ChatGeneration(message=message) for message in drawn]
         return ChatResult(generations=generations, llm_output={"model_name": self._model_name, "token_usage": total})
 
     @override
@@ -265,13 +261,9 @@ class ChatTransformers(SamplingChatModel):
     def _metadata(self, reply: "Sampled", *, logprobs: bool) -> dict[str, Any]:
         metadata: dict[str, Any] = {"model_name": self._model_name, "finish_reason": reply.finish_reason}
         if logprobs:
-            metadata["logprobs"] = {
-                "token_ids": list(reply.token_ids),
-                "token_logprobs": list(reply.log_probs),
-                "basis": "sampler",
-                "complete": True,
-                "prompt_totals": list(reply.prompt_log_probs),
-            }
+            tokens = {"token_ids": list(reply.token_ids), "token_logprobs": list(reply.log_probs)}
+            totals = list(reply.prompt_log_probs)
+            metadata["logprobs"] = {**tokens, "basis": "sampler", "complete": True, "prompt_totals": totals}
         return metadata
 
     def load(self) -> None:

@@ -5,17 +5,18 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from llm_auction_chain.errors import ContextWindowError, MissingDependencyError
-from llm_auction_chain.models.local.weights import INSTALL_EXTRA, load_pretrained, templated
+from llm_auction_chain.models.local.weights import INSTALL_EXTRA, templated
 from llm_auction_chain.validators import refuse
 
 try:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from llm_auction_chain.models.local.capabilities import device_named, dtype_named
+    from llm_auction_chain.models.local.capabilities import load_once
+    from llm_auction_chain.models.local.passes import packs
 except ImportError as error:
     raise MissingDependencyError(f"{error.name} is not installed. Run: {INSTALL_EXTRA}") from error
 
@@ -37,9 +38,6 @@ class RewardModel:
         window: the most tokens of prompt and reply together.
     """
 
-    _loaded: ClassVar[dict[tuple[str, str, str], "RewardModel"]] = {}
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -57,28 +55,12 @@ class RewardModel:
 
     @classmethod
     def load(cls, path_or_hub_id: str | Path, dtype: str = "auto", device: str = "auto") -> "RewardModel":
-        """Return the model of this name. The same arguments return the same object in this process.
-
-        Args:
-            path_or_hub_id: a folder written by `save_pretrained`, or a model's name on the Hugging Face Hub.
-            dtype: "bfloat16", "float16", "float32", or "auto": bfloat16 where the device computes in it, else float32.
-            device: a torch device, or "auto": cuda, else mps, else cpu.
+        """Return the model of this name, which this process loads once. `ChatTransformers` explains the arguments.
 
         Raises:
             ConfigurationError: there is no such model, dtype or device, or it was not trained to classify.
         """
-        torch_device = device_named(device)
-        torch_dtype = dtype_named(dtype, torch_device)
-        key = (str(path_or_hub_id), str(torch_dtype), str(torch_device))
-        with cls._lock:
-            if key not in cls._loaded:
-                auto, kind = AutoModelForSequenceClassification, "sequence classifier"
-                model, tokenizer, missing = load_pretrained(auto, kind, path_or_hub_id, torch_dtype)
-                if missing:
-                    hint = f"This one has no weights {', '.join(missing[:3])}."
-                    raise refuse("model", "a trained sequence classifier", str(path_or_hub_id), hint)
-                cls._loaded[key] = cls(model.to(torch_device).eval(), tokenizer)
-            return cls._loaded[key]
+        return load_once(cls, AutoModelForSequenceClassification, path_or_hub_id, dtype, device)
 
     def logits(
         self,
@@ -92,7 +74,7 @@ class RewardModel:
         """Return one logit per reply.
 
         Args:
-            turns: the conversation, mappings with "role" and "content".
+            turns: mappings with "role" and "content".
             replies: texts of the assistant's next turn.
             label: the number of a label, or None for the only one.
             max_batch_tokens: the most tokens of one pass, with padding. A single reply may have more.
@@ -156,17 +138,12 @@ class RewardModel:
             )
 
     def _batches(self, lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-        """Yield the rows of each pass, the shortest first."""
-        batch: list[int] = []
-        for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-            full = lengths[row] * (len(batch) + 1) > most
-            other = not self._pads and lengths[row] != lengths[batch[0] if batch else row]
-            if batch and (full or other):
-                yield batch
-                batch = []
-            batch.append(row)
-        if batch:
-            yield batch
+        """Yield the rows of each pass."""
+        rows = range(len(lengths))
+        alike = [[row for row in rows if lengths[row] == length] for length in sorted(set(lengths))]
+        for group in [rows] if self._pads else alike:
+            for places in packs([lengths[row] for row in group], most, padded=True):
+                yield [group[place] for place in places]
 
     @torch.inference_mode()
     def _pass(self, batch: Sequence[Encoded]) -> torch.Tensor:

@@ -9,18 +9,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_auction_chain.errors import ContextWindowError, MissingDependencyError, PromptError
-from llm_auction_chain.models.local.weights import INSTALL_EXTRA, load_pretrained, templated
+from llm_auction_chain.models.local.weights import INSTALL_EXTRA, templated
 
 try:
     from transformers import AutoModelForCausalLM
 
-    from llm_auction_chain.models.local.capabilities import device_named, dtype_named, free_memory, passes_for
+    from llm_auction_chain.models.local.capabilities import free_memory, load_once, passes_for
     from llm_auction_chain.models.local.decoding import Law, Row, decode, row_blocks
     from llm_auction_chain.models.local.sampler import Sampler
     from llm_auction_chain.models.local.scoring import score
@@ -81,9 +81,6 @@ class Engine:
         max_batch_tokens: the most tokens whose keys and values a request holds at once. It does larger work in parts.
     """
 
-    _loaded: ClassVar[dict[tuple[Any, ...], "Engine"]] = {}
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-
     def __init__(
         self,
         model: Any,
@@ -93,15 +90,10 @@ class Engine:
         compiled: bool = False,
         packed: bool = False,
     ) -> None:
-        """Take over a model.
+        """Take over a model on its device.
 
-        Args:
-            model: a transformers causal language model, on its device.
-            tokenizer: its tokenizer.
-            max_batch_tokens: None is as many as fit into a quarter of the memory that is free now.
-            compiled: whether `torch.compile` makes the code around the attention faster. It takes minutes once.
-            packed: whether packed weights, which the device multiplies faster, may replace the model's own. The model
-                then cannot be saved.
+        `ChatTransformers` explains `max_batch_tokens` and `compiled`. With `packed`, packed weights, which the device
+        multiplies faster, may replace the model's own. The model then cannot be saved.
 
         Raises:
             ConfigurationError: the model's logits depend on more than its states.
@@ -128,31 +120,14 @@ class Engine:
         max_batch_tokens: int | None = None,
         compiled: bool = False,
     ) -> "Engine":
-        """Return the engine of a model. The same arguments return the same object in this process.
-
-        `ChatTransformers` explains the arguments.
-
-        Raises:
-            ConfigurationError: there is no such model, dtype or device.
-        """
-        torch_device = device_named(device)
-        torch_dtype = dtype_named(dtype, torch_device)
-        key = (str(path_or_hub_id), str(torch_dtype), str(torch_device), max_batch_tokens, compiled)
-        with cls._lock:
-            if key not in cls._loaded:
-                kind = "causal language model"
-                model, tokenizer, _ = load_pretrained(AutoModelForCausalLM, kind, path_or_hub_id, torch_dtype)
-                options: dict[str, Any] = {"max_batch_tokens": max_batch_tokens, "compiled": compiled}
-                cls._loaded[key] = cls(model.to(torch_device).eval(), tokenizer, packed=True, **options)
-            return cls._loaded[key]
+        """Return the engine of a model, which this process loads once. `ChatTransformers` explains the arguments."""
+        options = {"max_batch_tokens": max_batch_tokens, "compiled": compiled}
+        return load_once(cls, AutoModelForCausalLM, path_or_hub_id, dtype, device, packed=True, **options)
 
     def encode(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
-        """Return a conversation's tokens, up to the beginning of the assistant's next turn.
+        """Return the tokens of turns, mappings with "role" and "content", up to the assistant's next turn.
 
         They follow the model's chat template. A model without a template reads lines of `role: text`.
-
-        Args:
-            turns: mappings with "role" (user, assistant, system) and "content".
 
         Raises:
             PromptError: there is no turn.
@@ -188,9 +163,6 @@ class Engine:
             progress: a callback after every token.
             cancel: once it is set, the engine takes no further step.
 
-        Returns:
-            The replies in the order of the conditions.
-
         Raises:
             PromptError: a prompt is empty.
             ContextWindowError: a prompt leaves no room for a token.
@@ -217,7 +189,7 @@ class Engine:
         Every text is a prefix of the next one. It leaves out incomplete characters and letters that may become a stop
         string. Other requests may take steps between two tokens.
 
-        It takes the arguments of `sample`, with one prompt's tokens, and raises the same errors.
+        It takes the arguments of `sample` and raises the same errors.
         """
         row = Row(uniforms=_stream(seed, 0))
         length = min(max_tokens, self._room(len(prompt)))
@@ -268,8 +240,7 @@ class Engine:
         totals = np.where(wanted, 0.0, np.nan)
         steps = score(self._passes, prompts, laws, replies, wanted, sampler, totals=totals, size=self.max_batch_tokens)
         with self._requests.turn(cancel):
-            for _ in self._in_turn(steps, cancel):
-                pass
+            deque(self._in_turn(steps, cancel), maxlen=0)
         return totals
 
     def _room(self, prompt: int, wanted: int | None = None) -> int:
@@ -393,6 +364,5 @@ class FifoLock:
 
 
 def _raise_if_set(cancel: threading.Event | None) -> None:
-    """Raise CancelledError if the event is set."""
     if cancel is not None and cancel.is_set():
         raise CancelledError("The call was cancelled.")

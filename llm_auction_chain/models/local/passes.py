@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Generator, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -176,28 +177,19 @@ def finish(steps: Generator[Any, None, _T]) -> _T:
 
 def _pieces(lengths: Sequence[int], size: int) -> Iterator[list[tuple[int, int, int]]]:
     """Yield the (text, start, stop) of each pass: all texts in order, cut so that a pass has `size` tokens."""
-    pieces: list[tuple[int, int, int]] = []
-    room = size
-    for k, length in enumerate(lengths):
-        start = 0
-        while start < length:
-            stop = min(length, start + room)
-            pieces.append((k, start, stop))
-            room, start = room - (stop - start), stop
-            if not room:
-                yield pieces
-                pieces, room = [], size
-    if pieces:
-        yield pieces
+    starts = [0, *accumulate(lengths)]
+    for first in range(0, starts[-1], size):
+        cuts = (
+            (k, max(0, first - start), min(length, first + size - start))
+            for k, (start, length) in enumerate(zip(starts, lengths, strict=False))
+        )
+        yield [(k, start, stop) for k, start, stop in cuts if start < stop]
 
 
 def packs(lengths: Sequence[int], size: int, *, padded: bool = False) -> Iterator[list[int]]:
-    """Yield the places of the texts of each pass, the longest first.
+    """Yield the places of the texts of each pass of at most `size` tokens, the longest first.
 
-    Args:
-        lengths: of the texts.
-        size: the most tokens of a pass. A longer text has a pass of its own.
-        padded: whether every text of a pass takes as many tokens as the longest.
+    A longer text has a pass of its own. With `padded`, every text of a pass takes as many tokens as the longest.
     """
     pack: list[int] = []
     taken = 0

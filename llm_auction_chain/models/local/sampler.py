@@ -36,13 +36,7 @@ class Sampler:
     ) -> tuple[list[int], list[float], list[list[float]]]:
         """Draw one token for each row: the first at which the sum of probabilities exceeds the row's uniform number.
 
-        Args:
-            logits: (K, rows, vocabulary).
-            powers: (K,).
-            uniforms: (rows,), each from [0, 1).
-
-        Returns:
-            The tokens (rows,), their log-probabilities (rows,) under the law, and (rows, K) under each prompt alone.
+        Return the tokens (rows,), their log-probabilities (rows,) under the law, and (rows, K) under each prompt alone.
         """
         tokens: list[int] = []
         log_probs: list[float] = []
@@ -60,18 +54,10 @@ class Sampler:
         return tokens, log_probs, alone or [[value] for value in log_probs]
 
     def log_probs(self, logits: torch.Tensor, powers: Sequence[float], tokens: torch.Tensor) -> torch.Tensor:
-        """Return the log-probability (rows,) of each token under its row of logits, float32.
-
-        Args:
-            logits: (K, rows, vocabulary).
-            powers: (K,).
-            tokens: int64, (rows,).
-        """
+        """Return the log-probability (rows,) of each token (rows,) under its row of logits, float32."""
         with torch.inference_mode():
-            scores = [
-                self._log_probs(_combined(logits[:, rows].float(), powers), tokens[rows]) for rows in _chunks(logits)
-            ]
-            return torch.cat(scores)
+            combined = ((_combined(logits[:, rows].float(), powers), tokens[rows]) for rows in _chunks(logits))
+            return torch.cat([self._log_probs(*both) for both in combined])
 
     def _log_probs(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         if self.temperature == 0:

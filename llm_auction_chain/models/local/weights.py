@@ -65,28 +65,33 @@ def embedded_model_is_converted() -> bool:
     return os.path.exists(_find()[1])  # noqa: PTH110 - False where the folder cannot be read
 
 
-def load_pretrained(auto: Any, kind: str, path_or_hub_id: str | Path, dtype: Any) -> tuple[Any, Any, list[str]]:
-    """Return a model, its tokenizer, and the names of the weights that are missing.
+def load_pretrained(auto: Any, path_or_hub_id: str | Path, dtype: Any) -> tuple[Any, Any]:
+    """Return a model and its tokenizer.
 
     Args:
-        auto: a class of transformers with `from_pretrained`.
-        kind: of the model, for the error.
+        auto: `AutoModelForCausalLM` or `AutoModelForSequenceClassification`.
         path_or_hub_id: a folder written by `save_pretrained`, or a model's name on the Hugging Face Hub.
         dtype: a torch dtype.
 
     Raises:
-        ConfigurationError: there is no such model.
+        ConfigurationError: there is no such model, or it was not trained to classify.
     """
     from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
+    classifies = auto.__name__ == "AutoModelForSequenceClassification"
     try:
         with quiet_transformers():
             model, info = auto.from_pretrained(path_or_hub_id, dtype=dtype, output_loading_info=True)
-            return model, AutoTokenizer.from_pretrained(path_or_hub_id), sorted(info["missing_keys"])
+            tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
     except (OSError, ValueError, SafetensorError) as error:
+        kind = "sequence classifier" if classifies else "causal language model"
         expected = f"a folder with a transformers {kind} and its tokenizer, or its name on the Hugging Face Hub"
         raise refuse("model", expected, str(path_or_hub_id), str(error)) from error
+    if classifies and (missing := sorted(info["missing_keys"])):
+        hint = f"This one has no weights {', '.join(missing[:3])}."
+        raise refuse("model", "a trained sequence classifier", str(path_or_hub_id), hint)
+    return model, tokenizer
 
 
 def templated(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> list[int]:

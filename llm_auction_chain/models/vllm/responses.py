@@ -41,12 +41,7 @@ def read_failure(
 ) -> AuctionError:
     """Return our error for a request that failed: of this kind, or a `ContextWindowError`.
 
-    Args:
-        error: from the request.
-        url: the server's, for the message.
-        kind: the class of the error.
-        api_key: never in the message, even if the server repeats it.
-        timeout: seconds, of the request.
+    The key is never in the message, even if the server repeats it.
     """
     import httpx
 
@@ -54,7 +49,13 @@ def read_failure(
         text = error.response.text[:500].replace(api_key or "\0", "***")
         if error.response.status_code == _BAD_REQUEST and any(words in text for words in _TOO_LONG):
             return ContextWindowError(f"{url} says: {text} Shorten the prompt or lower max_tokens.")
-        message = _refusal(error.response.status_code, error.request.url.path, text)
+        path, status = error.request.url.path, error.response.status_code
+        if status in (_UNAUTHORIZED, _FORBIDDEN):
+            message = f"refuses the API key (status {status}). Set api_key to the server's --api-key."
+        elif status == _NOT_FOUND and path.endswith("/tokenize"):
+            message = "has no /tokenize. Score with a vLLM server; a proxy in front must pass on /tokenize beside /v1."
+        else:
+            message = f"answered {path} with status {status}: {text}"
     elif isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout)):
         message = f"did not answer within {timeout} s. Raise timeout or lower max_tokens or max_concurrency."
     elif isinstance(error, httpx.DecodingError):
@@ -62,15 +63,6 @@ def read_failure(
     else:
         message = f"cannot be reached ({error}). Start a server: vllm serve MODEL --port 8000, or set base_url."
     return kind(f"{url} {message}")
-
-
-def _refusal(status: int, path: str, text: str) -> str:
-    """Return what a status means and what to do."""
-    if status in (_UNAUTHORIZED, _FORBIDDEN):
-        return f"refuses the API key (status {status}). Set api_key to the server's --api-key."
-    if status == _NOT_FOUND and path.endswith("/tokenize"):
-        return "has no /tokenize. Score with a vLLM server; a proxy in front must pass on /tokenize beside /v1."
-    return f"answered {path} with status {status}: {text}"
 
 
 def read_usage(answer: Mapping[str, Any]) -> UsageMetadata | None:
