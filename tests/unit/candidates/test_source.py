@@ -1,7 +1,7 @@
 """Replies from any chat model: through its wrappers, without a cache, with every failure kept."""
 
 import time
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
@@ -340,7 +340,7 @@ class Heard(BaseCallbackHandler):
 
 
 @pytest.mark.parametrize("waiter", [BLOCKING, AWAITING])
-@pytest.mark.parametrize("model", [Native(), Single()])
+@pytest.mark.parametrize("model", [Native(), Single(), Native().with_retry()])
 async def test_runs_have_the_tags_and_metadata_of_the_model_and_of_the_call(model, waiter):
     bound = model.with_config(tags=["bound"], metadata={"model": 1, "both": "model"})
     heard = Heard()
@@ -412,6 +412,23 @@ async def test_the_keywords_of_a_call_reach_the_model(model, waiter):
     sampling = source.sample(wanted(1), waiter, seed=1, tokens=False, config=None)
     assert len((run(sampling) if waiter is BLOCKING else await sampling).replies) == 1
     assert seen == [0.5]
+
+
+class Failing(Native):
+    """Raises this error."""
+
+    error: Any
+
+    def _generate(self, *args, **kwargs):
+        raise self.error
+
+
+@pytest.mark.parametrize("waiter", [BLOCKING, AWAITING])
+async def test_a_model_that_is_set_up_wrongly_stops_the_draw_and_one_without_replies_gives_causes(waiter):
+    with pytest.raises(ConfigurationError, match="set up wrongly"):
+        await sample(Failing(error=ConfigurationError("set up wrongly")), waiter, wanted(2))
+    lost = [ValueError("one"), ValueError("two")]
+    assert (await sample(Failing(error=CandidatesError("none", lost)), waiter, wanted(2))).causes == tuple(lost)
 
 
 def test_failures_among_the_requests_of_one_draw_are_causes():
