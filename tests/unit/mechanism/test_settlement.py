@@ -143,6 +143,12 @@ def test_the_bounds_of_tau_and_of_rewards_are_allowed(tau):
             settle([[0.0]], tau=beyond)
 
 
+def test_a_fresh_seed_has_53_bits_which_json_holds_exactly():
+    seeds = {settle([[1.0, 0.0]], tau=1.0).seed for _ in range(64)}
+    assert len(seeds) == 64
+    assert 2**50 < max(seeds) < 2**53
+
+
 def test_a_seed_may_be_a_whole_number_of_numpy():
     assert settle([[1.0, 0.0]], tau=1.0, seed=np.int64(7)).seed == 7
 

@@ -16,7 +16,7 @@ CONTRADICTIONS = [
     ("agents[0].status", lambda r: r["agents"][0].update(status="capped"), "there is no cap"),
     ("agents", lambda r: r["agents"][0].update(agent="Late"), "an agent appears twice"),
     ("left_out", lambda r: r["left_out"][0].update(agent="Late"), "it took part"),
-    ("bypassed", lambda r: r.update(bypassed=True), "there are agents"),
+    ("bypassed", lambda r: r.update(bypassed=True), "bypassed is True; there are agents"),
     ("components", lambda r: r["components"][0].update(draws=99), "sum(components.draws)"),
     ("reports", lambda r: r["reports"].pop(), "len(reports)"),
     ("agents[0].report", lambda r: r["agents"][0]["report"].pop(), "cannot be settled"),
