@@ -68,7 +68,8 @@ def commitment(salt: str, value: Any, *, floats: bool = True) -> str:
 
 def part_commitments(salt: str, parts: Mapping[str, Any]) -> dict[str, str]:
     """Return the commitment to each part of an opening, by name, each with a salt of its own."""
-    return {name: commitment(salt_of(salt, name), part, floats=name in _WITH_FLOATS) for name, part in parts.items()}
+    salted = {name: {"salt": salt_of(salt, name), "value": part} for name, part in parts.items()}
+    return {name: digest(value, floats=name in _WITH_FLOATS) for name, value in salted.items()}
 
 
 def opening_commitment(auction_id: str, commitments: Mapping[str, str]) -> str:
@@ -80,13 +81,13 @@ def message_digest(salt: str, *messages: BaseMessage) -> str:
     """Return a commitment to the role, content and tool calls of messages. Ids and metadata do not count."""
     contents = [_content(message) for message in messages]
     texts = all(type(one["content"]) is str and "calls" not in one for one in contents)
-    return commitment(salt, contents, floats=not texts)
+    return digest({"salt": salt, "value": printable(contents)}, floats=not texts)
 
 
 def _content(message: BaseMessage) -> dict[str, Any]:
     role = getattr(message, "role", message.type.removesuffix("MessageChunk").lower())
-    content = {"role": printable(role), "content": printable(message.content)}
-    calls = [printable([call["name"], call["args"]]) for call in getattr(message, "tool_calls", None) or ()]
+    content = {"role": role, "content": message.content}
+    calls = [[call["name"], call["args"]] for call in getattr(message, "tool_calls", None) or ()]
     return {**content, "calls": calls} if calls else content
 
 
