@@ -24,8 +24,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError, RewardError
-from llm_auction_chain.threads import in_thread
-from llm_auction_chain.waiting import BLOCKING, Waiter
+from llm_auction_chain.waiting import BLOCKING, Waiter, in_thread
 
 try:
     import httpcore

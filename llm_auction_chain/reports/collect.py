@@ -28,8 +28,7 @@ from llm_auction_chain.messages import copies_of
 from llm_auction_chain.reports.report import InvalidReportError, Report, cap_of, failed_report, report_of, text_of
 from llm_auction_chain.rewards.base import AskedBy, Reward, asked_by
 from llm_auction_chain.rewards.log_ratio import groups_by_reward, groups_of_agent, log_ratios_of
-from llm_auction_chain.threads import attempt, outcomes_of, running
-from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
+from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, attempt, outcomes_of, run, running
 
 __all__ = ["OnAgentError", "Terms", "collect"]
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from llm_auction_chain.threads import attempt, in_thread, outcomes_of, running
+from llm_auction_chain.waiting import attempt, in_thread, outcomes_of, running
 
 LONG = 60.0  # seconds that no working machine needs
 
