@@ -14,7 +14,7 @@ from llm_auction_chain.candidates.proposals import Condition
 from llm_auction_chain.errors import LogProbError, ScoringError
 from llm_auction_chain.waiting import Waiter, run
 
-__all__ = ["Basis", "LogProbs", "LogitModel", "SequenceScorer", "log_prob_matrix", "read_log_probs"]
+__all__ = ["Basis", "LogProbs", "LogitModel", "SequenceScorer", "checked_scores", "log_prob_matrix", "read_log_probs"]
 
 Basis = Literal["model", "sampler", "unknown"]
 FloatArray = npt.NDArray[np.float64]
@@ -194,30 +194,31 @@ async def _score(
         pairs = [(condition.prompts, condition.powers) for condition in conditions]
         wanted = [np.isin(np.arange(len(replies)), need).tolist() for need in missing]
         rows = await ask("score_conditions", pairs, replies, wanted=wanted)
-        return [_checked(scorer, [row[k] for k in need], len(need)) for row, need in zip(rows, missing, strict=True)]
+        return [
+            checked_scores(scorer, [row[k] for k in need], len(need)) for row, need in zip(rows, missing, strict=True)
+        ]
 
     async def row(condition: Condition, need: npt.NDArray[np.int64]) -> FloatArray:
         values = await ask("score", condition.prompts[0], [replies[k] for k in need]) if len(need) else []
-        return _checked(scorer, values, len(need))
+        return checked_scores(scorer, values, len(need))
 
     calls = [partial(row, *task) for task in zip(conditions, missing, strict=True)]
     # one after the other where they block: a scorer need not be safe in threads
     return await waiter.either(lambda: [run(call()) for call in calls], lambda: waiter.together(calls))
 
 
-def _checked(scorer: object, values: Any, n: int) -> FloatArray:
+def checked_scores(scorer: object, values: Any, n: int) -> FloatArray:
     """Return the answer of a scorer as log-probabilities (n,), or raise `ScoringError`."""
     name = type(scorer).__name__
     try:
         scores = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ScoringError(f"{name} returned {str(values)[:100]}; score must return one number per reply.") from error
+        raise ScoringError(f"{name} returned no numbers; return one log-probability per reply.") from error
     if scores.shape != (n,):
         raise ScoringError(f"{name} returned scores of shape {scores.shape} for {n} replies; return one per reply.")
-    if not np.all(scores <= _ROUNDING):
-        raise ScoringError(
-            f"{name} returned {scores[~(scores <= _ROUNDING)][0]}; log-probabilities are at most 0, in nats."
-        )
+    if not np.all(scores <= _ROUNDING):  # nan too
+        wrong = scores[~(scores <= _ROUNDING)][0]
+        raise ScoringError(f"{name} returned {wrong}; log-probabilities are at most 0, in nats.")
     return np.minimum(scores, 0.0)
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "stratify",
 ]
 
+Prompt = Sequence[BaseMessage]
 Template = BasePromptTemplate[Any] | Callable[[list[BaseMessage], str], Sequence[BaseMessage]]
 
 PLAIN = (1.0,)
@@ -72,9 +73,7 @@ class Condition:
 class Component(Protocol):
     """A part of a proposal: one condition for each auction."""
 
-    def condition(
-        self, prompt: Sequence[BaseMessage], descriptions: Sequence[str], *, tau: float, seed: int
-    ) -> Condition:
+    def condition(self, prompt: Prompt, descriptions: Sequence[str], *, tau: float, seed: int) -> Condition:
         """Return the condition for a prompt and the agents' descriptions, in an order that does not matter."""
         ...
 
@@ -83,9 +82,7 @@ class Component(Protocol):
 class Reference:
     """The prompt as it stands, which gives the reply that a user gets without agents. On its own, every weight is 0."""
 
-    def condition(
-        self, prompt: Sequence[BaseMessage], descriptions: Sequence[str], *, tau: float, seed: int
-    ) -> Condition:
+    def condition(self, prompt: Prompt, descriptions: Sequence[str], *, tau: float, seed: int) -> Condition:
         """Return the prompt."""
         return Condition(name="reference", prompts=(tuple(prompt),))
 
@@ -106,15 +103,11 @@ class ContextPrompt:
 
     template: Template | None = None
 
-    def condition(
-        self, prompt: Sequence[BaseMessage], descriptions: Sequence[str], *, tau: float, seed: int
-    ) -> Condition:
+    def condition(self, prompt: Prompt, descriptions: Sequence[str], *, tau: float, seed: int) -> Condition:
         """Return the prompt with all descriptions, shuffled by the seed."""
         return Condition(name="context prompt", prompts=(self.describe(prompt, descriptions, seed),))
 
-    def describe(
-        self, prompt: Sequence[BaseMessage], descriptions: Sequence[str], seed: int
-    ) -> tuple[BaseMessage, ...]:
+    def describe(self, prompt: Prompt, descriptions: Sequence[str], seed: int) -> tuple[BaseMessage, ...]:
         """Return the prompt's messages with as many descriptions as the block holds."""
         # an order that depends on the seed, not on the agents' order
         block = _block(sorted(descriptions, key=lambda text: hashlib.blake2b(f"{seed}:{text}".encode()).digest()))
@@ -154,9 +147,7 @@ class ContextProduct:
         if self.strength is not None:
             number("strength", self.strength, above=0)
 
-    def condition(
-        self, prompt: Sequence[BaseMessage], descriptions: Sequence[str], *, tau: float, seed: int
-    ) -> Condition:
+    def condition(self, prompt: Prompt, descriptions: Sequence[str], *, tau: float, seed: int) -> Condition:
         """Return the product of the reference and the prompts that describe one agent each (or all, `joint`)."""
         power = 1.0 / max(tau, 1.0) if self.strength is None else float(self.strength)
         groups = [list(descriptions)] if self.joint else [[one] for one in sorted(descriptions)]
@@ -281,7 +272,7 @@ def _block(descriptions: Sequence[str]) -> str:
 
 
 def conditions_of(
-    proposal: Proposal, prompt: Sequence[BaseMessage], descriptions: Sequence[str], *, tau: float, seed: int
+    proposal: Proposal, prompt: Prompt, descriptions: Sequence[str], *, tau: float, seed: int
 ) -> tuple[list[Condition], list[float]]:
     """Return the conditions of a proposal for one auction and their shares.
 

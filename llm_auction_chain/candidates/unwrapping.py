@@ -39,6 +39,7 @@ __all__ = [
     "settings_of",
 ]
 
+_Change = Callable[[Runnable[Any, Any], Mapping[str, Any]], Runnable[Any, Any]]
 _FOR_TRACERS = frozenset({"ls_structured_output_format", "structured_output_format"})
 _INIT_CHAT_MODEL = ("langchain.chat_models.base", "_ConfigurableModel")  # by name: langchain is optional
 
@@ -59,27 +60,41 @@ def inside(
         return _configurable_inside(model, change) if config is None else inside(_choice(model, config), change, config)
     if isinstance(model, BaseChatModel):
         return change(model)
-    return _with_parts(model, lambda part: inside(part, change, config))
+    return _with_parts(model, {}, lambda part, _: inside(part, change, config))
 
 
-def _with_parts(
-    model: Runnable[Any, Any], change: Callable[[Runnable[Any, Any]], Runnable[Any, Any]]
-) -> Runnable[Any, Any]:
-    """Return the model with every part changed that may make its reply."""
+def _with_parts(model: Runnable[Any, Any], kwargs: Mapping[str, Any], change: _Change) -> Runnable[Any, Any]:
+    """Return the model with every part changed that may make its reply.
+
+    `change` takes the part, and the keywords that a call of the model with `kwargs` gives it.
+    """
     if isinstance(model, RunnableWithFallbacks):
-        first, *rest = map(change, (model.runnable, *model.fallbacks))
+        first, *rest = (change(part, kwargs) for part in (model.runnable, *model.fallbacks))
         return model.model_copy(update={"runnable": first, "fallbacks": rest})
     if isinstance(model, RunnableBranch):
-        branches = [(condition, change(one)) for condition, one in model.branches]
-        return model.model_copy(update={"branches": branches, "default": change(model.default)})
+        branches = [(condition, change(part, kwargs)) for condition, part in model.branches]
+        return model.model_copy(update={"branches": branches, "default": change(model.default, kwargs)})
     if isinstance(model, RouterRunnable):
-        return RouterRunnable({name: change(one) for name, one in model.runnables.items()})
+        return RouterRunnable({name: change(part, {}) for name, part in model.runnables.items()})
     if isinstance(model, RunnableSequence):
-        return RunnableSequence(*map(change, model.steps), name=model.name)
+        steps = [change(part, {} if place else kwargs) for place, part in enumerate(model.steps)]
+        return RunnableSequence(*steps, name=model.name)
     if isinstance(model, RunnableBindingBase):
-        copied: Runnable[Any, Any] = model.model_copy(update={"bound": change(model.bound)})
+        copied: Runnable[Any, Any] = model.model_copy(update={"bound": change(model.bound, {**model.kwargs, **kwargs})})
         return copied
     return model
+
+
+def _parts(model: Runnable[Any, Any], kwargs: Mapping[str, Any]) -> list[tuple[Runnable[Any, Any], Mapping[str, Any]]]:
+    """Return the parts that may make a model's reply, each with the keywords that a call with `kwargs` gives it."""
+    parts: list[tuple[Runnable[Any, Any], Mapping[str, Any]]] = []
+
+    def collect(part: Runnable[Any, Any], keywords: Mapping[str, Any]) -> Runnable[Any, Any]:
+        parts.append((part, keywords))
+        return part
+
+    _with_parts(model, kwargs, collect)
+    return parts
 
 
 def _is_configurable(model: Runnable[Any, Any]) -> bool:
@@ -235,21 +250,6 @@ def _is_given(
     if not parts:
         return any(kwargs.get(name) for name in names)
     return any(_is_given(names, part, config, keywords) for part, keywords in parts)
-
-
-def _parts(model: Runnable[Any, Any], kwargs: Mapping[str, Any]) -> list[tuple[Runnable[Any, Any], Mapping[str, Any]]]:
-    """Return the parts that may make a model's reply, each with the keywords that a call with `kwargs` gives it."""
-    if isinstance(model, RunnableWithFallbacks):
-        return [(part, kwargs) for part in (model.runnable, *model.fallbacks)]
-    if isinstance(model, RunnableBranch):
-        return [(part, kwargs) for part in (*(part for _, part in model.branches), model.default)]
-    if isinstance(model, RouterRunnable):
-        return [(part, {}) for part in model.runnables.values()]
-    if isinstance(model, RunnableSequence):
-        return [(part, {} if place else kwargs) for place, part in enumerate(model.steps)]
-    if isinstance(model, RunnableBindingBase):
-        return [(model.bound, {**model.kwargs, **kwargs})]
-    return []
 
 
 class Untraced(Runnable[LanguageModelInput, BaseMessage]):

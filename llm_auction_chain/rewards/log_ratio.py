@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
 
-from llm_auction_chain.candidates import SequenceScorer
+from llm_auction_chain.candidates.logprobs import SequenceScorer, checked_scores
 from llm_auction_chain.descriptions import with_instructions
 from llm_auction_chain.errors import RewardError, ScoringError
 from llm_auction_chain.messages import copies_of
@@ -27,7 +27,6 @@ from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 __all__ = ["LogRatioReward", "groups_by_reward", "groups_of_agent", "log_ratios_of"]
 
 FloatArray = npt.NDArray[np.float64]
-_ROUNDING = 1e-6  # nats by which a log-probability may be above 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,16 +176,7 @@ class Group:
         """Return the log-probabilities (M,) of the replies under one prompt, or raise what is wrong with them."""
         if isinstance(row, BaseException):
             raise row
-        name, n = type(self._scorer).__name__, len(self._replies)
-        try:
-            scores = np.asarray(row, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise ScoringError(f"{name} returned no numbers; return one log-probability per reply.") from error
-        if scores.shape != (n,):
-            raise ScoringError(f"{name} returned scores of shape {scores.shape} for {n} replies; return one per reply.")
-        if not np.all(scores <= _ROUNDING):  # nan too
-            raise ScoringError(f"{name} returned a score that is no log-probability; they are at most 0, in nats.")
-        return np.minimum(scores, 0.0)
+        return checked_scores(self._scorer, row, len(self._replies))
 
 
 groups_of_agent: ContextVar[Mapping[LogRatioReward, Group]] = ContextVar(

@@ -152,12 +152,8 @@ class MarkovChatModel(BaseChatModel):
         for k, (tokens, values) in enumerate(drawn):
             metadata: dict[str, Any] = {"model_name": "markov", "finish_reason": "stop"}
             if logprobs:
-                metadata["logprobs"] = {
-                    "token_ids": tokens,
-                    "token_logprobs": values,
-                    "basis": "sampler",
-                    "complete": True,
-                }
+                known = {"token_ids": tokens, "token_logprobs": values}
+                metadata["logprobs"] = {**known, "basis": "sampler", "complete": True}
             message = AIMessage(
                 content="".join(self.vocabulary[token] for token in tokens),
                 response_metadata=metadata,

@@ -242,7 +242,7 @@ async def test_a_model_with_logits_leaves_the_scoring_to_a_scorer_of_ones_own():
     (lambda scores: scores[1:], "shape"),
     (lambda scores: [math.nan] * len(scores), "nan"),
     (lambda scores: [1.0] * len(scores), "at most 0"),
-    (lambda scores: ["likely"] * len(scores), "one number per reply"),
+    (lambda scores: ["likely"] * len(scores), "one log-probability per reply"),
     (lambda scores: None, "shape|number"),
 ])  # fmt: skip
 def test_nonsense_of_a_scorer_is_an_error_and_no_weight(change, said):
