@@ -101,12 +101,20 @@ def test_the_number_of_the_booking_is_said(used, edit):
     assert any("account of 'B'" in one for one in found.differences)
 
 
+def test_a_booking_that_is_missing_is_said_by_its_number(used, edit):
+    edit("DELETE FROM bookings WHERE seq = 3")
+    edit("DELETE FROM entries WHERE seq = 3")
+    found = used.verify().differences
+    assert "Booking 3 is missing: 4 follows 2." in found
+    assert "Booking 4 does not link to the hash of the one before it." in found
+
+
 def test_the_state_of_an_auction_is_said_as_it_is_and_as_it_was_booked(used, edit):
     edit("UPDATE auctions SET state = 'voided' WHERE auction_id = 'held'")
     (said,) = used.verify().differences
     assert said.startswith("Auction 'held' is ")
     is_, was = said.split(" in its table, ")
-    assert ("state 'voided'" in is_, "state 'held'" in was) == (True, True)
+    assert ("currency '', state 'voided'" in is_, "currency '', state 'held'" in was) == (True, True)
     edit("UPDATE auctions SET auction_id = 'other' WHERE auction_id = 'held'")
     other, missing = used.verify().differences
     assert other.endswith("in its table, nothing in its bookings.")
@@ -188,4 +196,6 @@ def test_a_file_full_of_nonsense_is_reported_and_raises_nothing(empty_file, tmp_
             for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
                 connection.execute(f"DROP TRIGGER {trigger}")
             connection.execute(f"UPDATE {edited} WHERE rowid = 1")
-        assert not ledger.verify().ok
+        found = ledger.verify()
+        assert not found.ok
+        assert all(isinstance(one, str) for one in found.differences)

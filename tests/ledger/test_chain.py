@@ -47,7 +47,7 @@ def test_keys_of_different_parts_differ():
     parts = [("a", "b"), ("a:b",), ("a%3Ab",), ("a", "*"), ("a", "%2A"), ("a",), ("a", "2")]
     keys = [key_of("hold", *part) for part in parts]
     assert len(set(keys)) == len(parts)
-    assert key_of("hold", "a*%", number=3) == "hold:a%2A%25:3"
+    assert key_of("hold", "a:*%", number=3) == "hold:a%3A%2A%25:3"
 
 
 def test_a_request_is_the_same_for_equal_amounts_in_any_order():
