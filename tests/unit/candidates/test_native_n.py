@@ -372,7 +372,9 @@ def test_a_passing_failure_is_repeated_by_the_model_itself(server, both):
 @pytest.mark.parametrize("status", [500, 401, 429])
 def test_a_failure_of_everything_is_an_error_with_its_causes(server, both, status):
     server.answer = refuse(status, "out of order")
-    with pytest.raises(CandidatesError, match=r"None of 200 replies .* out of order") as failed:
+    with pytest.raises(
+        CandidatesError, match=r"None of 200 replies .* failed with: \w+Error: .*out of order"
+    ) as failed:
         both(200)
     assert [cause.status_code for cause in failed.value.causes] == [status, status]
     assert len(server.asked) == 2

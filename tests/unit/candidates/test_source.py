@@ -441,3 +441,41 @@ def test_failures_among_the_requests_of_one_draw_are_causes():
         sample = run(sampling)
     assert len(sample.replies) == 1
     assert [cause.status_code for cause in sample.causes] == [500, 500]
+
+
+@pytest.mark.parametrize(("native_n", "counts"), [(True, [2]), (False, [None, None])])
+def test_a_bound_seed_reaches_the_provider_which_draws_all_at_once_only_where_that_is_wanted(native_n, counts):
+    with provider() as server, httpx.Client() as client:
+        chat = ChatOpenAI(model="some", api_key="x", base_url=server.url, http_client=client)
+        source = Source(chat.bind(seed=3), {}, native_n=native_n, kwargs={})
+        sampling = source.sample(wanted(2), BLOCKING, seed=1, tokens=False, config=None)
+        assert len(run(sampling).replies) == 2
+        assert server.counts == counts
+        assert [body["seed"] for body in server.asked] == [3] * len(counts)
+
+
+def test_a_source_knows_whether_the_call_asks_for_a_format():
+    formatted = WORDS.bind(response_format={"type": "json_object"})
+    model = WORDS.configurable_alternatives(ConfigurableField(id="which"), other=formatted)
+    assert Source(model, {"configurable": {"which": "other"}}, native_n=True, kwargs={}).asked_for_format is True
+    assert Source(model, {}, native_n=True, kwargs={}).asked_for_format is False
+
+
+def test_a_model_that_holds_an_auction_of_its_own_is_refused():
+    won = AIMessage("Hi", response_metadata={"auction": {"schema": "llm_auction_chain.auction/1"}})
+    with pytest.raises(ConfigurationError, match="contains an auction already"):
+        run(sample(RunnableLambda(lambda _: won), BLOCKING, wanted(1)))
+    other = AIMessage("Hi", response_metadata={"auction": "of another kind"})
+    assert len(run(sample(RunnableLambda(lambda _: other), BLOCKING, wanted(1))).replies) == 1
+
+
+@pytest.mark.parametrize("waiter", [BLOCKING, AWAITING])
+async def test_without_runs_progress_and_limit_of_concurrency_are_the_same(waiter):
+    model, seen = Native(), []
+    sampling = Source(model, {}, native_n=True, traced=False, kwargs={}).sample(
+        wanted(1, 1), waiter, seed=1, tokens=False, config={"max_concurrency": 1},
+        progress=lambda *said: seen.append(said),
+    )  # fmt: skip
+    await sampling if waiter is AWAITING else run(sampling)
+    assert model.busiest == [1, 1]
+    assert seen == [(1, 5.0), (2, 10.0), (2, None)]
