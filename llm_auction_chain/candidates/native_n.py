@@ -15,53 +15,18 @@ from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import BaseMessage
 from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.runnables import Runnable
 from typing_extensions import override
 
 from llm_auction_chain.errors import CandidatesError
 from llm_auction_chain.validators import whole_number
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
-__all__ = ["ManyReplies", "native"]
+__all__ = ["ManyReplies", "uses_responses_api"]
 
-# By name, because importing a provider's package takes time. Subclasses count too. Other providers' classes derive from
-# that package's BaseChatOpenAI instead, and do not.
-_KNOWN = frozenset({
-    ("langchain_openai.chat_models.base", "ChatOpenAI"),
-    ("langchain_openai.chat_models.azure", "AzureChatOpenAI"),
-})  # fmt: skip
 _MOST = 128  # OpenAI takes no larger n
 _REFUSALS = (400, 404, 422)
 # Keywords for this library's own models, not for a provider.
 _OWN_KEYWORDS = frozenset({"seed", "progress", "failed"})
-
-
-def native(
-    model: Runnable[Any, Any], *, seed: int | None = None, max_concurrency: int | None = None
-) -> BaseChatModel | None:
-    """Return the chat model that draws `n` replies of this model in one request; None if there is none.
-
-    That is the model itself if it declares `native_n`, and a ManyReplies over `ChatOpenAI` and `AzureChatOpenAI` if
-    they use the chat-completions API. Its `generate` takes `n`, and returns the usage of the whole call on the first
-    message, none on the others. `seed` is the provider's, if the user bound one; a call's keyword `seed` never reaches
-    a provider.
-    """
-    if not isinstance(model, BaseChatModel):
-        return None
-    if getattr(type(model), "native_n", False):
-        return model
-    known = any((ancestor.__module__, ancestor.__name__) in _KNOWN for ancestor in type(model).__mro__)
-    if not known or _uses_responses_api(model, {}):
-        return None
-    # Each request has its own `n`. A cache would return the same replies for equal requests.
-    changes = {"cache": False, "n": None} | ({} if seed is None else {"seed": seed})
-    return ManyReplies(
-        inner=model.model_copy(update=changes),
-        max_concurrency=max_concurrency,
-        cache=False,
-        # The inner model's calls have no runs, so its callbacks get this one's.
-        **{name: getattr(model, name) for name in ("name", "callbacks", "tags", "metadata", "verbose")},
-    )
 
 
 class ManyReplies(BaseChatModel):
@@ -152,7 +117,7 @@ class ManyReplies(BaseChatModel):
         """
         # The provider's package parses a response format on the first reply alone, and fails the whole request for one
         # reply that was cut. The Responses API has no n.
-        single = "response_format" in _settings(self.inner, kwargs) or _uses_responses_api(self.inner, kwargs)
+        single = "response_format" in _settings(self.inner, kwargs) or uses_responses_api(self.inner, kwargs)
         rounds = _Rounds(n=whole_number("n", n, least=1), batch=1 if single else _MOST)
         while requests := rounds.requests():
             calls = [
@@ -289,7 +254,7 @@ def _settings(model: BaseChatModel, kwargs: Mapping[str, Any]) -> dict[str, Any]
     return {**getattr(model, "_default_params", {}), **kwargs}
 
 
-def _uses_responses_api(model: BaseChatModel, kwargs: Mapping[str, Any]) -> bool:
+def uses_responses_api(model: BaseChatModel, kwargs: Mapping[str, Any]) -> bool:
     """Whether langchain-openai would use the Responses API for this call: it decides by the model and by keywords."""
     decide = getattr(model, "_use_responses_api", None)
     return bool(decide and decide(_settings(model, kwargs)))

@@ -24,13 +24,13 @@ from langchain_core.runnables.config import ensure_config, get_config_list, patc
 from langchain_core.runnables.retry import RunnableRetry
 
 from llm_auction_chain.candidates.logprobs import LogitModel, SequenceScorer
-from llm_auction_chain.candidates.native_n import ManyReplies, native
+from llm_auction_chain.candidates.native_n import ManyReplies, uses_responses_api
 from llm_auction_chain.candidates.proposals import PLAIN, Condition
 from llm_auction_chain.candidates.unwrapping import Untraced, asks_for_format, inside
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
 from llm_auction_chain.waiting import Waiter, run
 
-__all__ = ["Sample", "Source", "hidden", "quiet"]
+__all__ = ["Sample", "Source", "hidden", "native", "quiet"]
 
 Progress = Callable[[int, float | None], None]
 _Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
@@ -40,6 +40,12 @@ _NO_TOKENS = UsageMetadata(input_tokens=0, output_tokens=0, total_tokens=0)
 _SCHEMA = "llm_auction_chain.auction/"  # prefix of the schema in an auction's metadata
 _RESERVED = frozenset({"conditions", "n", "progress", "seed"})
 
+# By name, because importing a provider's package takes time. Subclasses count too. Other providers' classes derive from
+# that package's BaseChatOpenAI instead, and do not.
+_KNOWN = frozenset({
+    ("langchain_openai.chat_models.base", "ChatOpenAI"),
+    ("langchain_openai.chat_models.azure", "AzureChatOpenAI"),
+})  # fmt: skip
 # LangGraph is optional, so its names are copied here.
 _NO_STREAM = "nostream"  # the tag of runs that no stream shows
 _GRAPHS = "__pregel_"  # prefix of what a graph passes on to graphs in it
@@ -348,3 +354,31 @@ def quiet(config: RunnableConfig | None) -> RunnableConfig:
     elif handlers is not None:
         child["callbacks"] = [handler for handler in handlers if not hasattr(handler, _STREAMS)]
     return child
+
+
+def native(
+    model: Runnable[Any, Any], *, seed: int | None = None, max_concurrency: int | None = None
+) -> BaseChatModel | None:
+    """Return the chat model that draws `n` replies of this model in one request; None if there is none.
+
+    That is the model itself if it declares `native_n`, and a ManyReplies over `ChatOpenAI` and `AzureChatOpenAI` if
+    they use the chat-completions API. Its `generate` takes `n`, and returns the usage of the whole call on the first
+    message, none on the others. `seed` is the provider's, if the user bound one; a call's keyword `seed` never reaches
+    a provider.
+    """
+    if not isinstance(model, BaseChatModel):
+        return None
+    if getattr(type(model), "native_n", False):
+        return model
+    known = any((ancestor.__module__, ancestor.__name__) in _KNOWN for ancestor in type(model).__mro__)
+    if not known or uses_responses_api(model, {}):
+        return None
+    # Each request has its own `n`. A cache would return the same replies for equal requests.
+    changes = {"cache": False, "n": None} | ({} if seed is None else {"seed": seed})
+    return ManyReplies(
+        inner=model.model_copy(update=changes),
+        max_concurrency=max_concurrency,
+        cache=False,
+        # The inner model's calls have no runs, so its callbacks get this one's.
+        **{name: getattr(model, name) for name in ("name", "callbacks", "tags", "metadata", "verbose")},
+    )

@@ -18,7 +18,8 @@ from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from pydantic import BaseModel
 
 from llm_auction_chain import ChatTransformers
-from llm_auction_chain.candidates.native_n import ManyReplies, native
+from llm_auction_chain.candidates.native_n import ManyReplies
+from llm_auction_chain.candidates.source import native
 from llm_auction_chain.errors import CandidatesError, ConfigurationError
 from tests.integration.provider import MODEL, READ, WRITTEN, complete, few, provider, refuse, refuse_n
 
@@ -160,7 +161,7 @@ def test_no_provider_package_is_imported():
     code = (
         "import sys\n"
         "from langchain_core.language_models import FakeListChatModel\n"
-        "from llm_auction_chain.candidates.native_n import native\n"
+        "from llm_auction_chain.candidates.source import native\n"
         "assert native(FakeListChatModel(responses=['Hi'])) is None\n"
         "sys.exit('langchain_openai' in sys.modules or 'openai' in sys.modules)"
     )
