@@ -217,8 +217,8 @@ def checked_scores(scorer: object, values: Any, n: int) -> FloatArray:
     if scores.shape != (n,):
         raise ScoringError(f"{name} returned scores of shape {scores.shape} for {n} replies; return one per reply.")
     if not np.all(scores <= _ROUNDING):  # nan too
-        wrong = scores[~(scores <= _ROUNDING)][0]
-        raise ScoringError(f"{name} returned {wrong}; log-probabilities are at most 0, in nats.")
+        # without the number: this may become the public reason of an agent's report
+        raise ScoringError(f"{name} returned a score that is no log-probability; they are at most 0, in nats.")
     return np.minimum(scores, 0.0)
 
 

@@ -240,7 +240,7 @@ async def test_a_model_with_logits_leaves_the_scoring_to_a_scorer_of_ones_own():
 
 @pytest.mark.parametrize(("change", "said"), [
     (lambda scores: scores[1:], "shape"),
-    (lambda scores: [math.nan] * len(scores), "nan"),
+    (lambda scores: [math.nan] * len(scores), "no log-probability"),
     (lambda scores: [1.0] * len(scores), "at most 0"),
     (lambda scores: ["likely"] * len(scores), "one log-probability per reply"),
     (lambda scores: None, "shape|number"),
