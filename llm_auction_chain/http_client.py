@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cache, partial
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -64,40 +65,31 @@ _CONNECT = 10.0  # seconds; a server that is there accepts a connection sooner
 _PASSING = (429, 500, 502, 503)
 
 
+@dataclass
 class JsonSession:
     """Requests to one server that speaks JSON, for a caller that blocks or awaits.
 
     Connections live as long as the `async with` block, so that each event loop has its own. Every request raises
     `HTTPError`: no connection, no answer in time, a status of failure, or no JSON.
-
-    Args:
-        url: the server's root.
-        waiter: how the caller waits.
-        api_key: sent as a bearer token; in no repr.
-        timeout: seconds that the server may keep silent; None waits for ever.
-        max_retries: how often a request is repeated that lost its connection, or got status 429, 500, 502 or 503.
-        max_concurrency: the most requests that run at the same time.
     """
 
-    def __init__(
-        self,
-        url: str,
-        waiter: Waiter,
-        *,
-        api_key: str | None = None,
-        timeout: float | None,
-        max_retries: int,
-        max_concurrency: int,
-    ) -> None:
-        self._waiter, self._max_retries, self._max_concurrency = waiter, max_retries, max_concurrency
-        connect = _CONNECT if timeout is None else min(timeout, _CONNECT)
-        client: Any = httpx.Client if waiter is BLOCKING else httpx.AsyncClient
+    url: str  # the server's root
+    waiter: Waiter  # how the caller waits
+    _: KW_ONLY
+    timeout: float | None  # seconds that the server may keep silent; None waits for ever
+    max_retries: int  # how often a request is repeated that lost its connection, or got a status of `_PASSING`
+    max_concurrency: int  # the most requests that run at the same time
+    api_key: str | None = field(default=None, repr=False)  # sent as a bearer token
+
+    def __post_init__(self) -> None:
+        connect = _CONNECT if self.timeout is None else min(self.timeout, _CONNECT)
+        client: Any = httpx.Client if self.waiter is BLOCKING else httpx.AsyncClient
         self._client = client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {self.api_key}"} if self.api_key else {},
             # A request waits for a free connection as long as it takes.
-            timeout=httpx.Timeout(timeout, pool=None, connect=connect),
-            limits=httpx.Limits(max_connections=max_concurrency),
+            timeout=httpx.Timeout(self.timeout, pool=None, connect=connect),
+            limits=httpx.Limits(max_connections=self.max_concurrency),
             verify=certificates(),
         )
 
@@ -105,31 +97,31 @@ class JsonSession:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._waiter.either(lambda: self._client.close(), lambda: self._client.aclose())  # noqa: PLW0108
+        await self.waiter.either(lambda: self._client.close(), lambda: self._client.aclose())  # noqa: PLW0108
 
     async def answers(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> list[Any]:
         """Return the answers to several requests that run side by side; the first failure ends the others."""
         calls = [partial(self.answer, path, body) for body in bodies]
-        return await self._waiter.together(calls, most=self._max_concurrency)
+        return await self.waiter.together(calls, most=self.max_concurrency)
 
     async def answer(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Return the answer to a POST of the body, or to a GET where there is none."""
 
         async def attempt() -> Any:
             send = partial(self._client.request, "GET" if body is None else "POST", path, json=body)
-            response = (await self._waiter.either(send, send)).raise_for_status()
+            response = (await self.waiter.either(send, send)).raise_for_status()
             try:
                 return response.json()
             except ValueError as error:
                 raise httpx.DecodingError(str(error), request=response.request) from error
 
         async def pause(seconds: float) -> None:
-            await self._waiter.either(lambda: time.sleep(seconds), lambda: asyncio.sleep(seconds))
+            await self.waiter.either(lambda: time.sleep(seconds), lambda: asyncio.sleep(seconds))
 
         return await AsyncRetrying(
             sleep=pause,
             retry=retry_if_exception(_may_pass),
-            stop=stop_after_attempt(self._max_retries + 1),
+            stop=stop_after_attempt(self.max_retries + 1),
             wait=wait_exponential(multiplier=0.25, max=8) + wait_random(0, 0.25),
             reraise=True,
         )(attempt)

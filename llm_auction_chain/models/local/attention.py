@@ -30,16 +30,12 @@ _UNSUPPORTED = ("block_indices", "indices", "position_bias", "sinks")
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Prefix:
-    """A prompt, or the part of it that earlier passes read.
-
-    Attributes:
-        tokens: of that part.
-        layers: keys and values of each layer, (key heads, tokens, width).
-        state: (hidden,), behind the last token.
-    """
+    """A prompt, or the part of it that earlier passes read."""
 
     tokens: list[int] = dataclasses.field(default_factory=list)
+    # Keys and values of each layer, (key heads, tokens, width).
     layers: dict[int, KeysValues] = dataclasses.field(default_factory=dict)
+    # (hidden,), behind the last token.
     state: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
 
     def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -52,21 +48,13 @@ class Prefix:
 
 
 class Settings(NamedTuple):
-    """A layer's settings of its attention.
+    """A layer's settings of its attention."""
 
-    Attributes:
-        layer: its number.
-        scaling: factor of the scores.
-        window: how many tokens a token sees, itself included. None is all tokens before it.
-        softcap: an upper bound that the scores approach.
-        sinks: (heads,), scores of a token without a value.
-    """
-
-    layer: int
-    scaling: float
-    window: int | None
-    softcap: float | None
-    sinks: torch.Tensor | None
+    layer: int  # its number
+    scaling: float  # factor of the scores
+    window: int | None  # how many tokens a token sees, itself included. None is all tokens before it
+    softcap: float | None  # an upper bound that the scores approach
+    sinks: torch.Tensor | None  # (heads,), scores of a token without a value
 
 
 class Pass(abc.ABC):
@@ -99,19 +87,12 @@ class Pass(abc.ABC):
 
 @dataclasses.dataclass(kw_only=True)
 class Group:
-    """Texts of one length behind one prefix.
-
-    Attributes:
-        prefix: before the texts.
-        count: of texts.
-        length: tokens of each text.
-        reads: whether the only text becomes a part of its prefix.
-    """
+    """Texts of one length behind one prefix."""
 
     prefix: Prefix
-    count: int
-    length: int
-    reads: bool = False
+    count: int  # of texts
+    length: int  # tokens of each text
+    reads: bool = False  # whether the only text becomes a part of its prefix
 
     @property
     def size(self) -> int:

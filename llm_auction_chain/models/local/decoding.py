@@ -19,23 +19,15 @@ _LEAVE = 1 / 8
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Row:
-    """A reply that grows.
+    """A reply that grows. Its token ids and log-probabilities under the law are those so far."""
 
-    Attributes:
-        uniforms: the row's own random generator. Each token takes one number.
-        token_ids: so far.
-        log_probs: one for each token, under the law.
-        alone: (K,) for each token, under each of the law's prompts alone.
-        text: of the finished reply.
-        finish_reason: None while the reply grows.
-    """
-
-    uniforms: np.random.Generator
+    uniforms: np.random.Generator  # the row's own. Each token takes one number
     token_ids: list[int] = dataclasses.field(default_factory=list)
     log_probs: list[float] = dataclasses.field(default_factory=list)
+    # (K,) for each token: its log-probability under each of the law's prompts alone.
     alone: list[list[float]] = dataclasses.field(default_factory=list)
-    text: str = ""
-    finish_reason: Literal["stop", "length"] | None = None
+    text: str = ""  # of the finished reply
+    finish_reason: Literal["stop", "length"] | None = None  # None while the reply grows
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -43,17 +35,12 @@ class Law:
     """The law `prod_k pi(token | prefixes[k]) ** powers[k]`, and the rows that follow it.
 
     A row is K sequences with the same tokens, one behind each prefix.
-
-    Attributes:
-        prefixes: (K,), of the prompts.
-        powers: (K,).
-        rows: those in the batch.
-        states: (K, rows, hidden) behind the newest tokens.
     """
 
-    prefixes: Sequence[Prefix]
-    powers: Sequence[float]
+    prefixes: Sequence[Prefix]  # (K,), of the prompts
+    powers: Sequence[float]  # (K,)
     rows: list[Row]
+    # (K, rows, hidden), behind the newest tokens.
     states: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
 
 

@@ -14,12 +14,7 @@ from pydantic import PrivateAttr, SecretStr
 from typing_extensions import override
 
 from llm_auction_chain.candidates.logprobs import read_log_probs
-from llm_auction_chain.errors import (
-    CandidatesError,
-    ContextWindowError,
-    LogProbError,
-    ScoringError,
-)
+from llm_auction_chain.errors import AuctionError, CandidatesError, ContextWindowError, LogProbError, ScoringError
 from llm_auction_chain.models.sampling import SAMPLER, Check, SamplingChatModel, optional, total_usage
 from llm_auction_chain.models.vllm.responses import (
     is_plain,
@@ -229,9 +224,7 @@ class ChatVLLM(SamplingChatModel):
         return [score for group in scores for score in group]
 
     @asynccontextmanager
-    async def _session(
-        self, waiter: Waiter, kind: type[CandidatesError | ScoringError]
-    ) -> AsyncIterator["JsonSession"]:
+    async def _session(self, waiter: Waiter, kind: type[AuctionError]) -> AsyncIterator["JsonSession"]:
         """Open connections to the server; what httpx raises becomes an error of this kind."""
         from llm_auction_chain.http_client import HTTPError, JsonSession
 
