@@ -198,22 +198,14 @@ class Bidder(NamedTuple):
     """Where a bidder is, and what its answer may cost.
 
     Bidders that differ in anything share no connection: what one sends unasked is never read as another's answer.
-
-    Attributes:
-        owner: the owner of the connections.
-        url: where requests go.
-        tls: the certificate authorities to trust; None where the URL is `http://`.
-        allow_private: whether it may be at an address that is not public.
-        timeout: seconds, from the look-up of the address to the last byte of the answer.
-        max_bytes: of the answer, its head included.
     """
 
-    owner: Hashable
-    url: httpx.URL
-    tls: ssl.SSLContext | None
-    allow_private: bool
-    timeout: float
-    max_bytes: int
+    owner: Hashable  # of the connections
+    url: httpx.URL  # where requests go
+    tls: ssl.SSLContext | None  # the certificate authorities to trust; None where the URL is `http://`
+    allow_private: bool  # whether it may be at an address that is not public
+    timeout: float  # seconds, from the look-up of the address to the last byte of the answer
+    max_bytes: int  # of the answer, its head included
 
     @property
     def name(self) -> str:

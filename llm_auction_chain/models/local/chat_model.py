@@ -21,7 +21,7 @@ from llm_auction_chain.models.sampling import SAMPLER, Check, SamplingChatModel,
 from llm_auction_chain.validators import refuse, text, whole_number
 
 if TYPE_CHECKING:
-    from llm_auction_chain.models.local.engine import Engine, Progress, Sampled
+    from llm_auction_chain.models.local.engine import Engine, Progress
 
 __all__ = ["ChatTransformers"]
 
@@ -146,10 +146,14 @@ class ChatTransformers(SamplingChatModel):
         replies = engine.sample(drawings, progress=progress, cancel=cancel, **settings)
         input_tokens = sum(len(prompt) for prompts, _, _ in drawings for prompt in prompts)
         total = usage(input_tokens, sum(len(reply.token_ids) for reply in replies))
-        drawn = [
-            AIMessage(content=reply.text, response_metadata=self._metadata(reply, logprobs=logprobs))
-            for reply in replies
-        ]
+        drawn = []
+        for reply in replies:
+            metadata: dict[str, Any] = {"model_name": self._model_name, "finish_reason": reply.finish_reason}
+            if logprobs:
+                tokens = {"token_ids": list(reply.token_ids), "token_logprobs": list(reply.log_probs)}
+                totals = list(reply.prompt_log_probs)
+                metadata["logprobs"] = {**tokens, "basis": "sampler", "complete": True, "prompt_totals": totals}
+            drawn.append(AIMessage(content=reply.text, response_metadata=metadata))
         drawn[0].usage_metadata = total
         generations = [ChatGeneration(message=message) for message in drawn]
         return ChatResult(generations=generations, llm_output={"model_name": self._model_name, "token_usage": total})
@@ -257,14 +261,6 @@ class ChatTransformers(SamplingChatModel):
             return await asyncio.to_thread(self.score_conditions, conditions, replies, cancel=cancel, **kwargs)
         finally:
             cancel.set()
-
-    def _metadata(self, reply: "Sampled", *, logprobs: bool) -> dict[str, Any]:
-        metadata: dict[str, Any] = {"model_name": self._model_name, "finish_reason": reply.finish_reason}
-        if logprobs:
-            tokens = {"token_ids": list(reply.token_ids), "token_logprobs": list(reply.log_probs)}
-            totals = list(reply.prompt_log_probs)
-            metadata["logprobs"] = {**tokens, "basis": "sampler", "complete": True, "prompt_totals": totals}
-        return metadata
 
     def load(self) -> None:
         """Load the weights now, so that no reply waits for them. Later calls do nothing.

@@ -7,7 +7,6 @@ from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
-from transformers.utils import ModelOutput
 from typing_extensions import override
 
 from llm_auction_chain.models.local.attention import NAME, Group, Growing, Pass, Prefix, Reading
@@ -230,8 +229,8 @@ class _States:
     def __init__(self, base: Any) -> None:
         self._base = base
 
-    def __call__(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> ModelOutput:
-        return _Output(last_hidden_state=inputs_embeds)
+    def __call__(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> "_Output":
+        return _Output([inputs_embeds])
 
     @property
     def decoder(self) -> "_States":
@@ -242,14 +241,10 @@ class _States:
         return getattr(self._base, name)
 
 
-@dataclasses.dataclass
-class _Output(ModelOutput):  # type: ignore[misc]
-    """The fields that heads read from their base's output."""
+class _Output(tuple[torch.Tensor]):
+    """What heads read from their base's output: the states, by name or first, and None by every other name."""
 
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: Any = None
-    hidden_states: Any = None
-    attentions: Any = None
-    cross_attentions: Any = None
-    router_logits: Any = None
-    cache_params: Any = None
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        return self[0] if name == "last_hidden_state" else None
