@@ -90,18 +90,25 @@ class Agent:
         """The owner, or the agent itself where it has none."""
         return self.owner if self.owner is not None else self.name
 
+    @property
+    def per_click(self) -> bool:
+        """Whether it pays per click: its whole reward is a `ClickReward`."""
+        return hasattr(self.reward, "value_per_click")
+
 
 def check_agents(agents: Iterable[Agent]) -> tuple[Agent, ...]:
     """Return the agents as a tuple.
 
     Raises:
-        ConfigurationError: one is not an Agent, two have one name, or an owner pays for some of its agents only.
+        ConfigurationError: one is not an Agent, two have one name, or an owner pays, or pays per click, for
+            some of its agents only.
     """
     if not isinstance(agents, Iterable):
         raise refuse("agents", "a list of Agent", agents)
     checked = tuple(agents)
     names: set[str] = set()
     pays: dict[str, bool] = {}
+    per_click: dict[str, bool] = {}
     for agent in checked:
         if not isinstance(agent, Agent):
             raise refuse("agents", "a list of Agent", agent)
@@ -112,6 +119,11 @@ def check_agents(agents: Iterable[Agent]) -> tuple[Agent, ...]:
             raise ConfigurationError(
                 f"{agent.payer!r} has agents that pay and agents that do not; give those that never pay an owner of "
                 "their own."
+            )
+        if per_click.setdefault(agent.payer, agent.per_click) != agent.per_click:
+            raise ConfigurationError(
+                f"{agent.payer!r} has agents that pay per click and agents that do not; give each kind an owner of "
+                "its own."
             )
     return checked
 

@@ -1,11 +1,22 @@
 """Amounts of money: decimals rounded to a millionth by one rule, and whole units such as cents."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_EVEN, Context, Decimal, Inexact
 from functools import reduce
 
-__all__ = ["FINEST", "as_decimal", "as_text", "from_units", "in_units", "negated", "plus", "total", "whole_units"]
+__all__ = [
+    "FINEST",
+    "as_decimal",
+    "as_text",
+    "charges_of",
+    "from_units",
+    "in_units",
+    "negated",
+    "plus",
+    "total",
+    "whole_units",
+]
 
 FINEST = 6  # decimals of a charge, and the most a currency has
 _SMALLEST = Decimal("0.000001")
@@ -17,8 +28,6 @@ _EXACT = Context(prec=200, traps=[Inexact])
 def as_decimal(amount: float) -> Decimal:
     """Return an amount rounded to a millionth of its unit, halves to even; 0 instead of -0.
 
-    Each charge is rounded on its own and sums are sums of rounded charges, so that they agree to the last digit.
-
     Raises:
         ValueError: the amount is not finite.
 
@@ -27,8 +36,27 @@ def as_decimal(amount: float) -> Decimal:
     """
     if not math.isfinite(amount):
         raise ValueError(f"an amount of money must be finite, got {amount}")
-    rounded = Decimal(repr(float(amount))).quantize(_SMALLEST, context=_DIGITS)
+    return _rounded(Decimal(repr(float(amount))))
+
+
+def _rounded(amount: Decimal) -> Decimal:
+    rounded = amount.quantize(_SMALLEST, context=_DIGITS)
     return abs(rounded) if rounded == 0 else rounded
+
+
+def charges_of(payments: Sequence[float], owners: Sequence[str]) -> tuple[Decimal, ...]:
+    """Return what is charged for each agent: its owner's payment, rounded once, in parts that sum to it.
+
+    >>> charges_of([4e-7, 2.0, 4e-7, 4e-7], ["O", "P", "O", "O"])
+    (Decimal('0.000000'), Decimal('2.000000'), Decimal('0.000001'), Decimal('0.000000'))
+    """
+    due: dict[str, Decimal] = {}
+    charges = []
+    for owner, payment in zip(owners, payments, strict=True):
+        before = due.get(owner, Decimal(0))
+        due[owner] = plus(before, Decimal(repr(float(payment))))
+        charges.append(plus(_rounded(due[owner]), negated(_rounded(before))))
+    return tuple(charges)
 
 
 def as_text(amount: Decimal) -> str:

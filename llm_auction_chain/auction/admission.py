@@ -123,11 +123,13 @@ def open_tab(settings: "AuctionSettings", call: Call, waiter: Waiter) -> Tab:
     """
     if not call.prompt or _is_blank(call.prompt[-1]):
         raise PromptError("The prompt is empty; its last message must have content.")
-    billing, negative = settings.billing, settings.payment_rule != "proportional"
+    billing, most = settings.billing, {}
+    if billing.ledger is not None:
+        most = most_owed(call.agents, settings.report_cap, settings.payment_rule, settings.tau)
     return Tab(
         billing.ledger,
         call.auction_id,
-        {} if billing.ledger is None else most_owed(call.agents, settings.report_cap, negative=negative),
+        most,
         waiter,
         currency=_one_currency(billing.currency, call.agents),
         on_error=billing.on_error,

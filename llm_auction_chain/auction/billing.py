@@ -1,6 +1,7 @@
 """Bookings on the ledger: a hold before agents are asked, a charge for the result, taken back if no reply arrives."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from threading import Lock
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from llm_auction_chain.agents import Agent
 from llm_auction_chain.errors import ChargeConflictError, ConfigurationError, LedgerError
 from llm_auction_chain.ledger import AuctionLedger
+from llm_auction_chain.mechanism.payments import PaymentRule, most_charged
 from llm_auction_chain.money import FINEST, as_decimal, from_units, plus
-from llm_auction_chain.reports import cap_of
+from llm_auction_chain.reports import bounds_of
 from llm_auction_chain.validators import refuse
 from llm_auction_chain.waiting import AWAITING, Waiter
 
@@ -26,35 +28,34 @@ T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 
-def most_owed(agents: Sequence[Agent], report_cap: float | None, *, negative: bool) -> dict[str, Decimal]:
-    """Return the most that each owner can owe for one auction: the range of its agents' capped reports.
-
-    No payment rule charges more than `max_j r_ij - min_j r_ij`.
+def most_owed(agents: Sequence[Agent], report_cap: float | None, rule: PaymentRule, tau: float) -> dict[str, Decimal]:
+    """Return the most that each owner can owe for one auction, proven from its agents' caps and bounds alone.
 
     Args:
         agents: those that pay and those that never do.
         report_cap: the auction's cap; an agent's own counts where it is less.
-        negative: whether reports may be below 0, so that their range is twice the cap.
+        rule: the payment rule.
+        tau: above 0.
 
     Raises:
-        ConfigurationError: an agent that pays has no cap.
+        ConfigurationError: an agent that pays has neither a cap nor a reward with bounds.
 
-    >>> most_owed([Agent("A", len, report_cap=2.0), Agent("B", len, owner="A")], 0.5, negative=True)
+    >>> most_owed([Agent("A", len, report_cap=2.0), Agent("B", len, owner="A")], 0.5, "pivot", 1.0)
     {'A': Decimal('2.000001')}
     """
-    ranges: dict[str, list[Decimal]] = {}
+    spans: dict[str, float] = {}
     for agent in agents:
-        if not agent.pays:
-            continue
-        cap = cap_of(agent, report_cap)
-        if cap is None:
-            raise ConfigurationError(
-                f"{agent.name!r} has no report_cap, so the most that it can owe is unknown. With a ledger, set the "
-                "auction's report_cap, or each agent's."
-            )
-        ranges.setdefault(agent.payer, []).append(as_decimal(2.0 * cap if negative else cap))
-    # each agent's share of its owner's payment is rounded by itself
-    return {owner: plus(*each, from_units(len(each) - 1, FINEST)) for owner, each in ranges.items()}
+        if agent.pays:
+            low, high = bounds_of(agent, report_cap)
+            if not math.isfinite(high - low):
+                raise ConfigurationError(
+                    f"{agent.name!r} has no report_cap, so the most that it can owe is unknown. With a ledger, set the "
+                    "auction's report_cap, or each agent's."
+                )
+            low = max(low, 0.0) if rule == "proportional" else low
+            spans[agent.payer] = spans.get(agent.payer, 0.0) + max(high - low, 0.0)
+    finest = from_units(1, FINEST)  # more than the rounding of the bound
+    return {owner: plus(as_decimal(most_charged(rule, span, tau)), finest) for owner, span in spans.items()}
 
 
 class Tab:
@@ -140,8 +141,8 @@ class Tab:
 
     def _charge(self, ledger: AuctionLedger, result: "AuctionResult") -> "Charge | None":
         amounts: dict[str, Decimal] = {}
-        for agent, amount, report in zip(result.agents, result.charges, result.reports, strict=True):
-            if agent.pays and report.click_through is None:
+        for agent, amount, price in zip(result.agents, result.charges, result.prices_per_click, strict=True):
+            if agent.pays and price is None:
                 amounts[agent.payer] = plus(amounts.get(agent.payer, Decimal(0)), amount)
         with self._lock:
             if self._step == "over":

@@ -21,7 +21,7 @@ from llm_auction_chain.descriptions import lint_context
 from llm_auction_chain.errors import AuctionWarning
 from llm_auction_chain.mechanism import Settlement, settle
 from llm_auction_chain.mechanism.payments import price_per_click
-from llm_auction_chain.money import as_decimal, as_text, total
+from llm_auction_chain.money import as_decimal, as_text, charges_of, total
 from llm_auction_chain.receipts import Opening, Receipt, issue
 from llm_auction_chain.reports import Report
 
@@ -111,8 +111,8 @@ class AuctionResult:
             auction_id=self.auction_id,
             reports=self.reports,
             settlement=self.settlement,
+            charges=self.charges,
             prices_per_click=self.prices_per_click,
-            revenue=self.revenue,
         )
 
     def charged(self, charge: "Charge") -> Self:
@@ -124,10 +124,13 @@ class AuctionResult:
         )
         return replace(self, charge=charge, reply=reply)
 
-    @property
+    @cached_property
     def charges(self) -> tuple[Decimal, ...]:
-        """(N,), the amounts to bill: each payment rounded to a millionth of the unit, halves to even."""
-        return tuple(map(as_decimal, self.settlement.payments.tolist()))
+        """(N,), the amounts to bill: each owner's payment is rounded to a millionth of the unit, halves to even.
+
+        An owner's amounts sum to its rounded payment.
+        """
+        return charges_of(self.settlement.payments.tolist(), [agent.payer for agent in self.agents])
 
     @property
     def revenue(self) -> Decimal:
@@ -202,7 +205,7 @@ class AuctionResult:
             changed_the_reply=without != drawn,
             contribution=float(settlement.contributions[i]),
             payment=float(settlement.payments[i]),
-            charge=as_text(as_decimal(float(settlement.payments[i]))),
+            charge=as_text(self.charges[i]),
             price_per_click=self.price_per_click(i),
         )
 
@@ -395,6 +398,7 @@ def _payment(result: AuctionResult, i: int) -> dict[str, Any]:
         "contribution": float(settlement.contributions[i]),
     }
     decimals = {f"{name}_decimal": as_text(as_decimal(amount)) for name, amount in amounts.items()}
+    decimals["amount_decimal"] = as_text(result.charges[i])
     price = result.price_per_click(i)
     per_click = {} if price is None else {"per_click": price, "per_click_decimal": as_text(as_decimal(price))}
     return {"agent": agent.name, "owner": agent.payer, "pays": agent.pays, **amounts, **decimals, **per_click}

@@ -283,7 +283,7 @@ class AuctionSettings(_Settings):
         size_of(self)
         check_ledger(self.billing.ledger, reward_timeout=self.reward_timeout)
         if self.billing.ledger is not None and isinstance(self.agents, Collection):
-            most_owed(tuple(self.agents), self.report_cap, negative=True)
+            most_owed(tuple(self.agents), self.report_cap, self.payment_rule, self.tau)
         return self
 
 

@@ -8,7 +8,7 @@ With `G(b) = tau * logsumexp(lw + sum_k b_k / tau)`:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import factorial
+from math import expm1, factorial, log
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,19 +17,27 @@ import numpy.typing as npt
 from llm_auction_chain.errors import RewardError
 from llm_auction_chain.mechanism.allocation import FloatArray
 
-__all__ = ["PAYMENT_RULES", "LeaveOneOut", "PaymentRule", "charge", "leave_one_out", "owner_shares", "price_per_click"]
+__all__ = [
+    "PAYMENT_RULES",
+    "LeaveOneOut",
+    "PaymentRule",
+    "charge",
+    "leave_one_out",
+    "most_charged",
+    "owner_shares",
+    "price_per_click",
+]
 
 PaymentRule = Literal["expected", "proportional", "influence", "pivot"]
 PAYMENT_RULES: tuple[PaymentRule, ...] = get_args(PaymentRule)
 
-_NO_CLICK = 1e-9  # a smaller probability of a click counts as 0
+_NO_CLICK = 1e-6  # with a smaller probability of a click, the payment itself is due
 _BLOCK = 24 * 1024  # entries computed at a time, so that they stay in the processor's cache
 _OTHERS = 8  # rows whose leave-one-out sums are one product of matrices
 _FAINT = 1e-4  # a KL below this share of the sums whose difference it is gets summed from non-negative terms
 _WIDE = 2048.0  # dividing a report of more tau out of p would cost the counterfactual too many digits
 _DEEP = -707.0  # exponentials of smaller numbers are subnormal and slow; they count as 0
 _GENTLE = 1 / 16  # if no report spans more (in tau), expm1 keeps more digits than exp
-_ROUNDING = 1e-14  # a payment below this share of the spread, and of its square over tau, has no digits
 _NEAR = 1 / 32  # exp(-y) - 1 + y comes from its series for |y| up to this, from expm1 beyond
 _SERIES = [(-1.0) ** k / factorial(k + 2) for k in range(8)]
 
@@ -248,6 +256,7 @@ def charge(
     rule: PaymentRule,
     rewards: FloatArray,
     *,
+    p: FloatArray,
     scores: FloatArray,
     noise: FloatArray,
     winner: int,
@@ -259,7 +268,8 @@ def charge(
 
     Args:
         rule: one of `PAYMENT_RULES`.
-        rewards: (N, M), finite.
+        rewards: (N, M), finite. A constant in a report matters under `proportional` alone.
+        p: (M,), the distribution with all agents.
         scores: (M,), `lw + sum_i r_i / tau`.
         noise: (M,), the Gumbel noise of the draw.
         winner: index of the winner.
@@ -280,7 +290,7 @@ def charge(
                 "Rewards must be at least 0 under payment_rule='proportional', and a report is negative. "
                 "Use 'expected', 'influence' or 'pivot', or add a constant to the report."
             )
-        value = without.contributions + expected  # E_p[r]
+        value = _dot(rewards, p)
         share = np.divide(expected, value, out=np.zeros_like(expected), where=value > 0)
         return np.asarray(drawn * np.minimum(share, 1.0))
     if rule == "influence":
@@ -295,22 +305,42 @@ def charge(
     return np.clip(paid, 0.0, drawn - rewards.min(axis=1))
 
 
-def owner_shares(groups: npt.NDArray[np.int64], alone: FloatArray, spreads: FloatArray, tau: float) -> FloatArray:
-    """Return each agent's share of its owner's payment: proportional to `alone`, or equal if `alone` is only rounding.
+def most_charged(rule: PaymentRule, span: float, tau: float) -> float:
+    """Return the most that a rule charges an owner whose reports span at most this much, money: a tight bound.
+
+    With `a = span / tau` and `u = a / (1 - exp(-a))` it is `tau * (u - 1 - log u)` under `expected`, which is at most
+    `span**2 / (8 * tau)`, and `tau * (a - 1 + exp(-a))` under `proportional`. Under `influence` and `pivot` it is the
+    span.
+
+    Args:
+        rule: one of `PAYMENT_RULES`.
+        span: `max_j r_ij - min_j r_ij` of the sum of the owner's reports, money, at least 0.
+        tau: above 0.
+
+    >>> [round(most_charged(rule, 2.0, 1.0), 4) for rule in PAYMENT_RULES]
+    [0.4745, 1.1353, 2.0, 2.0]
+    """
+    a = span / tau
+    if rule in ("influence", "pivot") or a > _WIDE:
+        return span
+    if rule == "proportional":
+        return min(span, tau * (a + expm1(-a) if a > _NEAR else a * a / 2.0))
+    u = -a / expm1(-a) if a > _NEAR else 1.0
+    return min(span, tau * (u - 1.0 - log(u) if a > _NEAR else a * a / 8.0))
+
+
+def owner_shares(groups: npt.NDArray[np.int64], spans: FloatArray) -> FloatArray:
+    """Return each agent's share of its owner's payment: proportional to the span of its report, for display.
 
     Args:
         groups: (N,), the number of each agent's owner, from 0.
-        alone: (N,), what each agent would pay as its own owner, money.
-        spreads: (N,), `max_j r_ij - min_j r_ij`, money.
-        tau: above 0.
+        spans: (N,), `max_j r_ij - min_j r_ij`, money. Where those of an owner are all 0, the shares are equal.
 
-    >>> owner_shares(np.array([0, 0, 1, 1]), np.array([1.0, 3.0, 0.0, 1e-17]), np.ones(4), 1.0).tolist()
+    >>> owner_shares(np.array([0, 0, 1, 1]), np.array([1.0, 3.0, 0.0, 0.0])).tolist()
     [0.25, 0.75, 0.5, 0.5]
     """
-    rounding = _ROUNDING * spreads * np.minimum(1.0, spreads / tau)
-    totals, noise = (np.bincount(groups, weights=each)[groups] for each in (alone, rounding))
-    equal = 1.0 / np.bincount(groups)[groups]
-    return np.asarray(np.divide(alone, totals, out=equal, where=totals > noise))
+    totals = np.bincount(groups, weights=spans)[groups]
+    return np.asarray(np.divide(spans, totals, out=1.0 / np.bincount(groups)[groups], where=totals > 0.0))
 
 
 def price_per_click(
@@ -319,7 +349,8 @@ def price_per_click(
     """Return the charge for a click, which replaces the payment. Its expected value over clicks is the payment.
 
     Under `expected` and `proportional` it is `T_i / E_p[click-through]`. Under `pivot` and `influence` it is the
-    payment divided by the click-through of the winner. It is None if no click is expected.
+    payment divided by the click-through of the winner. It is None where that chance is below a millionth: then the
+    payment itself is due.
 
     Args:
         rule: one of `PAYMENT_RULES`.

@@ -96,9 +96,9 @@ def settle(
             drawn.
         tau: weight of the reference model, money per nat, above 0.
         payment_rule: `expected`, `proportional`, `influence` or `pivot`.
-        owners: (N,), the owner of each agent. The reports of one owner are summed, and its payment is divided among its
-            agents in proportion to what each would pay alone, or equally if that is only rounding. None if every agent
-            is its own owner.
+        owners: (N,), the owner of each agent. The reports of one owner are summed, and the owner pays for the sum. The
+            division of its payment among its agents is for display: in proportion to the spans of their reports. None
+            if every agent is its own owner.
         pays: (N,), False for an agent that is never charged although its welfare counts, such as the user or the
             platform. The others still pay the Clarke payment for that welfare. Either all agents of an owner pay or
             none does.
@@ -131,20 +131,22 @@ def settle(
     dead = np.isneginf(weights)
     if dead.any():  # rewards for a candidate that is never drawn do not count: copy those of one that can be drawn
         reports = reports.take(np.where(dead, np.argmin(dead), np.arange(m)), axis=1)
-    paying = reports if groups is None else _sum_by(groups, reports)
     total, constant = _total(reports, weights, tau)
     scores = weights + total / tau
     log_p = log_softmax(scores)
-    p = np.exp(log_p)
+    p, mode = np.exp(log_p), int(np.argmax(log_p))
+    # a constant in a report changes no payment but would cost digits of an owner's sum
+    paying = reports if groups is None else sum_by(groups, reports - reports[:, mode, None])
     without = leave_one_out(paying, weights, tau, log_p)
     winner, noise = draw(scores, rng)
-    mode = int(np.argmax(log_p))
-    charged = paying if free is None else _chargeable(paying, free, groups)
-    paid = charge(payment_rule, charged, scores=scores, noise=noise, winner=winner, tau=tau, mode=mode, without=without)
+    charged = paying if groups is None or payment_rule != "proportional" else sum_by(groups, reports)
+    charged = charged if free is None else _chargeable(charged, free, groups)
+    paid = charge(
+        payment_rule, charged, p=p, scores=scores, noise=noise, winner=winner, tau=tau, mode=mode, without=without
+    )
     counterfactuals, expected, contributions = without.counterfactuals, without.expected, without.contributions
     if groups is not None:
-        alone = leave_one_out(reports, weights, tau, log_p).expected
-        shares = owner_shares(groups, alone, np.ptp(reports, axis=1), tau)
+        shares = owner_shares(groups, np.ptp(reports, axis=1))
         counterfactuals = counterfactuals[groups]
         expected, paid = expected[groups] * shares, paid[groups] * shares
         contributions = np.einsum("ij,j->i", reports, p) - expected
@@ -309,7 +311,8 @@ def _generator(rng: np.random.Generator | None, seed: int | None) -> tuple[np.ra
     return np.random.default_rng(int(seed)), int(seed)
 
 
-def _sum_by(groups: npt.NDArray[np.int64], reports: FloatArray) -> FloatArray:
+def sum_by(groups: npt.NDArray[np.int64], reports: FloatArray) -> FloatArray:
+    """Return the sums (owners, M) of reports (N, M), given the number of each agent's owner (N,)."""
     totals = np.zeros((int(groups.max()) + 1, reports.shape[1]))
     for group, report in zip(groups, reports, strict=True):
         totals[group] += report

@@ -12,7 +12,7 @@ import numpy as np
 from llm_auction_chain.errors import AuctionError
 from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.mechanism.payments import PaymentRule, price_per_click
-from llm_auction_chain.money import as_decimal, as_text, total
+from llm_auction_chain.money import as_text, charges_of, total
 from llm_auction_chain.receipts import records
 from llm_auction_chain.receipts.figures import RELATIVE, Figures, Margin, figures_of, margins_of
 from llm_auction_chain.receipts.records import AgentView, Bid, Receipt
@@ -172,13 +172,14 @@ def check_figures(record: Receipt | AgentView) -> Iterator[Difference]:
         yield from _compare("revenue", record.revenue, as_text(total(Decimal(bid.charge) for bid in record.agents)))
     for margin in margins:
         yield from _check_amounts(record, margin, figures)
-    for k, bid in enumerate(record.agents):
-        yield from _compare(f"agents[{k}].charge", bid.charge, as_text(as_decimal(bid.payment)))
+    charges = charges_of([bid.payment for bid in record.agents], [bid.owner for bid in record.agents])
+    for k, (bid, amount) in enumerate(zip(record.agents, charges, strict=True)):
+        yield from _compare(f"agents[{k}].charge", bid.charge, as_text(amount))
         yield from _check_price(f"agents[{k}].price_per_click", bid, record.payment_rule, figures)
 
 
 def _check_amounts(record: Receipt | AgentView, margin: Margin, figures: Figures) -> Iterator[Difference]:
-    """Check an owner's sums strictly, and each agent's amounts as closely as its share is known."""
+    """Check an owner's sums, and each agent's share of them."""
     bids = [record.agents[k] for k in margin.agents]
     for name, computed, tolerance in (
         ("expected", figures.expected, margin.expected),
@@ -191,9 +192,8 @@ def _check_amounts(record: Receipt | AgentView, margin: Margin, figures: Figures
         least = -margin.spread if (name, record.payment_rule) == ("payment", "influence") else 0.0
         within = least - RELATIVE * margin.spread <= stated <= margin.spread * (1.0 + RELATIVE)
         yield from _require(within, where, stated, f"it exceeds the span of its reports, {margin.spread!r}")
-        share = tolerance + margin.split * abs(of_owner)
         for k, bid in zip(margin.agents, bids, strict=True):
-            yield from _compare_numbers(f"agents[{k}].{name}", getattr(bid, name), float(computed[k]), share)
+            yield from _compare_numbers(f"agents[{k}].{name}", getattr(bid, name), float(computed[k]), tolerance)
     for k, bid in zip(margin.agents, bids, strict=True):
         figure = float(figures.contributions[k])
         yield from _compare_numbers(f"agents[{k}].contribution", bid.contribution, figure, margin.contribution)

@@ -10,6 +10,7 @@ from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.mechanism import settle
 from llm_auction_chain.mechanism.allocation import FloatArray, draw, log_softmax
 from llm_auction_chain.mechanism.payments import charge, leave_one_out, owner_shares
+from llm_auction_chain.mechanism.settlement import sum_by
 from llm_auction_chain.receipts.records import AgentView, Bid, Receipt
 
 RELATIVE = 1e-9  # relative tolerance of amounts
@@ -38,7 +39,6 @@ class Margin:
     contribution: float  # tolerance of each agent's contribution
     expected: float  # tolerance of the owner's expected payment
     payment: float  # tolerance of the owner's payment for this draw
-    split: float  # share of these amounts by which their division among the agents may be off; 0 for a single agent
 
 
 def figures_of(record: Receipt | AgentView) -> Figures:
@@ -83,22 +83,23 @@ def _figures_of_view(view: AgentView) -> Figures:
     log_p[possible] = log_softmax(stated[possible])
     winner, noise = draw(log_p, np.random.default_rng(int(view.draw_seed)))
     own = _matrix(view.agents, len(stated))[:, possible]
-    total, scores, tau = own.sum(axis=0, keepdims=True), log_p[possible], view.tau
-    without = leave_one_out(total, _weights_of_others(own, scores, tau), tau, scores)
-    groups = np.zeros(len(own), dtype=np.int64)
-    shares = owner_shares(groups, _payments_alone(own, scores, tau), np.ptp(own, axis=1), tau)
+    scores, tau, p = log_p[possible], view.tau, np.exp(log_p[possible])
+    mode, groups = int(np.argmax(scores)), np.zeros(len(own), dtype=np.int64)
+    paying = sum_by(groups, own - own[:, mode, None])
+    without = leave_one_out(paying, _weights_of_others(paying, scores, tau), tau, scores)
+    shares = owner_shares(groups, np.ptp(own, axis=1))
     expected, payments = without.expected * shares, np.zeros(len(own))
-    contributions = np.einsum("ij,j->i", own, np.exp(scores)) - expected
+    contributions = np.einsum("ij,j->i", own, p) - expected
     if not view.agents[0].pays:
         expected = payments
     else:
-        at, mode = int(np.searchsorted(possible, winner)), int(np.argmax(scores))
         payments = shares * charge(
             view.payment_rule,
-            total,
+            sum_by(groups, own) if view.payment_rule == "proportional" else paying,
+            p=p,
             scores=scores,
             noise=noise[possible],
-            winner=at,
+            winner=int(np.searchsorted(possible, winner)),
             tau=tau,
             mode=mode,
             without=without,
@@ -125,24 +126,19 @@ def margins_of(record: Receipt | AgentView, figures: Figures) -> list[Margin]:
 def _margin(
     record: Receipt | AgentView, agents: list[int], own: FloatArray, log_p: FloatArray, noise: FloatArray, winner: int
 ) -> Margin:
-    tau, total = record.tau, own.sum(axis=0)
+    tau, total = record.tau, (own - own[:, np.argmax(log_p), None]).sum(axis=0)
     spread = float(np.ptp(total))
     expected = payment = float(_rounding(np.array(spread), log_p, tau))
     each = float(_rounding(np.ptp(own, axis=1), log_p, tau).sum())
-    split = 0.0
-    if len(agents) > 1:
-        alone = float(_payments_alone(own, log_p, tau).sum())
-        split = min(1.0, each / alone) if alone > 0.0 else 1.0
     if record.payment_rule == "pivot":
         payment += _pivot_rounding(total, log_p, noise, winner, tau)
     pays = record.agents[agents[0]].pays
     return Margin(
         agents=agents,
         spread=spread,
-        contribution=each + expected + split * spread + 1e-12 * float(np.abs(own).max()),
+        contribution=each + expected + 1e-12 * float(np.abs(own).max()),
         expected=expected if pays else 0.0,
         payment=payment if pays else 0.0,
-        split=split,
     )
 
 
@@ -161,11 +157,6 @@ def _pivot_rounding(report: FloatArray, log_p: FloatArray, noise: FloatArray, wi
     error[winner] = 0.0
     least, most = (float(np.clip((lost + gap + each).max(), 0.0, lost.max())) for each in (-error, error))
     return most - least
-
-
-def _payments_alone(own: FloatArray, log_p: FloatArray, tau: float) -> FloatArray:
-    """Return what each of one owner's agents would pay as its own owner, money; `own` (N, M), `log_p` (M,) finite."""
-    return leave_one_out(own, _weights_of_others(own, log_p, tau), tau, log_p).expected
 
 
 def _weights_of_others(own: FloatArray, log_p: FloatArray, tau: float) -> FloatArray:

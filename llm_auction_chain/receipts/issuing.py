@@ -14,7 +14,7 @@ from llm_auction_chain.candidates import Candidate
 from llm_auction_chain.canonical_json import printable
 from llm_auction_chain.mechanism import Settlement
 from llm_auction_chain.mechanism.allocation import streams_of
-from llm_auction_chain.money import as_decimal, as_text
+from llm_auction_chain.money import as_text, total
 from llm_auction_chain.receipts import records
 from llm_auction_chain.receipts.records import Bid, Receipt, commitment, message_digest, report_salt, salt_of
 from llm_auction_chain.reports import Report
@@ -95,12 +95,15 @@ def issue(
     auction_id: str,
     reports: Sequence[Report],
     settlement: Settlement,
+    charges: Sequence[Decimal],
     prices_per_click: Sequence[float | None],
-    revenue: Decimal,
 ) -> Receipt:
     """Return the receipt of a settled auction: its opening, the reports and the outcome."""
     parts, name = opening.parts, printable(auction_id)
-    bids = [_bid(opening, k, report, settlement, prices_per_click[k]) for k, report in enumerate(reports)]
+    bids = [
+        _bid(opening, k, report, settlement, as_text(charges[k]), prices_per_click[k])
+        for k, report in enumerate(reports)
+    ]
     receipt = Receipt.model_validate(
         {
             "schema": "llm_auction_chain.receipt/1",
@@ -119,7 +122,7 @@ def issue(
             "winner": settlement.winner,
             "agents": bids,
             "left_out": parts["agents"]["left_out"],
-            "revenue": as_text(revenue),
+            "revenue": as_text(total(charges)),
             "bypassed": parts["agents"]["bypassed"],
             "salt": opening.salt,
             "opening": opening.commitment,
@@ -132,8 +135,7 @@ def issue(
     return receipt.model_copy(update={"digest": receipt.computed_digest()})
 
 
-def _bid(opening: Opening, k: int, report: Report, settlement: Settlement, price: float | None) -> Bid:
-    payment = float(settlement.payments[k])
+def _bid(opening: Opening, k: int, report: Report, settlement: Settlement, charge: str, price: float | None) -> Bid:
     return Bid(
         **opening.parts["agents"]["agents"][k],
         status=report.status,
@@ -143,7 +145,7 @@ def _bid(opening: Opening, k: int, report: Report, settlement: Settlement, price
         value_per_click=report.value_per_click,
         contribution=float(settlement.contributions[k]),
         expected=float(settlement.expected_payments[k]),
-        payment=payment,
-        charge=as_text(as_decimal(payment)),
+        payment=float(settlement.payments[k]),
+        charge=charge,
         price_per_click=price,
     )

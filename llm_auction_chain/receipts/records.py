@@ -158,7 +158,7 @@ class Bid(Record):
     payment: Money
     """The payment for this draw as computed, money."""
     charge: Charge
-    """The payment rounded to a millionth, halves to even."""
+    """Its part of the owner's payment, which is rounded to a millionth as one sum, halves to even."""
     price_per_click: Money | None
     """Charged for a click in place of the payment, money; null for an agent that does not pay per click."""
 

@@ -14,7 +14,7 @@ from llm_auction_chain.agents import Agent
 from llm_auction_chain.errors import RewardError
 from llm_auction_chain.rewards.click import ClickReward
 
-__all__ = ["InvalidReportError", "Report", "Status", "amounts_of", "cap_of", "failed_report", "report_of"]
+__all__ = ["InvalidReportError", "Report", "Status", "amounts_of", "bounds_of", "cap_of", "failed_report", "report_of"]
 
 Status = Literal["reported", "capped", "timeout", "error", "invalid"]
 _LARGEST = 1e100
@@ -57,6 +57,14 @@ class InvalidReportError(Exception):
 def cap_of(agent: Agent, report_cap: float | None) -> float | None:
     """Return the cap on an agent's rewards: the lower one of its own and the auction's, or None without either."""
     return min((cap for cap in (agent.report_cap, report_cap) if cap is not None), default=None)
+
+
+def bounds_of(agent: Agent, report_cap: float | None) -> tuple[float, float]:
+    """Return the least and the most that an agent can report, money: what its reward declares, within its cap."""
+    cap = cap_of(agent, report_cap)
+    cap = math.inf if cap is None else cap
+    low, high = getattr(agent.reward, "bounds", None) or (-math.inf, math.inf)
+    return min(max(low, -cap), cap), min(max(high, -cap), cap)
 
 
 def report_of(value: Any, n_replies: int, *, reward: Any, cap: float | None, refuse_negative: bool) -> Report:

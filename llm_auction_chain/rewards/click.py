@@ -13,7 +13,7 @@ from llm_auction_chain.waiting import Waiter
 
 __all__ = ["ClickReward"]
 
-_LARGEST = 1e100
+_LARGEST = 1e9  # with the least click-through that has a price, far more than any bid
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ClickReward(WaitingReward):
     settlement a price per click, which the agent pays only if the user clicks: see `AuctionResult.prices_per_click`.
 
     Attributes:
-        value_per_click: money.
+        value_per_click: money, at most 1e9.
         click_through: from 0 to 1 for each reply: a reward, or a plain function `(prompt, reply) -> float`.
 
     Raises:

@@ -1,5 +1,6 @@
 """Bookings of one auction: a hold, then a charge or nothing; and deliveries, which take charges back."""
 
+import math
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -232,14 +233,27 @@ async def test_a_delivery_in_an_event_loop_takes_charges_back_too(result):
 
 def test_agents_of_one_owner_may_owe_the_sum_of_their_ranges_and_those_that_never_pay_owe_nothing():
     house = Agent("House", len, pays=False)
-    assert most_owed([LIKES_B, LIKES_C, house], 2.0, negative=True) == {"B": Decimal(4), "C": Decimal(4)}
-    assert most_owed([LIKES_B], 2.0, negative=False) == {"B": Decimal(2)}
-    assert most_owed([house], None, negative=True) == {}
+    most = {"B": Decimal("4.000001"), "C": Decimal("4.000001")}
+    assert most_owed([LIKES_B, LIKES_C, house], 2.0, "pivot", 1.0) == most
+    assert most_owed([house], None, "pivot", 1.0) == {}
+
+
+def test_a_hold_is_the_proven_maximum_of_the_rule_and_of_what_the_reward_can_report():
+    def held(rule, reward, tau=1.0):
+        return float(most_owed([Agent("A", reward)], 2.0, rule, tau)["A"])
+
+    assert held("expected", len, tau=100.0) == pytest.approx(4.0**2 / (8 * 100.0), abs=2e-5)
+    assert held("pivot", len, tau=100.0) == pytest.approx(4.0, abs=2e-6)
+    assert held("proportional", len) == pytest.approx(2.0 - 1.0 + math.exp(-2.0), abs=2e-6)  # from 0 to 2
+    within = type("Within", (), {"score": lambda *_: [], "bounds": (0.0, 0.5)})()
+    beyond = type("Beyond", (), {"score": lambda *_: [], "bounds": (-9.0, 9.0)})()
+    assert held("pivot", within) == pytest.approx(0.5, abs=2e-6)
+    assert held("pivot", beyond) == pytest.approx(4.0, abs=2e-6)
 
 
 def test_the_most_that_an_agent_may_owe_is_not_known_without_a_cap():
     with pytest.raises(ConfigurationError, match="'B' has no report_cap"):
-        most_owed([LIKES_B], None, negative=True)
+        most_owed([LIKES_B], None, "expected", 1.0)
 
 
 @pytest.mark.parametrize("timeout", [60.0, 61.0, None])

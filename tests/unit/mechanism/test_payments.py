@@ -6,7 +6,7 @@ import pytest
 
 from llm_auction_chain.errors import RewardError
 from llm_auction_chain.mechanism import PAYMENT_RULES, settle
-from llm_auction_chain.mechanism.payments import owner_shares, price_per_click
+from llm_auction_chain.mechanism.payments import most_charged, owner_shares, price_per_click
 
 CLICKS = np.array([0.9, 0.3, 0.05, 0.0])
 
@@ -50,7 +50,7 @@ def test_a_price_per_click_brings_the_expected_payment_on_average(rule, cap):
 @pytest.mark.parametrize("rule", PAYMENT_RULES)
 def test_a_click_that_is_nearly_impossible_has_no_price(rule):
     on_average = rule in ("expected", "proportional")
-    for chance, found in [(0.9e-9, None), (1e-9, None), (1.1e-9, 1 / 1.1e-9)]:
+    for chance, found in [(0.9e-6, None), (1e-6, None), (1.1e-6, 1 / 1.1e-6)]:
         clicks = [chance, chance] if on_average else [chance, 1.0]
         price = price_per_click(
             rule, expected=1.0, paid=1.0, probabilities=np.array([0.5, 0.5]), clicks=clicks, winner=0
@@ -89,16 +89,55 @@ def test_an_agent_worth_nothing_pays_nothing_under_proportional():
     assert settle([[0.0, 0.0]], tau=1.0, payment_rule="proportional").payments.tolist() == [0.0]
 
 
-def test_owners_agents_share_by_what_each_would_pay_alone_or_equally():
+def test_owners_agents_share_by_the_spans_of_their_reports_or_equally():
     groups = np.array([0, 0, 1, 1, 2])
-    shares = owner_shares(groups, np.array([1.0, 3.0, 0.0, 1e-17, 0.0]), np.ones(5), 1.0)
+    shares = owner_shares(groups, np.array([1.0, 3.0, 0.0, 0.0, 7.0]))
     assert shares.tolist() == [0.25, 0.75, 0.5, 0.5, 1.0]
-    barely = owner_shares(np.array([0, 0]), np.array([1e-14, 3e-14]), np.ones(2), 1.0)
-    assert barely.tolist() == [0.25, 0.75]  # just above rounding
-    assert owner_shares(np.array([0, 0]), np.array([1e-15, 3e-15]), np.ones(2), 1.0).tolist() == [0.5, 0.5]
-    wide = owner_shares(np.array([0, 0]), np.array([1.25e-14, 3.75e-14]), np.full(2, 2.0), 1.0)
-    assert wide == pytest.approx([0.25, 0.75])  # rounding is a share of the spread, however small tau is
-    assert owner_shares(np.array([0, 0]), np.array([1e-15, 3e-15]), np.ones(2), 10.0) == pytest.approx([0.25, 0.75])
+
+
+@pytest.mark.parametrize("rule", PAYMENT_RULES)
+@pytest.mark.parametrize("constants", [1.0, 250.0, 1e6])
+def test_an_owners_constants_cost_its_payment_no_digits(rule, constants):
+    rng = np.random.default_rng(3)
+    reports, log_weights = np.round(rng.random((3, 4)) * 2.0**20) / 2.0**30, rng.normal(size=4)  # sums are exact
+    raised = reports + np.array([[constants], [constants / 4], [constants / 8]])
+    one = {"tau": 1.0, "seed": 1, "owners": ["O", "O", "O"], "payment_rule": rule}
+    plain, shifted = settle(reports, log_weights, **one), settle(raised, log_weights, **one)
+    assert shifted.expected_payments.sum() == pytest.approx(plain.expected_payments.sum(), rel=1e-12)
+    if rule != "proportional":
+        assert shifted.payments.sum() == pytest.approx(plain.payments.sum(), rel=1e-12)
+
+
+def test_an_unlikely_candidate_of_an_owner_costs_its_payment_no_digits():
+    reports = np.array([[-1e9, 0.0, 1e-3], [-1e9, 1e-3, 1e-3]])
+    alone = settle(reports.sum(axis=0)[None, :] + np.array([2e9, 0.0, 0.0]), [-np.inf, 0.0, 0.5], tau=1.0, seed=1)
+    both = settle(reports, [0.0, 0.0, 0.5], tau=1.0, seed=1, owners=["O", "O"])
+    alone_payment, payment = alone.expected_payments[0], both.expected_payments.sum()
+    assert both.probabilities[0] == 0.0
+    assert both.counterfactuals[0, 0] > 0.2  # the owner pays for removing the first candidate
+    assert payment > alone_payment
+
+
+@pytest.mark.parametrize("rule", PAYMENT_RULES)
+@pytest.mark.parametrize("span", [0.0, 1e-3, 0.05, 1.0, 30.0, 5000.0])
+def test_no_owner_is_charged_more_than_the_proven_maximum_which_some_reports_reach(rule, span):
+    most, charged = most_charged(rule, span, 1.0), [0.0]
+    a = max(span, 1e-9)
+    worst = -a / np.expm1(-a)  # the odds under which `expected` charges the most
+    for p in [1e-9, 1e-3, 0.1, 0.5, 1.0 / worst if a < 500 else 0.5, 1 - 1 / a if a > 2 else 0.3, 0.999]:
+        for seed in range(20):
+            weights = [np.log1p(-p), np.log(p) - span]  # with the report, p is the probability of the second
+            outcome = settle([[0.0, span]], weights, tau=1.0, seed=seed, payment_rule=rule)
+            charged.append(float(outcome.payments[0]))
+            if rule == "proportional":  # at the most valuable candidate, however rarely it is drawn
+                value = float(outcome.probabilities @ [0.0, span])
+                charged.append(span * float(outcome.expected_payments[0]) / value if value else 0.0)
+    assert max(charged) <= most * (1 + 1e-12)
+    assert most <= span
+    if rule in ("expected", "proportional") and span <= 30.0:
+        assert max(charged) >= 0.7 * most
+    if rule == "expected":
+        assert most <= span**2 / 8.0 * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("report", [[0.0, 1e-7, -0.9], [0.0, 1e-7, 0.9], [0.0, 1e-7, -3.0], [0.0, 1e-7, 0.02]])

@@ -24,7 +24,7 @@ from llm_auction_chain.candidates import Candidate
 from llm_auction_chain.canonical_json import digest
 from llm_auction_chain.mechanism import PAYMENT_RULES, settle
 from llm_auction_chain.mechanism.allocation import streams_of
-from llm_auction_chain.money import as_decimal, as_text, total
+from llm_auction_chain.money import as_text, charges_of, total
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, AgentView, Receipt, issue, open_auction
 from llm_auction_chain.receipts.records import commitment, opening_commitment, report_salt
 from llm_auction_chain.reports import Report
@@ -63,7 +63,7 @@ def receipt_of(reports, log_weights, *, tau, rule="expected", owners=None, pays=
     )
     return issue(
         opening, auction_id="x", reports=[Report(rewards=tuple(row)) for row in reports.tolist()], settlement=settled,
-        prices_per_click=[None] * n, revenue=total(as_decimal(float(paid)) for paid in settled.payments),
+        charges=charges_of(settled.payments.tolist(), owners), prices_per_click=[None] * n,
     )  # fmt: skip
 
 
@@ -87,7 +87,9 @@ def overcharge(receipt, agent, extra):
     bid["expected"] += extra
     bid["payment"] += extra
     bid["contribution"] -= extra
-    bid["charge"] = as_text(as_decimal(bid["payment"]))
+    bids = forged["agents"]
+    for one, amount in zip(bids, charges_of([b["payment"] for b in bids], [b["owner"] for b in bids]), strict=True):
+        one["charge"] = as_text(amount)
     if "revenue" in forged:
         forged["revenue"] = as_text(total(Decimal(bid["charge"]) for bid in forged["agents"]))
     return with_new_digest(forged)
