@@ -1,11 +1,17 @@
 """An explanation of one auction, as text and as data: why this reply, and why this price."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 __all__ = ["AgentExplanation", "Explanation"]
 
 _MANY = 1e6  # larger ratios of probabilities are shown as this
+_REASONS = {
+    "category": "another owner holds the category ",
+    "cover": "its owner's account does not cover the most that it may owe",
+    "ledger": "the ledger failed",
+}
 _SHORT = 60  # characters of a reply in a line of text
 
 
@@ -68,6 +74,7 @@ class Explanation:
         sponsors: their names.
         currency: the unit of all amounts; empty where it has no name.
         agents: one explanation each, in the auction's order.
+        left_out: name, reason and category of agents that took no part.
     """
 
     auction_id: str
@@ -76,17 +83,20 @@ class Explanation:
     sponsors: tuple[str, ...]
     currency: str
     agents: tuple[AgentExplanation, ...]
+    left_out: tuple[Mapping[str, str], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain JSON."""
         data = asdict(self)
-        return {**data, "sponsors": list(self.sponsors), "agents": list(data["agents"])}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in data.items()}
 
     def __str__(self) -> str:
         """Return a few lines for people."""
         unit = f" Amounts are in {self.currency}." if self.currency else ""
         who = f"Sponsored by {', '.join(self.sponsors)}." if self.sponsored else "No agent that pays made it likelier."
-        return "\n".join([f"Reply: {_shortened(self.reply)}", f"{who}{unit}", *map(str, self.agents)])
+        lines = [f"Reply: {_shortened(self.reply)}", f"{who}{unit}", *map(str, self.agents)]
+        lines += [f"{out['agent']} took no part: {_REASONS[out['reason']]}{out['category']}." for out in self.left_out]
+        return "\n".join(lines)
 
 
 def _times(probability: float, without: float) -> str:

@@ -150,9 +150,8 @@ class AuctionResult:
 
         Under `expected` and `proportional` it is `T_i / E_p[click-through]`, under `pivot` and `influence` the payment
         over the drawn reply's click-through; for an owner's only agent never above the value per click. On average over
-        draws and clicks it equals the expected payment (under `influence` only where every reply may be clicked,
-        because refunds for other replies are lost). None where no click is expected, and for every other kind of
-        reward.
+        draws and clicks it equals the expected payment. None for every other kind of reward, and where a click is less
+        likely than a millionth: then the payment itself is due.
         """
         return tuple(self.price_per_click(i) for i in range(len(self.agents)))
 
@@ -188,6 +187,7 @@ class AuctionResult:
             sponsors=sponsors,
             currency=self.currency,
             agents=tuple(self._explained(i) for i in range(len(self.agents))),
+            left_out=tuple(out.as_dict() for out in self.left_out),
         )
 
     def _explained(self, i: int) -> AgentExplanation:
@@ -323,6 +323,12 @@ def _warn(settings: AuctionSettings, admitted: Admitted, plan: Plan, drawn: Draw
         messages.append(
             "The agents' contexts are not used: the model cannot say how likely its replies are. Use "
             "ChatTransformers or ChatVLLM, give a scorer, or set proposal=Reference() to accept this."
+        )
+    uncovered = [out.agent.name for out in admitted.left_out if out.reason == "cover"]
+    if uncovered:
+        messages.append(
+            f"{', '.join(uncovered)} took no part: the accounts do not cover the most that the owners may owe. "
+            "Deposit with ledger.deposit(owner, amount), or lower report_cap."
         )
     if admitted.failure is not None:
         messages.append(f"The ledger failed, so the reply has no sponsors: {type(admitted.failure).__name__}.")

@@ -1,6 +1,7 @@
 """Auctions that charge: what is held, charged, given up, and what the reply says of it."""
 
 import asyncio
+import math
 import threading
 import time
 import warnings
@@ -16,6 +17,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.config import ensure_config
 
 from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction, Ledger, Policy
+from llm_auction_chain.auction.billing import most_owed
 from llm_auction_chain.errors import (
     AuctionWarning,
     CandidatesError,
@@ -24,6 +26,7 @@ from llm_auction_chain.errors import (
     PromptError,
     RewardError,
 )
+from llm_auction_chain.mechanism import PAYMENT_RULES
 from llm_auction_chain.money import as_decimal
 from llm_auction_chain.receipts import verify
 from llm_auction_chain.rewards import ClickReward
@@ -46,6 +49,9 @@ def ledger(tmp_path):
         for owner in ("b-group", "C"):
             ledger.deposit(owner, 100)
         yield ledger
+
+
+HELD = most_owed([likes("c")], 5.0, "expected", 1.0)["C"]
 
 
 def auction(kind, ledger, agents=AGENTS, *, currency="", on_error="reference", **settings):
@@ -157,15 +163,18 @@ def test_the_most_an_owner_may_owe_is_held_before_anybody_is_asked(ledger):
 
     two = [Agent("C", looks, report_cap=3.0), likes("b", owner="b-group"), likes("a", "A", owner="b-group")]
     auction(AuctionRunnable, ledger, two).invoke("x")
-    assert set(seen) == {(Decimal(6), Decimal("20.000001"))}
+    most = most_owed(two, 5.0, "expected", 1.0)
+    assert set(seen) == {(most["C"], most["b-group"])}
+    assert most["C"] < 6 < most["b-group"] < 20
     assert sound(ledger)
 
 
-def test_without_negative_reports_half_of_it_is_held(ledger):
+def test_less_is_held_where_reports_cannot_be_negative(ledger):
     held = []
     agent = Agent("C", lambda prompt, reply: held.append(ledger.balance("C").held) or 1.0)
     auction(AuctionRunnable, ledger, [agent], payment_rule="proportional").invoke("x")
-    assert set(held) == {Decimal(5)}
+    assert set(held) == {most_owed([agent], 5.0, "proportional", 1.0)["C"]}
+    assert max(held) < 5
 
 
 @KINDS
@@ -177,11 +186,22 @@ async def test_an_owner_without_cover_is_left_out_before_reports_are_asked(kind,
     poor = Agent("Poor", never, context="Poor sells nothing.", categories=["cars"])
     rival = likes("c", categories=["cars"])
     chain = auction(kind, ledger, [poor, rival], on_agent_error="raise", policy=Policy(exclusive_categories=["cars"]))
-    told = (await reply_of(chain, style)).response_metadata["auction"]
+    with pytest.warns(AuctionWarning, match=r"Poor took no part: the accounts do not cover"):
+        told = (await reply_of(chain, style)).response_metadata["auction"]
     assert told["left_out"] == [{"agent": "Poor", "reason": "cover", "category": ""}]
+    assert "Deposit with ledger.deposit" in told["warnings"][0]
     assert [payment["agent"] for payment in told["payments"]] == ["C"]
     assert ledger.balance("Poor").balance == 0
     assert sound(ledger)
+
+
+def test_an_explanation_says_who_was_left_out_and_why(ledger):
+    agents = [likes("a", "Poor"), likes("c", categories=["cars"]), likes("b", owner="b-group", categories=["cars"])]
+    with pytest.warns(AuctionWarning, match="Poor took no part"):
+        result = auction(AuctionRunnable, ledger, agents, policy=Policy(exclusive_categories=["cars"])).run("x")
+    assert "Poor took no part: its owner's account does not cover the most that it may owe." in str(result.explain())
+    assert "B took no part: another owner holds the category cars." in str(result.explain())
+    assert [out["agent"] for out in result.explain().as_dict()["left_out"]] == ["Poor", "B"]
 
 
 def test_a_rival_that_is_left_out_has_nothing_held_after_it(ledger):
@@ -245,7 +265,7 @@ async def test_a_stream_that_is_left_before_its_first_chunk_is_not_charged(kind,
     stream = chain.astream("x")
     task = asyncio.ensure_future(anext(stream))
     await asked.wait()
-    assert ledger.balance("C").held == 10
+    assert ledger.balance("C").held == HELD
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -359,7 +379,8 @@ def test_another_reply_under_the_same_key_is_not_delivered_on_the_charge(kind, l
 def test_a_key_under_which_nothing_could_be_held_may_be_asked_for_again(kind, currency, ledger, tmp_path):
     config = {"configurable": {"idempotency_key": "1"}}
     down = Down(f"sqlite:///{tmp_path}/ledger.db", scales={"EUR": 2})
-    down.deposit("C", 100, currency="EUR")
+    for owner in ("C", "b-group"):
+        down.deposit(owner, 100, currency="EUR")
     down.down = ("hold",)
     with pytest.warns(AuctionWarning, match="LedgerUnavailableError"):
         auction(kind, down, currency=currency).invoke("x", config)
@@ -398,7 +419,7 @@ def test_a_call_under_anothers_key_leaves_its_hold_alone(kind, ledger):
         if event.name == "auction.candidates":
             with pytest.warns(AuctionWarning, match="ChargeConflictError"):
                 auction(kind, ledger, AGENTS[:1]).invoke("x", config)
-            assert ledger.balance("C").held == 10
+            assert ledger.balance("C").held == HELD
 
     told = auction(kind, ledger, on_event=meanwhile).invoke("x", config).response_metadata["auction"]
     assert told["charge"]
@@ -532,6 +553,26 @@ def test_clicks_alone_are_charged_nothing_and_the_auction_is_closed(ledger):
     assert (result.charge.total, result.charge.receipt) == (0, result.receipt.digest)
     assert kinds_of(ledger) == ["hold", "charge"]
     assert sound(ledger)
+
+
+@pytest.mark.parametrize("rule", PAYMENT_RULES)
+def test_an_agent_whose_clicks_have_no_price_owes_the_payment_itself(rule, ledger):
+    rarely = Agent("C", ClickReward(1e9, lambda prompt, reply: 4e-9 * reply.text.count("c")))
+    result = auction(AuctionRunnable, ledger, [rarely, AGENTS[0]], payment_rule=rule, seed=8).run("x")
+    assert result.prices_per_click[0] is None
+    assert {line.owner: line.amount for line in result.charge.lines}["C"] == result.charges[0]
+    assert result.settlement.expected_payments[0] > 0.1
+    assert sound(ledger)
+
+
+@pytest.mark.parametrize("clones", [1, 20, 400])
+def test_clones_of_one_owner_are_charged_what_the_owner_owes(clones, ledger):
+    few = [Agent(f"C{k}", lambda p, r: 0.0004 * r.text.count("c") / clones, owner="C") for k in range(clones)]
+    rival = Agent("b-group", lambda prompt, reply: 0.0004 * reply.text.count("b"))
+    result = auction(AuctionRunnable, ledger, [*few, rival], tau=0.0004, report_cap=0.01, seed=4).run("x")
+    due = as_decimal(math.fsum(result.settlement.payments[:clones]))
+    assert due > 0
+    assert sum(result.charges[:clones]) == due == {line.owner: line.amount for line in result.charge.lines}["C"]
 
 
 def test_a_click_that_nobody_expects_is_not_paid_for_at_once(ledger):

@@ -217,12 +217,14 @@ BIDDERS = st.lists(st.tuples(KINDS, st.sampled_from([None, None, "X", "Y"]), st.
 def auctions(draw):
     """Return the result of a random auction."""
     agents = []
-    pays = {}
+    pays, clicks = {}, {}
     for k, ((kind, worth), owner, may_pay, cap, context) in enumerate(draw(BIDDERS)):
         name = f"agent-{k}"
         paying = pays.setdefault(owner or name, may_pay or k < 2)
+        # an owner pays per click for all of its agents, or for none
+        fits = clicks.setdefault(owner or name, kind == "click") == (kind == "click")
         reward = {"letters": _letters, "click": _clicks, "fails": lambda worth: fails}[kind](worth)
-        agents.append(Agent(name, reward, owner=owner, pays=paying, report_cap=cap, context=context))
+        agents.append(Agent(name, reward, owner=owner if fits else None, pays=paying, report_cap=cap, context=context))
     allows = draw(st.sampled_from([None, None, no_b_first, lambda prompt, reply: False]))
     return hold_auction(
         agents,
