@@ -9,11 +9,9 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable
 
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.validators import choice, number, refuse, text
+from llm_auction_chain.validators import choice, name_of_account, number, refuse, text
 
 __all__ = ["Agent", "AgentSource", "RewardLike", "check_agents", "check_cap", "check_categories"]
-
-_LONGEST = 255  # characters of a name
 
 
 class ScoresReplies(Protocol):
@@ -37,7 +35,7 @@ class Agent:
     """A bidder, who would pay for some replies rather than others.
 
     Attributes:
-        name: unique within an auction.
+        name: unique within an auction. Names of agents, owners and categories are compared in Unicode's NFKC.
         reward: `(prompt, reply) -> float`, sync or async; or an object with `score(prompt, replies)`, one number per
             reply; or a Runnable over `{"prompt": ..., "reply": ...}`. What the reply is worth to the agent, in money.
         owner: the payer. Agents of one owner are one report and one payer; None: the agent pays itself.
@@ -66,18 +64,13 @@ class Agent:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        text("The name of an agent", self.name)
+        object.__setattr__(self, "name", name_of_account("The name of an agent", self.name))
         if self.owner is not None:
-            text(f"owner of {self.name!r}", self.owner)
-        for name in (self.name, self.owner or ""):
-            # A ledger must be able to store it: else one agent's name would stop every auction.
-            if len(name) > _LONGEST or "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
-                expected = f"at most {_LONGEST} characters, without null and half surrogate pairs"
-                raise refuse("The name of an agent or owner", expected, name)
+            object.__setattr__(self, "owner", name_of_account(f"owner of {self.name!r}", self.owner))
         text(f"context of {self.name!r}", self.context, empty=True)
         choice(f"pays of {self.name!r}", self.pays, (True, False))
         if self.currency is not None:
-            text(f"currency of {self.name!r}", self.currency)
+            object.__setattr__(self, "currency", name_of_account(f"currency of {self.name!r}", self.currency))
         check_cap(self.report_cap, repr(self.name))
         object.__setattr__(self, "categories", check_categories(self.categories, repr(self.name)))
         reward = self.reward
@@ -137,7 +130,7 @@ def check_categories(categories: Any, whose: str) -> tuple[str, ...]:
     """Return categories, which must be a list of names, as a tuple."""
     if isinstance(categories, str) or not isinstance(categories, Collection):
         raise refuse(f"categories of {whose}", "a list of names", categories)
-    return tuple(text(f"categories of {whose}: each", category) for category in categories)
+    return tuple(name_of_account(f"categories of {whose}: each", category) for category in categories)
 
 
 AgentSource = Collection[Agent] | Callable[..., Iterable[Agent] | Awaitable[Iterable[Agent]]] | Runnable[Any, Any]

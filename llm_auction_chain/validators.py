@@ -1,13 +1,20 @@
 """Checks of settings, with errors in one voice: "n_candidates must be a whole number of at least 1, got '4'."."""
 
 import math
+import re
+import unicodedata
 from collections.abc import Collection
 from numbers import Real
 from typing import Any
 
 from llm_auction_chain.errors import ConfigurationError
 
-__all__ = ["choice", "number", "refuse", "text", "whole_number"]
+__all__ = ["choice", "name_of_account", "number", "refuse", "text", "whole_number"]
+
+_LONGEST_NAME = 255  # characters: an index of PostgreSQL takes about 2,700 bytes
+_BLANK = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0]"
+)  # printable, yet blank
 
 
 def refuse(name: str, expected: str, value: object, hint: str = "") -> ConfigurationError:
@@ -84,3 +91,19 @@ def text(name: str, value: object, *, empty: bool = False) -> str:
     if not isinstance(value, str) or not (empty or value.strip()):
         raise refuse(name, "a text" if empty else "a text that is not blank", value)
     return value
+
+
+def name_of_account(name: str, value: object, *, empty: bool = False) -> str:
+    """Return a name of an agent, an owner, a category or a currency in NFKC, in which it has one spelling.
+
+    Raises:
+        ConfigurationError: it is blank, begins or ends with a blank, has an invisible character or over 255 characters.
+
+    >>> name_of_account("owner", "Cafe\u0301") == "Caf\u00e9"
+    True
+    """
+    normal = unicodedata.normalize("NFKC", text(name, value, empty=empty))
+    if len(normal) > _LONGEST_NAME or normal != normal.strip() or not normal.isprintable() or _BLANK.search(normal):
+        expected = f"at most {_LONGEST_NAME} visible characters, without a blank at either end"
+        raise refuse(name, expected, value)
+    return normal

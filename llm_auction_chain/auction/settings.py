@@ -35,7 +35,7 @@ from llm_auction_chain.ledger import AuctionLedger
 from llm_auction_chain.mechanism import PaymentRule
 from llm_auction_chain.mechanism.settlement import check_tau
 from llm_auction_chain.reports import OnAgentError
-from llm_auction_chain.validators import choice, number, refuse, text, whole_number
+from llm_auction_chain.validators import choice, name_of_account, number, refuse, text, whole_number
 
 __all__ = [
     "GROUPS",
@@ -180,7 +180,7 @@ class Billing(_Settings, frozen=True):
 
     _checks: ClassVar[Mapping[str, Check]] = {
         "ledger": _value(check_ledger),
-        "currency": partial(text, empty=True),
+        "currency": partial(name_of_account, empty=True),
         "on_error": _choice(OnLedgerError),
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_auction_chain.canonical_json import time_text
 from llm_auction_chain.money import FINEST, in_units
-from llm_auction_chain.validators import refuse, text, whole_number
+from llm_auction_chain.validators import name_of_account, refuse, text, whole_number
 
 LARGEST = 2**63 - 1  # of a BIGINT
 _LONGEST_HOLD = timedelta(days=366)
@@ -22,9 +22,9 @@ def checked_text(name: str, value: Any, *, empty: bool = True) -> str:
     return checked
 
 
-def checked_name(name: str, value: Any, *, empty: bool = False) -> str:
+def checked_name(name: str, value: Any) -> str:
     """Return a text that can be a key in the database, or raise `ConfigurationError`."""
-    checked = checked_text(name, value, empty=empty)
+    checked = checked_text(name, value, empty=False)
     if len(checked) > _LONGEST_NAME:
         raise refuse(name, f"a text of at most {_LONGEST_NAME} characters", value)
     return checked
@@ -49,7 +49,7 @@ def checked_amounts(name: str, amounts: Any, *, negative: bool = False) -> dict[
     if not isinstance(amounts, Mapping):
         raise refuse(name, "a mapping of owner to amount", amounts)
     return {
-        checked_name("An owner", owner): checked_amount(f"{name}[{owner!r}]", amount, negative=negative)
+        name_of_account("An owner", owner): checked_amount(f"{name}[{owner!r}]", amount, negative=negative)
         for owner, amount in amounts.items()
     }
 
@@ -59,7 +59,9 @@ def checked_scales(scales: Any) -> dict[str, int]:
     if not isinstance(scales, Mapping | None):
         raise refuse("scales", "a mapping of currency to decimals such as {'EUR': 2}", scales)
     return {
-        checked_name("A currency", currency, empty=True): whole_number(f"scales[{currency!r}]", scale, below=FINEST + 1)
+        name_of_account("A currency", currency, empty=True): whole_number(
+            f"scales[{currency!r}]", scale, below=FINEST + 1
+        )
         for currency, scale in (scales or {}).items()
     }
 

@@ -19,7 +19,7 @@ from llm_auction_chain.ledger.database import Database
 from llm_auction_chain.ledger.records import Account, Audit, Booking, Charge, Entry, Head, Hold, Statement, Totals
 from llm_auction_chain.ledger.transaction import Writer, by_key
 from llm_auction_chain.money import from_units, negated, plus
-from llm_auction_chain.validators import refuse
+from llm_auction_chain.validators import name_of_account, refuse
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -208,7 +208,7 @@ class Ledger:
             ChargeConflictError: the auction was not charged, or not to this owner.
         """
         auction_id, reason = check.checked_name("auction_id", auction_id), check.checked_text("reason", reason)
-        owner = None if owner is None else check.checked_name("owner", owner)
+        owner = None if owner is None else name_of_account("owner", owner)
         return queries.booking_record(self._write(operations.reverse, auction_id, owner, reason))
 
     def deposit(
@@ -240,7 +240,7 @@ class Ledger:
         return self._move("withdrawal", owner, amount, currency, key, note)
 
     def _move(self, kind: str, owner: str, amount: Any, currency: str, key: str | None, note: str) -> Booking:
-        owner, currency = check.checked_name("owner", owner), _currency(currency)
+        owner, currency = name_of_account("owner", owner), _currency(currency)
         exact, note = check.checked_amount("amount", amount), check.checked_text("note", note)
         once = str(uuid4()) if key is None else check.checked_name("key", key)
         try:
@@ -268,7 +268,7 @@ class Ledger:
 
     def balance(self, owner: str, *, currency: str = "") -> Account:
         """Return an account. One without bookings has only the credit."""
-        owner, currency = check.checked_name("owner", owner), _currency(currency)
+        owner, currency = name_of_account("owner", owner), _currency(currency)
         accounts = self._database.read(queries.accounts, self._credit, owner, currency)
         zero = from_units(0, 0)
         empty = Account(owner=owner, currency=currency, balance=zero, held=zero, available=self._credit)
@@ -295,7 +295,7 @@ class Ledger:
             until: exclusive.
         """
         chosen = queries.conditions(
-            None if owner is None else check.checked_name("owner", owner),
+            None if owner is None else name_of_account("owner", owner),
             None if currency is None else _currency(currency),
             None if since is None else check.checked_time("since", since),
             None if until is None else check.checked_time("until", until),
@@ -322,7 +322,7 @@ class Ledger:
             since: inclusive; None is the beginning.
             until: exclusive; None is now.
         """
-        stream = self.entries(owner=check.checked_name("owner", owner), currency=currency, since=since, until=until)
+        stream = self.entries(owner=name_of_account("owner", owner), currency=currency, since=since, until=until)
         start = None if since is None else check.checked_time("since", since)
         if start is not None and until is not None and start > check.checked_time("until", until):
             raise refuse("since", f"a time that is not after until, {until}", since)
@@ -388,7 +388,7 @@ class Ledger:
 
 
 def _currency(currency: Any) -> str:
-    return check.checked_name("currency", currency, empty=True)
+    return name_of_account("currency", currency, empty=True)
 
 
 def _digest_and_body(receipt: Any, *, keep: bool) -> tuple[str, str]:

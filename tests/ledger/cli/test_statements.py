@@ -173,8 +173,9 @@ def test_an_export_is_written_while_it_is_read(say, booked, monkeypatch):
 
 
 def test_no_text_is_a_formula_to_a_spreadsheet(say, path):
-    for name in ("=1+1", "+1", "-1", "@A1", "\t=1", "'quoted", "plain=1", "\uff1dcmd", "\ufeff=1"):
-        assert say("ledger", "deposit", f"--note={name}!", "--", name, "1").code == 0
+    for name in ("=1+1", "+1", "-1", "@A1", "'quoted", "plain=1", "\uff1dcmd"):
+        for note in (f"{name}!", "\t=1", "\ufeff=1"):
+            assert say("ledger", "deposit", f"--note={note}", "--", name, "1").code == 0
     assert {row["owner"] for row in rows_of(say("ledger", "export", "--format", "json"))} >= {"=1+1", "-1"}
     say("ledger", "withdraw", "plain=1", "0.5")
     for command in (["balance"], ["export"], ["statement", "--", "=1+1"]):
