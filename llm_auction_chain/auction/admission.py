@@ -64,13 +64,14 @@ class LeftOut:
     Attributes:
         agent: the agent.
         category: the exclusive category that another owner holds; empty for other reasons.
-        reason: `category`; `cover` where its owner's account does not cover the most that it could owe; `ledger` where
-            the ledger failed.
+        reason: `category`; `currency` where its rewards are in another than the auction's; `cap` where what its
+            owner could owe has no limit, or is more than a ledger holds; `cover` where its owner's account does not
+            cover that; `ledger` where the ledger failed.
     """
 
     agent: Agent
     category: str = ""
-    reason: Literal["category", "cover", "ledger"] = "category"
+    reason: Literal["category", "currency", "cap", "cover", "ledger"] = "category"
 
     def as_dict(self) -> dict[str, str]:
         """Return it as plain JSON."""
@@ -119,19 +120,20 @@ def open_tab(settings: "AuctionSettings", call: Call, waiter: Waiter) -> Tab:
 
     Raises:
         PromptError: there is nothing to reply to.
-        ConfigurationError: agents use different currencies, or the most that one can owe is unknown.
+        ConfigurationError: the auction has no currency, and its agents have different ones.
     """
     if not call.prompt or _is_blank(call.prompt[-1]):
         raise PromptError("The prompt is empty; its last message must have content.")
-    billing, most = settings.billing, {}
-    if billing.ledger is not None:
-        most = most_owed(call.agents, settings.report_cap, settings.payment_rule, settings.tau)
+    billing, currency = settings.billing, _one_currency(settings.billing.currency, call.agents)
+    agents = [agent for agent in call.agents if agent.currency in (None, currency)]
+    most, unlimited = most_owed(agents, settings.report_cap, settings.payment_rule, settings.tau)
     return Tab(
         billing.ledger,
         call.auction_id,
         most,
         waiter,
-        currency=_one_currency(billing.currency, call.agents),
+        unlimited=unlimited,
+        currency=currency,
         on_error=billing.on_error,
     )
 
@@ -141,12 +143,19 @@ def admit(settings: "AuctionSettings", call: Call, tab: "Tab") -> Admitted:
 
     Without a seed in the call, the hold's nonce gives one, the same in every retry; without a hold, it is fresh.
     """
-    uncovered = [agent for agent in call.agents if agent.pays and agent.payer in tab.without_cover]
-    covered = [agent for agent in call.agents if not agent.pays or agent.payer not in tab.without_cover]
+    left_out, covered = [], []
+    for agent in call.agents:
+        if agent.currency not in (None, tab.currency):
+            left_out.append(LeftOut(agent=agent, reason="currency"))
+        elif agent.pays and agent.payer in tab.unlimited:
+            left_out.append(LeftOut(agent=agent, reason="cap"))
+        elif agent.pays and agent.payer in tab.without_cover:
+            left_out.append(LeftOut(agent=agent, reason="cover" if tab.failure is None else "ledger"))
+        else:
+            covered.append(agent)
     fresh = secrets.randbits(53) if tab.nonce is None else int(salt_of(tab.nonce, "seed"), 16) >> 203
     seed = fresh if call.seed is None else call.seed
     of_candidates, of_draw = streams_of(seed)
-    reason: Literal["cover", "ledger"] = "cover" if tab.failure is None else "ledger"
     taking_part, rivals = without_rivals(covered, settings.policy.exclusive_categories)
     return Admitted(
         auction_id=call.auction_id,
@@ -154,10 +163,7 @@ def admit(settings: "AuctionSettings", call: Call, tab: "Tab") -> Admitted:
         model=name_of(settings.model, call.config),
         prompt=tuple(call.prompt),
         agents=taking_part,
-        left_out=(
-            *(LeftOut(agent=agent, reason=reason) for agent in uncovered),
-            *(LeftOut(agent=agent, category=category) for agent, category in rivals),
-        ),
+        left_out=(*left_out, *(LeftOut(agent=agent, category=category) for agent, category in rivals)),
         failure=tab.failure,
         currency=tab.currency,
         size=size_of(settings) if taking_part or settings.policy.candidate_filter else _ONE,
@@ -219,15 +225,12 @@ def size_of(settings: "AuctionSettings") -> Size:
 
 
 def _one_currency(currency: str, agents: Sequence[Agent]) -> str:
-    """Return the unit of all amounts, or raise `ConfigurationError` where agents use different ones."""
-    users = {currency: "the auction"} if currency else {}
-    for agent in agents:
-        if agent.currency:
-            users.setdefault(agent.currency, repr(agent.name))
-    if len(users) > 1:
-        listed = ", ".join(f"{user} {unit}" for unit, user in users.items())
-        raise ConfigurationError(f"agents use different currencies: {listed}. Convert them to one before the auction.")
-    return next(iter(users), "")
+    """Return the unit of all amounts: the auction's, else the one that agents name."""
+    named = {agent.currency: agent.name for agent in agents if agent.currency}
+    if not currency and len(named) > 1:
+        listed = ", ".join(f"{name!r} {unit}" for unit, name in named.items())
+        raise ConfigurationError(f"agents use different currencies: {listed}. Name the auction's in billing.")
+    return currency or next(iter(named), "") or ""
 
 
 def _is_blank(message: BaseMessage) -> bool:

@@ -1,14 +1,13 @@
 """Bookings on the ledger: a hold before agents are asked, a charge for the result, taken back if no reply arrives."""
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from llm_auction_chain.agents import Agent
-from llm_auction_chain.errors import ChargeConflictError, ConfigurationError, LedgerError
+from llm_auction_chain.errors import ChargeConflictError, LedgerError
 from llm_auction_chain.ledger import AuctionLedger
 from llm_auction_chain.mechanism.payments import PaymentRule, most_charged
 from llm_auction_chain.money import FINEST, as_decimal, from_units, plus
@@ -26,9 +25,12 @@ __all__ = ["Delivery", "OnLedgerError", "Tab", "check_ledger", "most_owed"]
 OnLedgerError = Literal["reference", "raise"]
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
+_LARGEST = 1e12  # money; a ledger counts amounts of six decimals in 64 bits
 
 
-def most_owed(agents: Sequence[Agent], report_cap: float | None, rule: PaymentRule, tau: float) -> dict[str, Decimal]:
+def most_owed(
+    agents: Sequence[Agent], report_cap: float | None, rule: PaymentRule, tau: float
+) -> tuple[dict[str, Decimal], frozenset[str]]:
     """Return the most that each owner can owe for one auction, proven from its agents' caps and bounds alone.
 
     Args:
@@ -37,25 +39,22 @@ def most_owed(agents: Sequence[Agent], report_cap: float | None, rule: PaymentRu
         rule: the payment rule.
         tau: above 0.
 
-    Raises:
-        ConfigurationError: an agent that pays has neither a cap nor a reward with bounds.
+    Returns:
+        The amounts by owner, and the owners for whom no ledger can hold that much: without a cap, or with a huge one.
 
     >>> most_owed([Agent("A", len, report_cap=2.0), Agent("B", len, owner="A")], 0.5, "pivot", 1.0)
-    {'A': Decimal('2.000001')}
+    ({'A': Decimal('2.000001')}, frozenset())
     """
     spans: dict[str, float] = {}
     for agent in agents:
         if agent.pays:
             low, high = bounds_of(agent, report_cap)
-            if not math.isfinite(high - low):
-                raise ConfigurationError(
-                    f"{agent.name!r} has no report_cap, so the most that it can owe is unknown. With a ledger, set the "
-                    "auction's report_cap, or each agent's."
-                )
             low = max(low, 0.0) if rule == "proportional" else low
             spans[agent.payer] = spans.get(agent.payer, 0.0) + max(high - low, 0.0)
+    most = {owner: most_charged(rule, span, tau) for owner, span in spans.items()}
     finest = from_units(1, FINEST)  # more than the rounding of the bound
-    return {owner: plus(as_decimal(most_charged(rule, span, tau)), finest) for owner, span in spans.items()}
+    held = {owner: plus(as_decimal(amount), finest) for owner, amount in most.items() if amount <= _LARGEST}
+    return held, frozenset(most) - frozenset(held)
 
 
 class Tab:
@@ -67,6 +66,7 @@ class Tab:
 
     Attributes:
         currency: the unit of all amounts.
+        unlimited: owners for whom no amount can be held.
         without_cover: owners whose accounts do not cover the most that they may owe.
         nonce: source of the auction's seed and salt, the same in every retry of one id; None without a hold.
         failure: why the ledger failed; None where it did not.
@@ -79,11 +79,13 @@ class Tab:
         most: Mapping[str, Decimal],
         waiter: Waiter,
         *,
+        unlimited: frozenset[str] = frozenset(),
         currency: str,
         on_error: OnLedgerError,
     ) -> None:
         self._ledger = ledger if most else None
         self._auction_id, self._most, self._waiter = auction_id, dict(most), waiter
+        self.unlimited = frozenset() if ledger is None else unlimited
         self.currency, self._on_error = currency, on_error
         self._step: Literal["none", "hold", "charge", "over"] = "none"
         self._receipt = ""

@@ -32,6 +32,11 @@ __all__ = ["AuctionResult", "settle_auction"]
 
 FloatArray = npt.NDArray[np.float64]
 _SCHEMA = "llm_auction_chain.auction/1"
+_LEFT_OUT = {
+    "currency": "their rewards are in another currency than the auction's. Convert them before the auction.",
+    "cap": "they have no report_cap, or one that no ledger can hold. Set report_cap.",
+    "cover": "the accounts do not cover the most that the owners may owe. Deposit with ledger.deposit(owner, amount).",
+}
 _SUSPICIOUS = 4  # this many draws that all gave one reply are more likely one draw, repeated
 _lint = lru_cache(maxsize=4096)(lint_context)
 _ROUNDING = 1e-9  # by which p may differ from p_-i though the agent did nothing
@@ -324,12 +329,9 @@ def _warn(settings: AuctionSettings, admitted: Admitted, plan: Plan, drawn: Draw
             "The agents' contexts are not used: the model cannot say how likely its replies are. Use "
             "ChatTransformers or ChatVLLM, give a scorer, or set proposal=Reference() to accept this."
         )
-    uncovered = [out.agent.name for out in admitted.left_out if out.reason == "cover"]
-    if uncovered:
-        messages.append(
-            f"{', '.join(uncovered)} took no part: the accounts do not cover the most that the owners may owe. "
-            "Deposit with ledger.deposit(owner, amount), or lower report_cap."
-        )
+    for reason, what in _LEFT_OUT.items():
+        if names := [out.agent.name for out in admitted.left_out if out.reason == reason]:
+            messages.append(f"{', '.join(names)} took no part: {what}")
     if admitted.failure is not None:
         messages.append(f"The ledger failed, so the reply has no sponsors: {type(admitted.failure).__name__}.")
     draws = sum(candidate.draws for candidate in drawn.candidates)

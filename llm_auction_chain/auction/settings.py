@@ -283,7 +283,12 @@ class AuctionSettings(_Settings):
         size_of(self)
         check_ledger(self.billing.ledger, reward_timeout=self.reward_timeout)
         if self.billing.ledger is not None and isinstance(self.agents, Collection):
-            most_owed(tuple(self.agents), self.report_cap, self.payment_rule, self.tau)
+            _, unlimited = most_owed(tuple(self.agents), self.report_cap, self.payment_rule, self.tau)
+            if unlimited:
+                raise ConfigurationError(
+                    f"{min(unlimited)!r} has no report_cap, or one that no ledger can hold, so it could owe any amount. "
+                    "Set the auction's report_cap, or each agent's."
+                )
         return self
 
 

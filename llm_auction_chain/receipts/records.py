@@ -173,9 +173,9 @@ class LeftOut(Record):
 
     agent: str
     """Name of the agent."""
-    reason: Literal["category", "cover", "ledger"]
-    """`category`: a rival holds an exclusive category; `cover`: the owner's account has no cover; `ledger`: the ledger
-    did not answer."""
+    reason: Literal["category", "currency", "cap", "cover", "ledger"]
+    """`category`: a rival holds an exclusive category; `currency`: its rewards are in another currency; `cap`: its
+    reports have no limit; `cover`: the owner's account has no cover; `ledger`: the ledger did not answer."""
     category: str
     """The exclusive category; empty for other reasons."""
 

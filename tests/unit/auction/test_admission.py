@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_auction_chain import Agent, Billing, ConfigurationError, Policy
+from llm_auction_chain import Agent, AuctionWarning, Billing, ConfigurationError, Policy
 from llm_auction_chain.auction.admission import without_rivals
 from tests.unit.auction.auctions import LIKES_B, LIKES_C, auction, both
 
@@ -47,6 +47,9 @@ async def test_an_auction_counts_in_one_currency():
         assert result.currency == result.reply.response_metadata["auction"]["currency"] == "EUR"
     assert auction([LIKES_B], billing=Billing(currency="GBP")).run("x").currency == "GBP"
     assert auction([LIKES_B]).run("x").currency == ""
-    for settings in ({"agents": [euros, dollars]}, {"agents": [euros], "billing": Billing(currency="USD")}):
-        with pytest.raises(ConfigurationError, match=r"agents use different currencies: .*USD"):
-            auction(**settings).run("x")
+    with pytest.raises(ConfigurationError, match=r"agents use different currencies: .*USD"):
+        auction([euros, dollars]).run("x")
+    with pytest.warns(AuctionWarning, match="E took no part: their rewards are in another currency"):
+        result = auction([euros, dollars], billing=Billing(currency="USD")).run("x")
+    assert [agent.name for agent in result.agents] == ["D"]
+    assert [out.as_dict() for out in result.left_out] == [{"agent": "E", "reason": "currency", "category": ""}]

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from llm_auction_chain import Agent, ConfigurationError
+from llm_auction_chain import Agent, ConfigurationError, Ledger
 from llm_auction_chain.auction.billing import Delivery, Tab, check_ledger, most_owed
-from llm_auction_chain.errors import ChargeConflictError, LedgerError, LedgerUnavailableError
+from llm_auction_chain.errors import AuctionWarning, ChargeConflictError, LedgerError, LedgerUnavailableError
+from llm_auction_chain.receipts import verify
 from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 from tests.unit.auction.auctions import LIKES_B, LIKES_C, auction
 
@@ -234,13 +235,13 @@ async def test_a_delivery_in_an_event_loop_takes_charges_back_too(result):
 def test_agents_of_one_owner_may_owe_the_sum_of_their_ranges_and_those_that_never_pay_owe_nothing():
     house = Agent("House", len, pays=False)
     most = {"B": Decimal("4.000001"), "C": Decimal("4.000001")}
-    assert most_owed([LIKES_B, LIKES_C, house], 2.0, "pivot", 1.0) == most
-    assert most_owed([house], None, "pivot", 1.0) == {}
+    assert most_owed([LIKES_B, LIKES_C, house], 2.0, "pivot", 1.0) == (most, frozenset())
+    assert most_owed([house], None, "pivot", 1.0) == ({}, frozenset())
 
 
 def test_a_hold_is_the_proven_maximum_of_the_rule_and_of_what_the_reward_can_report():
     def held(rule, reward, tau=1.0):
-        return float(most_owed([Agent("A", reward)], 2.0, rule, tau)["A"])
+        return float(most_owed([Agent("A", reward)], 2.0, rule, tau)[0]["A"])
 
     assert held("expected", len, tau=100.0) == pytest.approx(4.0**2 / (8 * 100.0), abs=2e-5)
     assert held("pivot", len, tau=100.0) == pytest.approx(4.0, abs=2e-6)
@@ -252,8 +253,23 @@ def test_a_hold_is_the_proven_maximum_of_the_rule_and_of_what_the_reward_can_rep
 
 
 def test_the_most_that_an_agent_may_owe_is_not_known_without_a_cap():
-    with pytest.raises(ConfigurationError, match="'B' has no report_cap"):
-        most_owed([LIKES_B], None, "expected", 1.0)
+    huge = Agent("C", LIKES_C.reward, report_cap=1e15)
+    assert most_owed([LIKES_B, huge], None, "expected", 1.0) == ({}, {"B", "C"})
+    for agents in ([LIKES_B], [huge]):
+        with pytest.raises(ConfigurationError, match=f"'{agents[0].name}' has no report_cap, or one that no ledger"):
+            auction(agents, billing=Books())
+
+
+@pytest.mark.parametrize("cap", [None, 1e15, 1e30, 1e308])
+def test_an_agent_whose_debt_no_ledger_can_hold_is_left_out_and_the_others_are_auctioned(cap):
+    ledger, other = Ledger("sqlite://"), Agent("C", LIKES_C.reward, report_cap=1.0)
+    ledger.deposit("C", 100)
+    chain = auction(lambda _: [other, Agent("B", LIKES_B.reward, report_cap=cap)], billing=ledger)
+    with pytest.warns(AuctionWarning, match="B took no part: they have no report_cap, or one that no ledger can hold"):
+        result = chain.run("x")
+    assert [agent.name for agent in result.agents] == ["C"]
+    assert [out.reason for out in result.left_out] == ["cap"]
+    assert verify(result.receipt).ok
 
 
 @pytest.mark.parametrize("timeout", [60.0, 61.0, None])
