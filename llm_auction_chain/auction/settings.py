@@ -286,7 +286,7 @@ class AuctionSettings(_Settings):
             _, unlimited = most_owed(tuple(self.agents), self.report_cap, self.payment_rule, self.tau)
             if unlimited:
                 raise ConfigurationError(
-                    f"{min(unlimited)!r} has no report_cap, or one that no ledger can hold, so it could owe any amount. "
+                    f"{min(unlimited)!r} has no report_cap, or one that no ledger can hold, so it could owe anything. "
                     "Set the auction's report_cap, or each agent's."
                 )
         return self
