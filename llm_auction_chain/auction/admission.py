@@ -125,14 +125,14 @@ def open_tab(settings: "AuctionSettings", call: Call, waiter: Waiter) -> Tab:
     if not call.prompt or _is_blank(call.prompt[-1]):
         raise PromptError("The prompt is empty; its last message must have content.")
     billing, currency = settings.billing, _one_currency(settings.billing.currency, call.agents)
-    agents = [agent for agent in call.agents if agent.currency in (None, currency)]
-    most, unlimited = most_owed(agents, settings.report_cap, settings.payment_rule, settings.tau)
+    agents = [agent for agent in call.agents if billing.ledger and agent.currency in (None, currency)]
+    most, unlimited = most_owed(agents, settings.report_cap, settings.payment_rule, settings.tau) if agents else ({}, ())
     return Tab(
         billing.ledger,
         call.auction_id,
         most,
         waiter,
-        unlimited=unlimited,
+        unlimited=frozenset(unlimited),
         currency=currency,
         on_error=billing.on_error,
     )

@@ -85,8 +85,7 @@ class Tab:
     ) -> None:
         self._ledger = ledger if most else None
         self._auction_id, self._most, self._waiter = auction_id, dict(most), waiter
-        self.unlimited = frozenset() if ledger is None else unlimited
-        self.currency, self._on_error = currency, on_error
+        self.unlimited, self.currency, self._on_error = unlimited, currency, on_error
         self._step: Literal["none", "hold", "charge", "over"] = "none"
         self._receipt = ""
         self._lock = Lock()  # bookings run in threads, and a cancelled auction gives up while one is under way
