@@ -126,13 +126,13 @@ def open_tab(settings: "AuctionSettings", call: Call, waiter: Waiter) -> Tab:
         raise PromptError("The prompt is empty; its last message must have content.")
     billing, currency = settings.billing, _one_currency(settings.billing.currency, call.agents)
     agents = [agent for agent in call.agents if billing.ledger and agent.currency in (None, currency)]
-    most, unlimited = most_owed(agents, settings.report_cap, settings.payment_rule, settings.tau) if agents else ({}, ())
+    most, unlimited = most_owed(agents, settings.report_cap, settings.payment_rule, settings.tau)
     return Tab(
         billing.ledger,
         call.auction_id,
         most,
         waiter,
-        unlimited=frozenset(unlimited),
+        unlimited=unlimited,
         currency=currency,
         on_error=billing.on_error,
     )
