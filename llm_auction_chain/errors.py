@@ -9,7 +9,8 @@
     ├── ScoringError              a scorer failed: unreachable, another model, the feature missing
     ├── ContextWindowError        a prompt is longer than the model can read
     ├── LedgerError               a booking that the ledger refuses
-    │   ├── ChargeConflictError       the id has been charged, or closed, with something else
+    │   ├── ChargeConflictError       the id stands for something else, or is closed
+    │   │   └── DeliveredError            the id has been charged with another outcome, and its reply delivered
     │   ├── CoverError                an account does not cover it
     │   └── LedgerUnavailableError    unreachable, full or locked; what was asked may or may not have been booked
     └── MissingDependencyError    an extra or the model's weights are not installed; names the command to run
@@ -19,6 +20,7 @@ Every message says what to do. Catch `AuctionError` to catch them all. What dese
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = [
     "AuctionError",
@@ -86,6 +88,20 @@ class LedgerError(AuctionError):
 
 class ChargeConflictError(LedgerError):
     """Something else has been booked under the same id."""
+
+
+class DeliveredError(ChargeConflictError):
+    """The auction of this id was charged and its reply delivered, and this call would have another outcome.
+
+    Attributes:
+        charge: the `Charge` of the delivered reply.
+        reply: the delivered reply, where the ledger keeps replies; else None.
+        receipt: under which the call that gets this error delivers the reply; else empty.
+    """
+
+    def __init__(self, message: str, charge: Any = None, reply: Any = None, receipt: str = "") -> None:
+        super().__init__(message)
+        self.charge, self.reply, self.receipt = charge, reply, receipt
 
 
 class CoverError(LedgerError):

@@ -3,11 +3,14 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
+from langchain_core.messages import AIMessage
+
 from llm_auction_chain.agents import Agent
-from llm_auction_chain.errors import ChargeConflictError, LedgerError
+from llm_auction_chain.errors import ChargeConflictError, DeliveredError, LedgerError
 from llm_auction_chain.ledger import AuctionLedger
 from llm_auction_chain.mechanism.payments import PaymentRule, most_charged
 from llm_auction_chain.money import FINEST, as_decimal, from_units, plus
@@ -18,7 +21,6 @@ from llm_auction_chain.waiting import AWAITING, Waiter
 if TYPE_CHECKING:
     from llm_auction_chain.auction.result import AuctionResult
     from llm_auction_chain.ledger import Charge
-    from llm_auction_chain.receipts import Receipt
 
 __all__ = ["Delivery", "OnLedgerError", "Tab", "check_ledger", "most_owed"]
 
@@ -111,6 +113,7 @@ class Tab:
         Agents that pay per click owe nothing yet. An auction without payments is charged nothing, which closes it.
 
         Raises:
+            DeliveredError: a call under the same id has delivered another outcome.
             LedgerError: the ledger failed and `on_error` is `raise`.
         """
         return await self._book(lambda ledger: self._charge(ledger, result))
@@ -137,8 +140,13 @@ class Tab:
                     self._step = "over"  # another call has booked under this id
                 self._fail(error)
                 self.without_cover = frozenset(self._most)
-            else:
-                self.without_cover, self.nonce = frozenset(hold.without_cover), hold.nonce or None
+                return
+            self.without_cover, self.nonce = frozenset(hold.without_cover), hold.nonce or None
+            if delivered := getattr(hold, "delivered", None):
+                self._step = "over"
+                reply = with_charge(AIMessage.model_validate_json(delivered.reply), delivered.charge)
+                message = f"Auction {self._auction_id!r} delivered its reply already: it is the error's `reply`."
+                raise DeliveredError(message, delivered.charge, reply, delivered.receipt)
 
     def _charge(self, ledger: AuctionLedger, result: "AuctionResult") -> "Charge | None":
         amounts: dict[str, Decimal] = {}
@@ -153,21 +161,30 @@ class Tab:
                 return None
             self._step = "charge"
             try:
-                return self._charge_held(ledger, amounts, result.receipt)
+                return self._charge_held(ledger, amounts, result)
+            except DeliveredError:
+                self._step = "over"
+                raise
             except LedgerError as error:
                 self._fail(error)
                 self._cancel(ledger, "the charge failed, so the reply was not sponsored")
                 return None
 
-    def _charge_held(self, ledger: AuctionLedger, amounts: dict[str, Decimal], receipt: "Receipt") -> "Charge":
+    def _charge_held(self, ledger: AuctionLedger, amounts: dict[str, Decimal], result: "AuctionResult") -> "Charge":
+        receipt = result.receipt
         self._receipt = receipt.digest
         reply, record = receipt.candidates[receipt.winner].reply, receipt.as_dict()
+        book = partial(ledger.charge, self._auction_id, amounts, currency=self.currency, reply=reply, receipt=record)
+        if getattr(ledger, "keep_replies", False):
+            book = partial(book, message=result.reply.model_dump_json(fallback=repr))
         try:
-            return ledger.charge(self._auction_id, amounts, currency=self.currency, reply=reply, receipt=record)
+            return book()
+        except DeliveredError:
+            raise
         except ChargeConflictError:
             # another call under the same id may have released what both held
             ledger.hold(self._auction_id, self._most, currency=self.currency)
-            return ledger.charge(self._auction_id, amounts, currency=self.currency, reply=reply, receipt=record)
+            return book()
 
     def _give_up(self, ledger: AuctionLedger, reason: str) -> None:
         with self._lock:  # waits for a charge under way in another thread
@@ -186,7 +203,7 @@ class Tab:
             _logger.warning("The bookings of auction %s could not be cancelled: %s", self._auction_id, error)
 
     def _fail(self, error: LedgerError) -> None:
-        if self._on_error == "raise":
+        if self._on_error == "raise" or isinstance(error, DeliveredError):
             raise error
         # the log, not the reply's metadata, names the accounts that fall short and the ledger's address
         _logger.warning("Auction %s has no sponsors: %s", self._auction_id, error)
@@ -206,14 +223,21 @@ class Delivery:
 
     def __init__(self, ledger: AuctionLedger | None, outer: "Delivery | None" = None) -> None:
         self._ledger, self._outer = ledger, outer
-        self._pending: list[AuctionResult] = []
+        self._pending: list[tuple[str, str, AuctionResult | None]] = []
         self._failed = ""
         self.results: list[AuctionResult] = []
 
-    def add(self, result: "AuctionResult") -> None:
-        """Add an auction whose reply is under way; where its caller has failed already, take its charge back."""
-        self.results.append(result)
-        self._pending.append(result)
+    def add(self, auction_id: str, receipt: str, result: "AuctionResult | None") -> None:
+        """Add an auction whose reply is under way; where its caller has failed already, take its charge back.
+
+        Args:
+            auction_id: of the auction.
+            receipt: under which this call delivers on the charge; empty without one.
+            result: of the auction; None where an earlier call has it.
+        """
+        if result is not None:
+            self.results.append(result)
+        self._pending.append((auction_id, receipt, result))
         if self._failed:
             self._take_back()
 
@@ -221,18 +245,17 @@ class Delivery:
         """Note that the caller has the replies that were under way."""
         pending, self._pending = self._pending, []
         if self._outer is not None:
-            for result in pending:
-                self._outer.add(result)
+            for delivered in pending:
+                self._outer.add(*delivered)
 
     def _take_back(self) -> None:
         pending, self._pending = self._pending, []
-        for result in pending:
-            if self._ledger is not None and result.charge:
-                reason = f"not delivered: {self._failed}"
+        for auction_id, receipt, _ in pending:
+            if self._ledger is not None and receipt:
                 try:
-                    self._ledger.cancel(result.auction_id, reason=reason, receipt=result.receipt.digest)
+                    self._ledger.cancel(auction_id, reason=f"not delivered: {self._failed}", receipt=receipt)
                 except LedgerError as error:
-                    _logger.warning("The charge of auction %s was not taken back: %s", result.auction_id, error)
+                    _logger.warning("The charge of auction %s was not taken back: %s", auction_id, error)
 
     def __enter__(self) -> Self:
         return self
@@ -253,6 +276,13 @@ class Delivery:
             self.__exit__(kind)
         else:
             await AWAITING.in_thread(lambda: self.__exit__(kind), shield=True)
+
+
+def with_charge(reply: AIMessage, charge: "Charge") -> AIMessage:
+    """Return a reply with the ledger's charge in its metadata."""
+    booked = {"seq": charge.seq, "hash": charge.hash, "receipt": charge.receipt}
+    metadata = {**reply.response_metadata["auction"], "charge": booked}
+    return reply.model_copy(update={"response_metadata": {**reply.response_metadata, "auction": metadata}})
 
 
 def check_ledger(ledger: Any, reward_timeout: float | None = 0.0) -> None:

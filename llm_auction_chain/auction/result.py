@@ -14,6 +14,7 @@ from langchain_core.messages.ai import UsageMetadata
 
 from llm_auction_chain.agents import Agent
 from llm_auction_chain.auction.admission import Admitted, LeftOut
+from llm_auction_chain.auction.billing import with_charge
 from llm_auction_chain.auction.explanation import AgentExplanation, Explanation
 from llm_auction_chain.auction.settings import AuctionSettings, DisclosurePlace
 from llm_auction_chain.candidates import Candidate, Contexts, Drawn, Plan
@@ -122,12 +123,7 @@ class AuctionResult:
 
     def charged(self, charge: "Charge") -> Self:
         """Return this result with the ledger's charge, in the reply's metadata too."""
-        booked = {"seq": charge.seq, "hash": charge.hash, "receipt": charge.receipt}
-        metadata = {**self.reply.response_metadata["auction"], "charge": booked}
-        reply = self.reply.model_copy(
-            update={"response_metadata": {**self.reply.response_metadata, "auction": metadata}}
-        )
-        return replace(self, charge=charge, reply=reply)
+        return replace(self, charge=charge, reply=with_charge(self.reply, charge))
 
     @cached_property
     def charges(self) -> tuple[Decimal, ...]:

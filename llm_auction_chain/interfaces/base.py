@@ -25,7 +25,7 @@ from llm_auction_chain.auction.pipeline import hold_auction
 from llm_auction_chain.auction.result import AuctionResult
 from llm_auction_chain.auction.settings import GROUPS, AuctionSettings, OnToolCalls, group_of
 from llm_auction_chain.candidates import hidden, offers_tools, quiet
-from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.errors import ConfigurationError, DeliveredError
 from llm_auction_chain.interfaces.binding import AuctionBinding, with_schema, with_tools
 from llm_auction_chain.messages import messages_of
 from llm_auction_chain.receipts.records import message_digest
@@ -52,11 +52,13 @@ class CallScope:
     Attributes:
         delivery: takes the result, and takes the charge back where the reply does not reach the caller.
         progress: called while candidates and reports come in.
+        whole: whether the caller wants the whole result, which the ledger does not keep of a delivered auction.
         config: of a chat model's call, which LangChain does not hand to `_generate`.
     """
 
     delivery: Delivery
     progress: ProgressHook | None = None
+    whole: bool = False
     config: RunnableConfig = field(default_factory=RunnableConfig)
 
 
@@ -181,7 +183,7 @@ class AuctionBase(AuctionSettings):
     def _scope_of_run(self, progress: ProgressHook | None) -> CallScope:
         if progress is not None and not callable(progress):
             raise refuse("progress", "a function of a Progress", progress)
-        return replace(self._new_scope(), progress=progress)
+        return replace(self._new_scope(), progress=progress, whole=True)
 
     def _with(self, scope: CallScope) -> Self:
         """Return a copy that serves one call."""
@@ -228,8 +230,14 @@ class AuctionBase(AuctionSettings):
             notify=(lambda event: self._notify(event, config, waiter)) if listened else None,
             progress=scope.progress,
         )
-        result = await hold_auction(settings, call, waiter)
-        scope.delivery.add(result)
+        try:
+            result = await hold_auction(settings, call, waiter)
+        except DeliveredError as error:
+            if error.reply is None or scope.whole:
+                raise
+            scope.delivery.add(call.auction_id, error.receipt, None)
+            return cast("AIMessage", error.reply)
+        scope.delivery.add(result.auction_id, result.receipt.digest if result.charge else "", result)
         return result.reply
 
     async def _find_agents(self, given: LanguageModelInput, child: RunnableConfig, waiter: Waiter) -> Sequence[Agent]:

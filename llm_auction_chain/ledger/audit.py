@@ -197,6 +197,6 @@ def _receipts(connection: Connection) -> Iterator[str]:
     of_charge = (_b.auction_id == tables.receipts.c.auction_id) & (_b.kind == "charge")
     charges = select(tables.receipts, _b.seq, _b.receipt, _b.evidence).outerjoin(tables.bookings, of_charge)
     for row in _rows(connection, charges.order_by(tables.receipts.c.auction_id)):
-        if (row.digest, evidence_of(row.body)) != (row.receipt, row.evidence):
+        if (row.digest, evidence_of(row.body, row.reply)) != (row.receipt, row.evidence):
             booking = "any booking" if row.seq is None else f"booking {row.seq}"
             yield f"The stored receipt of auction {row.auction_id!r} is not that of {booking}."

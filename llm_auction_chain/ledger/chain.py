@@ -1,6 +1,7 @@
 """The hash chain: each booking carries a hash of itself, of its entries and of the previous hash."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
@@ -45,8 +46,9 @@ def hash_of(row: BookingRow, lines: Sequence[Line]) -> str:
     return digest({**columns, "entries": [[str(value) for value in line] for line in lines]}, floats=False)
 
 
-def evidence_of(text: str) -> str:
-    """Return the digest of a text stored outside the chain: a hold's nonce or a receipt. Empty stays empty."""
+def evidence_of(text: str, reply: str = "") -> str:
+    """Return the digest of what is stored outside the chain: a nonce, or a receipt and a reply. Empty stays empty."""
+    text = json.dumps([text, reply]) if reply else text
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}" if text else ""
 
 

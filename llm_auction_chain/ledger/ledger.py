@@ -45,6 +45,7 @@ class Ledger:
         credit: how far holds and charges may take a balance below zero, in the units of each currency.
         hold_for: how long a hold lasts before `expire_holds` releases it.
         keep_receipts: whether receipts are stored; their digests always are.
+        keep_replies: whether delivered replies are stored, so that a repeated call returns the first one.
         clock: returns the time, in UTC.
 
     Raises:
@@ -71,6 +72,7 @@ class Ledger:
         credit: Decimal | int | str = 0,
         hold_for: timedelta = timedelta(minutes=15),
         keep_receipts: bool = True,
+        keep_replies: bool = False,
         clock: Callable[[], datetime] = _now,
     ) -> None:
         if not callable(clock):
@@ -80,6 +82,7 @@ class Ledger:
         self._credit = check.checked_amount("credit", credit)
         self._hold_for = check.checked_hold_for(hold_for)
         self._keep_receipts = keep_receipts
+        self.keep_replies = keep_replies
         self._clock = clock
         self._uncancelled: dict[tuple[str, str | None], str] = {}
 
@@ -122,8 +125,8 @@ class Ledger:
         auction_id, currency = check.checked_name("auction_id", auction_id), _currency(currency)
         amounts = check.checked_amounts("most", most)
         self._cancel_undelivered()
-        booking, nonce = self._write(operations.hold, auction_id, amounts, currency, self._hold_for)
-        return queries.hold_record(booking, nonce, amounts)
+        booking, nonce, delivered = self._write(operations.hold, auction_id, amounts, currency, self._hold_for)
+        return queries.hold_record(booking, nonce, amounts, delivered)
 
     def charge(
         self,
@@ -133,6 +136,7 @@ class Ledger:
         currency: str = "",
         reply: str = "",
         receipt: Mapping[str, Any] | None = None,
+        message: str = "",
     ) -> Charge:
         """Charge all owners of an auction, once. Repeated for the same reply and amounts, it returns the first charge.
 
@@ -146,10 +150,12 @@ class Ledger:
             currency: of the amounts.
             reply: digest of the reply.
             receipt: JSON with a text `digest`, which becomes part of the chain.
+            message: the reply as JSON, stored where `keep_replies` is set.
 
         Raises:
             ConfigurationError: an argument is invalid.
-            ChargeConflictError: the auction was charged or closed with something else.
+            DeliveredError: the auction was charged with another outcome.
+            ChargeConflictError: the auction was closed.
             CoverError: a hold or an account does not cover the charge; nothing is booked.
             LedgerUnavailableError: the database cannot be used; it is safe to repeat the call.
         """
@@ -157,7 +163,8 @@ class Ledger:
         checked = check.checked_amounts("amounts", amounts, negative=True)
         stored = ("", "") if receipt is None else _digest_and_body(receipt, keep=self._keep_receipts)
         reply = check.checked_text("reply", reply)
-        return queries.charge_record(self._write(operations.charge, auction_id, checked, currency, reply, stored))
+        kept = check.checked_text("message", message) if self.keep_replies else ""
+        return queries.charge_record(self._write(operations.charge, auction_id, checked, currency, reply, stored, kept))
 
     def void(self, auction_id: str, *, reason: str = "") -> None:
         """Close an auction that was not charged: release its hold, and refuse a late charge.

@@ -6,10 +6,11 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-from llm_auction_chain.errors import ChargeConflictError, CoverError
+from llm_auction_chain.errors import ChargeConflictError, CoverError, DeliveredError
 from llm_auction_chain.ledger.arguments import checked_time
 from llm_auction_chain.ledger.chain import BookingRow, Line, evidence_of, key_of, request_of
-from llm_auction_chain.ledger.queries import due
+from llm_auction_chain.ledger.queries import charge_record, due, reply_of
+from llm_auction_chain.ledger.records import Delivered
 from llm_auction_chain.ledger.transaction import AuctionRow, Booked, Writer, by_key, lines_of, units_of
 from llm_auction_chain.validators import refuse
 
@@ -18,25 +19,26 @@ _CONFLICTS = {
     "expired": "has expired",
     "cancelled": "was cancelled",
     "reversed": "was charged and reversed",
-    "charged": "was charged with something else",
     "held": "has a hold of something else",
 }
 
 
 def hold(
     writer: Writer, auction_id: str, most: Mapping[str, Decimal], currency: str, hold_for: timedelta
-) -> tuple[Booked, str]:
-    """Hold the amounts that accounts cover; return the booking and the auction's nonce."""
+) -> tuple[Booked, str, Delivered | None]:
+    """Hold the amounts that accounts cover; return the booking, the auction's nonce, and what it delivered already."""
     request = request_of("hold", auction_id, currency, most)
     auction = writer.auction(auction_id, currency)
     if auction.state:
         earlier = None if auction.hold_seq is None else writer.of_seq(auction.hold_seq)
         _check_open(writer, auction)
+        if earlier and auction.state == "charged" and (delivered := _delivered(writer, auction)):
+            return earlier, auction.nonce, delivered
         if auction.state != "voided" or earlier is not None:  # else it was voided before its first hold
             if earlier is None or earlier.row.request != request:
-                raise _conflict(auction)
+                raise _conflict(writer, auction)
             if auction.state in ("held", "charged"):
-                return earlier, auction.nonce
+                return earlier, auction.nonce, None
     scale = writer.scale(currency)
     units = {owner: amount for owner, (amount, _) in units_of(most, scale).items()}
     covered = writer.covered(units, currency, scale)
@@ -48,13 +50,22 @@ def hold(
     booking = writer.append(row, [Line(owner, 0, amount, 0) for owner, amount in covered.items()])
     auction = auction._replace(hold_seq=booking.row.seq, close_seq=None, holds=auction.holds + 1)
     writer.set_auction(auction, state="held", expires_at=until, nonce=nonce)
-    return booking, nonce
+    return booking, nonce, None
 
 
 def charge(
-    writer: Writer, auction_id: str, amounts: Mapping[str, Decimal], currency: str, reply: str, receipt: tuple[str, str]
+    writer: Writer,
+    auction_id: str,
+    amounts: Mapping[str, Decimal],
+    currency: str,
+    reply: str,
+    receipt: tuple[str, str],
+    message: str,
 ) -> Booked:
-    """Charge an auction once, out of its hold where it has one. `receipt` is a digest, and a text if it is kept."""
+    """Charge an auction once, out of its hold where it has one.
+
+    `receipt` is a digest, and a text if it is kept; `message` is the reply if that is kept.
+    """
     digest, body = receipt
     request = request_of("charge", auction_id, currency, amounts, reply)
     auction = writer.auction(auction_id, currency)
@@ -67,7 +78,7 @@ def charge(
                 _share(writer, auction, shares, "repeat", digest)
             return earlier
     if auction.state not in ("", "held", "expired") or auction.currency != currency:
-        raise _conflict(auction)
+        raise _conflict(writer, auction)
     scale = writer.scale(currency)
     units = units_of(amounts, scale)
     held = {}
@@ -86,11 +97,11 @@ def charge(
     for owner in {**units, **held}:
         amount, residual = units.get(owner, (0, 0))
         lines.append(Line(owner, -amount, -held.get(owner, 0), -residual))
-    row = _row("charge", auction, scale, request=request, receipt=digest, evidence=evidence_of(body))
+    row = _row("charge", auction, scale, request=request, receipt=digest, evidence=evidence_of(body, message))
     booking = writer.append(row, lines)
     writer.set_auction(auction, state="charged", close_seq=booking.row.seq)
-    if body:
-        writer.keep_receipt(auction_id, digest, body)
+    if body or message:
+        writer.keep(auction_id, digest, body, message)
     return booking
 
 
@@ -111,15 +122,29 @@ def _check_held(auction_id: str, units: Mapping[str, tuple[int, int]], held: Map
 def _check_open(writer: Writer, auction: AuctionRow) -> None:
     """Raise unless the same hold or charge may be repeated."""
     if auction.state in ("cancelled", "reversed"):
-        raise _conflict(auction)
+        raise _conflict(writer, auction)
     if auction.state == "charged" and writer.reversals(auction.auction_id):
         raise ChargeConflictError(f"Auction {auction.auction_id!r} was charged, and a part of it reversed.")
 
 
-def _conflict(auction: AuctionRow) -> ChargeConflictError:
-    return ChargeConflictError(
-        f"Auction {auction.auction_id!r} {_CONFLICTS[auction.state]}. Give each auction an id of its own."
-    )
+def _conflict(writer: Writer, auction: AuctionRow) -> ChargeConflictError:
+    name = auction.auction_id
+    if auction.state == "charged" and auction.close_seq is not None:
+        return DeliveredError(
+            f"Auction {name!r} was charged and its reply delivered; this call came to another outcome. Ask under a new "
+            "key, or keep replies with Ledger(keep_replies=True): then a repeated call returns the first reply.",
+            charge_record(writer.of_seq(auction.close_seq)),
+        )
+    return ChargeConflictError(f"Auction {name!r} {_CONFLICTS[auction.state]}. Give each auction an id of its own.")
+
+
+def _delivered(writer: Writer, auction: AuctionRow) -> Delivered | None:
+    """Return the kept outcome of a charged auction, and book that another call delivers it too."""
+    if auction.close_seq is None or not (reply := reply_of(writer.connection, auction.auction_id)):
+        return None
+    receipt = f"repeat:{secrets.token_hex(16)}"
+    _share(writer, auction, writer.shares(auction.auction_id), "repeat", receipt)
+    return Delivered(charge=charge_record(writer.of_seq(auction.close_seq)), reply=reply, receipt=receipt)
 
 
 def _delivering(shares: list[tuple[str, str]]) -> set[str]:

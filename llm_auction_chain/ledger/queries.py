@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, Connection, Select, func, literal_column, select, tuple_
 
 from llm_auction_chain.ledger import tables
-from llm_auction_chain.ledger.records import Account, Booking, Charge, ChargeLine, Entry, Head, Hold, Totals
+from llm_auction_chain.ledger.records import Account, Booking, Charge, ChargeLine, Delivered, Entry, Head, Hold, Totals
 from llm_auction_chain.ledger.transaction import AuctionRow, Booked
 from llm_auction_chain.money import FINEST, from_units, plus
 
@@ -44,7 +44,7 @@ def _columns(row: Any, *names: str) -> dict[str, Any]:
     return {**{name: getattr(row, name) for name in names}, "at": datetime.fromisoformat(row.at)}
 
 
-def hold_record(booking: Booked, nonce: str, most: Mapping[str, Decimal]) -> Hold:
+def hold_record(booking: Booked, nonce: str, most: Mapping[str, Decimal], delivered: Delivered | None) -> Hold:
     """Return the record of a hold; `most` is the request."""
     row = booking.row
     amounts = {line.owner: from_units(line.held, row.scale) for line in booking.lines}
@@ -54,6 +54,7 @@ def hold_record(booking: Booked, nonce: str, most: Mapping[str, Decimal]) -> Hol
         amounts=amounts,
         without_cover=tuple(owner for owner in most if owner not in amounts),
         nonce=nonce,
+        delivered=delivered,
     )
 
 
@@ -75,7 +76,13 @@ def charge_record(booking: Booked) -> Charge:
 def receipt_of(connection: Connection, auction_id: str) -> dict[str, Any] | None:
     """Return the stored receipt of an auction."""
     body = connection.scalar(select(tables.receipts.c.body).where(tables.receipts.c.auction_id == auction_id))
-    return None if body is None else dict(json.loads(body))
+    return dict(json.loads(body)) if body else None
+
+
+def reply_of(connection: Connection, auction_id: str) -> str:
+    """Return the stored reply of an auction; empty where none is kept."""
+    of_auction = tables.receipts.c.auction_id == auction_id
+    return connection.scalar(select(tables.receipts.c.reply).where(of_auction)) or ""
 
 
 def erase_receipts(connection: Connection, before: str) -> int:

@@ -65,6 +65,21 @@ class Booking:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Delivered:
+    """What an auction delivered, kept for a call that asks for it again.
+
+    Attributes:
+        charge: of the auction.
+        reply: the message, JSON.
+        receipt: under which the repeated call delivers it, for `cancel`.
+    """
+
+    charge: "Charge"
+    reply: str
+    receipt: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hold:
     """Money that is set aside for an auction until the auction is charged or voided, or the hold expires.
 
@@ -75,6 +90,7 @@ class Hold:
         amounts: held amount by owner, for owners with enough cover.
         without_cover: owners whose accounts do not cover their amount; nothing of theirs is held.
         nonce: a secret of the auction, the same for all its holds; the auction's seed is derived from it.
+        delivered: the outcome, where the auction is charged already and its reply is kept; else None.
     """
 
     auction_id: str
@@ -86,6 +102,7 @@ class Hold:
     amounts: Mapping[str, Decimal]
     without_cover: tuple[str, ...]
     nonce: str = field(repr=False)
+    delivered: Delivered | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +255,11 @@ class AuctionLedger(Protocol):  # pragma: no mutate block
         reply: str = "",
         receipt: Mapping[str, Any] | None = None,
     ) -> Charge:
-        """Charge all owners of an auction once, and release its hold."""
+        """Charge all owners of an auction once, and release its hold.
+
+        A ledger whose `keep_replies` is true also gets `message`, the reply as JSON, and returns it in a later hold, as
+        `delivered`.
+        """
 
     def void(self, auction_id: str, *, reason: str = "") -> None:
         """Close an auction that was not charged, and release its hold."""

@@ -63,5 +63,5 @@ auctions = Table(
     *texts("nonce"),
     Index(None, "state", "expires_at"),
 )
-receipts = Table("receipts", METADATA, key("auction_id"), *texts("digest", "body"))
+receipts = Table("receipts", METADATA, key("auction_id"), *texts("digest", "body", "reply"))
 head = Table("head", METADATA, key("id", SmallInteger), *numbers("seq"), *texts("hash", "at"))

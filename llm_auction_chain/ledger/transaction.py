@@ -126,9 +126,9 @@ class Writer:
         """Write the new state of an auction."""
         self._auctions[auction.auction_id] = auction._replace(**changes)
 
-    def keep_receipt(self, auction_id: str, digest: str, body: str) -> None:
-        """Store the body of a receipt."""
-        self._receipts.append({"auction_id": auction_id, "digest": digest, "body": body})
+    def keep(self, auction_id: str, digest: str, body: str, reply: str) -> None:
+        """Store the body of a receipt and the reply."""
+        self._receipts.append({"auction_id": auction_id, "digest": digest, "body": body, "reply": reply})
 
     def of_seq(self, seq: int) -> Booked:
         """Return a booking by its number."""

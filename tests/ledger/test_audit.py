@@ -88,7 +88,7 @@ def test_what_was_added_is_found(used, edit):
     edit("INSERT INTO entries (seq, line, owner, amount, held, residual) VALUES (99, 0, 'Z', 5, 0, 0)")
     edit("INSERT INTO auctions (auction_id, currency, state, holds, nonce) VALUES ('Z', '', 'voided', 0, '')")
     edit("INSERT INTO currencies (code, scale) VALUES ('Z', 2)")
-    edit("INSERT INTO receipts (auction_id, digest, body) VALUES ('Z', 'd', 'no JSON')")
+    edit("INSERT INTO receipts (auction_id, digest, body, reply) VALUES ('Z', 'd', 'no JSON', '')")
     edit("INSERT INTO head (id, seq, hash, at) VALUES (2, 1, '', '')")
     found = used.verify()
     assert len(found.differences) == 6

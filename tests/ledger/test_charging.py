@@ -4,7 +4,6 @@ import asyncio
 import math
 import threading
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
@@ -22,6 +21,7 @@ from llm_auction_chain.errors import (
     AuctionWarning,
     CandidatesError,
     ConfigurationError,
+    DeliveredError,
     LedgerUnavailableError,
     PromptError,
     RewardError,
@@ -364,15 +364,75 @@ def test_a_reply_that_was_delivered_on_anothers_charge_stays_charged(kind, ledge
 def test_another_reply_under_the_same_key_is_not_delivered_on_the_charge(kind, ledger):
     config = {"configurable": {"idempotency_key": "1"}}
     quiet = [Agent("C", lambda prompt, reply: 0.0)]
-    replies = set()
+    replies, refused = set(), []
     for seed in range(6):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AuctionWarning)
-            reply = auction(kind, ledger, quiet, seed=seed).invoke("x", config)
-        if reply.response_metadata["auction"]["charge"]:
-            replies.add(reply.text)
+        try:
+            replies.add(auction(kind, ledger, quiet, seed=seed).invoke("x", config).text)
+        except DeliveredError as error:
+            refused.append(error)
     assert len(replies) == 1
+    assert refused
+    assert all(error.charge == ledger.charge_of(error.charge.auction_id) and error.reply is None for error in refused)
     assert sound(ledger)
+
+
+def wobbling(kind, ledger):
+    """Return an auction one of whose reports differs from call to call."""
+    amounts = iter(range(1, 10**6))
+    wobble = Agent("b-group", lambda prompt, reply: 1e-3 * next(amounts) ** 2)
+    return auction(kind, ledger, [likes("c"), wobble])
+
+
+@KINDS
+def test_a_report_that_wobbles_makes_no_rival_pay_for_a_reply_that_the_user_never_sees(kind, ledger):
+    config, chain = {"configurable": {"idempotency_key": "1"}}, wobbling(kind, ledger)
+    first = chain.invoke("x", config).response_metadata["auction"]
+    with pytest.raises(DeliveredError, match=r"delivered; this call came to another outcome\. Ask under a new key"):
+        chain.invoke("x", config)
+    assert ledger.charge_of(first["auction_id"]).seq == first["charge"]["seq"]
+    assert set(kinds_of(ledger)) == {"hold", "charge"}
+    assert sound(ledger)
+
+
+@KINDS
+@STYLES
+async def test_a_ledger_that_keeps_replies_returns_the_first_reply_again_whatever_agents_report(kind, style, url):
+    with Ledger(url, keep_replies=True) as ledger:
+        config, chain = {"configurable": {"idempotency_key": "1"}}, wobbling(kind, ledger)
+        for owner in ("C", "b-group"):
+            ledger.deposit(owner, 100)
+        first = await reply_of(chain, style, config)
+        paid = ledger.balance("C").balance
+        again = await reply_of(chain, style, config)
+        other = await reply_of(auction(kind, ledger, [likes("b", owner="b-group")]), style, config)  # other agents
+        assert again.text == other.text == first.text
+        assert again.response_metadata["auction"] == first.response_metadata["auction"]
+        assert again.usage_metadata == first.usage_metadata
+        assert ledger.balance("C").balance == paid
+        with pytest.raises(DeliveredError, match="delivered its reply already") as caught:
+            chain.run("x", config)
+        assert caught.value.reply.text == first.text
+        assert sound(ledger)
+
+
+@KINDS
+def test_a_kept_reply_that_a_repeated_call_delivers_stays_charged_though_the_first_call_fails(kind, url):
+    with Ledger(url, keep_replies=True) as ledger:
+        ledger.deposit("C", 100)
+        config, delivered = {"configurable": {"idempotency_key": "1"}}, []
+
+        def meanwhile(event):
+            if event.name == "auction.settled":
+                delivered.append(auction(kind, ledger, [likes("c")]).invoke("x", config))
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            auction(kind, ledger, [likes("c")], on_event=meanwhile).invoke("x", config)
+        charge = ledger.charge_of(delivered[0].response_metadata["auction"]["auction_id"])
+        assert charge.seq == delivered[0].response_metadata["auction"]["charge"]["seq"]
+        assert kinds_of(ledger).count("reversal") == 0
+        assert ledger.balance("C").balance == 100 - charge.total
+        assert sound(ledger)
 
 
 @pytest.mark.parametrize("currency", ["", "EUR"])
@@ -592,10 +652,10 @@ class Lost(Ledger):
         self.lost = True
         raise LedgerUnavailableError("The answer is lost.")
 
-    def _write(self, move):
+    def _write(self, *move):
         if self.lost:
             raise LedgerUnavailableError("Nobody answers.")
-        return super()._write(move)
+        return super()._write(*move)
 
 
 def test_a_charge_whose_answer_was_lost_is_taken_back_before_the_next_hold(ledger, tmp_path):
@@ -639,10 +699,10 @@ def test_what_cannot_be_taken_back_is_told_and_taken_back_before_the_next_hold(l
     down = Down(f"sqlite:///{tmp_path}/ledger.db")
     write, failing = down._write, []
 
-    def fails(move):
+    def fails(*move):
         if failing:
             raise LedgerUnavailableError("Nobody answers.")
-        return write(move)
+        return write(*move)
 
     down._write = fails
     config = {"callbacks": [BrokenTracer(failing)]}

@@ -166,8 +166,8 @@ async def test_a_hold_that_another_call_has_booked_is_left_alone(waiter, result)
 
 
 def owed(result):
-    """Return a result with a charge, as an auction with a ledger returns it."""
-    return result.charged(SimpleNamespace(seq=1, hash="h", receipt="r", undelivered=(), amounts={}))
+    """Return what is delivered of an auction with a charge: its id, the receipt's digest and the result."""
+    return result.auction_id, "digest", result
 
 
 def test_a_delivery_that_fails_takes_back_the_charges_that_were_under_way(result):
@@ -176,16 +176,16 @@ def test_a_delivery_that_fails_takes_back_the_charges_that_were_under_way(result
 
     def fails():
         with delivered:
-            delivered.add(owed(result))
+            delivered.add(*owed(result))
             delivered.complete()
-            delivered.add(owed(result))
+            delivered.add(*owed(result))
             raise KeyError
 
     with pytest.raises(KeyError):
         fails()
     assert books.booked == [("cancel", {"reason": "not delivered: KeyError"})]
     assert len(delivered.results) == 2
-    delivered.add(owed(result))
+    delivered.add(*owed(result))
     assert books.verbs == ["cancel", "cancel"]
 
 
@@ -196,7 +196,7 @@ def test_a_call_around_another_takes_back_what_the_other_delivered(result):
     def fails():
         with outer:
             with Delivery(books, outer) as inner:
-                inner.add(owed(result))
+                inner.add(*owed(result))
             assert books.booked == []
             assert len(outer.results) == 1
             raise KeyError
@@ -211,7 +211,7 @@ def test_a_charge_that_cannot_be_taken_back_is_logged_and_hides_no_error(result,
 
     def fails():
         with delivery:
-            delivery.add(owed(result))
+            delivery.add(*owed(result))
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -224,7 +224,7 @@ async def test_a_delivery_in_an_event_loop_takes_charges_back_too(result):
 
     async def fails():
         async with Delivery(books) as delivery:
-            delivery.add(owed(result))
+            delivery.add(*owed(result))
             raise KeyError
 
     with pytest.raises(KeyError):

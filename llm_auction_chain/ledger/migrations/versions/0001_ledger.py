@@ -37,7 +37,7 @@ def upgrade() -> None:
         *texts("nonce"),
     )
     op.create_index("ix_auctions_state_expires_at", "auctions", ["state", "expires_at"])
-    op.create_table("receipts", key("auction_id"), *texts("digest", "body"))
+    op.create_table("receipts", key("auction_id"), *texts("digest", "body", "reply"))
     head = op.create_table("head", key("id", sa.SmallInteger), *numbers("seq"), *texts("hash", "at"))
     op.bulk_insert(head, [{"id": 1, "seq": 0, "hash": "", "at": ""}])
     if op.get_bind().dialect.name == "sqlite":
