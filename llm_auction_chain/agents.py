@@ -11,7 +11,7 @@ from langchain_core.runnables import Runnable
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.validators import choice, name_of_account, number, refuse, text
 
-__all__ = ["Agent", "AgentSource", "RewardLike", "check_agents", "check_cap", "check_categories"]
+__all__ = ["Agent", "AgentSource", "RewardLike", "check_agents", "check_cap", "check_categories", "of_another_kind"]
 
 
 class ScoresReplies(Protocol):
@@ -89,36 +89,38 @@ class Agent:
         return hasattr(self.reward, "value_per_click")
 
 
-def check_agents(agents: Iterable[Agent]) -> tuple[Agent, ...]:
+def check_agents(agents: Iterable[Agent], *, owners: bool = True) -> tuple[Agent, ...]:
     """Return the agents as a tuple.
 
+    Args:
+        agents: in their order.
+        owners: whether to check that an owner's agents are of one kind: all pay or none, all per click or none.
+
     Raises:
-        ConfigurationError: one is not an Agent, two have one name, or an owner pays, or pays per click, for
-            some of its agents only.
+        ConfigurationError: one is not an Agent, two have one name, or an owner's agents are of two kinds.
     """
     if not isinstance(agents, Iterable):
         raise refuse("agents", "a list of Agent", agents)
     checked = tuple(agents)
     names: set[str] = set()
-    pays: dict[str, bool] = {}
-    per_click: dict[str, bool] = {}
     for agent in checked:
         if not isinstance(agent, Agent):
             raise refuse("agents", "a list of Agent", agent)
         if agent.name in names:
             raise ConfigurationError(f"Two agents are called {agent.name!r}; names must be unique within an auction.")
         names.add(agent.name)
-        if pays.setdefault(agent.payer, agent.pays) != agent.pays:
-            raise ConfigurationError(
-                f"{agent.payer!r} has agents that pay and agents that do not; give those that never pay an owner of "
-                "their own."
-            )
-        if per_click.setdefault(agent.payer, agent.per_click) != agent.per_click:
-            raise ConfigurationError(
-                f"{agent.payer!r} has agents that pay per click and agents that do not; give each kind an owner of "
-                "its own."
-            )
+    if owners and (odd := of_another_kind(checked)):
+        raise ConfigurationError(
+            f"{odd[0].payer!r} has agents that pay and agents that do not, or that pay per click and that do not; give "
+            "each kind an owner of its own."
+        )
     return checked
+
+
+def of_another_kind(agents: Iterable[Agent]) -> list[Agent]:
+    """Return the agents of another kind than their owner's first: which pays or not, per click or not."""
+    kinds: dict[str, tuple[bool, bool]] = {}
+    return [one for one in agents if (kind := (one.pays, one.per_click)) != kinds.setdefault(one.payer, kind)]
 
 
 def check_cap(cap: Any, whose: str) -> float | None:

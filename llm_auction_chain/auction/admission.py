@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 
-from llm_auction_chain.agents import Agent
+from llm_auction_chain.agents import Agent, of_another_kind
 from llm_auction_chain.auction.billing import Tab, most_owed
 from llm_auction_chain.auction.events import AuctionEvent, ProgressHook
 from llm_auction_chain.candidates import Size, name_of
@@ -64,14 +64,15 @@ class LeftOut:
     Attributes:
         agent: the agent.
         category: the exclusive category that another owner holds; empty for other reasons.
-        reason: `category`; `currency` where its rewards are in another than the auction's; `cap` where what its
-            owner could owe has no limit, or is more than a ledger holds; `cover` where its owner's account does not
-            cover that; `ledger` where the ledger failed.
+        reason: `category`; `owner` where its owner's other agents pay and it does not, or per click, or the reverse;
+            `currency` where its rewards are in another than the auction's; `cap` where what its owner could owe has no
+            limit, or is more than a ledger holds; `cover` where its owner's account does not cover that; `ledger` where
+            the ledger failed.
     """
 
     agent: Agent
     category: str = ""
-    reason: Literal["category", "currency", "cap", "cover", "ledger"] = "category"
+    reason: Literal["category", "owner", "currency", "cap", "cover", "ledger"] = "category"
 
     def as_dict(self) -> dict[str, str]:
         """Return it as plain JSON."""
@@ -143,9 +144,11 @@ def admit(settings: "AuctionSettings", call: Call, tab: "Tab") -> Admitted:
 
     Without a seed in the call, the hold's nonce gives one, the same in every retry; without a hold, it is fresh.
     """
-    left_out, covered = [], []
+    left_out, covered, odd = [], [], {agent.name for agent in of_another_kind(call.agents)}
     for agent in call.agents:
-        if agent.currency not in (None, tab.currency):
+        if agent.name in odd:
+            left_out.append(LeftOut(agent=agent, reason="owner"))
+        elif agent.currency not in (None, tab.currency):
             left_out.append(LeftOut(agent=agent, reason="currency"))
         elif agent.pays and agent.payer in tab.unlimited:
             left_out.append(LeftOut(agent=agent, reason="cap"))

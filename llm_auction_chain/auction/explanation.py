@@ -9,6 +9,7 @@ __all__ = ["AgentExplanation", "Explanation"]
 _MANY = 1e6  # larger ratios of probabilities are shown as this
 _REASONS = {
     "category": "another owner holds the category ",
+    "owner": "its owner's other agents pay and it does not, or not per click, or the reverse",
     "currency": "its rewards are in another currency",
     "cap": "it has no report_cap, or one that no ledger can hold",
     "cover": "its owner's account does not cover the most that it may owe",

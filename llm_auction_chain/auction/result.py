@@ -34,6 +34,7 @@ __all__ = ["AuctionResult", "settle_auction"]
 FloatArray = npt.NDArray[np.float64]
 _SCHEMA = "llm_auction_chain.auction/1"
 _LEFT_OUT = {
+    "owner": "of one owner's agents all pay or none does, and all per click or none. Give each kind an owner.",
     "currency": "their rewards are in another currency than the auction's. Convert them before the auction.",
     "cap": "they have no report_cap, or one that no ledger can hold. Set report_cap.",
     "cover": "the accounts do not cover the most that the owners may owe. Deposit with ledger.deposit(owner, amount).",

@@ -257,7 +257,7 @@ class AuctionBase(AuctionSettings):
                         lambda: _refuse_async("agents", awaitable),
                         lambda: asyncio.create_task(_awaited(awaitable), context=context),
                     )
-        return check_agents(agents)
+        return check_agents(agents, owners=False)  # admission leaves out what does not fit its owner
 
     async def _notify(self, event: AuctionEvent, config: RunnableConfig, waiter: Waiter) -> None:
         """Send an event to the run's handlers, and to `on_event`."""

@@ -173,9 +173,10 @@ class LeftOut(Record):
 
     agent: str
     """Name of the agent."""
-    reason: Literal["category", "currency", "cap", "cover", "ledger"]
-    """`category`: a rival holds an exclusive category; `currency`: its rewards are in another currency; `cap`: its
-    reports have no limit; `cover`: the owner's account has no cover; `ledger`: the ledger did not answer."""
+    reason: Literal["category", "owner", "currency", "cap", "cover", "ledger"]
+    """`category`: a rival holds an exclusive category; `owner`: its owner's agents are of another kind; `currency`:
+    its rewards are in another currency; `cap`: its reports have no limit; `cover`: the owner's account has no cover;
+    `ledger`: the ledger did not answer."""
     category: str
     """The exclusive category; empty for other reasons."""
 

@@ -41,5 +41,5 @@ def test_one_name_has_one_spelling(spelling):
 def test_an_owner_pays_per_click_for_all_of_its_agents_or_for_none():
     clicks = [Agent(name, ClickReward(2.0, len), owner="O") for name in ("A", "B")]
     assert check_agents(clicks) == tuple(clicks)
-    with pytest.raises(ConfigurationError, match="'O' has agents that pay per click and agents that do not"):
+    with pytest.raises(ConfigurationError, match="'O' has agents that pay and agents that do not"):
         check_agents([*clicks, Agent("C", len, owner="O")])

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from llm_auction_chain import Agent, AuctionWarning, Billing, ConfigurationError, Policy
 from llm_auction_chain.auction.admission import without_rivals
+from llm_auction_chain.rewards import ClickReward
 from tests.unit.auction.auctions import LIKES_B, LIKES_C, auction, both
 
 CATEGORIES = st.lists(st.sampled_from(["cars", "air", "food"]), unique=True, max_size=2)
@@ -53,3 +54,15 @@ async def test_an_auction_counts_in_one_currency():
         result = auction([euros, dollars], billing=Billing(currency="USD")).run("x")
     assert [agent.name for agent in result.agents] == ["D"]
     assert [out.as_dict() for out in result.left_out] == [{"agent": "E", "reason": "currency", "category": ""}]
+
+
+def test_an_agent_of_another_kind_than_its_owners_first_is_left_out_and_the_others_are_auctioned():
+    clicks = Agent("clicks", ClickReward(2.0, lambda prompt, reply: 0.5), owner="O")
+    odd = [Agent("plain", LIKES_B.reward, owner="O"), Agent("free", LIKES_B.reward, owner="C", pays=False)]
+    with pytest.warns(AuctionWarning, match="plain, free took no part: of one owner's agents all pay or none does"):
+        result = auction(lambda _: [clicks, LIKES_C, *odd]).run("x")
+    assert [agent.name for agent in result.agents] == ["clicks", "C"]
+    assert [out.reason for out in result.left_out] == ["owner", "owner"]
+    for one in odd:
+        with pytest.raises(ConfigurationError, match="give each kind an owner of its own"):
+            auction([clicks, LIKES_C, one])

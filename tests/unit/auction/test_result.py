@@ -39,7 +39,7 @@ async def test_a_player_that_never_pays_moves_the_reply_and_is_charged_nothing()
         assert result.settlement.payments[1] > 0.0
         payment = result.reply.response_metadata["auction"]["payments"][0]
         assert (payment["pays"], payment["amount"], payment["expected"]) == (False, 0.0, 0.0)
-    with pytest.raises(ConfigurationError, match="an owner of their own"):
+    with pytest.raises(ConfigurationError, match="each kind an owner"):
         auction([Agent("u", len, owner="one", pays=False), Agent("v", len, owner="one")]).run("x")
 
 
