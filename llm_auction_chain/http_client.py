@@ -146,6 +146,8 @@ NOT_PUBLIC = {
     "10.0.0.0/8": "private networks (RFC 1918)",
     "100.64.0.0/10": "shared by a provider's customers, and Alibaba Cloud's metadata (RFC 6598)",
     "127.0.0.0/8": "loopback (RFC 1122)",
+    "161.26.0.0/16": "IBM Cloud's infrastructure, reachable from its servers only",
+    "166.8.0.0/14": "IBM Cloud's services, reachable from its servers only",
     "168.63.129.16/32": "Azure's platform services, reachable from its virtual machines only",
     "169.254.0.0/16": "link-local, and the metadata of AWS, Google Cloud, Azure and others (RFC 3927)",
     "172.16.0.0/12": "private networks (RFC 1918)",
@@ -171,12 +173,13 @@ NOT_PUBLIC = {
     "fec0::/10": "site-local, withdrawn (RFC 3879)",
     "ff00::/8": "multicast (RFC 4291)",
 }
-"""Networks that a bidder may not be in, and why. `ipaddress` does not know all of them as not global."""
+"""Networks that a bidder may not be in, and why. What `ipaddress` takes for global depends on Python's release."""
 
 _NOT_PUBLIC = tuple(map(ipaddress.ip_network, NOT_PUBLIC))
 # An address that carries an IPv4 address is as public as that one: IPv4-mapped (RFC 4291), and NAT64 (RFC 6052), by
 # which a host without IPv4 reaches bidders that have nothing else.
 _CARRY_IPV4 = (ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Network("64:ff9b::/96"))
+_ISATAP = 0x5EFE  # in an interface id, before the IPv4 address that a tunnel leads to (RFC 5214)
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # the only IPv6 addresses in public use (RFC 4291)
 
 
@@ -189,9 +192,11 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if any(ip in network for network in _CARRY_IPV4):
         return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-    if isinstance(ip, ipaddress.IPv6Address) and (ip not in _GLOBAL_UNICAST or ip.scope_id is not None):
-        return False
-    return ip.is_global and not any(ip in network for network in _NOT_PUBLIC)
+    if isinstance(ip, ipaddress.IPv6Address):
+        is_tunnel = int(ip) >> 32 & 0xFCFFFFFF == _ISATAP  # whatever its bits "universal" and "group" are
+        if is_tunnel or ip.scope_id is not None or ip not in _GLOBAL_UNICAST:
+            return False
+    return not any(ip in network for network in _NOT_PUBLIC)
 
 
 class Bidder(NamedTuple):

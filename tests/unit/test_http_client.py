@@ -67,13 +67,23 @@ def test_no_address_of_a_network_in_the_table_is_public(network):
 
 @pytest.mark.parametrize("network", NOT_PUBLIC)
 def test_every_network_in_the_table_has_its_reason(network):
-    assert "RFC" in NOT_PUBLIC[network] or "Azure" in NOT_PUBLIC[network]
+    assert any(source in NOT_PUBLIC[network] for source in ("RFC", "Azure", "IBM"))
+
+
+def test_the_table_depends_on_no_release_of_python(monkeypatch):
+    for kind in (ipaddress.IPv4Address, ipaddress.IPv6Address):
+        monkeypatch.setattr(kind, "is_global", property(lambda self: pytest.fail("its tables change")))
+        monkeypatch.setattr(kind, "is_private", property(lambda self: pytest.fail("its tables change")))
+    assert is_public("8.8.8.8")
+    assert is_public("2606:4700:4700::1111")
+    assert not any(map(is_public, ("127.0.0.1", "192.0.0.8", "255.255.255.255", "::1", "fe80::1", "2001:db8::1")))
 
 
 @pytest.mark.parametrize("address", [
-    "1.1.1.1", "8.8.8.8", "11.0.0.0", "100.63.255.255", "100.128.0.0", "128.0.0.0", "168.63.129.15", "168.63.129.17",
-    "169.253.255.255", "172.15.255.255", "172.32.0.0", "192.167.255.255", "198.20.0.0", "223.255.255.255",
-    "2001:4860:4860::8888", "2606:4700:4700::1111", "2a00:1450:4001:81b::200e",
+    "1.1.1.1", "8.8.8.8", "11.0.0.0", "100.63.255.255", "100.128.0.0", "128.0.0.0", "161.25.255.255", "161.27.0.0",
+    "166.7.255.255", "166.12.0.0", "168.63.129.15", "168.63.129.17", "169.253.255.255", "172.15.255.255", "172.32.0.0",
+    "192.167.255.255", "198.20.0.0", "223.255.255.255", "2001:4860:4860::8888", "2606:4700:4700::1111",
+    "2a00:1450:4001:81b::200e", "2a00:1450::5eff:808:808", "2a00:1450::5efe:0:0:1",
 ])  # fmt: skip
 def test_an_address_beside_those_networks_is_public(address):
     assert is_public(address)
@@ -92,7 +102,10 @@ def test_an_address_that_carries_ipv4_is_as_public_as_that(prefix):
     assert not any(is_public(f"{prefix}{address}") for address in ("127.0.0.1", "10.0.0.1", "169.254.169.254"))
 
 
-@pytest.mark.parametrize("address", ["2002:808:808::", "2001:0:4136:e378::", "::8.8.8.8", "64:ff9b:1::808:808"])
+@pytest.mark.parametrize("address", [
+    "2002:808:808::", "2001:0:4136:e378::", "::8.8.8.8", "64:ff9b:1::808:808", "2a00:1450::5efe:8.8.8.8",
+    "2a00:1450::200:5efe:7f00:1",
+])  # fmt: skip
 def test_a_tunnel_to_a_public_address_is_not_public(address):
     assert not is_public(address)
 

@@ -1,6 +1,7 @@
 """A remote bidder gets one request, safely, and none of its answers is trusted."""
 
 import asyncio
+import hmac
 import itertools
 import json
 import math
@@ -11,6 +12,8 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
+from types import SimpleNamespace
 
 import httpcore
 import pytest
@@ -109,6 +112,65 @@ def test_another_secret_is_another_bidder(score):
     with Bidder(honest) as bidder:
         reward = WebhookReward(bidder.url, "not the secret", allow_http=True, allow_private=True, timeout=HUNG)
         assert "status 401" in failure(score, reward, ConnectionError)
+
+
+@pytest.fixture
+def recipe():
+    """Run the bidder of the cookbook, and stop it."""
+    text = (Path(__file__).parents[3] / "cookbook/webhook_bidder.md").read_text(encoding="utf-8")
+    names = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)  # noqa: S102
+    yield SimpleNamespace(**names)
+    names["server"].shutdown()
+    names["server"].server_close()
+
+
+def status_of(recipe, headers, body=b""):
+    """Send a request and return the status of its answer, which must come though the body does not."""
+    lines = [
+        b"POST / HTTP/1.1",
+        b"Connection: close",
+        *(f"{name}: {value}".encode("latin-1") for name, value in headers.items()),
+        b"",
+        body,
+    ]
+    with socket.create_connection(("127.0.0.1", recipe.server.server_port), timeout=HUNG) as stream:
+        stream.sendall(b"\r\n".join(lines))
+        return int(stream.makefile("rb").read().split()[1])
+
+
+def request_to(recipe, at, body=b'{"replies": []}'):
+    signed = hmac.digest(recipe.SECRET.encode(), f"{at}.".encode() + body, "sha256").hex()
+    headers = {"X-Auction-Timestamp": at, "X-Auction-Signature": f"v1={signed}", "Content-Length": len(body)}
+    return headers, body
+
+
+def test_the_bidder_to_copy_answers_a_request_once_and_forgets_it_when_it_is_too_old(recipe):
+    now = int(time.time())
+    first, ahead = request_to(recipe, now), request_to(recipe, now + 200)
+    for request in (first, ahead):
+        assert [status_of(recipe, *request) for _ in range(3)] == [200, 401, 401]
+    other_key = {**first[0], "Idempotency-Key": "another"}
+    assert status_of(recipe, other_key, first[1]) == 401
+    assert status_of(recipe, *request_to(recipe, now - 400)) == 401
+    recipe.seen.update(dict.fromkeys(recipe.seen, now - 1))
+    assert status_of(recipe, *request_to(recipe, now, b'{"replies": [] }')) == 200
+    assert len(recipe.seen) == 1
+
+
+@pytest.mark.parametrize("length", [None, "100000000000", "4000001", "-1", "+3", "0x3", "9" * 5000, "", "\xb2"])
+def test_the_bidder_to_copy_reads_no_body_whose_length_it_does_not_like(recipe, length):
+    assert status_of(recipe, {} if length is None else {"Content-Length": length}) == 413
+
+
+@pytest.mark.parametrize("headers", [
+    {"X-Auction-Signature": "v1=\xe9"}, {"X-Auction-Signature": ""}, {"X-Auction-Timestamp": "9" * 5000},
+    {"X-Auction-Timestamp": "\xb2"}, {"X-Auction-Timestamp": "-1"},
+])  # fmt: skip
+def test_the_bidder_to_copy_refuses_headers_of_any_kind(recipe, headers):
+    signed, body = request_to(recipe, int(time.time()))
+    assert status_of(recipe, signed | headers, body) == 401
+    assert status_of(recipe, signed, body) == 200
 
 
 def test_a_request_holds_the_auction_and_nothing_else(score):
