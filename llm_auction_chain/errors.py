@@ -4,10 +4,10 @@
     ├── ConfigurationError        a setting that no auction can run with: tau, payment rule, counts, agents
     ├── PromptError               there is nothing to reply to
     ├── RewardError               a report is not a finite number for every candidate
-    ├── CandidatesError           too few replies could be drawn; `.causes` holds every failure
+    ├── CandidatesError           too few replies could be drawn; of the class that its `.causes` share, too
     ├── LogProbError              a log-probability that is not exactly the one asked for
     ├── ScoringError              a scorer failed: unreachable, another model, the feature missing
-    ├── ContextWindowError        a prompt is longer than the model can read
+    ├── ContextWindowError        a prompt is longer than the model can read; LangChain's ContextOverflowError, too
     ├── LedgerError               a booking that the ledger refuses
     │   ├── ChargeConflictError       the id stands for something else, or is closed
     │   │   └── DeliveredError            the id has been charged with another outcome, and its reply delivered
@@ -20,7 +20,10 @@ Every message says what to do. Catch `AuctionError` to catch them all. What dese
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
+
+from langchain_core.exceptions import ContextOverflowError
 
 __all__ = [
     "AuctionError",
@@ -61,13 +64,66 @@ class RewardError(AuctionError):
 class CandidatesError(AuctionError):
     """Fewer candidates than `min_candidates` could be drawn.
 
+    Its `__cause__` is the first of the causes. It is also an instance of every class that all of them share, with the
+    attributes of the first. So whoever catches, retries or falls back on a provider's error or on LangChain's
+    `ModelError` does so with an auction, too. Classes of Python itself do not count, except `OSError` and its kinds. A
+    `ModelError` is retryable if one of the causes is.
+
     Attributes:
         causes: the exception of every model call that failed, in the order of the calls.
+
+    >>> error = CandidatesError("too few", [ConnectionRefusedError("a"), ConnectionResetError("b")])
+    >>> isinstance(error, ConnectionError), error.__cause__
+    (True, ConnectionRefusedError('a'))
     """
 
+    def __new__(cls, message: str, causes: Sequence[BaseException] = ()) -> "CandidatesError":  # noqa: D102, PYI034
+        kind = _kind_of(*dict.fromkeys(map(type, causes))) if causes else cls
+        return super(CandidatesError, kind).__new__(kind, message)
+
     def __init__(self, message: str, causes: Sequence[BaseException] = ()) -> None:
-        super().__init__(message)
+        # The other classes' own __init__ is not called: each takes other arguments.
+        if causes and len(type(self).__bases__) > 1:
+            self.__dict__.update(vars(causes[0]))
+        self.args = (message,)
         self.causes = tuple(causes)
+        self.__cause__ = self.causes[0] if causes else None
+        if hasattr(self, "is_retryable"):  # a `ModelError`
+            self.is_retryable = any(getattr(cause, "is_retryable", True) for cause in causes)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> Any:
+        return CandidatesError, (*self.args, self.causes)
+
+
+@lru_cache(maxsize=64)
+def _kind_of(*causes: type[BaseException]) -> type[CandidatesError]:
+    """Return a class that is `CandidatesError`, and every class that all causes share."""
+    shared = [kind for kind in causes[0].__mro__ if _counts(kind) and all(issubclass(cause, kind) for cause in causes)]
+    nearest = [kind for kind in shared if not any(issubclass(near, kind) for near in shared if near is not kind)]
+    try:
+        both: type[CandidatesError] = type("CandidatesError", (CandidatesError, *nearest), {"__module__": __name__})
+        both("")
+    except TypeError:  # a class that cannot be subclassed, or not without arguments of its own
+        return CandidatesError
+    return both if nearest else CandidatesError
+
+
+def _counts(kind: type) -> bool:
+    """Whether a cause's class may be that of a `CandidatesError`, too.
+
+    Python's own classes tell of a bug (`ValueError`) or steer code (`StopIteration`), except `OSError` and its kinds;
+    LangGraph's steer graphs.
+    """
+    steering = [
+        base
+        for base in kind.__mro__
+        if base.__module__ in ("builtins", "langgraph.errors")
+        and not (issubclass(base, OSError) or issubclass(OSError, base))
+    ]
+    return not (steering or issubclass(kind, CandidatesError) or issubclass(CandidatesError, kind))
 
 
 class LogProbError(AuctionError):
@@ -78,7 +134,7 @@ class ScoringError(AuctionError):
     """A scorer could not say how likely a reply is: unreachable, another model, or without the feature."""
 
 
-class ContextWindowError(AuctionError):
+class ContextWindowError(AuctionError, ContextOverflowError):
     """The prompt and the reply do not fit into the model's context window."""
 
 

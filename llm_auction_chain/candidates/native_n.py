@@ -160,7 +160,7 @@ class ManyReplies(BaseChatModel):
             raise CandidatesError(
                 f"None of {rounds.n} replies could be drawn from {self.get_name()}. It failed with: {errors}",
                 rounds.causes,
-            ) from rounds.causes[0]
+            )
         if failed is not None:
             for cause in rounds.causes:
                 failed(cause)

@@ -76,7 +76,8 @@ class ChatAuction(AuctionBase, BaseChatModel):  # type: ignore[misc]  # what `bi
 
     @property
     def _llm_type(self) -> str:
-        return "chat-auction"
+        # LangChain counts tokens, and adapts requests for a fallback, by the provider that this names.
+        return chat_model_of(self.model)._llm_type  # noqa: SLF001
 
     @property
     def _identifying_params(self) -> Mapping[str, Any]:

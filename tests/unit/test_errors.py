@@ -4,6 +4,14 @@ import copy
 import pickle
 
 import pytest
+from langchain_core.exceptions import (
+    ContextOverflowError,
+    ModelAuthenticationError,
+    ModelError,
+    ModelPermissionDeniedError,
+    ModelRateLimitError,
+)
+from langgraph.errors import GraphInterrupt
 
 from llm_auction_chain import errors
 
@@ -50,3 +58,73 @@ def test_what_failed_to_draw_keeps_its_causes():
     error = errors.CandidatesError("too few", [ConnectionError("a"), TimeoutError("b")])
     assert [type(cause) for cause in error.causes] == [ConnectionError, TimeoutError]
     assert errors.CandidatesError("too few").causes == ()
+
+
+class ProviderError(Exception):
+    """Says of itself what a provider's errors say: its response, and a text of its own."""
+
+    def __init__(self, message, *, response):
+        super().__init__(message)
+        self.response = response
+
+    def __str__(self):
+        return f"provider: {self.args[0]}"
+
+
+class RateError(ProviderError, ModelRateLimitError):
+    pass
+
+
+class LongError(ProviderError, ContextOverflowError):
+    pass
+
+
+class StrictError(Exception):
+    def __new__(cls, *, code):
+        return super().__new__(cls, code)
+
+    def __init__(self, *, code):
+        self.code = code
+
+
+SLOW, SLOWER = RateError("slow down", response={"retry-after": "3"}), RateError("slower", response={})
+LONG = LongError("too long", response={})
+
+
+@pytest.mark.parametrize(
+    ("causes", "classes", "others"),
+    [
+        ([SLOW, SLOWER], [RateError], []),
+        ([LONG], [LongError], []),
+        ([SLOW, LONG], [ProviderError, ModelError], [ModelRateLimitError, ContextOverflowError]),
+        ([SLOW, ModelRateLimitError("other")], [ModelRateLimitError], [ProviderError]),
+        ([ConnectionResetError(104, "reset"), ConnectionRefusedError("no")], [ConnectionError], [ConnectionResetError]),
+        ([TimeoutError("a"), errors.ContextWindowError("b")], [], [OSError, ModelError]),
+        ([ValueError("a"), ValueError("b")], [], [ValueError]),
+        ([StopIteration("a")], [], [StopIteration]),
+        ([GraphInterrupt(("a",))], [], [GraphInterrupt]),
+        ([StrictError(code=3)], [], [StrictError]),
+        ([errors.CandidatesError("a", [SLOW])], [RateError], []),
+    ],
+)
+def test_what_failed_to_draw_is_of_every_class_that_its_causes_share(causes, classes, others):
+    error = errors.CandidatesError("too few", causes)
+    for same in (error, copy.copy(error)):
+        assert (type(same).__name__, str(same), same.__cause__) == ("CandidatesError", "too few", causes[0])
+        assert all(isinstance(same, kind) for kind in (errors.CandidatesError, *classes))
+        assert not any(isinstance(same, kind) for kind in others)
+
+
+def test_what_failed_to_draw_has_the_attributes_of_its_first_cause():
+    assert errors.CandidatesError("too few", [SLOW, SLOWER]).response == {"retry-after": "3"}
+
+
+def test_what_failed_to_draw_may_be_asked_again_if_one_of_its_causes_may():
+    plain = [ModelAuthenticationError("bad key"), ModelPermissionDeniedError("no")]
+    assert errors.CandidatesError("too few", [SLOW]).is_retryable
+    assert errors.CandidatesError("too few", [*plain, SLOW]).is_retryable
+    assert not errors.CandidatesError("too few", plain).is_retryable
+
+
+def test_a_prompt_too_long_for_a_model_of_ours_is_too_long_for_langchain():
+    assert issubclass(errors.ContextWindowError, ContextOverflowError)

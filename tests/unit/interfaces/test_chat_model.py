@@ -1,11 +1,13 @@
 """ChatAuction as a chat model: its cache, limits, names, serialisation, and how a call's config reaches it."""
 
+import inspect
 import json
 import math
 
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.exceptions import ContextOverflowError, ModelRateLimitError
 from langchain_core.globals import set_llm_cache
 from langchain_core.load import dumpd, dumps, loads
 from langchain_core.messages import AIMessage, HumanMessage
@@ -14,7 +16,7 @@ from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableBinding, RunnableLambda
 from langchain_openai import ChatOpenAI
 
-from llm_auction_chain import Agent, AuctionRunnable, Billing, ChatAuction, ConfigurationError
+from llm_auction_chain import Agent, AuctionRunnable, Billing, CandidatesError, ChatAuction, ConfigurationError
 from tests.unit.interfaces.caller import COST, Caller, Plain, Spy, both
 
 M = 4
@@ -27,6 +29,17 @@ def bidder(name):
 
 def auction(model=None, **settings):
     return ChatAuction(**{"model": model or Caller(), "agents": [bidder("own")], "n_candidates": M, **settings})
+
+
+def failing(error, times=math.inf):
+    """Return what a model says that fails so many times."""
+
+    def say(messages, number):
+        if number <= times:
+            raise error
+        return AIMessage(f"reply {number}")
+
+    return say
 
 
 def bidders(reply):
@@ -300,3 +313,26 @@ async def test_model_is_a_keyword_of_the_call_and_reaches_the_model(interface):
     await both(own, model="other")
     await both(own.bind(model="other"))
     assert [call["model"] for call in caller.asked] == ["other"] * 4 * M
+
+
+@pytest.mark.parametrize("interface", [AuctionRunnable, ChatAuction])
+@pytest.mark.parametrize("tools", [[], [{"type": "function", "function": {"name": "note"}}]])
+async def test_a_model_error_passes_an_auction_with_its_class_under_bypass_too(interface, tools):
+    held = interface(
+        model=Caller(say=failing(ContextOverflowError("too long"))), agents=[bidder("own")], n_candidates=M
+    )
+    for ask in (held.invoke, held.ainvoke, held.run, held.arun, lambda *a, **k: list(held.stream(*a, **k))):
+        with pytest.raises(ContextOverflowError) as failed:
+            inspect.isawaitable(reply := ask("Hi", tools=tools)) and await reply
+        assert isinstance(failed.value, CandidatesError)
+        assert isinstance(failed.value.__cause__, ContextOverflowError)
+        assert not failed.value.is_retryable
+
+
+def test_a_retry_that_waits_for_one_class_of_errors_asks_an_auction_again():
+    held = auction(Caller(say=failing(ModelRateLimitError("slow down"), times=M)))
+    assert held.with_retry(retry_if_exception_type=(ModelRateLimitError,), wait_exponential_jitter=False).invoke("Hi")
+
+
+def test_langchain_sees_the_provider_of_the_model():
+    assert auction(Caller().bind(stop=["x"]))._llm_type == "caller"

@@ -10,6 +10,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelFallbackMiddleware, ModelRetryMiddleware
 from langchain.agents.structured_output import ProviderStrategy
+from langchain_core.exceptions import ModelAPIError, ModelAuthenticationError
 from langchain_core.messages import AIMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
@@ -264,3 +265,15 @@ for blocked.missing in ("langchain", "langgraph"):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout.count("pip install 'llm-auction-chain[agents]'") == 2
+
+
+@pytest.mark.parametrize(("error", "asked"), [(ModelAuthenticationError("bad key"), M), (ModelAPIError("down"), 3 * M)])
+def test_a_retry_asks_again_only_where_the_model_may_then_answer(error, asked):
+    def say(messages, number):
+        raise error
+
+    caller = Caller(say=say)
+    retry = ModelRetryMiddleware(max_retries=2, initial_delay=0, on_failure="error")
+    with pytest.raises(type(error)):
+        agent([retry, AuctionMiddleware([bidder("own")], n_candidates=M)], caller).invoke(GIVEN)
+    assert next(caller.numbers) == asked + 1
