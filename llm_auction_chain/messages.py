@@ -1,9 +1,10 @@
 """Messages: from a chain's input, for a chat template, and copied for each agent."""
 
+import json
 import pickle
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, convert_to_messages
@@ -11,7 +12,7 @@ from langchain_core.prompt_values import PromptValue
 
 from llm_auction_chain.errors import ConfigurationError, PromptError
 
-__all__ = ["as_turns", "copies_of", "messages_of"]
+__all__ = ["as_turns", "calls_of", "copies_of", "messages_of", "parsed"]
 
 M = TypeVar("M", bound=BaseMessage)
 
@@ -56,6 +57,28 @@ def as_turns(messages: Sequence[BaseMessage], reader: str) -> list[dict[str, str
     if not messages:
         raise PromptError("There is nothing to reply to; give at least one message.")
     return [{"role": _role(message, reader), "content": _content(message, reader)} for message in messages]
+
+
+def calls_of(message: AIMessage) -> list[tuple[str, Any]]:
+    """Return name and arguments of every call of a tool or a function, valid or not.
+
+    >>> calls_of(AIMessage("", additional_kwargs={"function_call": {"name": "add", "arguments": '{"a": 1}'}}))
+    [('add', {'a': 1})]
+    """
+    calls = [(str(call["name"]), call["args"]) for call in (*message.tool_calls, *message.invalid_tool_calls)]
+    legacy = message.additional_kwargs.get("function_call")
+    if not calls and isinstance(legacy, dict):  # beside other calls it repeats one of them
+        calls = [(str(legacy.get("name")), parsed(legacy.get("arguments")))]
+    return calls
+
+
+def parsed(arguments: Any) -> Any:
+    """Return the arguments of a call by name, where a provider left them as JSON; others as they are."""
+    try:
+        values = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
+        return arguments
+    return values if isinstance(values, dict) else arguments
 
 
 def copies_of(

@@ -14,6 +14,7 @@ from llm_auction_chain.auction.billing import Tab
 from llm_auction_chain.auction.result import AuctionResult, settle_auction
 from llm_auction_chain.auction.settings import AuctionSettings
 from llm_auction_chain.candidates import CandidateFilter, Drawn, Plan, Source, as_message, draw, make_plan
+from llm_auction_chain.messages import calls_of
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, Opening, open_auction
 from llm_auction_chain.reports import Report, Terms, cap_of, collect
 from llm_auction_chain.rewards import AskedBy, Reward, log_ratios_of
@@ -116,7 +117,7 @@ class _Steps:
 
         This is decided from the candidates alone, before agents are asked, so the reply follows the reference model.
         """
-        has_calls = any(one.message.tool_calls or one.message.invalid_tool_calls for one in drawn.candidates)
+        has_calls = any(calls_of(one.message) for one in drawn.candidates)
         if has_calls and self.settings.on_tool_calls == "bypass":
             admitted = replace(admitted, agents=(), left_out=(), bypassed=True)
         if admitted.bypassed:

@@ -31,6 +31,7 @@ from llm_auction_chain.candidates.source import Sample, Source
 from llm_auction_chain.descriptions import descriptions_of
 from llm_auction_chain.errors import CandidatesError, ConfigurationError
 from llm_auction_chain.mechanism.diagnostics import effective_sample_size
+from llm_auction_chain.messages import calls_of, parsed
 from llm_auction_chain.waiting import Waiter
 
 __all__ = ["Candidate", "Contexts", "Drawn", "Plan", "Size", "draw", "make_plan"]
@@ -39,7 +40,16 @@ Contexts = Literal["none", "used", "unused"]
 FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[Literal["candidates", "weights"], int, int, float | None], None]
 _Replies = Sequence[tuple[int, AIMessage]]  # each with the place of the condition that it was drawn from
-_WITH_IDS = frozenset({"text", "tool_call", "tool_use", "function_call"})  # content blocks that providers number
+# What a provider makes up anew for every reply, and what only it can read.
+_UNREADABLE = frozenset({"call_id", "created_at", "expires_at", "id", "index", "item_id", "tool_use_id"})
+_SEALED = ("encrypted", "signature")
+_FILES, _BY_ID = frozenset({"audio", "file", "image", "video"}), frozenset({"id", "mime_type", "source_type", "type"})
+_ARGUMENTS = frozenset({"args", "arguments", "input"})
+_ELSEWHERE = frozenset(
+    {"function_call", "parsed", "tool_calls"}
+)  # of `additional_kwargs`: what a message has elsewhere
+# How a reply ended, in the words of OpenAI, Anthropic, Bedrock, Ollama, and the Responses API
+_ENDS = ("finish_reason", "stop_reason", "stopReason", "done_reason", "status", "incomplete_details")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,21 +357,40 @@ def _merge(
 
 
 def _identity(message: AIMessage) -> Hashable:
-    """Return a key that equal replies share: content, calls, and whether they ended or were cut.
+    """Return a key that equal replies share: all that user or agents can tell apart, and whether a reply was cut.
 
-    Ids are left out: a provider makes up a new one for every call.
+    Ids and signatures are left out: a provider makes up new ones for every call.
     """
-    content: Any = message.content
-    if isinstance(content, list):
-        content = [_without_ids(block) for block in content]
-    calls = [(call["name"], _in_order(call["args"])) for call in (*message.tool_calls, *message.invalid_tool_calls)]
-    return repr(content), repr(calls), message.response_metadata.get("finish_reason")
+    content = message.content
+    blocks: list[Any] = [content] if isinstance(content, str) else content
+    blocks = [{"type": "text", "text": block} if isinstance(block, str) else block for block in blocks]
+    calls = [(name, _in_order(args)) for name, args in calls_of(message)]
+    rest = {name: value for name, value in message.additional_kwargs.items() if name not in _ELSEWHERE}
+    ends = [message.response_metadata.get(name) for name in _ENDS]
+    return repr(_readable(blocks)), repr(calls), repr(_readable(rest)), repr(ends)
 
 
-def _without_ids(block: Any) -> Any:
-    if not isinstance(block, dict) or block.get("type") not in _WITH_IDS:
-        return block
-    return {name: value for name, value in block.items() if name not in ("id", "call_id")}
+def _readable(value: Any) -> Any:
+    """Return what can be read of a content block or of another part of a reply; nothing of a part without anything."""
+    if isinstance(value, list):
+        return [part for one in value if (part := _readable(one)) not in (None, [])]
+    if not isinstance(value, dict):
+        return value
+    parts = {
+        str(name): _in_order(parsed(inner)) if name in _ARGUMENTS else _readable(inner)
+        for name, inner in value.items()
+        if not _is_sealed(str(name), value)
+    }
+    said = [(name, part) for name, part in sorted(parts.items()) if part not in (None, "", [])]
+    return said if {name for name, _ in said} - {"type"} else []
+
+
+def _is_sealed(name: str, block: Mapping[str, Any]) -> bool:
+    if name == "id" and block.get("type") in _FILES and block.keys() <= _BY_ID:  # the provider keeps the file
+        return False
+    if name == "data" and block.get("type") == "redacted_thinking":
+        return True
+    return name in _UNREADABLE or name.startswith("__") or any(word in name.lower() for word in _SEALED)
 
 
 def _in_order(value: Any) -> Any:

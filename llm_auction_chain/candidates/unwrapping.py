@@ -1,6 +1,6 @@
 """The chat models inside the wrappers of LangChain: bindings, retries, fallbacks, sequences, alternatives."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
@@ -41,6 +41,17 @@ __all__ = [
 
 _Change = Callable[[Runnable[Any, Any], Mapping[str, Any]], Runnable[Any, Any]]
 _FOR_TRACERS = frozenset({"ls_structured_output_format", "structured_output_format"})
+_TOOLS = frozenset({"tools", "functions"})
+# Providers' words for a format, and for what may hold one. Without underscores: some have both spellings.
+_FORMATS = frozenset({
+    "format", "guidedchoice", "guidedgrammar", "guidedjson", "guidedregex", "lsstructuredoutputformat", "outputformat",
+    "responseformat", "responsejsonschema", "responsemimetype", "responseschema", "structuredoutputformat",
+    "structuredoutputs", "textformat",
+})  # fmt: skip
+_WITH_FORMAT = frozenset(
+    {"additionalmodelrequestfields", "generationconfig", "nvext", "outputconfig", "params", "text"}
+)
+_NO_FORMAT: tuple[Any, ...] = (None, "", "text", "text/plain", {}, {"type": "text"})
 _INIT_CHAT_MODEL = ("langchain.chat_models.base", "_ConfigurableModel")  # by name: langchain is optional
 
 
@@ -231,25 +242,44 @@ def settings_of(model: Runnable[Any, Any]) -> dict[str, Any]:
 
 
 def offers_tools(model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call with these keywords offers tools, bound anywhere in the model; the outer keyword wins."""
-    return _is_given(("tools", "functions"), model, config, kwargs)
+    """Whether a request of a call with these keywords offers tools, bound or set anywhere in the model."""
+    return any(any(request.get(name) for name in _TOOLS) for request in _requests(model, config, kwargs))
 
 
 def asks_for_format(model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call with these keywords asks for a format that is parsed, bound anywhere in the model."""
-    return _is_given(("response_format", *_FOR_TRACERS), model, config, kwargs)
+    """Whether a request of a call with these keywords asks for a format, in any provider's words."""
+    return any(map(_has_format, _requests(model, config, kwargs)))
 
 
-def _is_given(
-    names: Sequence[str], model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]
-) -> bool:
-    """Whether one of the names reaches a chat model in a call with these keywords; the outer keyword wins."""
+def _has_format(settings: Mapping[str, Any]) -> bool:
+    for name, value in settings.items():
+        word = str(name).replace("_", "").lower()
+        if word in _FORMATS and value not in _NO_FORMAT:
+            return True
+        if word in _WITH_FORMAT and _has_format(_as_mapping(value)):
+            return True
+    return False
+
+
+def _requests(
+    model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the settings of each request that a call with these keywords may make; the outer keyword wins."""
     if _is_configurable(model):
-        return _is_given(names, _choice(model, config), config, kwargs)
-    parts = _parts(model, kwargs)
-    if not parts:
-        return any(kwargs.get(name) for name in names)
-    return any(_is_given(names, part, config, keywords) for part, keywords in parts)
+        yield from _requests(_choice(model, config), config, kwargs)
+    elif parts := _parts(model, kwargs):
+        for part, keywords in parts:
+            yield from _requests(part, config, keywords)
+    else:
+        fields = vars(model) if isinstance(model, BaseChatModel) else {}
+        request = {**fields, **_as_mapping(fields.get("model_kwargs")), **kwargs}
+        if own := _as_mapping(fields.get("output_config")):
+            request["output_config"] = {**own, **_as_mapping(request["output_config"])}  # as langchain-anthropic does
+        yield {**request, **_as_mapping(request.get("extra_body"))}
+
+
+def _as_mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 class Untraced(Runnable[LanguageModelInput, BaseMessage]):

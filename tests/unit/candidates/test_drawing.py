@@ -26,6 +26,7 @@ from llm_auction_chain import (
     ScoringError,
 )
 from llm_auction_chain.candidates import CandidateFilter, Size, Source, draw, make_plan
+from llm_auction_chain.candidates.drawing import _identity
 from llm_auction_chain.candidates.proposals import conditions_of
 from llm_auction_chain.descriptions import descriptions_of
 from llm_auction_chain.testing import MarkovChatModel
@@ -472,7 +473,6 @@ def test_ids_and_the_order_of_arguments_make_no_other_reply(one, other):
     (calling({"a": 1}), calling({"a": 1}, name="play")),
     (calling({"a": [1, 2]}), calling({"a": [2, 1]})), (calling({"a": {"b": 1}}), calling({"a": {"b": 2}})),
     (of_block(type="text", text="Hi"), of_block(type="text", text="Ho")),
-    (of_block(type="text", text="Hi", index=1), of_block(type="text", text="Hi", index=2)),
     (of_block(type="image", id="1"), of_block(type="image", id="2")), (AIMessage(["Hi"]), AIMessage(["Ho"])),
     (AIMessage("Hi"), AIMessage("Hi", response_metadata={"finish_reason": "length"})),
     (AIMessage("", invalid_tool_calls=[{"name": "tune", "args": "{", "id": "1", "error": None}]), AIMessage("")),
@@ -583,3 +583,115 @@ async def test_the_callers_callbacks_hear_of_draws_and_filter(waiter):
     result = run(drawing) if waiter is BLOCKING else await drawing
     assert names.heard == ["model", "model", "candidate_filter", "candidate_filter"]
     assert len(result.possible) == 2
+
+
+def extra(**kwargs):
+    return AIMessage("", additional_kwargs=kwargs)
+
+
+def ended(**metadata):
+    return AIMessage("Hi", response_metadata=metadata)
+
+
+def search(query, k):
+    """Return a reply with a search by the provider, under ids of its own."""
+    result = {"type": "web_search_result", "url": f"https://{query}", "encrypted_content": f"c{k}"}
+    return AIMessage([
+        {"type": "server_tool_use", "id": f"s{k}", "name": "web_search", "input": {"query": query, "id": 1}},
+        {"type": "web_search_tool_result", "tool_use_id": f"s{k}", "content": [result]},
+        {"type": "text", "text": "Hi", "citations": [{"url": f"https://{query}", "encrypted_index": f"e{k}"}]},
+    ])  # fmt: skip
+
+
+def reasoned(text, k):
+    """Return a reply of the Responses API, as one that keeps its reasoning to itself."""
+    return AIMessage([
+        {"type": "reasoning", "id": f"rs{k}", "summary": [], "encrypted_content": f"c{k}"},
+        {"type": "text", "text": text, "id": f"msg{k}", "annotations": []},
+    ], response_metadata={"status": "completed", "id": f"resp{k}"})  # fmt: skip
+
+
+DIFFERENT = {
+    "audio": [extra(audio={"id": "a", "data": data, "expires_at": 1}) for data in "xy"],
+    "refusals": [extra(refusal=why) for why in ("I may not.", "I cannot.")],
+    "a refusal and nothing": [extra(refusal="I may not."), AIMessage("")],
+    "legacy calls": [extra(function_call={"name": "f", "arguments": f'{{"a": {k}}}'}) for k in (1, 2)],
+    "a legacy call and none": [extra(function_call={"name": "f", "arguments": "{}"}), AIMessage("")],
+    "arguments called id": [extra(function_call={"name": "f", "arguments": f'{{"id": {k}}}'}) for k in (1, 2)],
+    "reasoning": [extra(reasoning_content=text) for text in ("So.", "Hm.")],
+    "pictures": [extra(images=[{"image_url": {"url": f"data:{k}"}}]) for k in (1, 2)],
+    "thinking": [AIMessage([{"type": "thinking", "thinking": text, "signature": "s"}]) for text in ("So.", "Hm.")],
+    "files of the provider": [AIMessage([{"type": "file", "source_type": "id", "id": f"f{k}"}]) for k in (1, 2)],
+    "searches": [search("guitars", 1), search("pianos", 1)],
+    "cut as OpenAI says": [ended(finish_reason="stop"), ended(finish_reason="length")],
+    "cut as Anthropic says": [ended(stop_reason="end_turn"), ended(stop_reason="max_tokens")],
+    "cut as Bedrock says": [ended(stopReason="end_turn"), ended(stopReason="max_tokens")],
+    "cut as Ollama says": [ended(done_reason="stop"), ended(done_reason="length")],
+    "cut as Responses says": [ended(status="completed"), ended(status="incomplete")],
+    "why Responses cut": [
+        ended(status="incomplete", incomplete_details={"reason": why}) for why in ("max_output_tokens", "safety")
+    ],
+    "places of a call": [
+        AIMessage([{"type": "text", "text": "Hi"}, {"type": "tool_use", "name": "f", "input": {}}][::way])
+        for way in (1, -1)
+    ],
+}  # fmt: skip
+EQUAL = {
+    "ids of audio": [extra(audio={"id": f"a{k}", "data": "x", "expires_at": k}) for k in (1, 2)],
+    "raw calls": [extra(tool_calls=[{"id": f"c{k}", "function": {"name": "f"}}]) for k in (1, 2)],
+    "order of legacy arguments": [
+        extra(function_call={"name": "f", "arguments": text}) for text in ('{"a": 1, "b": 2}', '{"b":2,"a":1}')
+    ],
+    "ids and sealed reasoning": [reasoned("Hi", 1), reasoned("Hi", 2)],
+    "sealed reasoning and none": [
+        reasoned("Hi", 1), AIMessage([{"type": "text", "text": "Hi"}], response_metadata={"status": "completed"}),
+    ],
+    "reasoning beside the content": [
+        extra(reasoning={"type": "reasoning", "id": f"rs{k}", "summary": [{"type": "summary_text", "text": "So."}]})
+        for k in (1, 2)
+    ],
+    "signatures": [AIMessage([{"type": "thinking", "thinking": "So.", "signature": f"s{k}"}]) for k in (1, 2)],
+    "signatures of texts": [
+        AIMessage([{"type": "text", "text": "Hi", "extras": {"signature": f"s{k}"}}]) for k in (1, 2)
+    ],
+    "signatures of calls": [extra(__gemini_function_call_thought_signatures__={f"c{k}": "s"}) for k in (1, 2)],
+    "redacted thinking": [AIMessage([{"type": "redacted_thinking", "data": f"d{k}"}]) for k in (1, 2)],
+    "searches under other ids": [search("guitars", 1), search("guitars", 2)],
+    "a text and its only block": [AIMessage("Hi"), AIMessage([{"type": "text", "text": "Hi", "annotations": []}])],
+    "no text in three spellings": [AIMessage(""), AIMessage([]), AIMessage([{"type": "text", "text": ""}])],
+    "arguments as text": [
+        AIMessage([{"type": "function_call", "id": f"i{k}", "call_id": f"c{k}", "name": "f", "arguments": text}])
+        for k, text in enumerate(['{"a": 1, "b": 2}', '{"b":2,"a":1}'])
+    ],
+    "places in a stream": [AIMessage([{"type": "text", "text": "Hi", "index": k}]) for k in (1, 2)],
+    "ids of pictures": [AIMessage([{"type": "image", "id": f"i{k}", "base64": "x"}]) for k in (1, 2)],
+    "ids of answers": [ended(id=f"resp{k}", created_at=k, model_name="m") for k in (1, 2)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DIFFERENT)
+def test_replies_are_distinct_where_user_or_agents_can_tell_them_apart(kind):
+    first, second = DIFFERENT[kind]
+    assert _identity(first) != _identity(second)
+    hash(_identity(first))
+
+
+@pytest.mark.parametrize("kind", EQUAL)
+def test_replies_are_equal_where_only_the_provider_can_tell_them_apart(kind):
+    first, *others = EQUAL[kind]
+    assert [_identity(other) for other in others] == [_identity(first)] * len(others)
+
+
+def test_agents_are_shown_every_distinct_reply_once():
+    shown = []
+
+    class Speaks(BaseChatModel):
+        replies: ClassVar = iter([*DIFFERENT["audio"] * 2, *EQUAL["ids of audio"]])
+        _llm_type: ClassVar = "speaks"
+
+        def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+            return ChatResult(generations=[ChatGeneration(message=next(self.replies))])
+
+    agent = Agent("A", lambda prompt, reply: shown.append(reply.additional_kwargs["audio"]["data"]) or 1.0)
+    assert auction(Speaks(), agents=[agent], n_candidates=6).run("Speak").distinct_replies == 2
+    assert sorted(shown) == ["x", "y"]

@@ -1,5 +1,7 @@
 """The chat models in LangChain's wrappers, and which keywords reach them."""
 
+from typing import Any
+
 import pytest
 from langchain.chat_models import init_chat_model
 from langchain_core.callbacks import get_usage_metadata_callback
@@ -31,6 +33,16 @@ FIRST, SECOND = MarkovChatModel(length=2), MarkovChatModel(length=3)
 TOOLS = [{"name": "note", "parameters": {}}]
 WHICH = ConfigurableField(id="which")
 OTHER = {"configurable": {"which": "other"}}
+
+
+class Provided(MarkovChatModel):
+    """A model with the fields by which providers' packages pass settings on."""
+
+    model_kwargs: Any = None
+    extra_body: Any = None
+    output_config: Any = None
+    response_mime_type: Any = None
+    format: Any = None
 
 
 class Nameless(MarkovChatModel):
@@ -176,10 +188,59 @@ def test_the_config_of_a_call_may_choose_a_model_with_tools():
     assert not offers_tools(model, {}, {})
 
 
-def test_a_format_is_asked_for_by_any_of_its_keywords():
-    assert asks_for_format(FIRST.bind(response_format={"type": "json_object"}), None, {})
-    assert asks_for_format(FIRST, None, {"ls_structured_output_format": {"schema": {}}})
-    assert not asks_for_format(FIRST.bind(tools=TOOLS), None, {})
+SHAPE = {"type": "json_schema", "schema": {"type": "object"}}
+ASKING = [
+    {"response_format": {"type": "json_object"}},
+    {"response_format": Provided},
+    {"format": "json"},
+    {"format": SHAPE["schema"]},
+    {"response_mime_type": "application/json"},
+    {"response_mime_type": "text/x.enum"},
+    {"response_schema": SHAPE["schema"]},
+    {"response_json_schema": SHAPE["schema"]},
+    {"generation_config": {"responseMimeType": "application/json"}},
+    {"output_config": {"format": SHAPE}},
+    {"output_format": SHAPE},
+    {"text": {"format": SHAPE, "verbosity": "low"}},
+    {"guided_regex": "a+"},
+    {"structured_outputs": {"choice": ["a", "b"]}},
+    {"additional_model_request_fields": {"output_config": {"format": SHAPE}}},
+    {"ls_structured_output_format": {"schema": {}}},
+]
+PLAIN = [
+    {"response_format": {"type": "text"}}, {"response_format": None}, {"format": ""}, {"format": None},
+    {"response_mime_type": "text/plain"}, {"output_config": {"effort": "low"}}, {"text": {"verbosity": "low"}},
+    {"text": {"format": {"type": "text"}}}, {"reasoning_format": "parsed"}, {"tools": TOOLS},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [*ASKING, *PLAIN])
+def test_a_format_is_asked_for_in_any_providers_words(settings):
+    asks = settings in ASKING
+    assert asks_for_format(FIRST, None, settings) is asks
+    assert asks_for_format(FIRST.bind(**settings).with_retry(), None, {}) is asks
+    assert asks_for_format(Provided(model_kwargs=settings), None, {}) is asks
+    assert asks_for_format(Provided().with_fallbacks([Provided(extra_body=settings)]), None, {}) is asks
+    assert asks_for_format(Provided(), None, {"extra_body": settings}) is asks
+
+
+@pytest.mark.parametrize("fields", [
+    {"format": "json"}, {"response_mime_type": "application/json"}, {"output_config": {"format": SHAPE}},
+])  # fmt: skip
+def test_a_format_is_seen_in_the_constructor_until_the_call_replaces_it(fields):
+    model = Provided(**fields)
+    assert asks_for_format(model, None, {})
+    if "output_config" in fields:  # of which langchain-anthropic replaces what the call has
+        assert asks_for_format(model, None, {"output_config": {"effort": "low"}})
+    assert not asks_for_format(model, None, {"output_config": {"format": None}, "format": "", "response_mime_type": ""})
+
+
+@pytest.mark.parametrize("name", ["tools", "functions"])
+def test_tools_are_seen_in_model_kwargs(name):
+    model = Provided(model_kwargs={name: TOOLS})
+    assert offers_tools(model, None, {})
+    assert not offers_tools(model, None, {name: []})
+    assert offers_tools(Provided(extra_body={name: TOOLS}), None, {})
 
 
 async def test_an_untraced_call_is_counted_by_no_callback_and_hands_on_no_keyword_for_tracers():

@@ -49,8 +49,13 @@ def unreadable(messages, number):
     return AIMessage("", invalid_tool_calls=[{"name": "note", "args": f"{{{number}", "id": str(number), "error": None}])
 
 
+def legacy(messages, number):
+    called = {"name": "note", "arguments": f'{{"text": "{number}"}}'}
+    return AIMessage("", additional_kwargs={"function_call": called})
+
+
 @UNSEEN
-@pytest.mark.parametrize("say", [once, unreadable])
+@pytest.mark.parametrize("say", [once, unreadable, legacy])
 async def test_a_turn_whose_replies_call_tools_unseen_asks_nobody_and_follows_the_reference(interface, wrap, say):
     spy = Spy(lambda reply: 100.0 * bool(reply.tool_calls))
     auction = interface(model=wrap(Caller(say=say)), agents=[spy.agent()], n_candidates=M)
