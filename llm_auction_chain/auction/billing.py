@@ -20,7 +20,7 @@ from llm_auction_chain.waiting import AWAITING, Waiter
 
 if TYPE_CHECKING:
     from llm_auction_chain.auction.result import AuctionResult
-    from llm_auction_chain.ledger import Charge
+    from llm_auction_chain.ledger import Charge, Hold
 
 __all__ = ["Delivery", "OnLedgerError", "Tab", "check_ledger", "most_owed"]
 
@@ -142,11 +142,15 @@ class Tab:
                 self.without_cover = frozenset(self._most)
                 return
             self.without_cover, self.nonce = frozenset(hold.without_cover), hold.nonce or None
-            if delivered := getattr(hold, "delivered", None):
-                self._step = "over"
-                reply = with_charge(AIMessage.model_validate_json(delivered.reply), delivered.charge)
-                message = f"Auction {self._auction_id!r} delivered its reply already: it is the error's `reply`."
-                raise DeliveredError(message, delivered.charge, reply, delivered.receipt)
+            self._check_delivered(hold)
+
+    def _check_delivered(self, hold: "Hold") -> None:
+        """Raise `DeliveredError` with the kept reply, where another call under the id has delivered it."""
+        if delivered := getattr(hold, "delivered", None):
+            self._step = "over"
+            reply = with_charge(AIMessage.model_validate_json(delivered.reply), delivered.charge)
+            message = f"Auction {self._auction_id!r} delivered its reply already: it is the error's `reply`."
+            raise DeliveredError(message, delivered.charge, reply, delivered.receipt)
 
     def _charge(self, ledger: AuctionLedger, result: "AuctionResult") -> "Charge | None":
         amounts: dict[str, Decimal] = {}
@@ -179,11 +183,11 @@ class Tab:
             book = partial(book, message=result.reply.model_dump_json(fallback=repr))
         try:
             return book()
-        except DeliveredError:
-            raise
-        except ChargeConflictError:
-            # another call under the same id may have released what both held
-            ledger.hold(self._auction_id, self._most, currency=self.currency)
+        except ChargeConflictError as error:
+            # another call under the same id may have delivered meanwhile, or released what both held
+            self._check_delivered(ledger.hold(self._auction_id, self._most, currency=self.currency))
+            if isinstance(error, DeliveredError):
+                raise
             return book()
 
     def _give_up(self, ledger: AuctionLedger, reason: str) -> None:

@@ -416,6 +416,24 @@ async def test_a_ledger_that_keeps_replies_returns_the_first_reply_again_whateve
 
 
 @KINDS
+def test_a_reply_that_another_call_delivered_meanwhile_is_the_reply_of_both(kind, url):
+    with Ledger(url, keep_replies=True) as ledger:
+        ledger.deposit("C", 100)
+        config, delivered = {"configurable": {"idempotency_key": "1"}}, []
+
+        def meanwhile(event):
+            if event.name == "auction.scored":
+                delivered.append(auction(kind, ledger, [likes("c")], seed=1).invoke("x", config))
+
+        agents = [Agent("C", lambda prompt, reply: 3.0 * reply.text.count("a"))]
+        reply = auction(kind, ledger, agents, on_event=meanwhile, seed=2).invoke("x", config)
+        assert reply.text == delivered[0].text
+        assert reply.response_metadata["auction"] == delivered[0].response_metadata["auction"]
+        assert kinds_of(ledger).count("charge") == 1
+        assert sound(ledger)
+
+
+@KINDS
 def test_a_kept_reply_that_a_repeated_call_delivers_stays_charged_though_the_first_call_fails(kind, url):
     with Ledger(url, keep_replies=True) as ledger:
         ledger.deposit("C", 100)
