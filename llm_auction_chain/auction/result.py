@@ -305,13 +305,25 @@ def _reply(result: AuctionResult, plan: Plan, place: DisclosurePlace) -> AIMessa
 
 
 def _with_disclosure(content: Any, disclosure: str, place: DisclosurePlace) -> Any:
-    """Return a message's content with the disclosure before or after it; empty content stays empty."""
-    if not disclosure or place == "metadata" or not content:
+    """Return a message's content with the disclosure before or after its text; content without a text stays as it is.
+
+    Among blocks it is a block next to the first or the last text: after the thinking, before the calls of tools.
+    """
+    if not disclosure or place == "metadata":
         return content
+    parts = [content] if isinstance(content, str) else content
+    texts = [k for k, part in enumerate(parts) if AIMessage([part]).text.strip()]
+    if not texts:
+        return content
+    added: Any = f"{disclosure}\n\n" if place == "start" else f"\n\n{disclosure}"
     if isinstance(content, str):
-        return f"{disclosure}\n\n{content}" if place == "start" else f"{content}\n\n{disclosure}"
-    block = {"type": "text", "text": disclosure}
-    return [block, *content] if place == "start" else [*content, block]
+        return added + content if place == "start" else content + added
+    near = texts[0] if place == "start" else texts[-1]
+    if isinstance(block := content[near], dict):
+        # OpenAI takes the blocks of one id for one message, which must follow its reasoning.
+        added = {"type": "text", "text": added, **{name: block[name] for name in ("id", "phase") if name in block}}
+    at = near if place == "start" else near + 1
+    return [*content[:at], added, *content[at:]]
 
 
 def _warn(settings: AuctionSettings, admitted: Admitted, plan: Plan, drawn: Drawn) -> tuple[str, ...]:

@@ -201,7 +201,7 @@ class Disclosure(_Settings, frozen=True):
     """Shown where the reply is sponsored. `{sponsors}` stands for the sponsors' names. Empty: no text."""
     place: DisclosurePlace = "metadata"
     """`metadata` leaves the reply's text alone; `start` and `end` add the disclosure to it, except to a reply in a
-    requested format."""
+    requested format or without a text."""
 
 
 def _group(kind: type[_Settings], name: str, is_value: Callable[[Any], bool]) -> Check:

@@ -4,6 +4,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+from langchain_core.messages import AIMessage
 
 from llm_auction_chain import (
     Agent,
@@ -136,35 +137,63 @@ def test_a_disclosure_stays_in_the_metadata_or_goes_where_it_is_put():
     assert free.reply.text == free.candidates[0].message.text
 
 
-@pytest.mark.parametrize("place", ["start", "end"])
-def test_a_disclosure_is_a_block_of_its_own_where_the_content_is_blocks(place):
-    class Blocks(MarkovChatModel):
+def disclosed(content, place):
+    """Return the reply of an auction whose every candidate has this content, and a disclosure in its place."""
+
+    class Fixed(MarkovChatModel):
         def _generate(self, *args, **kwargs):
             drawn = super()._generate(*args, **kwargs)
             for generation in drawn.generations:
-                text = generation.message.text
-                generation.message = generation.message.model_copy(update={"content": [{"type": "text", "text": text}]})
-            return drawn
-
-    content = sponsored(place, model=Blocks(length=3)).reply.content
-    assert [block["text"] == "Ad: B." for block in content] == [place == "start", place == "end"]
-
-
-def test_a_reply_that_only_calls_tools_gets_no_text():
-    class Calls(MarkovChatModel):
-        def _generate(self, *args, **kwargs):
-            drawn = super()._generate(*args, **kwargs)
-            for generation in drawn.generations:
-                call = {"name": "buy", "args": {"what": generation.message.text}, "id": "1", "type": "tool_call"}
-                generation.message = generation.message.model_copy(update={"content": "", "tool_calls": [call]})
+                word = generation.message.text
+                call = {"name": "buy", "args": {"what": word}, "id": word, "type": "tool_call"}
+                generation.message = AIMessage(content, tool_calls=[call])
             return drawn
 
     wants = Agent("B", lambda prompt, reply: 2.0 * reply.tool_calls[0]["args"]["what"].count("b"))
-    disclosed = {"disclosure": Disclosure(text="Ad: {sponsors}.", place="end")}
-    held = auction([wants], model=Calls(length=3), on_tool_calls="auction", **disclosed).run("x")
-    assert held.reply.content == ""
-    assert held.sponsors == (wants,)
-    assert held.disclosure == "Ad: B."
+    disclosure = Disclosure(text="Ad: {sponsors}.", place=place)
+    held = auction([wants], model=Fixed(length=3), on_tool_calls="auction", disclosure=disclosure).run("x")
+    assert (held.sponsors, held.disclosure) == ((wants,), "Ad: B.")
+    return held.reply
+
+
+THINKING = {"type": "thinking", "thinking": "hm", "signature": "s"}
+REASONING = {"type": "reasoning", "id": "rs_1", "summary": []}
+CALL = {"type": "tool_use", "id": "1", "name": "buy", "input": {}}
+PICTURE = {"type": "image", "url": "https://example.org/a.png"}
+
+
+def text(words, **fields):
+    return {"type": "text", "text": words, **fields}
+
+
+@pytest.mark.parametrize(("content", "start", "end"), [
+    ([text("Hi")], 0, 1),
+    ([THINKING, text("Hi"), CALL], 1, 2),
+    ([REASONING, text("Hi", id="msg_1", annotations=[{"start_index": 0, "end_index": 2}])], 1, 2),
+    ([text(""), THINKING, text("Hi "), PICTURE, text("there"), text("")], 2, 5),
+    ([THINKING, "Hi", "", CALL], 1, 2),
+    ([THINKING, {"type": "text", "text": None}, text("Hi")], 2, 3),
+])  # fmt: skip
+def test_a_disclosure_among_blocks_is_a_paragraph_of_its_own_beside_the_text(content, start, end):
+    words = AIMessage(content).text
+    for place, at in (("start", start), ("end", end)):
+        reply = disclosed(content, place)
+        assert [*reply.content[:at], *reply.content[at + 1 :]] == content
+        assert reply.text.strip() == (f"Ad: B.\n\n{words}" if place == "start" else f"{words}\n\nAd: B.").strip()
+
+
+def test_a_disclosure_belongs_to_the_message_of_the_text_beside_it():
+    _, added, said = disclosed([REASONING, text("Hi", id="msg_1", phase="final_answer")], "start").content
+    assert added == {**said, "text": "Ad: B.\n\n"}
+
+
+@pytest.mark.parametrize("place", ["start", "end"])
+@pytest.mark.parametrize("content", [
+    "", " \n", [], [CALL], [THINKING, CALL], [PICTURE], [text("")], [THINKING, text("\n"), CALL], [" ", CALL],
+    [{"type": "refusal", "refusal": "No."}],
+])  # fmt: skip
+def test_a_reply_without_a_text_gets_none(content, place):
+    assert disclosed(content, place).content == content
 
 
 def test_a_context_that_looks_like_an_attack_is_warned_about():
