@@ -2,7 +2,7 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from itertools import chain, islice
 from pathlib import Path
@@ -18,16 +18,32 @@ if TYPE_CHECKING:
     from llm_auction_chain.receipts import AgentView, Receipt, Verification
 
 
+_OTHERS = {
+    "request_id": "a request to a bidder",
+    "differences": "the result of a verification",
+    "sponsors": "an outcome",
+    "response_metadata": "a message",
+    "entries": "a statement of the ledger",
+    "seq": "an entry of the ledger",
+    "balance": "an account of the ledger",
+}
+"""What other JSON of this package is, by a key that receipts and views do not have."""
+
+
 def add_verify(commands: Any) -> None:
     """Add the command to those of the parser."""
     verify = commands.add_parser(
         "verify",
         help="compute a receipt again from itself alone",
         description="Computes receipts and agents' views again from themselves alone: no clock, network or model. Exit "
-        "code 0: all hold; 1: something differs; 2: the input cannot be read.",
+        "code 0: all hold; 1: something differs; 2: the input cannot be read, or is no receipt.",
     )
     verify.set_defaults(do=_verify)
-    verify.add_argument("file", metavar="FILE", help="JSON of one, a list of them, or JSON Lines; - is standard input")
+    about = "JSON of one, a list of them, or JSON Lines; - is standard input"
+    verify.add_argument("files", nargs="+", metavar="FILE", help=about)
+    verify.add_argument("--auction-id", metavar="ID", help="the auction that they must be of")
+    about = "the commitment that agents received, which they must open: sha256:..."
+    verify.add_argument("--opening", metavar="DIGEST", help=about)
     verify.add_argument("--key", metavar="PUBLIC.pem", help="the Ed25519 public key that must have signed them")
     verify.add_argument("--json", action="store_true", help="print an object for one receipt, a list for several")
 
@@ -36,20 +52,52 @@ def _verify(options: Namespace) -> int:
     from llm_auction_chain.receipts import load_public_key, verify
 
     key = None if options.key is None else load_public_key(options.key)
-    source = "standard input" if options.file == "-" else options.file
-    results = ((value, verify(value, public_key=key)) for value in _read(options.file, source))
+    expected = {"auction_id": options.auction_id, "opening": options.opening, "public_key": key}
+    errors: dict[str, None] = {}
+    results = ((source, value, verify(value, **expected)) for source, value in _receipts(options.files, errors))
     first = list(islice(results, 2))
-    if not first:
-        raise ConfigurationError(f"{source} holds no receipt. Give one that `result.receipt` or the ledger wrote.")
-    if len(first) > 1:
+    if len(options.files) > 1 or len(first) > 1:
         write = _write_list if options.json else _write_lines
-        return write(chain(first, results))
-    ((value, verification),) = first
-    if options.json:
-        write_json(_as_json(value, verification))
+        code = write(chain(first, results), with_files=len(options.files) > 1)
     else:
-        _show(Console(), value, verification, key_given=key is not None)
-    return 0 if verification.ok else 1
+        code = 0
+        for _, value, verification in first:
+            code = 0 if verification.ok else 1
+            if options.json:
+                write_json(_as_json(value, verification))
+            else:
+                _show(Console(), value, verification, key_given=key is not None)
+    if errors:
+        raise ConfigurationError("\n".join(errors))
+    return code
+
+
+def _receipts(files: Sequence[str], errors: dict[str, None]) -> Iterator[tuple[str, Any]]:
+    """Yield the values that may be receipts, each with the name of its file. Note what else there is as errors."""
+    for file in files:
+        source = "standard input" if file == "-" else file
+        is_empty = True
+        try:
+            for value in _read(file, source):
+                is_empty = False
+                kind = _other_kind(value)
+                if kind is None:
+                    yield source, value
+                    continue
+                errors[f"{source}: this is {kind}, not a receipt. Give what `result.receipt` or the ledger wrote."] = (
+                    None
+                )
+            if is_empty:
+                errors[f"{source} holds no receipt. Give one that `result.receipt` or the ledger wrote."] = None
+        except ConfigurationError as error:
+            errors[str(error)] = None
+
+
+def _other_kind(value: Any) -> str | None:
+    """Return what JSON of this package is that is no receipt; None where it is one, or is something foreign."""
+    if not isinstance(value, dict) or "digest" in value:
+        return None
+    return next((kind for key, kind in _OTHERS.items() if key in value), None)
 
 
 def _read(file: str, source: str) -> Iterator[Any]:
@@ -102,26 +150,27 @@ def _as_json(value: Any, verification: "Verification") -> dict[str, Any]:
     }
 
 
-def _write_list(results: "Iterable[tuple[Any, Verification]]") -> int:
-    codes = set()
+def _write_list(results: "Iterable[tuple[str, Any, Verification]]", *, with_files: bool) -> int:
+    codes = {0}
 
     def objects() -> Iterator[dict[str, Any]]:
-        for value, verification in results:
+        for source, value, verification in results:
             codes.add(0 if verification.ok else 1)
-            yield _as_json(value, verification)
+            yield {**_as_json(value, verification), **({"file": source} if with_files else {})}
 
     write_list(objects())
     return max(codes)
 
 
-def _write_lines(results: "Iterable[tuple[Any, Verification]]") -> int:
+def _write_lines(results: "Iterable[tuple[str, Any, Verification]]", *, with_files: bool) -> int:
     """Print a line for each, the differences, and the counts."""
     console, counts = Console(), {True: 0, False: 0}
-    for value, verification in results:
+    for source, value, verification in results:
         counts[verification.ok] += 1
         name = str(value.get("auction_id", "without an id")) if isinstance(value, dict) else "no receipt"
         style = "" if verification.ok else "bold red"
-        write_line(console, f"{'OK' if verification.ok else 'DIFFERS'}  {name}", style)
+        file = f"  {source}" if with_files else ""
+        write_line(console, f"{'OK' if verification.ok else 'DIFFERS'}  {name}{file}", style)
         _write_differences(console, verification)
     outcome = "all OK" if not counts[False] else f"{counts[True]} OK, {counts[False]} differ"
     write_line(console, f"{counts[True] + counts[False]} receipts: {outcome}")

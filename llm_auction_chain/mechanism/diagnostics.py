@@ -14,6 +14,7 @@ _MIN_TAIL = 5
 _TIE = 1e-12  # weights whose relative difference is smaller are equal: sums of logs round
 _MIN_EXCESS = 1e-300  # the reciprocal of a smaller excess would overflow
 _SQUARE_ROOT = 225  # from so many draws on the length of the tail grows like a square root
+_FINE = 10_000  # a longer tail gets no finer grid, so that memory is bounded by the number of candidates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +60,14 @@ def diagnose(
         tau: money per nat.
         constant: money.
     """
-    each = log_weights if draws is None else np.repeat(log_weights - np.log(draws), draws)
+    counts = np.ones(len(log_weights), dtype=np.int64) if draws is None else draws
+    shares = np.exp(log_softmax(log_weights)) / counts
     return Diagnostics(
-        ess_weights=effective_sample_size(each),
+        ess_weights=float(1.0 / (counts * np.square(shares)).sum()),
         ess_probabilities=float(1.0 / np.square(p).sum()),
-        largest_share=float(np.exp(log_softmax(each)).max()),
-        log_normaliser=float(tau * (log_mass(scores) - np.log(len(each)))) + constant,
-        k_hat=pareto_k_hat(each),
+        largest_share=float(shares.max()),
+        log_normaliser=float(tau * (log_mass(scores) - np.log(counts.sum()))) + constant,
+        k_hat=pareto_k_hat(log_weights - np.log(counts), counts),
     )
 
 
@@ -79,11 +81,12 @@ def effective_sample_size(log_weights: FloatArray) -> float:
     return float(1.0 / np.square(weights).sum())
 
 
-def pareto_k_hat(log_weights: FloatArray) -> float | None:
+def pareto_k_hat(log_weights: FloatArray, draws: npt.NDArray[np.int64] | None = None) -> float | None:
     """Return the shape of the generalised Pareto distribution that fits the largest weights.
 
     Args:
         log_weights: (M,), in nats; `-inf` allowed.
+        draws: (M,), number of draws that have each weight; None for one each.
 
     Returns:
         k-hat, or None if no tail can be fitted: fewer than 25 draws, or fewer than five weights in the tail that differ
@@ -95,38 +98,43 @@ def pareto_k_hat(log_weights: FloatArray) -> float | None:
     True
     """
     log_weights = np.asarray(log_weights, dtype=np.float64)
-    m = log_weights.shape[0]
+    order = np.argsort(log_weights)
+    shifted = log_weights[order] - log_weights.max()
+    below = np.cumsum(np.ones(len(order), dtype=np.int64) if draws is None else draws[order])  # and equal ones
+    m = int(below[-1])
     if m < _MIN_DRAWS:
         return None
-    shifted = np.sort(log_weights - log_weights.max())
     length = m // 5 if m <= _SQUARE_ROOT else int(3.0 * np.sqrt(m))
-    cutoff = np.exp(shifted[m - length - 1])
-    excess = np.exp(shifted[m - length :]) - cutoff
+    at = int(np.searchsorted(below, m - length - 1, side="right"))  # the largest draw that is not in the tail
+    cutoff = np.exp(shifted[at])
+    at += int(below[at] == m - length)
+    excess, counts = np.exp(shifted[at:]) - cutoff, np.diff(below[at:], prepend=m - length)
     least = max(_MIN_EXCESS, _TIE * cutoff)
-    if excess[_quartile(length)] <= least:  # ties with the cutoff, or weights that underflow
-        excess = excess[excess > least]
-    if len(excess) < _MIN_TAIL or np.ptp(excess) <= _TIE * (excess[-1] + cutoff):
+    if excess[_quartile(counts)] <= least:  # ties with the cutoff, or weights that underflow
+        excess, counts = excess[excess > least], counts[excess > least]
+    if counts.sum() < _MIN_TAIL or np.ptp(excess) <= _TIE * (excess[-1] + cutoff):
         return None
     with np.errstate(all="ignore"):
-        k_hat, sigma = _fit_generalised_pareto(excess)
+        k_hat, sigma = _fit_generalised_pareto(excess, counts)
     return float(k_hat) if np.isfinite(k_hat) and sigma > 0.0 else None
 
 
-def _quartile(n: int) -> int:
-    return int(n / 4 + 0.5) - 1
+def _quartile(counts: npt.NDArray[np.int64]) -> int:
+    below = np.cumsum(counts)
+    return int(np.searchsorted(below, int(below[-1] / 4 + 0.5) - 1, side="right"))
 
 
-def _fit_generalised_pareto(excess: FloatArray) -> tuple[np.float64, np.float64]:
-    """Return shape and scale that fit ascending excesses (n,), with a weakly informative prior on the shape."""
-    n = len(excess)
-    grid_size = 30 + int(np.sqrt(n))
+def _fit_generalised_pareto(excess: FloatArray, counts: npt.NDArray[np.int64]) -> tuple[np.float64, np.float64]:
+    """Return shape and scale that fit ascending excesses (K,), with a weakly informative prior on the shape."""
+    n = int(counts.sum())
+    grid_size = 30 + int(np.sqrt(min(n, _FINE)))
     grid = 1.0 - np.sqrt(grid_size / (np.arange(1, grid_size + 1) - 0.5))
-    grid = grid / (3.0 * excess[_quartile(n)]) + 1.0 / excess[-1]
-    shape = np.log1p(-grid[:, None] * excess).mean(axis=1)
+    grid = grid / (3.0 * excess[_quartile(counts)]) + 1.0 / excess[-1]
+    shape = np.log1p(-grid[:, None] * excess) @ counts / n
     profile = n * (np.log(-grid / shape) - shape - 1.0)
     weights = np.exp(profile - profile.max())
     weights /= weights.sum()
     keep = weights >= 10.0 * np.finfo(np.float64).eps
     b = (grid[keep] * weights[keep]).sum() / weights[keep].sum()
-    k = np.log1p(-b * excess).mean()
+    k = np.log1p(-b * excess) @ counts / n
     return (n * k + 5.0) / (n + 10.0), -k / b

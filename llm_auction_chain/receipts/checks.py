@@ -2,7 +2,7 @@
 
 import math
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -74,6 +74,13 @@ def check_seal(record: Receipt | AgentView, signer: str | None) -> Iterator[Diff
     yield from _require(valid, "signature.value", signature.value, "it does not sign this digest")
 
 
+def check_expected(record: Receipt | AgentView, expected: Mapping[str, str]) -> Iterator[Difference]:
+    """Check the fields whose values are known from elsewhere, such as the auction's id."""
+    for field, value in expected.items():
+        stated = getattr(record, field)
+        yield from _require(stated == value, field, stated, f"it should be {_SHORT.repr(value)}")
+
+
 def check_commitments(record: Receipt | AgentView) -> Iterator[Difference]:
     """Check that the commitments are those of the content."""
     yield from _compare("opening", record.opening, records.opening_commitment(record.auction_id, record.commitments()))
@@ -94,18 +101,17 @@ def check_consistency(record: Receipt | AgentView) -> Iterator[Difference]:
     yield from _compare("len(log_probabilities)", len(record.log_probabilities), m)
     names = [bid.agent for bid in record.agents]
     yield from _require(len(set(names)) == len(names), "agents", names, "an agent appears twice")
-    never = [j for j, nats in enumerate(record.log_probabilities) if nats is None]
+    never = {j for j, nats in enumerate(record.log_probabilities) if nats is None}
     for k, bid in enumerate(record.agents):
         yield from _check_report(f"agents[{k}]", bid, m, never)
     yield from _check_owner(record) if isinstance(record, AgentView) else _check_counts(record)
 
 
-def _check_report(where: str, bid: Bid, m: int, never: Sequence[int]) -> Iterator[Difference]:
+def _check_report(where: str, bid: Bid, m: int, never: Container[int]) -> Iterator[Difference]:
     yield from _compare(f"len({where}.report)", len(bid.report), m)
-    for j in never:
-        for amount in bid.report[j : j + 1]:
-            rule = "it should be 0: the candidate is never drawn"
-            yield from _require(not amount, f"{where}.report[{j}]", amount, rule)
+    for j, amount in enumerate(bid.report):
+        rule = "it should be 0: the candidate is never drawn"
+        yield from _require(not amount or j not in never, f"{where}.report[{j}]", amount, rule)
     yield from _check_clicks(where, bid, m)
     largest, cap = max(map(abs, bid.report), default=0.0), bid.report_cap
     absent = 0.0 if bid.status in ("reported", "capped") else largest

@@ -48,16 +48,15 @@ def figures_of(record: Receipt | AgentView) -> Figures:
 
 
 def _figures_of_receipt(receipt: Receipt) -> Figures:
-    draws = [candidate.draws for candidate in receipt.candidates]
-    merged = [weight + math.log(n) for weight, n in zip(_nats(receipt.log_weights), draws, strict=True)]
+    weights = zip(_nats(receipt.log_weights), receipt.candidates, strict=True)
+    merged = [weight + math.log(candidate.draws) for weight, candidate in weights]
     settlement = settle(
-        _matrix(receipt.agents, len(draws)),
+        _matrix(receipt.agents, len(merged)),
         merged,
         tau=receipt.tau,
         payment_rule=receipt.payment_rule,
         owners=[bid.owner for bid in receipt.agents],
         pays=[bid.pays for bid in receipt.agents],
-        draws=draws,
         seed=int(receipt.draw_seed),
     )
     return Figures(

@@ -129,8 +129,7 @@ def issue(
             "reports": [commitment(report_salt(opening.salt, k), bid.committed(name)) for k, bid in enumerate(bids)],
             "digest": _NO_DIGEST,
             "signature": None,
-        },
-        strict=False,
+        }
     )
     return receipt.model_copy(update={"digest": receipt.computed_digest()})
 

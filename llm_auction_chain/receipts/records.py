@@ -21,7 +21,8 @@ GENERATOR = "numpy PCG64 of draw_seed, stream 2 of SeedSequence(seed); Gumbel no
 
 _WITH_FLOATS = frozenset({"terms", "weights", "agents"})  # parts of an opening
 _T = TypeVar("_T")
-Row = Annotated[tuple[_T, ...], Field(fail_fast=True)]  # a million wrong entries are one error
+# A list is a row, too: `model_validate` takes plain JSON. A million wrong entries are one error.
+Row = Annotated[tuple[_T, ...], Field(fail_fast=True, strict=False)]
 
 
 def _whole(value: Any) -> Any:
@@ -94,7 +95,7 @@ def _content(message: BaseMessage) -> dict[str, Any]:
 class Record(BaseModel):
     """Base of all records. They are frozen and strict: no value is converted, no unknown field is accepted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, serialize_by_alias=True)
 
 
 class Component(Record):
@@ -253,7 +254,7 @@ class _Shared(Record):
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON."""
-        return self.model_dump(mode="json", by_alias=True)
+        return self.model_dump(mode="json")
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -269,7 +270,7 @@ class _Shared(Record):
 
     def computed_digest(self) -> str:
         """Return the digest of all fields but `digest` and `signature`."""
-        return digest(self.model_dump(mode="json", by_alias=True, exclude={"digest", "signature"}))
+        return digest(self.model_dump(mode="json", exclude={"digest", "signature"}))
 
     def signed(self, key: Any) -> Self:
         """Return a copy with a signature of the digest.
@@ -393,8 +394,9 @@ class AgentView(_Shared):
 
     p is proportional to `p_-i * exp(r_i / tau)`. So p, the owner's reports and tau determine the distribution without
     the owner, the contribution and the payment under every rule. Seed, weights, draws, the other reports and the number
-    of agents stay hidden. p itself reveals one thing: a reader who learns the weights and draws elsewhere can compute
-    the sum of the other reports, up to a constant.
+    of agents stay hidden. But p reveals the sum of the other reports, up to a constant, to a reader who knows the
+    weights and draws. These are all equal where the reference model alone draws and no reply repeats: with two owners
+    the reader then knows the rival's report. Hand a view only to those who may know that.
     """
 
     schema_: Literal["llm_auction_chain.agent_view/1"] = Field(alias="schema")

@@ -1,6 +1,7 @@
 """Verification of receipts: everything is recomputed from the receipt alone and compared with what it states."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -8,11 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llm_auction_chain.canonical_json import loads
+from llm_auction_chain.canonical_json import loads, printable
 from llm_auction_chain.receipts import checks, records
 from llm_auction_chain.receipts.checks import Difference, path_text
 from llm_auction_chain.receipts.records import AgentView, Receipt, Record
 from llm_auction_chain.receipts.signing import public_key_hex
+from llm_auction_chain.validators import refuse, text
 
 _MOST = 100
 _RECORDS: dict[str, type[Record]] = {
@@ -52,7 +54,13 @@ class Verification:
         return not self.differences
 
 
-def verify(receipt: Receipt | AgentView | Mapping[str, Any] | str | bytes, *, public_key: Any = None) -> Verification:
+def verify(
+    receipt: Receipt | AgentView | Mapping[str, Any] | str | bytes,
+    *,
+    auction_id: str | None = None,
+    opening: str | None = None,
+    public_key: Any = None,
+) -> Verification:
     """Recompute a receipt or an agent's view from its own content and report every difference.
 
     Distribution, draw, contributions, payments, charges, commitments and digest are recomputed, without clock, network
@@ -61,11 +69,14 @@ def verify(receipt: Receipt | AgentView | Mapping[str, Any] | str | bytes, *, pu
 
     Args:
         receipt: the object, its JSON as a dict, or its JSON as a text.
+        auction_id: the auction that it must be of. Without it, a valid receipt of any auction is valid.
+        opening: the commitment that agents received before they reported, which the receipt must open.
         public_key: an Ed25519 public key that must have signed the receipt. Without it, a signature is checked against
             the key that it names, which anyone may have made.
 
     Raises:
-        ConfigurationError: `public_key` is a key of another kind.
+        ConfigurationError: `auction_id` is not a text, `opening` is not a digest, or `public_key` is a key of another
+            kind.
         MissingDependencyError: there is a key or a signature, and `cryptography` is not installed.
 
     >>> from llm_auction_chain import Agent, AuctionRunnable
@@ -78,6 +89,7 @@ def verify(receipt: Receipt | AgentView | Mapping[str, Any] | str | bytes, *, pu
     ['digest', 'winner']
     """
     signer = None if public_key is None else public_key_hex(public_key)
+    expected = _expected(auction_id, opening)
     try:
         kind, content = _parse(receipt)
         wrong_names = _check_names(kind, content)
@@ -93,9 +105,27 @@ def verify(receipt: Receipt | AgentView | Mapping[str, Any] | str | bytes, *, pu
     seal = list(checks.check_seal(record, signer))
     signed = record.signature is not None and not {one.field for one in seal} & {"digest", "signature.value"}
     return _verification(
-        chain(seal, checks.check_commitments(record), checks.check_consistency(record), checks.check_figures(record)),
+        chain(
+            seal,
+            checks.check_expected(record, expected),
+            checks.check_commitments(record),
+            checks.check_consistency(record),
+            checks.check_figures(record),
+        ),
         signed_by=record.signature.public_key if record.signature is not None and signed else None,
     )
+
+
+def _expected(auction_id: str | None, opening: str | None) -> dict[str, str]:
+    """Return the fields whose values the caller knows, as receipts spell them."""
+    expected = {}
+    if auction_id is not None:
+        expected["auction_id"] = printable(text("auction_id", auction_id))
+    if opening is not None:
+        if not isinstance(opening, str) or not re.fullmatch("sha256:[0-9a-f]{64}", opening):
+            raise refuse("opening", "`sha256:` and 64 hexadecimal digits", opening)
+        expected["opening"] = opening
+    return expected
 
 
 def _verification(differences: Iterator[Difference], signed_by: str | None = None) -> Verification:
@@ -106,7 +136,7 @@ def _verification(differences: Iterator[Difference], signed_by: str | None = Non
 def _parse(receipt: Any) -> tuple[type[Receipt | AgentView], dict[str, Any]]:
     """Return the kind of receipt that the content claims to be, and the content as a dict."""
     if isinstance(receipt, Receipt | AgentView):
-        receipt = receipt.model_dump(mode="json", by_alias=True, warnings=False)
+        receipt = receipt.model_dump(mode="json", warnings=False)
     elif isinstance(receipt, str | bytes | bytearray):
         receipt = loads(receipt)
     if not isinstance(receipt, Mapping):

@@ -2,11 +2,15 @@
 
 import io
 import json
+import re
 import sys
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from llm_auction_chain import AuctionRunnable
+from llm_auction_chain.testing import MarkovChatModel
 
 
 @pytest.fixture
@@ -68,6 +72,32 @@ def test_json_that_is_no_receipt_differs(say, saved, value):
     assert "Traceback" not in said.err
 
 
+@pytest.fixture
+def others(say, booked, receipts):
+    """JSON that this package writes and that is no receipt, by what it is."""
+    result = AuctionRunnable(model=MarkovChatModel(), agents=[], seed=7).run("Say something")
+    told = receipts[0].as_dict()
+    return {
+        "outcome": result.reply.response_metadata["auction"],
+        "message": result.reply.model_dump(mode="json"),
+        "statement": json.loads(say("ledger", "statement", "C", "--format", "json").out),
+        "entry": json.loads(say("ledger", "export", "--format", "json").out),
+        "account": json.loads(say("ledger", "balance", "--format", "json").out),
+        "request": {"schema": "llm_auction_chain.bid_request/1", "request_id": "x", "prompt": [], "replies": []},
+        "verification": {name: told[name] for name in ("auction_id", "schema")} | {"ok": True, "differences": []},
+    }
+
+
+def test_other_json_of_ours_is_named_and_is_exit_code_2(say, saved, others):
+    for name, value in others.items():
+        for more in ([], ["--json"]):
+            said = say("verify", saved(value), *more)
+            assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+            assert re.search(rf"receipt.json: this is .*{name}.*, not a receipt", said.err)
+    said = say("verify", saved({"schema": "llm_auction_chain.receipt/1", "digest": "sha256:0", "seq": 1}))
+    assert (said.code, "DIFFERS" in said.out) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -112,6 +142,36 @@ def test_several_are_verified_each_and_summed_up(say, saved, receipts, lines):
     assert said.out.endswith("3 receipts: 2 OK, 1 differ\n")
     good = saved(json.dumps([told[0], receipts[1].view("C").as_dict()]), "good.json")
     assert say("verify", good).out.endswith("2 receipts: all OK\n")
+
+
+def test_several_files_are_verified_each_and_what_cannot_be_read_is_said_last(say, saved, receipts, others):
+    files = [saved(receipt.as_dict(), f"{k}.json") for k, receipt in enumerate(receipts)]
+    said = say("verify", *files)
+    assert (said.code, said.err) == (0, "")
+    lines = [f"OK  {receipt.auction_id}  {file}" for receipt, file in zip(receipts, files, strict=True)]
+    assert said.out.splitlines() == [*lines, "3 receipts: all OK"]
+    read = json.loads(say("verify", "--json", *files).out)
+    assert [(one["file"], one["ok"]) for one in read] == [(str(file), True) for file in files]
+    outcome, forged = saved(others["outcome"], "run.json"), saved({**receipts[1].as_dict(), "winner": 0}, "forged.json")
+    said = say("verify", files[0], outcome, "missing.json", forged, files[2])
+    assert said.code == 2
+    assert said.out.endswith("3 receipts: 2 OK, 1 differ\n")
+    assert [line.split()[0] for line in said.err.splitlines()] == ["llm-auction:", "missing.json"]
+    assert say("verify", files[0], forged).code == 1
+    assert say("verify", outcome, outcome).code == 2
+
+
+def test_a_valid_view_of_another_auction_differs_from_what_is_expected(say, saved, receipts):
+    view = receipts[0].view("C")
+    file = saved(view.as_dict())
+    known = ["--auction-id", view.auction_id, "--opening", view.opening]
+    assert say("verify", file, *known).code == 0
+    other = ["--auction-id", receipts[1].auction_id, "--opening", receipts[1].opening]
+    said = say("verify", file, *other)
+    assert (said.code, "DIFFERS: 2" in said.out) == (1, True)
+    for bad in (["--auction-id", ""], ["--opening", "none"]):
+        said = say("verify", file, *bad)
+        assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
 
 
 def test_json_tells_the_same(say, saved, receipts):

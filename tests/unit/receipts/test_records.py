@@ -10,19 +10,22 @@ import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, HumanMessageChunk
+from pydantic import BaseModel
 
 from llm_auction_chain import Agent, ConfigurationError, Policy
 from llm_auction_chain.canonical_json import canonical, printable
 from llm_auction_chain.mechanism.allocation import streams_of
-from llm_auction_chain.receipts import Receipt, verify
+from llm_auction_chain.receipts import AgentView, Receipt, verify
 from llm_auction_chain.receipts.records import commitment, message_digest, salt_of
 from tests.unit.receipts.examples import (
     MIXTURE,
     all_receipts,
     fails,
     hold_auction,
+    receipt_of,
     rich_receipt,
 )
 
@@ -91,6 +94,17 @@ def test_a_view_contains_no_name_number_status_or_cap_of_another_owner():
     for secret in secrets:
         assert secret in told
         assert secret not in text
+
+
+def test_a_view_reveals_what_the_others_report_together_where_all_log_weights_are_equal():
+    rng = np.random.default_rng(3)
+    reports, drawn, tau = rng.normal(size=(3, 12)), rng.normal(size=12), 2.0
+    for log_weights in (np.zeros(12), drawn):
+        view = receipt_of(reports, log_weights, tau=tau).view("agent-0")
+        others = tau * np.array(view.log_probabilities) - np.array(view.agents[0].report)
+        error = others - reports[1:].sum(axis=0)
+        assert (np.ptp(error) < 1e-12) == (log_weights is not drawn)
+        assert np.ptp(error - tau * log_weights) < 1e-12
 
 
 def test_a_view_reveals_neither_the_number_of_agents_nor_a_salt_of_others():
@@ -202,6 +216,26 @@ def test_from_dict_refuses_what_is_not_a_receipt(told):
         Receipt.from_dict(told)
     honest = rich_receipt(seed=1)
     assert Receipt.from_dict(honest.as_dict()) == honest
+
+
+class Envelope(BaseModel):
+    record: Receipt | AgentView
+
+
+@pytest.mark.parametrize("record", [rich_receipt(), rich_receipt().view("TuneTown")], ids=["receipt", "view"])
+def test_what_pydantic_dumps_is_the_receipt(record):
+    plain = record.as_dict()
+    for dumped in (
+        record.model_dump(mode="json"),
+        json.loads(record.model_dump_json()),
+        json.loads(json.dumps(record.model_dump())),
+        Envelope(record=record).model_dump(mode="json")["record"],
+        json.loads(Envelope(record=record).model_dump_json())["record"],
+    ):
+        assert dumped == plain
+        assert verify(dumped).ok
+        assert type(record).model_validate(dumped) == record
+    assert type(record).model_validate(record.model_dump()) == record
 
 
 SALT = "5a" * 32

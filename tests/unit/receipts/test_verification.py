@@ -77,6 +77,44 @@ def test_the_first_hundred_differences_are_listed_and_the_others_counted():
     assert (len(found.differences), found.more) == (100, 900)  # of each log-probability, and each probability
 
 
+def test_counts_near_their_limit_cost_no_memory():
+    receipt = receipt_of([[1.0, 2.0]], [0.0, 0.0], tau=1.0).as_dict()
+    most = 2**31 - 1
+    for candidate in receipt["candidates"]:
+        candidate["draws"] = most
+    receipt["components"] = [{"component": name, "draws": most} for name in "ab"]
+    text = json.dumps(receipt)
+    tracemalloc.start()
+    found = verify(text)
+    _, used = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert not found.ok
+    assert used < 150 * len(text)
+
+
+def test_a_valid_receipt_of_another_auction_is_not_the_expected_one():
+    for expected in (RECEIPT, VIEW):
+        known = {"auction_id": expected["auction_id"], "opening": expected["opening"]}
+        assert verify(expected, **known).ok
+        for one in MADE.values():
+            if one["auction_id"] != expected["auction_id"]:
+                assert verify(one).ok
+                found = verify(one, **known)
+                assert [difference.field for difference in found.differences] == ["auction_id", "opening"]
+                assert [one.field for one in verify(one, opening=known["opening"]).differences] == ["opening"]
+    assert str(verify(RECEIPT, auction_id="x").differences[0]).endswith("; it should be 'x'")
+    assert verify({**RECEIPT, "auction_id": "x?"}, auction_id="x\ud800").differences[0].field == "digest"
+
+
+@pytest.mark.parametrize("expected", [
+    {"auction_id": ""}, {"auction_id": 3}, {"opening": ""}, {"opening": "0" * 64}, {"opening": b"x"},
+    {"opening": "sha256:" + "g" * 64}, {"opening": "sha256:" + "0" * 64 + "\n"},
+])  # fmt: skip
+def test_an_expectation_that_no_receipt_can_meet_is_refused(expected):
+    with pytest.raises(ConfigurationError, match=f"{next(iter(expected))} must be"):
+        verify(RECEIPT, **expected)
+
+
 def test_a_python_field_name_is_unknown_in_a_receipt():
     told = {"schema_" if name == "schema" else name: value for name, value in RECEIPT.items()}
     assert {difference.field for difference in verify(told).differences} == {"schema", "schema_"}
