@@ -1,21 +1,24 @@
-"""Messages: from a chain's input, for a chat template, and copied for each agent."""
+"""Messages: from a chain's input, for a chat template, copied for each agent; and the sum of their token counts."""
 
 import json
+import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, TypeVar
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, convert_to_messages
+from langchain_core.messages.ai import UsageMetadata
 from langchain_core.prompt_values import PromptValue
 
 from llm_auction_chain.errors import ConfigurationError, PromptError
 
-__all__ = ["as_turns", "calls_of", "copies_of", "messages_of", "parsed"]
+__all__ = ["as_turns", "calls_of", "copies_of", "messages_of", "parsed", "total_counts", "total_usage"]
 
 M = TypeVar("M", bound=BaseMessage)
 
+_COUNTS = ("input_tokens", "output_tokens", "total_tokens")
 _ROLES = ((HumanMessage, "user"), (AIMessage, "assistant"), (SystemMessage, "system"))
 
 
@@ -101,6 +104,37 @@ def copies_of(
     except Exception:  # noqa: BLE001 - a class that cannot be pickled may raise anything
         return lambda: ([*map(_deep_copy, prompt)], [*map(_deep_copy, replies)])
     return lambda: pickle.loads(pickled)  # noqa: S301
+
+
+def total_usage(usages: Iterable[UsageMetadata | None]) -> UsageMetadata | None:
+    """Return the sum of the token counts that are there; None where none is.
+
+    LangChain's `add_usage` raises an error for a null, and for numbers of different types.
+
+    >>> usage = UsageMetadata(input_tokens=1, output_tokens=2, total_tokens=3)
+    >>> total_usage([usage, None, {**usage, "output_tokens": None, "output_token_details": {"reasoning": 4}}])
+    {'input_tokens': 2, 'output_tokens': 2, 'total_tokens': 6, 'output_token_details': {'reasoning': 4}}
+    """
+    if not (there := [usage for usage in usages if usage is not None]):
+        return None
+    total = total_counts([dict.fromkeys(_COUNTS, 0), *there])
+    return UsageMetadata(**{**total, **{name: int(total[name]) for name in _COUNTS}})  # type: ignore[typeddict-item]
+
+
+def total_counts(counts: Iterable[Any]) -> dict[str, Any]:
+    """Return the sum of mappings, name by name and as deep as they go. What is no finite number does not count.
+
+    >>> total_counts([{"a": 1, "of": None}, {"a": 0.5, "of": {"b": 2}}, None])
+    {'a': 1.5, 'of': {'b': 2}}
+    """
+    total: dict[str, Any] = {}
+    for name, value in ((name, value) for one in counts if isinstance(one, Mapping) for name, value in one.items()):
+        is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+        if isinstance(value, Mapping) and isinstance(total.get(name, value), Mapping):
+            total[name] = total_counts([total.get(name), value])
+        elif is_number and not isinstance(before := total.get(name, 0), Mapping):
+            total[name] = before + value
+    return total
 
 
 def _deep_copy(message: M) -> M:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import RunnableConfig
 
 from llm_auction_chain.candidates.filtering import CandidateFilter
@@ -31,7 +31,7 @@ from llm_auction_chain.candidates.source import Sample, Source
 from llm_auction_chain.descriptions import descriptions_of
 from llm_auction_chain.errors import CandidatesError, ConfigurationError
 from llm_auction_chain.mechanism.diagnostics import effective_sample_size
-from llm_auction_chain.messages import calls_of, parsed
+from llm_auction_chain.messages import calls_of, parsed, total_usage
 from llm_auction_chain.waiting import Waiter
 
 __all__ = ["Candidate", "Contexts", "Drawn", "Plan", "Size", "draw", "make_plan"]
@@ -234,8 +234,7 @@ async def draw(
         sample = await _sample(plan, size, asked, waiter, config, progress)
         asked += size
         causes += sample.causes
-        if sample.usage is not None:
-            usage = add_usage(usage, sample.usage)
+        usage = total_usage([usage, sample.usage])
         if not sample.replies:
             break
         await _filter(plan, sample.replies, allowed, waiter, config)

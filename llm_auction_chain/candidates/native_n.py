@@ -13,11 +13,11 @@ from typing import Any, ClassVar, NamedTuple
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import BaseMessage
-from langchain_core.messages.ai import UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from typing_extensions import override
 
 from llm_auction_chain.errors import CandidatesError
+from llm_auction_chain.messages import total_counts, total_usage
 from llm_auction_chain.validators import whole_number
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
@@ -165,8 +165,7 @@ class ManyReplies(BaseChatModel):
             for cause in rounds.causes:
                 failed(cause)
         outputs = [answer.llm_output for answer in rounds.answers]
-        total = self.inner._combine_llm_outputs(outputs).get("token_usage")  # noqa: SLF001
-        output = {**(outputs[0] or {}), "token_usage": total}
+        output = {**(outputs[0] or {}), "token_usage": total_counts((one or {}).get("token_usage") for one in outputs)}
         return ChatResult(generations=_billed_once(rounds.answers)[: rounds.n], llm_output=output)
 
 
@@ -230,10 +229,8 @@ def _billed_once(answers: Sequence[ChatResult]) -> list[ChatGeneration]:
     langchain-openai puts the usage of a request on each of its replies, and the model's name on none if they are many.
     """
     generations: list[ChatGeneration] = []
-    usage: UsageMetadata | None = None
+    usage = total_usage(getattr(answer.generations[0].message, "usage_metadata", None) for answer in answers)
     for answer in answers:
-        used = getattr(answer.generations[0].message, "usage_metadata", None)
-        usage = add_usage(usage, used) if used else usage
         for generation in answer.generations:
             metadata = {**(answer.llm_output or {}), **generation.message.response_metadata}
             metadata.pop("token_usage", None)  # the request's, not this reply's

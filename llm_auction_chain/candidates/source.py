@@ -15,7 +15,7 @@ import numpy as np
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
@@ -28,6 +28,7 @@ from llm_auction_chain.candidates.native_n import ManyReplies, uses_responses_ap
 from llm_auction_chain.candidates.proposals import PLAIN, Condition
 from llm_auction_chain.candidates.unwrapping import Untraced, asks_for_format, inside
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
+from llm_auction_chain.messages import total_usage
 from llm_auction_chain.waiting import Waiter, run
 
 __all__ = ["Sample", "Source", "hidden", "native", "quiet"]
@@ -36,7 +37,6 @@ Progress = Callable[[int, float | None], None]
 _Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
 _LAW = ("temperature", "top_p", "top_k")  # keywords of the sampler that a scorer needs
 _OF_RUNS = ("callbacks", "tags", "metadata", "run_name")  # what a chat model takes of a config
-_NO_TOKENS = UsageMetadata(input_tokens=0, output_tokens=0, total_tokens=0)
 _SCHEMA = "llm_auction_chain.auction/"  # prefix of the schema in an auction's metadata
 _RESERVED = frozenset({"conditions", "n", "progress", "seed"})
 
@@ -269,7 +269,6 @@ def _merge(first: RunnableConfig, second: RunnableConfig) -> RunnableConfig:
 def _sample_of(replies: Sequence[tuple[int, Any]]) -> Sample:
     causes: list[BaseException] = []
     messages: list[tuple[int, AIMessage]] = []
-    usage: UsageMetadata | None = None
     for place, reply in replies:
         if isinstance(reply, BaseException):
             causes += getattr(reply, "causes", ()) or [reply]
@@ -286,8 +285,7 @@ def _sample_of(replies: Sequence[tuple[int, Any]]) -> Sample:
                 "auction would be charged in the inner one. Auction the model itself."
             )
         messages.append((place, reply))
-        if reply.usage_metadata is not None:
-            usage = add_usage(_NO_TOKENS if usage is None else usage, reply.usage_metadata)
+    usage = total_usage(reply.usage_metadata for _, reply in messages)
     return Sample(replies=tuple(messages), causes=tuple(causes), usage=usage)
 
 

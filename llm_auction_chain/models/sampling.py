@@ -1,12 +1,12 @@
 """What the chat models share: the settings of sampling, their checks, and token counts."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial, reduce
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import BaseMessage
-from langchain_core.messages.ai import UsageMetadata, add_usage
+from langchain_core.messages.ai import UsageMetadata
 from pydantic import (
     ConfigDict,
     Field,
@@ -19,10 +19,10 @@ from pydantic import (
 from typing_extensions import override
 
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.messages import as_turns
+from llm_auction_chain.messages import as_turns, total_usage
 from llm_auction_chain.validators import number, refuse, whole_number
 
-__all__ = ["SAMPLER", "Check", "SamplingChatModel", "optional", "total_usage", "usage"]
+__all__ = ["SAMPLER", "Check", "SamplingChatModel", "optional", "usage"]
 
 Check = Callable[[str, Any], Any]
 SAMPLER = ("max_tokens", "temperature", "top_p", "top_k")
@@ -135,9 +135,3 @@ class SamplingChatModel(BaseChatModel):
 def usage(inputs: int, outputs: int) -> UsageMetadata:
     """Return the token counts of a request."""
     return UsageMetadata(input_tokens=inputs, output_tokens=outputs, total_tokens=inputs + outputs)
-
-
-def total_usage(usages: Iterable[UsageMetadata | None]) -> UsageMetadata | None:
-    """Return the sum of the token counts that are there; None where none is."""
-    counts = [count for count in usages if count]
-    return reduce(add_usage, counts) if counts else None

@@ -5,7 +5,7 @@ import pytest
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_openai import ChatOpenAI
 
-from llm_auction_chain import Agent, AuctionRunnable, AuctionWarning, CandidatesError, Sampling
+from llm_auction_chain import Agent, AuctionRunnable, AuctionWarning, CandidatesError, ChatAuction, Sampling
 from tests.integration.provider import MODEL, READ, WRITTEN, complete, few, provider, refuse, refuse_n
 
 M = 8
@@ -87,6 +87,23 @@ def test_failed_requests_leave_survivors_and_keep_their_causes(server, model):
     with pytest.raises(CandidatesError) as caught:
         auction(model).run("Hi")
     assert caught.value.causes
+
+
+@pytest.mark.parametrize("interface", [AuctionRunnable, ChatAuction])
+@pytest.mark.parametrize("native_n", [True, False])
+def test_usage_of_any_shape_costs_no_reply(server, model, interface, native_n):
+    def answer(body):
+        status, answer = few(1)(body)
+        reasoning = (None, 1, 0.5)[body["number"] % 3]
+        details = {"completion_tokens_details": {"reasoning_tokens": reasoning}}
+        return status, {**answer, "usage": {**answer["usage"], **details} if body["number"] % 4 else None}
+
+    server.answer = answer
+    settings = {"agents": AGENTS, "n_candidates": M, "sampling": Sampling(native_n=native_n), "seed": 3}
+    held = interface(model=model, **settings)
+    for reply in (held.invoke("Hi"), *held.stream("Hi")):
+        assert reply.usage_metadata["input_tokens"] == 6 * READ
+        assert reply.response_metadata["auction"]["diagnostics"]["candidates"] == M
 
 
 async def test_the_async_twin_is_billed_once_too(server):

@@ -1,5 +1,6 @@
 """Inputs of a chain become messages, chat templates read text alone, and copies share nothing that can change."""
 
+import itertools
 import threading
 
 import pytest
@@ -7,7 +8,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.prompt_values import StringPromptValue
 
 from llm_auction_chain import ConfigurationError, PromptError
-from llm_auction_chain.messages import as_turns, copies_of, messages_of
+from llm_auction_chain.messages import as_turns, copies_of, messages_of, total_counts, total_usage
 
 RICH = AIMessage(
     [{"type": "text", "text": "a"}],
@@ -99,3 +100,35 @@ def test_a_message_that_cannot_be_copied_is_shared_and_one_that_holds_itself_is_
     _, (shared, copied) = copies_of([], [AIMessage("a", response_metadata={"raw": lock}), cyclic])()
     assert shared.response_metadata["raw"] is lock
     assert copied.response_metadata["self"] is copied.response_metadata is not cyclic.response_metadata
+
+
+USAGE = {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+
+
+def test_token_counts_add_up_where_they_are_there():
+    assert total_usage([]) is total_usage([None]) is None
+    assert total_usage([None, USAGE, USAGE]) == {"input_tokens": 2, "output_tokens": 4, "total_tokens": 6}
+    assert total_usage([{}]) == {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+
+
+@pytest.mark.parametrize("odd", [
+    {"output_token_details": {"reasoning": None}}, {"output_token_details": None}, {"output_tokens": None},
+    {"output_tokens": 2.0, "output_token_details": {"reasoning": 1.0}}, {"output_token_details": 3},
+    {"output_token_details": {"reasoning": {"deep": 1}}}, {"output_tokens": {"text": 2}}, {"output_tokens": "2"},
+    {"total_tokens": float("nan")},    {"output_tokens": float("inf")}, {"output_token_details": {"reasoning": [1]}},
+    {"cost": 10**400},
+])  # fmt: skip
+def test_token_counts_of_any_shape_add_up_in_any_order(odd):
+    details = {"reasoning": 1, "audio": 0}
+    for usages in itertools.permutations([USAGE, {**USAGE, "output_token_details": details}, {**USAGE, **odd}]):
+        total = total_usage(usages)
+        assert total["input_tokens"] == 3
+        assert all(isinstance(total[name], int) for name in USAGE)
+        assert set(total) <= {*USAGE, "output_token_details", "cost"}
+
+
+def test_numbers_add_up_as_deep_as_they_are_and_nothing_else_counts():
+    deep = {"a": 1, "of": {"b": 0.5, "c": {"d": 2}}, "e": None}
+    assert total_counts([None, deep, {"of": {"c": {"d": 1.5}}}, "x", {"e": 4}]) == {
+        "a": 1, "of": {"b": 0.5, "c": {"d": 3.5}}, "e": 4,
+    }  # fmt: skip

@@ -15,7 +15,8 @@ from typing_extensions import override
 
 from llm_auction_chain.candidates.logprobs import read_log_probs
 from llm_auction_chain.errors import AuctionError, CandidatesError, ContextWindowError, LogProbError, ScoringError
-from llm_auction_chain.models.sampling import SAMPLER, Check, SamplingChatModel, optional, total_usage
+from llm_auction_chain.messages import total_usage
+from llm_auction_chain.models.sampling import SAMPLER, Check, SamplingChatModel, optional
 from llm_auction_chain.models.vllm.responses import (
     is_plain,
     read_failure,

@@ -464,6 +464,31 @@ def test_the_llm_output_is_the_whole_bill(server, model):
     }  # fmt: skip
 
 
+def counted(reasoning=0, **changes):
+    details = {"completion_tokens_details": {"reasoning_tokens": reasoning}}
+    return {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, **details, **changes}
+
+
+USAGES = [
+    counted(1), counted(None), counted(completion_tokens_details=None, cost=None), counted(total_tokens=None, cost=1),
+    None, counted(1.0, prompt_tokens=1.0, completion_tokens=2.0, total_tokens=3.0, cost=0.25),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", range(len(USAGES)))
+def test_usage_of_any_shape_costs_no_reply(server, both, order):
+    def one(usage):
+        return lambda body: (200, {**complete(body, n=1)[1], "usage": usage})
+
+    server.script = [one(usage) for usage in (*USAGES[order:], *USAGES[:order])]
+    server.answer = one(USAGES[0])
+    replies = both(8)
+    assert len(replies) == 8
+    assert billed(replies) == (7, 14)
+    assert replies[0].usage_metadata["total_tokens"] == 21
+    assert replies[0].usage_metadata["output_token_details"]["reasoning"] == 4
+
+
 def test_the_model_is_not_changed(model):
     chat = model(n=2, cache=True)
     draw_from = native(chat, seed=4)

@@ -4,7 +4,6 @@ import pytest
 
 from llm_auction_chain import ChatTransformers, ChatVLLM
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.models.sampling import total_usage, usage
 
 BOTH = pytest.mark.parametrize("kind", [ChatTransformers, ChatVLLM])
 
@@ -43,8 +42,3 @@ def test_none_in_a_call_leaves_the_field(kind):
 def test_a_keyword_that_changes_no_reply_is_refused(kind):
     with pytest.raises(ConfigurationError, match=r"takes no keyword tools in a call\. It draws text, without tools"):
         kind()._settings(None, None, 1, {"tools": [], "stream": False})
-
-
-def test_token_counts_add_up_where_they_are_there():
-    assert total_usage([]) is total_usage([None]) is None
-    assert total_usage([None, usage(20, 3), usage(20, 4)]) == usage(40, 7)
