@@ -11,10 +11,11 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, convert_to_messages
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.prompt_values import PromptValue
+from pydantic_core import to_jsonable_python
 
 from llm_auction_chain.errors import ConfigurationError, PromptError
 
-__all__ = ["as_turns", "calls_of", "copies_of", "messages_of", "parsed", "total_counts", "total_usage"]
+__all__ = ["as_turns", "calls_of", "copies_of", "json_of", "messages_of", "parsed", "total_counts", "total_usage"]
 
 M = TypeVar("M", bound=BaseMessage)
 
@@ -82,6 +83,18 @@ def parsed(arguments: Any) -> Any:
     except (ValueError, RecursionError):
         return arguments
     return values if isinstance(values, dict) else arguments
+
+
+def json_of(value: Any) -> str:
+    """Return arguments of a call as JSON, with dates, decimals, bytes and sets as pydantic spells them.
+
+    >>> json_of({"price": 1.5}), json_of({"tags": {"a"}, "data": b"a"})
+    ('{"price": 1.5}', '{"tags": ["a"], "data": "YQ=="}')
+    """
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError):
+        return json.dumps(to_jsonable_python(value, bytes_mode="base64", serialize_unknown=True))
 
 
 def copies_of(

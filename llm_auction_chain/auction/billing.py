@@ -1,5 +1,6 @@
 """Bookings on the ledger: a hold before agents are asked, a charge for the result, taken back if no reply arrives."""
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
@@ -13,6 +14,7 @@ from llm_auction_chain.agents import Agent
 from llm_auction_chain.errors import ChargeConflictError, DeliveredError, LedgerError
 from llm_auction_chain.ledger import AuctionLedger
 from llm_auction_chain.mechanism.payments import PaymentRule, most_charged
+from llm_auction_chain.messages import json_of
 from llm_auction_chain.money import FINEST, as_decimal, from_units, plus
 from llm_auction_chain.reports import bounds_of
 from llm_auction_chain.validators import refuse
@@ -148,7 +150,7 @@ class Tab:
         """Raise `DeliveredError` with the kept reply, where another call under the id has delivered it."""
         if delivered := getattr(hold, "delivered", None):
             self._step = "over"
-            reply = with_charge(AIMessage.model_validate_json(delivered.reply), delivered.charge)
+            reply = with_charge(AIMessage.model_validate(json.loads(delivered.reply)), delivered.charge)
             message = f"Auction {self._auction_id!r} delivered its reply already: it is the error's `reply`."
             raise DeliveredError(message, delivered.charge, reply, delivered.receipt)
 
@@ -180,7 +182,7 @@ class Tab:
         reply, record = receipt.candidates[receipt.winner].reply, receipt.as_dict()
         book = partial(ledger.charge, self._auction_id, amounts, currency=self.currency, reply=reply, receipt=record)
         if getattr(ledger, "keep_replies", False):
-            book = partial(book, message=result.reply.model_dump_json(fallback=repr))
+            book = partial(book, message=json_of(result.reply.model_dump()))
         try:
             return book()
         except ChargeConflictError as error:

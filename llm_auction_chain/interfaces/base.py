@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import json
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast, get_args
@@ -27,7 +26,7 @@ from llm_auction_chain.auction.settings import GROUPS, AuctionSettings, OnToolCa
 from llm_auction_chain.candidates import hidden, offers_tools, quiet
 from llm_auction_chain.errors import ConfigurationError, DeliveredError
 from llm_auction_chain.interfaces.binding import AuctionBinding, with_schema, with_tools
-from llm_auction_chain.messages import messages_of
+from llm_auction_chain.messages import json_of, messages_of
 from llm_auction_chain.receipts.records import message_digest
 from llm_auction_chain.validators import choice, refuse, text, whole_number
 from llm_auction_chain.waiting import Waiter
@@ -274,7 +273,7 @@ class AuctionBase(AuctionSettings):
 def chunk_of(message: BaseMessage) -> AIMessageChunk:
     """Return a whole message as the last chunk of a stream.
 
-    Invalid tool calls are set after the chunk is built: from a stream, LangChain would mend them into valid ones.
+    Tool calls are set after the chunk is built: LangChain would read them from JSON, and mend invalid ones.
     """
     if not isinstance(message, AIMessage):
         raise TypeError(f"a reply must be an AIMessage, got {type(message).__name__}.")
@@ -284,14 +283,14 @@ def chunk_of(message: BaseMessage) -> AIMessageChunk:
         response_metadata=message.response_metadata,
         id=message.id,
         name=message.name,
-        usage_metadata=message.usage_metadata,
         tool_call_chunks=[
-            tool_call_chunk(name=call["name"], args=json.dumps(call["args"]), id=call["id"], index=index)
+            tool_call_chunk(name=call["name"], args=json_of(call["args"]), id=call["id"], index=index)
             for index, call in enumerate(message.tool_calls)
         ],
         chunk_position="last",
     )
-    return chunk.model_copy(update={"invalid_tool_calls": message.invalid_tool_calls})
+    kept = ("tool_calls", "invalid_tool_calls", "usage_metadata")
+    return chunk.model_copy(update={name: getattr(message, name) for name in kept})
 
 
 def _refuse_settings(kwargs: dict[str, Any]) -> None:

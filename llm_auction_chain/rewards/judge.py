@@ -11,6 +11,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import Runnable
 from pydantic import Field, create_model
+from pydantic_core import to_jsonable_python
 from typing_extensions import override
 
 from llm_auction_chain.errors import RewardError
@@ -146,6 +147,7 @@ def _data(message: BaseMessage) -> dict[str, str]:
     data = {"role": message.type, "text": str(message.text)}
     if calls := getattr(message, "tool_calls", None):
         shown = [{"name": call["name"], "args": call["args"]} for call in calls]
-        data["tool_calls"] = json.dumps(shown, ensure_ascii=False, default=str)
+        plain = to_jsonable_python(shown, bytes_mode="base64", serialize_unknown=True)
+        data["tool_calls"] = json.dumps(plain, ensure_ascii=False)
     # Half a surrogate pair is text in Python, but cannot be sent.
     return {name: text.encode("utf-8", "replace").decode() for name, text in data.items()}

@@ -206,7 +206,7 @@ def _tool_calls(reply: AIMessage) -> str:
     if not reply.tool_calls:
         return "[]"
     calls = [{"name": call["name"], "args": call["args"]} for call in reply.tool_calls]
-    return json.dumps(to_jsonable_python(calls, inf_nan_mode="null", serialize_unknown=True))
+    return json.dumps(to_jsonable_python(calls, inf_nan_mode="null", bytes_mode="base64", serialize_unknown=True))
 
 
 def _role(message: BaseMessage) -> str:

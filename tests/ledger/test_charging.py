@@ -5,12 +5,13 @@ import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import date, timedelta
 from decimal import Decimal
 
 import pytest
 from langchain.agents import create_agent
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.config import ensure_config
@@ -55,9 +56,9 @@ HELD = most_owed([likes("c")], 5.0, "expected", 1.0)[0]["C"]
 
 
 def auction(kind, ledger, agents=AGENTS, *, currency="", on_error="reference", **settings):
-    settings = {"n_candidates": 8, "report_cap": 5.0, **settings}
+    settings = {"model": MarkovChatModel(), "n_candidates": 8, "report_cap": 5.0, **settings}
     billing = {"ledger": ledger, "currency": currency, "on_error": on_error}
-    return kind(model=MarkovChatModel(), agents=agents, billing=billing, **settings)
+    return kind(agents=agents, billing=billing, **settings)
 
 
 async def reply_of(auction, style, config=None):
@@ -412,6 +413,23 @@ async def test_a_ledger_that_keeps_replies_returns_the_first_reply_again_whateve
         with pytest.raises(DeliveredError, match="delivered its reply already") as caught:
             chain.run("x", config)
         assert caught.value.reply.text == first.text
+        assert sound(ledger)
+
+
+@KINDS
+def test_a_kept_reply_may_call_tools_with_anything(kind, url):
+    args = {"day": date(2026, 5, 1), "data": b"\xff", "tags": {1}, "half": "\ud800"}
+    call = {"name": "book", "args": args, "id": "1", "type": "tool_call"}
+    with Ledger(url, keep_replies=True) as ledger:
+        ledger.deposit("C", 100)
+        model = GenericFakeChatModel(messages=iter([AIMessage(word, tool_calls=[call]) for word in "abcd"]))
+        config = {"configurable": {"idempotency_key": "1"}}
+        chain = auction(kind, ledger, [likes("c")], n_candidates=4, on_tool_calls="auction", model=model)
+        first, again = chain.invoke("x", config), chain.invoke("x", config)
+        assert again.text == first.text
+        assert again.tool_calls == [
+            {**call, "args": {"day": "2026-05-01", "data": "_w==", "tags": [1], "half": "\ud800"}}
+        ]
         assert sound(ledger)
 
 

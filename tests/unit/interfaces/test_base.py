@@ -3,6 +3,8 @@
 import asyncio
 import inspect
 import pickle
+from datetime import date
+from decimal import Decimal
 
 import pytest
 from langchain.agents import create_agent
@@ -389,6 +391,22 @@ async def test_the_chunk_of_a_stream_says_what_invoke_says(interface, said):
     (chunk,) = auction.stream("Hi")
     (achunk,) = [chunk async for chunk in auction.astream("Hi")]
     assert told(auction.invoke("Hi")) == told(chunk) == told(achunk)
+
+
+@BOTH
+@pytest.mark.parametrize("args", [
+    {"day": date(2026, 5, 1), "price": Decimal("1.5"), "data": b"\xff", "tags": {1}},
+    {"by": {date(2026, 5, 1): 1, (1, 2): 3}, "what": Answer(x=1), "kind": int}, {"half": {"\ud800": "\udfff"}},
+])  # fmt: skip
+async def test_arguments_that_json_cannot_spell_pass_an_auction_and_its_streams(interface, args):
+    call = {"name": "book", "args": args, "id": "1", "type": "tool_call"}
+    auction = interface(model=says(AIMessage("", tool_calls=[call])), n_candidates=2, on_tool_calls="auction")
+    shown = [auction.invoke("Hi"), await auction.ainvoke("Hi"), *auction.stream("Hi"), auction.run("Hi").reply]
+    shown += [chunk async for chunk in auction.astream("Hi")]
+    async for event in auction.astream_events("Hi", version="v2"):
+        shown += [event["data"]["output"]] if event["event"] in ("on_chain_end", "on_chat_model_end") else []
+    assert len(shown) == 6
+    assert all(message.tool_calls == [call] for message in shown)
 
 
 async def executed(graph, style, ran):

@@ -92,11 +92,13 @@ def test_a_reply_cannot_leave_the_string_it_is_quoted_in():
 
 def test_a_judge_reads_tool_calls_and_text_of_any_script():
     judge = ToolJudge(grade=by_length)
-    reply = AIMessage("吉他\ud83d", tool_calls=[{"name": "buy", "args": {"what": "guitar"}, "id": "1"}])
+    reply = AIMessage(
+        "吉他\ud83d", tool_calls=[{"name": "buy", "args": {"what": "guitar", "b": {(1, 2): b"\xff"}}, "id": "1"}]
+    )
     JudgeReward(judge, RUBRIC).score(PROMPT, [reply])
     read = json.loads(judge.read[0][1].text)["reply"]
     assert read["text"] == "吉他?"
-    assert json.loads(read["tool_calls"]) == [{"name": "buy", "args": {"what": "guitar"}}]
+    assert json.loads(read["tool_calls"]) == [{"name": "buy", "args": {"what": "guitar", "b": {"1,2": "_w=="}}}]
 
 
 @pytest.mark.parametrize(

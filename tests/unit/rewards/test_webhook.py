@@ -174,7 +174,7 @@ def test_the_bidder_to_copy_refuses_headers_of_any_kind(recipe, headers):
 
 
 def test_a_request_holds_the_auction_and_nothing_else(score):
-    call = {"name": "play", "args": {"song": "x", "gain": math.nan}, "id": "1"}
+    call = {"name": "play", "args": {"song": "x", "gain": math.nan, "data": b"\xff"}, "id": "1"}
     token = asked_by.set(AskedBy(auction_id="auction 1", currency="EUR", commitment="sha256:1"))
     try:
         with Bidder(says(GOOD)) as bidder:
@@ -190,7 +190,7 @@ def test_a_request_holds_the_auction_and_nothing_else(score):
         "commitment": "sha256:1",
         "prompt": [{"role": "user", "content": "x"}],
         "replies": [
-            {"text": "ä", "tool_calls": [{"name": "play", "args": {"song": "x", "gain": None}}]},
+            {"text": "ä", "tool_calls": [{"name": "play", "args": {"song": "x", "gain": None, "data": "_w=="}}]},
             {"text": "", "tool_calls": []},
         ],
     }
