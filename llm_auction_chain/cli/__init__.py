@@ -1,6 +1,6 @@
 """`llm-auction`: auctions, receipts and the ledger from the shell.
 
-The commands are imported within `main`, so that Ctrl-C works while they load.
+Nearly everything is imported within `main`, so that Ctrl-C works while it loads.
 """
 
 import argparse
@@ -13,9 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from llm_auction_chain import errors
-
-__all__ = ["main", "without_passwords"]
+__all__ = ["main", "printable_lines", "printable_text", "without_passwords"]
 
 _BAD_INPUT = 2
 _FAILED = 1
@@ -33,28 +31,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     code = 0
     try:
-        with _interrupts(), _short_warnings():
+        with _interrupts():
+            import datetime as dt  # noqa: F401 - native code that looks for it makes a panic of Ctrl-C
+
+            from llm_auction_chain import errors
+    except KeyboardInterrupt:
+        return _fail("interrupted", _INTERRUPTED)
+    try:
+        with _interrupts(), _short_warnings(errors.AuctionWarning):
             import logging
 
             options = _parser().parse_args(arguments)
-            logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+            handler = logging.StreamHandler(sys.stderr)
+            handler.addFilter(_make_printable)
+            logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
             if hasattr(sys.stdout, "reconfigure"):
                 sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a reply is no failure
             code = options.do(options) or 0
             sys.stdout.flush()
     except (errors.ConfigurationError, errors.MissingDependencyError, errors.PromptError) as error:
-        return _fail(str(error), _BAD_INPUT)
+        code = _fail(str(error), _BAD_INPUT)
     except errors.AuctionError as error:
-        return _fail(str(error), _FAILED)
+        code = _fail(str(error), _FAILED)
     except BrokenPipeError:
         _drop_output()
-        return _FAILED
+        code = _FAILED
     except OSError as error:
         _drop_output()
         where = f": {error.filename}" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}", _FAILED)
+        code = _fail(f"{error.strerror or error}{where}", _FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted", _INTERRUPTED)
+        code = _fail("interrupted", _INTERRUPTED)
     return code
 
 
@@ -67,11 +74,31 @@ def without_passwords(text: str) -> str:
     return _IN_QUERY.sub(r"\1***", _IN_ADDRESS.sub(r"\1***@", text))
 
 
+def printable_text(text: str) -> str:
+    r"""Return a text with its escapes and control characters spelled out: it moves no cursor and hides nothing.
+
+    >>> printable_text("a\x1b[2Jb\n")
+    'a\\x1b[2Jb\\n'
+    """
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
+def printable_lines(text: str) -> str:
+    """Return a text of several lines, each of them printable."""
+    return "\n".join(map(printable_text, text.expandtabs().splitlines()))
+
+
+def _make_printable(record: Any) -> bool:
+    """Make a log record printable, and keep it."""
+    record.msg, record.args = printable_lines(record.getMessage()), None
+    return True
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors repeat no password of a URL that is mistyped or in the wrong place."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(without_passwords(message))
+        super().error(printable_lines(without_passwords(message)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,9 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("rich", "yaml"):
             raise
-        raise errors.MissingDependencyError(
-            "The command needs the cli extra: pip install 'llm-auction-chain[cli]'"
-        ) from error
+        from llm_auction_chain.errors import MissingDependencyError
+
+        raise MissingDependencyError("The command needs the cli extra: pip install 'llm-auction-chain[cli]'") from error
     parser = _Parser(prog="llm-auction", description="Auctions over the replies of a language model.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_run(commands)
@@ -95,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"llm-auction: {without_passwords(message)}\n")
+    sys.stderr.write(f"llm-auction: {printable_lines(without_passwords(message))}\n")
     return code
 
 
@@ -133,15 +160,15 @@ def _interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _short_warnings() -> Iterator[None]:
-    """Print each `AuctionWarning` once, in one line, below all other output."""
+def _short_warnings(kind: type[Warning]) -> Iterator[None]:
+    """Print each warning of the kind once, in one line, below all other output."""
     messages: dict[str, None] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("always", errors.AuctionWarning)
+        warnings.simplefilter("always", kind)
         show = warnings.showwarning
 
         def collect(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-            if issubclass(category, errors.AuctionWarning):
+            if issubclass(category, kind):
                 messages[str(message)] = None
             else:
                 show(message, category, *rest, **more)
@@ -151,4 +178,4 @@ def _short_warnings() -> Iterator[None]:
             yield
         finally:
             for text in messages:
-                sys.stderr.write(f"llm-auction: warning: {text}\n")
+                sys.stderr.write(f"llm-auction: warning: {printable_lines(text)}\n")

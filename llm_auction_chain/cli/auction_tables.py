@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from llm_auction_chain.cli.tables import Column, printable_text, write_line, write_table
+from llm_auction_chain.cli import printable_lines
+from llm_auction_chain.cli.tables import Column, write_line, write_table
 
 if TYPE_CHECKING:
     from llm_auction_chain.auction.result import AuctionResult
@@ -17,8 +18,8 @@ _MOST = 1e5  # a reward from here on is written with an exponent
 def show(result: "AuctionResult", console: Console) -> None:
     """Print the candidates, the reply, what each agent pays, and the figures needed to check it."""
     _write_candidates(result, console)
-    reply = "\n".join(map(printable_text, result.reply.text.expandtabs().splitlines()))
-    console.print(Panel(Text(reply), title=f"The reply drawn: candidate {result.settlement.winner}"))
+    reply = Text(printable_lines(result.reply.text))
+    console.print(Panel(reply, title=f"The reply drawn: candidate {result.settlement.winner}"))
     if result.agents:
         _write_agents(result, console)
     for line in _lines(result):

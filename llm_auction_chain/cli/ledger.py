@@ -6,7 +6,8 @@ from argparse import SUPPRESS, ArgumentParser, Namespace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from llm_auction_chain.cli.tables import printable_text, write_json
+from llm_auction_chain.cli import printable_text
+from llm_auction_chain.cli.tables import write_json
 from llm_auction_chain.errors import ConfigurationError, LedgerError
 
 if TYPE_CHECKING:

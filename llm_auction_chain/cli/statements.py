@@ -18,7 +18,8 @@ _OF_STATEMENTS = ("at", "seq", "kind", "auction_id", "note", "amount", "residual
 _OF_ENTRIES = ("seq", "line", "at", "kind", "auction_id", "owner", "currency")
 _OF_EXPORTS = (*_OF_ENTRIES, "debit", "credit", "amount", "residual", "held", "note")
 _FORMATS = """table (the default, on a terminal or not), csv or json; amounts are exact decimals, in JSON as text. In
-CSV a text that begins with = + - @ or ' gets one more ' in front, so that no spreadsheet takes it for a formula"""
+CSV control characters are spelled out, and a text that begins with = + - @ or ' gets one more ' in front, at its start
+and behind each semicolon, so that no spreadsheet takes it for a formula"""
 _CASH = ("deposit", "withdrawal")
 _REVENUE = ("charge", "reversal")
 

@@ -5,6 +5,7 @@ Amounts are exact decimals. Each row is written before the next is read. Texts m
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,21 +21,14 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_auction_chain.canonical_json import time_text
+from llm_auction_chain.cli import printable_text
 
 _NARROWEST = 12  # characters: a table may break words longer than this
 _PAGE = 1000  # rows of a table: the widths of its columns follow from all of them
 _FIGURES = frozenset({"seq", "amount", "balance", "held", "available"})
 _FORMULA = ("=", "+", "-", "@", "'")  # and letters that look like them, such as a full-width =
 _UNSEEN = ("Cc", "Cf")  # of Unicode: control and format characters
-
-
-def printable_text(text: str) -> str:
-    r"""Return a text with its escapes and control characters spelled out.
-
-    >>> printable_text("a\x1b[2Jb\n")
-    'a\\x1b[2Jb\\n'
-    """
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+_ENDS = re.compile(r"([;\t\r\n])")  # of cells, where lists are separated by semicolons or tabs
 
 
 def write_line(console: Console, text: str, style: str = "") -> None:
@@ -79,8 +73,9 @@ def _table(
 ) -> Table:
     """Return the table with its texts at their narrowest."""
     table = Table(
-        title=Text(title, style="italic"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
-    )
+        title=Text(printable_text(title), style="italic"), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False,
+        pad_edge=False,
+    )  # fmt: skip
     for k, column in enumerate(columns):
         widest = max(len(cell) for cell in (headings[k], *(row[k] for row in rows)))
         table.add_column(
@@ -150,10 +145,16 @@ def minute(time: datetime) -> str:
 def guarded(text: str) -> str:
     """Return a text that no spreadsheet takes for a formula: the same text, or with one `'` in front.
 
-    >>> guarded("=1+1"), guarded("'quoted"), guarded("plain")
-    ("'=1+1", "''quoted", 'plain')
+    Spreadsheets of many countries begin a new cell behind a semicolon, quoted or not: so does the text.
+
+    >>> guarded("=1+1"), guarded("'quoted"), guarded("plain"), guarded("a;=1+1")
+    ("'=1+1", "''quoted", 'plain', "a;'=1+1")
     """
-    visible = (letter for letter in text if not letter.isspace() and category(letter) not in _UNSEEN)
+    return "".join(map(_guarded_cell, _ENDS.split(text)))
+
+
+def _guarded_cell(text: str) -> str:
+    visible = (letter for letter in text if not letter.isspace() and letter != '"' and category(letter) not in _UNSEEN)
     return f"'{text}" if normalize("NFKC", next(visible, " ")).startswith(_FORMULA) else text
 
 
@@ -164,7 +165,7 @@ def _write_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Non
     writer.writerow(columns)
     for row in rows:
         cells = (row[name] for name in columns)
-        writer.writerow([guarded(cell) if isinstance(cell, str) else plain(cell) for cell in cells])
+        writer.writerow([guarded(printable_text(cell)) if isinstance(cell, str) else plain(cell) for cell in cells])
 
 
 def _write_pages(names: Sequence[str], rows: Iterable[Mapping[str, Any]], title: str) -> None:

@@ -231,6 +231,7 @@ def test_a_hundred_differences_are_printed_and_the_others_counted(say, saved, re
 def test_names_move_no_cursor_and_are_no_markup(say, saved, receipts):
     told = receipts[0].as_dict()
     told["agents"][0]["agent"] = "[red]\x1b[2J\u202eevil"
+    told["currency"] = "EUR\x1b]0;title\x07"
     said = say("verify", saved(told))
     assert said.code == 1
     assert "\x1b" not in said.out

@@ -110,15 +110,17 @@ def test_one_component_needs_no_letters():
     assert " x2" in out
 
 
-def test_escapes_in_replies_and_names_are_spelled_out():
+def test_escapes_in_replies_are_spelled_out_and_names_are_no_markup():
     model = FakeListChatModel(responses=["Hi\x1b[2J\tthere\u202e"])
-    agents = [Agent("[red]A\x1b[2J", lambda prompt, reply: 1.0)]
-    result = AuctionRunnable(model=model, agents=agents, n_candidates=1).run("x")
+    agents = [Agent("[red]A", lambda prompt, reply: 1.0)]
+    result = AuctionRunnable(
+        model=model, agents=agents, n_candidates=1, disclosure="\x9b1A{sponsors}", report_cap=1.0
+    ).run("x")
     console = Console(width=80, color_system=None, force_terminal=True)
     with console.capture() as captured:
         show(result, console)
-    assert not {"\x1b", "\u202e"} & set(captured.get())
-    assert "[red]A\\x1b[2J" in captured.get()
+    assert not {"\x1b", "\u202e", "\x9b"} & set(captured.get())
+    assert "[red]A" in captured.get()
     assert "Hi\\x1b[2J" in captured.get()
 
 

@@ -1,6 +1,7 @@
 """`llm-auction run`, over the embedded model, and over smaller ones where the model does not matter."""
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -203,6 +204,27 @@ def test_warnings_reach_the_shell_user_once_and_in_one_line(capsys, monkeypatch)
     error = capsys.readouterr().err
     assert error.count("llm-auction: warning: ") == error.count("contexts are not used") == 1
     assert "AuctionWarning" not in error
+
+
+def test_no_escape_of_an_error_a_warning_or_a_log_reaches_the_terminal(small, tmp_path, capsys, monkeypatch):
+    def fails(prompt, replies):
+        raise LookupError("no \x1b[2J stock")
+
+    monkeypatch.setattr(run, "_reward", lambda *_: fails)
+    (tmp_path / "agents.yaml").write_text('- {name: A, context: "see \\x9b1A https://x.example", reward: x}')
+    assert main(["run", "Hi", *QUICK, "--agents", str(tmp_path / "agents.yaml")]) == 0
+    shown = capsys.readouterr()
+    assert "stock" in shown.out
+    assert not {"\x1b", "\x9b"} & set(shown.err + shown.out)
+    assert main(["run", "Hi", "--agents", "none\x1b[2J.yaml"]) == 2
+    with pytest.raises(SystemExit):
+        main(["run", "Hi", "--tau", "\x1b[2J"])
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    assert "none\\x1b[2J.yaml" in error
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "%s failed", ("\x1b[2J\nA",), None)
+    assert cli._make_printable(record)
+    assert record.getMessage() == "\\x1b[2J\nA failed"
 
 
 def test_other_warnings_are_left_as_they_are(monkeypatch):

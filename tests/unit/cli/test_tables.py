@@ -1,8 +1,12 @@
 """Tables and rows: nothing vanishes on any terminal, no figure is broken, no text acts."""
 
+import csv
+import io
 import json
+import re
 from datetime import UTC, datetime
 from decimal import Decimal
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
@@ -85,11 +89,38 @@ def test_no_rows_are_an_empty_table_file_and_list(form, out, capsys):
     assert capsys.readouterr().out == out
 
 
-@given(st.text(), st.text())
-def test_guarded_texts_stay_apart(one, other):
-    assert guarded(one).removeprefix("'") == one or guarded(one) == one
+PIECES = st.lists(st.sampled_from([";", "\t", "\n", "\r", "=", "-", "'", '"', " ", "\u200b", "\uff1d", "a"])).map(
+    "".join
+)
+
+
+@given(st.text() | PIECES, st.text() | PIECES)
+def test_guarded_texts_stay_apart_and_hold_no_formula_in_any_cell(one, other):
     assert (guarded(one) == guarded(other)) == (one == other)
-    assert not guarded(one).lstrip().startswith(("=", "+", "-", "@"))
+    assert re.sub(r"(^|(?<=[;\t\r\n]))'", "", guarded(one)) == one or "'" in one
+    for cell in re.split(r"[;\t\r\n]", guarded(one)):
+        assert not normalize("NFKC", cell.strip(' "\u200b')).startswith(("=", "+", "-", "@"))
+
+
+@pytest.mark.parametrize(
+    "text", ["ok;=1+1", "ok\t=1+1", "a;b; -1", 'ok;"=1+1"', "ok;\u200b@SUM(A1)", "\x1b[2J;+1", "\x9b1A"]
+)
+def test_a_csv_has_no_formula_behind_any_separator_and_no_escape(text, capsys):
+    write_rows("csv", ["owner", "held"], [{"owner": text, "held": None}], title="Rows", of_table=["owner"])
+    out = capsys.readouterr().out
+    assert out.replace("\n", "").isprintable()
+    for separator in ",;\t|":
+        cells = [cell for row in csv.reader(io.StringIO(out), delimiter=separator) for cell in row]
+        assert not [cell for cell in cells if normalize("NFKC", cell.strip(' "')).startswith(("=", "+", "-", "@"))]
+
+
+def test_a_title_moves_no_cursor():
+    assert table(60, [["a", "1"]])[0] == "Title"
+    console = Console(width=60, color_system=None, force_terminal=True)
+    with console.capture() as captured:
+        write_table(console, "in \x1b]0;EUR\x07", COLUMNS, [["a", "1"]])
+    assert "in \\x1b]0;EUR\\x07" in captured.get()
+    assert "\x1b" not in captured.get()
 
 
 @pytest.mark.parametrize("text", [" =1", "\uff1dcmd", "\ufeff=1", "\u200b\uff0b1"])
