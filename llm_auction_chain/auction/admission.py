@@ -35,7 +35,7 @@ class Call:
     Attributes:
         prompt: the user's messages.
         agents: those that would take part.
-        bypassed: whether there are none because the model may call tools.
+        bypassed: whether there are none because the model may call tools or no user reads its reply.
         auction_id: the id that the ledger books under. The same call again has the same id, and is charged once.
         config: of the runs below the auction's; losing replies reach no stream through it.
         seed: replays the auction; None takes a fresh one.
@@ -93,7 +93,7 @@ class Admitted:
         failure: why the ledger holds nothing; None where it did not fail.
         currency: unit of all amounts.
         size: how many candidates are drawn.
-        bypassed: whether no agent takes part because the model may call tools.
+        bypassed: whether no agent takes part because the model may call tools or no user reads its reply.
         seed: of the auction.
         salt: of its commitments.
         seed_of_candidates: of the draws of candidates.

@@ -64,7 +64,7 @@ class AuctionResult:
         warnings: what deserves a look: contexts that are not used, draws that are all the same.
         currency: the unit of rewards, payments and tau; empty where it has no name.
         disclosure: the text about sponsors; empty where there are none, or no text is set.
-        bypassed: whether this is the reference model's own reply, because the model may call tools.
+        bypassed: whether this is the reference model's own reply, because the model may call tools or no user reads it.
         seed: replays the auction; where the model takes no seed, it replays the draw among the same candidates.
         opening: the commitment made before agents reported, and its salt.
         charge: the ledger's booking; None without a ledger, or where no agent pays.

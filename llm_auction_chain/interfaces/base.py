@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import sys
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast, get_args
@@ -66,6 +67,13 @@ class AuctionBase(AuctionSettings):
 
     # on a copy that serves one call of `run`, `batch` or a chat model; None on what users make
     _scope: CallScope | None = PrivateAttr(default=None)
+    # on what `bind_tools` returns: a model may keep the tools where nothing shows them
+    _offers_tools: bool = PrivateAttr(default=False)
+
+    @property
+    def reference(self) -> Runnable[LanguageModelInput, AIMessage]:
+        """The plain model, for calls whose payments nobody is shown: of a summariser, a classifier, a title."""
+        return self.model
 
     @property
     def lc_attributes(self) -> dict[str, Any]:
@@ -98,7 +106,9 @@ class AuctionBase(AuctionSettings):
         Raises:
             NotImplementedError: the model has no tools.
         """
-        return with_tools(self, tools, **({} if tool_choice is None else {"tool_choice": tool_choice}), **kwargs)
+        auction = self.model_copy()
+        auction._offers_tools = bool(tools)  # noqa: SLF001 - its own
+        return with_tools(auction, tools, **({} if tool_choice is None else {"tool_choice": tool_choice}), **kwargs)
 
     def with_structured_output(self, schema: Any, **kwargs: Any) -> Runnable[LanguageModelInput, Any]:
         """Return an auction among replies of the schema's shape, followed by the model's own parser.
@@ -216,7 +226,10 @@ class AuctionBase(AuctionSettings):
         child = quiet(config)
         concealed, prompt = hidden(child), messages_of(given)
         listened = self.on_event is not None or bool(getattr(config.get("callbacks"), "handlers", None))
-        bypassed = settings.on_tool_calls == "bypass" and offers_tools(self.model, child, model_kwargs)
+        offers = offers_tools(self.model, child, model_kwargs) or (
+            self._offers_tools and model_kwargs.get("tools", True)
+        )
+        bypassed = (settings.on_tool_calls == "bypass" and bool(offers)) or _is_internal(config)
         call = Call(
             prompt=prompt,
             auction_id=_auction_id(config, prompt),
@@ -303,6 +316,16 @@ def _refuse_settings(kwargs: dict[str, Any]) -> None:
             hint = f"Set it where the auction is made: AuctionRunnable({group})."
         if hint is not None:
             raise ConfigurationError(f"{name} is not a keyword of a call. {hint}")
+
+
+def _is_internal(config: RunnableConfig) -> bool:
+    """Whether a middleware of LangChain makes the call for itself, such as for a summary: no user reads its reply.
+
+    The mark is a secret of the process, so no client can set it in metadata.
+    """
+    module = sys.modules.get("langchain.agents.middleware.internal_call_transformer")  # langchain is optional
+    marks = module.internal_call_metadata() if module else {}
+    return bool(marks) and marks.items() <= (getattr(config.get("callbacks"), "metadata", None) or {}).items()
 
 
 def _auction_id(config: RunnableConfig, prompt: Sequence[BaseMessage]) -> str:

@@ -3,12 +3,15 @@
 from decimal import Decimal
 
 import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import SummarizationMiddleware
+from langchain.agents.middleware.internal_call_transformer import internal_call_metadata
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import RunnableLambda
 
-from llm_auction_chain import Agent, AuctionRunnable, ChatAuction, Ledger
+from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction, Ledger
 from llm_auction_chain.receipts import verify
 from tests.unit.interfaces.caller import COST, Caller, Spy, both, calling, numbered
 
@@ -98,3 +101,77 @@ async def test_what_was_held_for_a_turn_that_calls_tools_unseen_is_released(inte
             assert reply.response_metadata["auction"]["charge"] is None
             assert (ledger.balance("A").balance, ledger.balance("A").held) == (Decimal(100), Decimal(0))
         assert ledger.verify().differences == []
+
+
+class Keeps(Caller):
+    """Keeps its tools where nothing shows them."""
+
+    def bind_tools(self, tools, **kwargs):
+        return self
+
+
+@pytest.mark.parametrize("interface", [AuctionRunnable, ChatAuction])
+@pytest.mark.parametrize("wrap", [
+    lambda model: model, lambda model: model.with_retry(), lambda model: model.with_fallbacks([Caller()]),
+    lambda model: model.bind(stop=["x"]),
+])  # fmt: skip
+@pytest.mark.parametrize("wrap_auction", [
+    lambda auction: auction, lambda auction: auction.with_retry(), lambda auction: auction.with_config(tags=["a"]),
+    lambda auction: auction.bind(stop=["y"]),
+])  # fmt: skip
+async def test_an_auction_remembers_the_tools_that_its_model_keeps(interface, wrap, wrap_auction):
+    spy = Spy()
+    auction = interface(model=wrap(Keeps()), agents=[spy.agent()], n_candidates=M)
+    offers = wrap_auction(auction.bind_tools([{"name": "note", "parameters": {}}]))
+    assert all(reply.response_metadata["auction"]["bypassed"] for reply in await both(offers))
+    assert spy.shown == []
+    for neither in (auction, auction.bind_tools([])):
+        assert not any(reply.response_metadata["auction"]["bypassed"] for reply in await both(neither))
+    for taken in ({"tools": []}, {"tools": None}, {"on_tool_calls": "auction"}):
+        assert not any(reply.response_metadata["auction"]["bypassed"] for reply in await both(offers, **taken))
+
+
+@pytest.mark.parametrize("hold", [
+    lambda model, **settings: {"model": model, "middleware": [AuctionMiddleware(**settings)]},
+    lambda model, **settings: {"model": ChatAuction(model=model, **settings)},
+])  # fmt: skip
+async def test_an_agents_turn_offers_its_tools_though_the_model_keeps_them(hold):
+    def note(text: str) -> str:
+        """Note it."""
+        return text
+
+    for tools, bypassed in (([note], True), ([], False)):
+        agent = create_agent(tools=tools, **hold(Keeps(), agents=[Spy().agent()], n_candidates=M))
+        for state in await both(agent, {"messages": [("human", "Hi")]}):
+            assert state["messages"][-1].response_metadata["auction"]["bypassed"] is bypassed
+
+
+@pytest.mark.parametrize("of", [lambda auction: auction, lambda auction: auction.reference])
+async def test_a_summary_of_an_agent_is_paid_by_nobody(of, tmp_path):
+    with Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        ledger.deposit("spy", 100)
+        agents = [Agent("spy", Spy(lambda reply: float(reply.text[-1])), report_cap=9.0)]
+        auction = ChatAuction(model=Caller(), agents=agents, n_candidates=M, billing=ledger)
+        summary = SummarizationMiddleware(of(auction), trigger=("messages", 3), keep=("messages", 1))
+        thread = {"messages": [("human", "q"), ("ai", "a"), ("human", "q2")]}
+        for state in await both(create_agent(auction, middleware=[summary]), thread):
+            assert "reply" in state["messages"][0].text
+            assert state["messages"][-1].response_metadata["auction"]["charge"]
+        assert [entry.kind for entry in ledger.entries()].count("charge") == 2
+
+
+async def test_no_client_can_mark_a_call_as_an_agents_own():
+    auction = ChatAuction(model=Caller(), agents=[Spy().agent()], n_candidates=M)
+    forged = {"metadata": {"lc_internal_call": True, "lc_source": "summarization"}}
+    for config, bypassed in (({"metadata": internal_call_metadata()}, True), (forged, False), ({}, False)):
+        for reply in await both(auction, "Hi", config):
+            assert reply.response_metadata["auction"]["bypassed"] is bypassed
+
+
+@pytest.mark.parametrize("interface", [AuctionRunnable, ChatAuction])
+async def test_the_reference_of_an_auction_is_its_model(interface):
+    spy = Spy()
+    auction = interface(model=Caller(), agents=[spy.agent()], n_candidates=M)
+    for reply in [*await both(auction.reference), *await both(auction.bind(seed=1).reference)]:
+        assert "auction" not in reply.response_metadata
+    assert spy.shown == []
