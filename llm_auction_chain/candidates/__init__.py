@@ -13,9 +13,12 @@ from llm_auction_chain.candidates.proposals import (
 )
 from llm_auction_chain.candidates.source import Source, hidden, quiet
 from llm_auction_chain.candidates.unwrapping import (
+    ChosenLater,
     chat_model_of,
+    chat_models_in,
     innermost,
     inside,
+    is_chosen_later,
     name_of,
     offers_tools,
     runnables_in,
@@ -25,6 +28,7 @@ from llm_auction_chain.candidates.unwrapping import (
 __all__ = [
     "Candidate",
     "CandidateFilter",
+    "ChosenLater",
     "ContextProduct",
     "ContextPrompt",
     "Contexts",
@@ -39,11 +43,13 @@ __all__ = [
     "Source",
     "as_message",
     "chat_model_of",
+    "chat_models_in",
     "check_proposal",
     "draw",
     "hidden",
     "innermost",
     "inside",
+    "is_chosen_later",
     "make_plan",
     "name_of",
     "offers_tools",

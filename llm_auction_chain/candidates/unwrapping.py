@@ -15,10 +15,10 @@ from langchain_core.runnables import (
     RunnableSequence,
 )
 from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.config import ensure_config
 from langchain_core.runnables.configurable import (
     DynamicRunnable,
     RunnableConfigurableAlternatives,
-    RunnableConfigurableFields,
 )
 from langchain_core.runnables.fallbacks import RunnableWithFallbacks
 from typing_extensions import override
@@ -28,11 +28,14 @@ from llm_auction_chain.messages import messages_of
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
 __all__ = [
+    "ChosenLater",
     "Untraced",
     "asks_for_format",
     "chat_model_of",
+    "chat_models_in",
     "innermost",
     "inside",
+    "is_chosen_later",
     "name_of",
     "offers_tools",
     "runnables_in",
@@ -41,6 +44,7 @@ __all__ = [
 
 _Change = Callable[[Runnable[Any, Any], Mapping[str, Any]], Runnable[Any, Any]]
 _FOR_TRACERS = frozenset({"ls_structured_output_format", "structured_output_format"})
+_UNCHOSEN = "The config of a call chooses this model. Call it with such a config."
 _TOOLS = frozenset({"tools", "functions"})
 # Providers' words for a format, and for what may hold one. Without underscores: some have both spellings.
 _FORMATS = frozenset({
@@ -65,10 +69,13 @@ def inside(
     Args:
         model: any Runnable. Parts without a chat model are returned as they are.
         change: from a chat model to its replacement.
-        config: chooses among configurable fields and alternatives; None leaves the choice to later calls.
+        config: chooses among configurable fields and alternatives; None leaves the choice to later calls, which change
+            what they choose.
     """
     if _is_configurable(model):
-        return _configurable_inside(model, change) if config is None else inside(_choice(model, config), change, config)
+        if config is not None:
+            return inside(_choice(model, config), change, config)
+        return ChosenLater(default=model, choose=lambda config: inside(_choice(model, config), change, config))
     if isinstance(model, BaseChatModel):
         return change(model)
     return _with_parts(model, {}, lambda part, _: inside(part, change, config))
@@ -108,6 +115,28 @@ def _parts(model: Runnable[Any, Any], kwargs: Mapping[str, Any]) -> list[tuple[R
     return parts
 
 
+class ChosenLater(DynamicRunnable[Any, Any]):
+    """What the config of a call chooses.
+
+    Attributes:
+        default: stands for it where there is no call.
+        choose: from the config of a call to what is called.
+    """
+
+    default: Any
+    choose: Callable[[RunnableConfig], Runnable[Any, Any]]
+
+    @override
+    def _prepare(self, config: RunnableConfig | None = None) -> tuple[Runnable[Any, Any], RunnableConfig]:
+        config = ensure_config(config)
+        return self.choose(config), config
+
+
+def is_chosen_later(model: Runnable[Any, Any]) -> bool:
+    """Whether the config of a call chooses any of the chat models inside."""
+    return any(map(_is_configurable, runnables_in(model)))
+
+
 def _is_configurable(model: Runnable[Any, Any]) -> bool:
     """Whether the config of a call chooses the model: what `configurable_fields` and `init_chat_model` return."""
     return isinstance(model, DynamicRunnable) or (type(model).__module__, type(model).__name__) == _INIT_CHAT_MODEL
@@ -118,10 +147,12 @@ def _choice(model: Any, config: RunnableConfig | None) -> Runnable[Any, Any]:
         chosen: Runnable[Any, Any] = (
             model.prepare(config)[0] if isinstance(model, DynamicRunnable) else model._model(config)  # noqa: SLF001
         )
-    except Exception:
-        if config is not None:
-            raise
-        return _Unchosen(chooser=model)
+    except Exception as error:
+        if config is None:
+            return _Unchosen(chooser=model)
+        if isinstance(error, TypeError):  # LangChain's own words name a missing argument
+            raise ConfigurationError(_UNCHOSEN) from error
+        raise
     return chosen
 
 
@@ -143,54 +174,24 @@ class _Unchosen(BaseChatModel):
         return LangSmithParams(ls_model_type="chat")
 
     @override
-    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
-        return self.chooser.bind_tools(tools, **kwargs)
-
-    @override
     def _generate(self, *_: Any, **__: Any) -> ChatResult:
-        raise ConfigurationError("The config of a call chooses this model. Call it with such a config.")
-
-
-def _configurable_inside(
-    model: Runnable[Any, Any], change: Callable[[BaseChatModel], Runnable[Any, Any]]
-) -> Runnable[Any, Any]:
-    """Return a configurable model with every chat model in it changed. Calls choose as before."""
-    default = model.default if isinstance(model, DynamicRunnable) else _choice(model, None)
-    changed = inside(default, change)
-    if isinstance(model, RunnableConfigurableAlternatives):
-        others = {name: _alternative_inside(one, change) for name, one in model.alternatives.items()}
-        return model.model_copy(update={"default": changed, "alternatives": others})
-    if isinstance(changed, RunnableBindingBase) and changed.bound is default:
-        bound: Runnable[Any, Any] = changed.model_copy(update={"bound": model})
-        return bound
-    if isinstance(model, DynamicRunnable) and type(changed) is type(default):
-        return model.model_copy(update={"default": changed})
-    return changed  # the replacement has no such fields to configure
-
-
-def _alternative_inside(alternative: Any, change: Callable[[BaseChatModel], Runnable[Any, Any]]) -> Any:
-    if isinstance(alternative, Runnable):
-        return inside(alternative, change)
-    return lambda: inside(alternative(), change)
+        raise ConfigurationError(_UNCHOSEN)
 
 
 def innermost(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
-    """Return the Runnable inside bindings, retries and configurable fields: a chat model, if there is one."""
-    while isinstance(model, RunnableBindingBase | RunnableConfigurableFields):
-        model = model.bound if isinstance(model, RunnableBindingBase) else model.default
+    """Return the Runnable inside bindings and retries: a chat model, if there is one."""
+    while isinstance(model, RunnableBindingBase):
+        model = model.bound
     return model
 
 
-def _chat_models_in(model: Runnable[Any, Any], config: RunnableConfig | None = None) -> list[BaseChatModel]:
+def chat_models_in(model: Runnable[Any, Any], config: RunnableConfig | None = None) -> list[BaseChatModel]:
     """Return the chat models inside, in the order of their calls; a config chooses among alternatives."""
-    chats: list[BaseChatModel] = []
-
-    def collect(chat: BaseChatModel) -> BaseChatModel:
-        chats.append(chat)
-        return chat
-
-    inside(model, collect, config)
-    return chats
+    if _is_configurable(model):
+        return chat_models_in(_choice(model, config), config)
+    if isinstance(model, BaseChatModel):
+        return [model]
+    return [chat for part, _ in _parts(model, {}) for chat in chat_models_in(part, config)]
 
 
 def runnables_in(model: Runnable[Any, Any]) -> Iterator[Runnable[Any, Any]]:
@@ -211,7 +212,7 @@ def runnables_in(model: Runnable[Any, Any]) -> Iterator[Runnable[Any, Any]]:
 def name_of(model: Runnable[Any, Any], config: RunnableConfig | None = None) -> str:
     """Return the name of a model in receipts: provider and name of each chat model inside, in the order of calls."""
     names: dict[str, None] = {}
-    for chat in _chat_models_in(model, config):
+    for chat in chat_models_in(model, config):
         params = chat._get_ls_params()  # noqa: SLF001 - LangChain's one way to a model's name
         name = params.get("ls_model_name") or chat._llm_type  # noqa: SLF001
         names[f"{params.get('ls_provider', type(chat).__name__)}/{name}"] = None
@@ -224,7 +225,7 @@ def chat_model_of(model: Runnable[Any, Any]) -> BaseChatModel:
     Raises:
         ConfigurationError: there is none.
     """
-    chats = _chat_models_in(model)
+    chats = chat_models_in(model)
     if not chats:
         raise ConfigurationError(
             f"There is no chat model in {type(model).__name__}, nor in what it wraps. Give a LangChain chat model."

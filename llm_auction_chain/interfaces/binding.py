@@ -5,17 +5,27 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableParallel, RunnableSequence
+from langchain_core.runnables import (
+    Runnable,
+    RunnableBinding,
+    RunnableConfig,
+    RunnableLambda,
+    RunnableParallel,
+    RunnablePassthrough,
+    RunnableSequence,
+)
 from langchain_core.runnables.base import RunnableBindingBase
 from typing_extensions import override
 
 from llm_auction_chain.auction.result import AuctionResult
-from llm_auction_chain.candidates import chat_model_of, innermost, inside
+from llm_auction_chain.candidates import ChosenLater, chat_model_of, chat_models_in, innermost, inside, is_chosen_later
 from llm_auction_chain.errors import ConfigurationError
 
 __all__ = ["AuctionBinding", "with_schema", "with_tools"]
 
 AnyRunnable = Runnable[Any, Any]
+
+_MADE_BY = "llm_auction_chain.made_by"  # in a reply's metadata until it is parsed
 
 
 class AuctionBinding(RunnableBinding[LanguageModelInput, AIMessage]):  # type: ignore[no-redef]  # LangChain's own
@@ -63,8 +73,58 @@ def with_schema(auction: Any, schema: Any, **kwargs: Any) -> AnyRunnable:
     """
     disclosure = auction.disclosure.model_copy(update={"place": "metadata"})
     auction = auction.model_copy(update={"on_tool_calls": "auction", "disclosure": disclosure})
-    _, put = _split(chat_model_of(auction.model), schema, kwargs)
-    return put(_over(auction, lambda chat: _split(chat, schema, kwargs)[0]))
+    if is_chosen_later(auction.model):
+        return ChosenLater(
+            default=auction, choose=lambda config: _pipeline(_with_choice(auction, config), schema, kwargs)
+        )
+    return _pipeline(auction, schema, kwargs)
+
+
+def _with_choice(auction: Any, config: RunnableConfig) -> Any:
+    return auction.model_copy(update={"model": inside(auction.model, lambda chat: chat, config)})
+
+
+def _pipeline(auction: Any, schema: Any, kwargs: dict[str, Any]) -> AnyRunnable:
+    """Return the pipeline of the auction's model; of several models, each parses the replies that it made."""
+    if len(chat_models_in(auction.model)) < 2:  # noqa: PLR2004 - several
+        _, put = _split(chat_model_of(auction.model), schema, kwargs)
+        return put(_over(auction, lambda chat: _split(chat, schema, kwargs)[0]))
+    parsers: list[AnyRunnable] = []
+
+    def bind(chat: BaseChatModel) -> AnyRunnable:
+        head, put = _split(chat, schema, kwargs)
+        parsers.append(put(RunnablePassthrough()))
+        return _Marked(bound=head, place=len(parsers) - 1)
+
+    def parser(reply: AIMessage) -> AnyRunnable:
+        place: int = reply.response_metadata.pop(_MADE_BY, 0)
+        return parsers[place]
+
+    return RunnableSequence(_over(auction, bind), RunnableLambda(parser))
+
+
+class _Marked(RunnableBinding[LanguageModelInput, AIMessage]):  # type: ignore[no-redef]  # LangChain's own
+    """A model among several whose replies say which one made them.
+
+    Attributes:
+        place: of the model.
+    """
+
+    place: int
+
+    @override
+    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
+        return self._mark(super().invoke(input, config, **kwargs))
+
+    @override
+    async def ainvoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        return self._mark(await super().ainvoke(input, config, **kwargs))
+
+    def _mark(self, reply: AIMessage) -> AIMessage:
+        metadata = {**reply.response_metadata, _MADE_BY: self.place}
+        return reply.model_copy(update={"response_metadata": metadata})
 
 
 def _over(auction: Any, bind: Callable[[BaseChatModel], AnyRunnable]) -> AnyRunnable:
