@@ -2,15 +2,16 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
 
 from llm_auction_chain.errors import CandidatesError, ConfigurationError
 from llm_auction_chain.validators import refuse
-from llm_auction_chain.waiting import Waiter
+from llm_auction_chain.waiting import BLOCKING, Waiter, run
 
 __all__ = ["CandidateFilter", "as_message"]
 
@@ -34,22 +35,19 @@ class CandidateFilter:
     def __init__(self, rule: Any) -> None:
         if not isinstance(rule, Runnable) and not callable(rule):
             raise refuse("candidate_filter", "a function (prompt, reply) -> bool, or a Runnable", rule)
-        self._runnable: Runnable[Any, Any] = rule if isinstance(rule, Runnable) else _lambda(rule)
+        self._rule = rule
 
     async def allowed(
         self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], config: RunnableConfig | None, waiter: Waiter
     ) -> list[bool]:
-        """Return whether each reply may be returned.
+        """Return whether each reply may be returned. A Runnable is traced, with the replies; a function is not.
 
         Raises:
             CandidatesError: the rule failed; no reply is returned unchecked.
             ConfigurationError: the rule returned something else than True or False, or is async in a sync call.
         """
-        pairs = [{"prompt": list(prompt), "reply": reply} for reply in replies]
         try:
-            answers = await waiter.either(
-                lambda: self._runnable.batch(pairs, config), lambda: self._runnable.abatch(pairs, config)
-            )
+            answers = await self._answers(prompt, replies, config, waiter)
         except Exception as error:
             if isinstance(error, TypeError) and "coroutine" in str(error):
                 raise ConfigurationError("candidate_filter is async; use ainvoke, abatch, astream or arun.") from error
@@ -57,6 +55,23 @@ class CandidateFilter:
                 f"candidate_filter raised {type(error).__name__}: {error}. No reply is returned unchecked.", [error]
             ) from error
         return _checked(answers, len(replies))
+
+    async def _answers(
+        self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], config: RunnableConfig | None, waiter: Waiter
+    ) -> list[Any]:
+        rule, most = self._rule, (config or {}).get("max_concurrency")
+        if isinstance(rule, Runnable):
+            pairs = [{"prompt": list(prompt), "reply": reply} for reply in replies]
+            return await waiter.either(lambda: rule.batch(pairs, config), lambda: rule.abatch(pairs, config))
+        if _is_async(rule):
+            calls = [partial(rule, list(prompt), reply) for reply in replies]
+            return await waiter.either(_refuse_coroutine, lambda: waiter.together(calls, most=most))
+
+        async def decide(reply: AIMessage) -> Any:
+            return rule(list(prompt), reply)
+
+        decisions = [partial(decide, reply) for reply in replies]
+        return await waiter.in_thread(lambda: run(BLOCKING.together(decisions, most=most)))
 
 
 def as_message(fallback: Any) -> AIMessage:
@@ -68,15 +83,12 @@ def as_message(fallback: Any) -> AIMessage:
     raise refuse("fallback", "a text or an AIMessage, or None for an error", fallback)
 
 
-def _lambda(rule: Any) -> Runnable[Any, Any]:
-    """Return the rule as a Runnable, which LangChain calls concurrently and traces."""
-    if inspect.iscoroutinefunction(rule) or inspect.iscoroutinefunction(getattr(rule, "__call__", None)):  # noqa: B004
+def _is_async(rule: Any) -> bool:
+    return inspect.iscoroutinefunction(rule) or inspect.iscoroutinefunction(getattr(rule, "__call__", None))  # noqa: B004
 
-        async def decide(pair: dict[str, Any]) -> Any:
-            return await rule(pair["prompt"], pair["reply"])
 
-        return RunnableLambda(decide, name="candidate_filter")
-    return RunnableLambda(lambda pair: rule(pair["prompt"], pair["reply"]), name="candidate_filter")
+def _refuse_coroutine() -> list[Any]:
+    raise TypeError("a coroutine needs an event loop")  # as LangChain does for a Runnable
 
 
 def _checked(values: Any, n: int) -> list[bool]:

@@ -10,6 +10,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import RunnableLambda
 
 from llm_auction_chain import (
     Agent,
@@ -573,15 +574,15 @@ class Names(BaseCallbackHandler):
 
 
 @pytest.mark.parametrize("waiter", [BLOCKING, AWAITING])
-async def test_the_callers_callbacks_hear_of_draws_and_filter(waiter):
+async def test_the_callers_callbacks_hear_of_draws_and_of_a_filter_that_is_a_runnable(waiter):
     names = Names()
     plan = plan_of(
         Script(script=[AIMessage("one"), AIMessage("two")]), 2,
-        candidate_filter=CandidateFilter(lambda prompt, reply: prompt == PROMPT),
+        candidate_filter=CandidateFilter(RunnableLambda(lambda pair: pair["prompt"] == PROMPT, name="my filter")),
     )  # fmt: skip
     drawing = draw(plan, waiter, config={"callbacks": [names]})
     result = run(drawing) if waiter is BLOCKING else await drawing
-    assert names.heard == ["model", "model", "candidate_filter", "candidate_filter"]
+    assert names.heard == ["model", "model", "my filter", "my filter"]
     assert len(result.possible) == 2
 
 

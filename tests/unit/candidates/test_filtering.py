@@ -1,6 +1,8 @@
 """The platform's filter: what it excludes is never returned, and what it answers is checked."""
 
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from llm_auction_chain import (
     Agent,
     AuctionRunnable,
     CandidatesError,
+    ChatAuction,
     ConfigurationError,
     Policy,
     Sampling,
@@ -178,19 +181,22 @@ async def test_a_fallback_is_no_candidate_while_another_may_be_returned():
         assert "Let me think." not in [candidate.message.text for candidate in result.candidates]
 
 
-class Names(BaseCallbackHandler):
-    """Keeps the names of the runs that it hears of."""
+class Log(BaseCallbackHandler):
+    """Keeps what chain runs begin with and what model calls reply."""
 
     def __init__(self):
         self.heard = []
 
-    def on_chain_start(self, serialized, inputs, *, name=None, **kwargs):
-        self.heard.append(name)
+    def on_chain_start(self, serialized, inputs, **kwargs):
+        self.heard.append(str(inputs))
+
+    def on_llm_end(self, response, **kwargs):
+        self.heard.append(response.generations[0][0].text)
 
 
 @pytest.mark.parametrize("waiter", [BLOCKING, AWAITING])
-async def test_a_rule_sees_the_prompt_and_each_reply_and_is_traced_by_its_name(waiter):
-    seen, names = [], Names()
+async def test_a_rule_sees_the_prompt_and_each_reply(waiter):
+    seen = []
 
     def rule(prompt, reply):
         seen.append((prompt, reply.text))
@@ -199,12 +205,44 @@ async def test_a_rule_sees_the_prompt_and_each_reply_and_is_traced_by_its_name(w
     async def arule(prompt, reply):
         return rule(prompt, reply)
 
-    deciding = CandidateFilter(rule if waiter is BLOCKING else arule).allowed(
-        PROMPT, REPLIES, {"callbacks": [names]}, waiter
-    )
-    assert (run(deciding) if waiter is BLOCKING else await deciding) == [True, True]
-    assert sorted(seen, key=str) == [(PROMPT, "aac"), (PROMPT, "abc")]
-    assert names.heard == ["candidate_filter"] * 2
+    for one in (rule, RunnableLambda(lambda pair: rule(**pair)), *([arule] if waiter is AWAITING else [])):
+        seen.clear()
+        deciding = CandidateFilter(one).allowed(PROMPT, REPLIES, {"max_concurrency": 1}, waiter)
+        assert (run(deciding) if waiter is BLOCKING else await deciding) == [True, True]
+        assert seen == [(PROMPT, "abc"), (PROMPT, "aac")]
+
+
+@pytest.mark.parametrize("rule", [no_b, ano_b, RunnableLambda(lambda pair: no_b(**pair))])
+async def test_no_log_of_a_chat_auction_holds_what_a_function_was_asked_about(rule):
+    log = Log()
+    held = ChatAuction(model=MarkovChatModel(length=3), agents=[LIKES_B], n_candidates=16, seed=7, policy=rule)
+    reply = await held.ainvoke("x", {"callbacks": [log]})
+    if not isinstance(rule, RunnableLambda):
+        assert log.heard == [reply.text]
+    else:
+        assert any("'reply'" in heard for heard in log.heard)
+
+
+@pytest.mark.parametrize("waiter", [BLOCKING, AWAITING])
+async def test_rules_that_wait_are_asked_side_by_side_no_more_at_once_than_allowed(waiter):
+    together, busy, most = threading.Barrier(4, timeout=10), [], []
+
+    def meets(prompt, reply):
+        together.wait()
+        return True
+
+    def counts(prompt, reply):
+        busy.append(reply)
+        most.append(len(busy))
+        time.sleep(0.005)
+        busy.remove(reply)
+        return True
+
+    replies = [AIMessage(f"reply {k}") for k in range(4)]
+    for rule, config in ((meets, None), (counts, {"max_concurrency": 2})):
+        deciding = CandidateFilter(rule).allowed(PROMPT, replies, config, waiter)
+        assert (run(deciding) if waiter is BLOCKING else await deciding) == [True] * 4
+    assert max(most) <= 2
 
 
 async def test_an_object_whose_call_is_async_is_an_async_rule():
