@@ -5,7 +5,7 @@ from dataclasses import fields
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from rich.console import Console
@@ -15,13 +15,16 @@ from rich.progress import Progress as Bars
 from llm_auction_chain.cli.auction_tables import show
 from llm_auction_chain.cli.tables import write_json
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
-from llm_auction_chain.validators import text, whole_number
+from llm_auction_chain.validators import refuse, text, whole_number
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from llm_auction_chain.agents import Agent
     from llm_auction_chain.auction.events import Progress
     from llm_auction_chain.auction.result import AuctionResult
 
+_T = TypeVar("_T")
 DEFAULT_QUESTION = "How do I learn to play the guitar?"
 _REWARDS = {"mention": "MentionReward", "regex": "RegexReward", "length": "LengthReward", "log_ratio": "LogRatioReward"}
 _LABELS = {"candidates": "drawing candidates", "weights": "weighing them", "rewards": "asking agents"}
@@ -34,7 +37,10 @@ def add_run(commands: Any) -> None:
     run = commands.add_parser("run", help="hold one auction and show all of it")
     run.set_defaults(do=_run)
     run.add_argument("question", nargs="?", default=DEFAULT_QUESTION, metavar="QUESTION", help="what the user asks")
-    run.add_argument("--agents", metavar="FILE.yaml", help="name, owner, context and reward of each agent")
+    about = "name, reward, owner, context, ... of each agent; a reward `module:function` is code, see --allow-code"
+    run.add_argument("--agents", metavar="FILE.yaml", help=about)
+    about = "import the modules that the agents file names, and run their functions: only for a file that you trust"
+    run.add_argument("--allow-code", action="store_true", help=about)
     run.add_argument("--model", metavar="MODEL", help="a local path or hub id for transformers, or provider:model")
     run.add_argument("--candidates", type=int, default=16, metavar="M", help="replies to draw from (16)")
     run.add_argument("--tau", type=float, default=4.0, help="weight of the reference model, money per nat (4)")
@@ -45,6 +51,8 @@ def add_run(commands: Any) -> None:
 
 
 def _run(options: Namespace) -> None:
+    if not options.question.strip():
+        raise ConfigurationError("The question is empty. Leave it out for the demo's.")
     whole_number("--max-tokens", options.max_tokens, least=1)
     for option, value in (("--agents", options.agents), ("--model", options.model)):
         if value is not None:
@@ -57,10 +65,14 @@ def _run(options: Namespace) -> None:
 
 
 def _hold(options: Namespace, errors: Console) -> "AuctionResult":
-    """Hold the auction, and show its progress."""
+    """Hold the auction, and show its progress. All settings are checked before the model is loaded."""
+    from langchain_core.runnables import RunnablePassthrough
+
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
 
-    agents = load_agents(None if options.agents is None else Path(options.agents))
+    agents = load_agents(None if options.agents is None else Path(options.agents), allow_code=options.allow_code)
+    rules = {"tau": options.tau, "payment_rule": options.payment_rule, "seed": options.seed}
+    checked = AuctionRunnable(model=RunnablePassthrough(), agents=agents, n_candidates=options.candidates, **rules)
     texts = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
     with Bars(texts[0], BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), texts[1], console=errors) as bars:
         loading = bars.add_task("loading the model", total=None, rate="")
@@ -76,10 +88,9 @@ def _hold(options: Namespace, errors: Console) -> "AuctionResult":
         tasks["candidates"] = bars.add_task(_LABELS["candidates"], total=options.candidates, start=False, rate="")
         model = _load_model(options.model, options.max_tokens, bars, loading)
         bars.update(loading, total=1, completed=1)
-        rules = {"tau": options.tau, "payment_rule": options.payment_rule, "seed": options.seed}
-        auction = AuctionRunnable(model=model, agents=agents, n_candidates=options.candidates, **rules)
         bars.start_task(tasks["candidates"])
-        return auction.run(options.question, progress=advance)
+        checked.model = model
+        return checked.run(options.question, progress=advance)
 
 
 def _load_model(name: str | None, max_tokens: int, bars: Bars, loading: Any) -> Any:
@@ -107,42 +118,50 @@ def _load_model(name: str | None, max_tokens: int, bars: Bars, loading: Any) -> 
     return model
 
 
-def load_agents(path: Path | None) -> "list[Agent]":
-    """Return the agents of a YAML file; None reads the one that ships with the package."""
+def load_agents(path: Path | None, *, allow_code: bool = False) -> "list[Agent]":
+    """Return the agents of a YAML file; None reads the one that ships with the package.
+
+    Only `allow_code` lets the file name functions, whose modules are imported.
+    """
     where = "the default agents" if path is None else str(path)
     try:
         source = files("llm_auction_chain") / "agents.yaml" if path is None else path
         loaded = yaml.safe_load(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"{where} cannot be read: {error.strerror or error}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{where} is not YAML: {error}") from error
+    if isinstance(loaded, dict):
+        _refuse_unknown(loaded, ["agents"], f"{where}: it")
     entries = loaded.get("agents") if isinstance(loaded, dict) else loaded
     if not isinstance(entries, list):
         raise ConfigurationError(f"{where}: write a list of agents under `agents:`.")
-    return [_agent(entry, f"{where}, agent {number}") for number, entry in enumerate(entries, 1)]
+    return [_agent(entry, f"{where}, agent {number}", allow_code=allow_code) for number, entry in enumerate(entries, 1)]
 
 
-def _agent(entry: Any, where: str) -> "Agent":
+def _agent(entry: Any, where: str, *, allow_code: bool) -> "Agent":
     from llm_auction_chain.agents import Agent
 
-    optional = [field.name for field in fields(Agent) if field.name not in ("name", "reward")]
-    if not isinstance(entry, dict) or not {"name", "reward"} <= set(entry) <= {"name", "reward", *optional}:
-        raise ConfigurationError(f"{where}: an agent has name and reward, and may have {', '.join(optional)}.")
-    return Agent(**{**entry, "reward": _reward(entry["reward"], where)})
+    if not isinstance(entry, dict) or not {"name", "reward"} <= entry.keys():
+        raise refuse(where, "a mapping with a name and a reward", entry)
+    where = f"{where}, {entry['name']!r}"
+    _refuse_unknown(entry, [field.name for field in fields(Agent)], f"{where}: an agent")
+    reward = _reward(entry["reward"], where, allow_code=allow_code)
+    return _made(Agent, {**entry, "reward": reward}, where)
 
 
-def _reward(spec: Any, where: str) -> Any:
+def _reward(spec: Any, where: str, *, allow_code: bool) -> Any:
     if isinstance(spec, dict) and len(spec) == 1:
         ((kind, settings),) = spec.items()
         if kind in _REWARDS and isinstance(settings, dict):
             reward = getattr(import_module("llm_auction_chain.rewards"), _REWARDS[kind])
-            try:
-                return reward(**settings)
-            except TypeError as error:
-                names = ", ".join(field.name for field in fields(reward))
-                raise ConfigurationError(f"{where}: {kind} takes {names}. {error}") from error
+            _refuse_unknown(settings, [field.name for field in fields(reward) if field.init], f"{where}: {kind}")
+            return _made(reward, settings, where)
     if isinstance(spec, str) and ":" in spec:
+        if not allow_code:
+            raise ConfigurationError(
+                f"{where}: reward {spec!r} names code, which would run. If you trust the file, give --allow-code."
+            )
         module, _, function = spec.partition(":")
         try:
             return getattr(import_module(module), function)
@@ -150,9 +169,23 @@ def _reward(spec: Any, where: str) -> Any:
             reason = f"{type(error).__name__}: {error}"
             raise ConfigurationError(f"{where}: reward {spec!r} cannot be imported: {reason}.") from error
     raise ConfigurationError(
-        f"{where}: reward is `package.module:function`, or one of {', '.join(_REWARDS)} with its settings, as in "
-        "`mention: {phrases: [guitar], value: 2.0}`."
+        f"{where}: reward is one of {', '.join(_REWARDS)} with its settings, as in `mention: {{phrases: [guitar], "
+        "value: 2.0}`, or `package.module:function` under --allow-code."
     )
+
+
+def _refuse_unknown(given: "Mapping[Any, Any]", names: "Sequence[str]", subject: str) -> None:
+    """Refuse keys that are misspelled or belong elsewhere."""
+    if unknown := [key for key in given if key not in names]:
+        raise ConfigurationError(f"{subject} has no setting {unknown[0]!r}. It has {', '.join(names)}.")
+
+
+def _made(kind: type[_T], settings: "Mapping[str, Any]", where: str) -> _T:
+    """Return an object with these settings. Errors name the file and the agent."""
+    try:
+        return kind(**settings)
+    except (TypeError, ConfigurationError) as error:
+        raise ConfigurationError(f"{where}: {error}") from error
 
 
 def _as_json(result: "AuctionResult") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from langchain_core.runnables import run_in_executor
 from typing_extensions import override
 
 from llm_auction_chain.errors import LogProbError
-from llm_auction_chain.models.local.weights import EMBEDDED_MODEL, embedded_model_path
+from llm_auction_chain.models.local.weights import EMBEDDED_MODEL, check_installed, embedded_model_path
 from llm_auction_chain.models.sampling import SAMPLER, Check, SamplingChatModel, optional, usage
 from llm_auction_chain.validators import refuse, text, whole_number
 
@@ -53,6 +53,7 @@ class ChatTransformers(SamplingChatModel):
 
     Raises:
         ConfigurationError: a setting is invalid or unknown. The message names it.
+        MissingDependencyError: the extra `local` is not installed.
 
     Example:
         >>> ChatTransformers(temperature=0.7, seed=1).temperature
@@ -74,6 +75,11 @@ class ChatTransformers(SamplingChatModel):
     max_batch_tokens: int | None = None
     compiled: bool = False
     streaming: bool = False
+
+    @override
+    def model_post_init(self, context: Any) -> None:
+        super().model_post_init(context)
+        check_installed()
 
     @classmethod
     @override

