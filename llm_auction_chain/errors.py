@@ -33,6 +33,7 @@ __all__ = [
     "ConfigurationError",
     "ContextWindowError",
     "CoverError",
+    "DeliveredError",
     "LedgerError",
     "LedgerUnavailableError",
     "LogProbError",

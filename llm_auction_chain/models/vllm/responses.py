@@ -4,10 +4,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from langchain_core.exceptions import (
+    ModelAPIError,
+    ModelAuthenticationError,
+    ModelConnectionError,
+    ModelError,
+    ModelInvalidRequestError,
+    ModelNotFoundError,
+    ModelPermissionDeniedError,
+    ModelRateLimitError,
+    ModelTimeoutError,
+)
 from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
 
-from llm_auction_chain.errors import AuctionError, ContextWindowError, ScoringError
+from llm_auction_chain.errors import AuctionError, CandidatesError, ContextWindowError, ScoringError
 from llm_auction_chain.models.sampling import usage
 
 if TYPE_CHECKING:
@@ -16,7 +27,13 @@ if TYPE_CHECKING:
 __all__ = ["is_plain", "read_failure", "read_list", "read_replies", "read_scores", "read_usage"]
 
 _TOO_LONG = ("context length", "max_model_len", "model length")
-_BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 400, 401, 403, 404
+_BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _TOO_MANY, _SERVER = 400, 401, 403, 404, 429, 500
+_CLASSES: dict[int, type[ModelError]] = {
+    _UNAUTHORIZED: ModelAuthenticationError,
+    _FORBIDDEN: ModelPermissionDeniedError,
+    _NOT_FOUND: ModelNotFoundError,
+    _TOO_MANY: ModelRateLimitError,
+}
 
 _FLOOR = -9999.0  # what vLLM writes for minus infinity, which JSON cannot hold
 _LEAST = -20.0  # nats. The likeliest of 2 ** 20 tokens has at least -14, so no reply has rarer ones alone
@@ -41,15 +58,18 @@ def read_failure(
 ) -> AuctionError:
     """Return our error for a request that failed: of this kind, or a `ContextWindowError`.
 
-    The key is never in the message, even if the server repeats it.
+    A `CandidatesError` is also LangChain's error for such a failure, which says whether asking again may help. The key
+    is never in the message, even if the server repeats it.
     """
     import httpx
 
+    cause: type[ModelError] = ModelConnectionError
     if isinstance(error, httpx.HTTPStatusError):
         text = error.response.text[:500].replace(api_key or "\0", "***")
         if error.response.status_code == _BAD_REQUEST and any(words in text for words in _TOO_LONG):
             return ContextWindowError(f"{url} says: {text} Shorten the prompt or lower max_tokens.")
         path, status = error.request.url.path, error.response.status_code
+        cause = _CLASSES.get(status, ModelInvalidRequestError if status < _SERVER else ModelAPIError)
         if status in (_UNAUTHORIZED, _FORBIDDEN):
             message = f"refuses the API key (status {status}). Set api_key to the server's --api-key."
         elif status == _NOT_FOUND and path.endswith("/tokenize"):
@@ -57,12 +77,15 @@ def read_failure(
         else:
             message = f"answered {path} with status {status}: {text}"
     elif isinstance(error, (httpx.ReadTimeout, httpx.WriteTimeout)):
+        cause = ModelTimeoutError
         message = f"did not answer within {timeout} s. Raise timeout or lower max_tokens or max_concurrency."
     elif isinstance(error, httpx.DecodingError):
+        cause = ModelAPIError
         message = "answered something other than JSON. Is it a vLLM server?"
     else:
         message = f"cannot be reached ({error}). Start a server: vllm serve MODEL --port 8000, or set base_url."
-    return kind(f"{url} {message}")
+    message = f"{url} {message}"
+    return CandidatesError(message, [cause(message)]) if kind is CandidatesError else kind(message)
 
 
 def read_usage(answer: Mapping[str, Any]) -> UsageMetadata | None:

@@ -4,6 +4,16 @@ import math
 
 import httpx
 import pytest
+from langchain_core.exceptions import (
+    ModelAPIError,
+    ModelAuthenticationError,
+    ModelConnectionError,
+    ModelInvalidRequestError,
+    ModelNotFoundError,
+    ModelPermissionDeniedError,
+    ModelRateLimitError,
+    ModelTimeoutError,
+)
 
 from llm_auction_chain.errors import CandidatesError, ContextWindowError, ScoringError
 from llm_auction_chain.models.vllm.responses import (
@@ -89,10 +99,10 @@ def test_log_probabilities_of_other_tokens_are_refused():
         read_scores(scores((1, -7.0), (2, -0.5)), 2, [[5]])
 
 
-def failure(status, text, path="/v1/completions"):
+def failure(status, text, path="/v1/completions", kind=ScoringError):
     request = httpx.Request("POST", f"http://gpu-7:8000{path}")
     error = httpx.HTTPStatusError("", request=request, response=httpx.Response(status, text=text, request=request))
-    return read_failure(error, URL, ScoringError, api_key="sk-secret", timeout=5.0)
+    return read_failure(error, URL, kind, api_key="sk-secret", timeout=5.0)
 
 
 @pytest.mark.parametrize(("status", "text", "path", "message"), [
@@ -114,11 +124,26 @@ def test_a_prompt_that_is_too_long_is_an_error_of_its_own(text):
     assert type(failure(500, text)) is ScoringError
 
 
-@pytest.mark.parametrize(("error", "message"), [
-    (httpx.ReadTimeout("x"), "did not answer within 5.0 s"), (httpx.DecodingError("x"), "other than JSON"),
-    (httpx.ConnectError("refused"), "cannot be reached (refused). Start a server"),
+@pytest.mark.parametrize(("error", "message", "kind"), [
+    (httpx.ReadTimeout("x"), "did not answer within 5.0 s", ModelTimeoutError),
+    (httpx.DecodingError("x"), "other than JSON", ModelAPIError),
+    (httpx.ConnectError("refused"), "cannot be reached (refused). Start a server", ModelConnectionError),
 ])  # fmt: skip
-def test_a_server_that_does_not_answer_is_an_error_of_the_kind_asked_for(error, message):
+def test_a_server_that_does_not_answer_is_an_error_of_the_kind_asked_for(error, message, kind):
     ours = read_failure(error, URL, CandidatesError, api_key=None, timeout=5.0)
-    assert type(ours) is CandidatesError
+    assert isinstance(ours, CandidatesError)
+    assert isinstance(ours, kind)
     assert message in str(ours)
+
+
+@pytest.mark.parametrize(("status", "kind"), [
+    (400, ModelInvalidRequestError), (401, ModelAuthenticationError), (403, ModelPermissionDeniedError),
+    (404, ModelNotFoundError), (422, ModelInvalidRequestError), (429, ModelRateLimitError), (500, ModelAPIError),
+    (503, ModelAPIError),
+])  # fmt: skip
+def test_a_refused_draw_is_langchains_error_for_such_a_refusal_and_retried_if_that_is(status, kind):
+    ours = failure(status, "no", kind=CandidatesError)
+    assert isinstance(ours, CandidatesError)
+    assert isinstance(ours, kind)
+    assert ours.is_retryable is kind.is_retryable
+    assert isinstance(CandidatesError("all failed", ours.causes), kind)
