@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_auction_chain.errors import ConfigurationError
 
-__all__ = ["choice", "name_of_account", "number", "refuse", "text", "whole_number"]
+__all__ = ["choice", "digest_text", "name_of_account", "number", "refuse", "text", "whole_number"]
 
 _LONGEST_NAME = 255  # characters: an index of PostgreSQL takes about 2,700 bytes
 _BLANK = re.compile(
@@ -90,6 +90,17 @@ def text(name: str, value: object, *, empty: bool = False) -> str:
     """
     if not isinstance(value, str) or not (empty or value.strip()):
         raise refuse(name, "a text" if empty else "a text that is not blank", value)
+    return value
+
+
+def digest_text(name: str, value: object, hint: str = "") -> str:
+    """Return the value if it is a SHA-256 digest as this package writes it.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if not isinstance(value, str) or not re.fullmatch("sha256:[0-9a-f]{64}", value):
+        raise refuse(name, "`sha256:` and 64 hexadecimal digits", value, hint)
     return value
 
 

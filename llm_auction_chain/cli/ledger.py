@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llm_auction_chain.cli import printable_text
 from llm_auction_chain.cli.tables import write_json
 from llm_auction_chain.errors import ConfigurationError, LedgerError
+from llm_auction_chain.validators import digest_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +61,7 @@ def _add_bookings(commands: Any) -> None:
     for parser in (deposit, withdraw):
         parser.add_argument("owner", metavar="OWNER", help="the account's owner")
         parser.add_argument("amount", metavar="AMOUNT", help="such as 12.50")
-        parser.add_argument("--currency", default="", metavar="C", help="of the amount; without it, one with no name")
+        parser.add_argument("--currency", metavar="C", help="of the amount; without it, one with no name")
         parser.add_argument("--key", help="books it once, however often you repeat it, such as the bank's reference")
         parser.add_argument("--note", default="", metavar="TEXT", help="kept with it")
     decimals = "of the currency, 0 to 6, set by its first booking; the default is 6"
@@ -89,9 +90,14 @@ def _add_upkeep(commands: Any) -> None:
 
 
 def _move(ledger: "Ledger", options: Namespace) -> None:
-    """Deposit or withdraw."""
+    """Deposit or withdraw. A deposit without a currency is a mistake where the ledger has currencies with names."""
     move = ledger.deposit if options.ledger_command == "deposit" else ledger.withdraw
-    about = {"currency": options.currency, "key": options.key, "note": options.note}
+    names = [repr(one.currency) for one in ledger.totals() if one.currency] if options.currency is None else []
+    if names and options.ledger_command == "deposit":
+        raise ConfigurationError(
+            f"Give --currency: the ledger has accounts in {', '.join(names)}. Without a name: --currency ''."
+        )
+    about = {"currency": options.currency or "", "key": options.key, "note": options.note}
     _book(ledger, lambda: move(options.owner, options.amount, **about))
 
 
@@ -121,6 +127,8 @@ def _expire_holds(ledger: "Ledger", _: Namespace) -> None:
 
 
 def _verify(ledger: "Ledger", options: Namespace) -> int:
+    if options.head is not None:
+        digest_text("--head", options.head, "`llm-auction ledger head` prints it behind the number.")
     audit, totals = ledger.verify(head=options.head), ledger.totals()
     sys.stdout.write(f"bookings  {audit.bookings}\nhead      {audit.head or 'none'}\n")
     for one in totals:
@@ -172,7 +180,7 @@ def _open(options: Namespace) -> "Ledger":
 
     url = (os.environ.get(_VARIABLE) or _DEFAULT_URL) if options.url is None else options.url
     decimals = getattr(options, "decimals", None)
-    ledger = Ledger(url, scales=None if decimals is None else {options.currency: decimals})
+    ledger = Ledger(url, scales=None if decimals is None else {options.currency or "": decimals})
 
     from llm_auction_chain.ledger.database import Database, in_memory
 

@@ -73,9 +73,9 @@ def checked_hold_for(hold_for: Any) -> timedelta:
     return hold_for
 
 
-def checked_time(name: str, moment: Any) -> str:
-    """Return a time as text that sorts by time, or raise `ConfigurationError`."""
+def checked_time(name: str, moment: Any, later: timedelta = timedelta(0)) -> str:
+    """Return a time, or one somewhat later, as text that sorts by time, or raise `ConfigurationError`."""
     try:
-        return time_text(moment)
+        return time_text(moment + later)
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise refuse(name, "a datetime with a time zone, within the years 1 to 9999 in UTC", moment) from error

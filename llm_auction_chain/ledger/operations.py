@@ -42,7 +42,7 @@ def hold(
     scale = writer.scale(currency)
     units = {owner: amount for owner, (amount, _) in units_of(most, scale).items()}
     covered = writer.covered(units, currency, scale)
-    until = checked_time("The end of the hold", writer.now + hold_for)
+    until = checked_time("The end of the hold", writer.now, hold_for)
     nonce = auction.nonce or secrets.token_hex(32)
     auction = auction._replace(currency=currency)  # one that was voided before its first hold has none yet
     number = auction.holds and auction.holds + 1

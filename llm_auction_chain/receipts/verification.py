@@ -1,7 +1,6 @@
 """Verification of receipts: everything is recomputed from the receipt alone and compared with what it states."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -14,7 +13,7 @@ from llm_auction_chain.receipts import checks, records
 from llm_auction_chain.receipts.checks import Difference, path_text
 from llm_auction_chain.receipts.records import AgentView, Receipt, Record
 from llm_auction_chain.receipts.signing import public_key_hex
-from llm_auction_chain.validators import refuse, text
+from llm_auction_chain.validators import digest_text, text
 
 _MOST = 100
 _RECORDS: dict[str, type[Record]] = {
@@ -122,9 +121,7 @@ def _expected(auction_id: str | None, opening: str | None) -> dict[str, str]:
     if auction_id is not None:
         expected["auction_id"] = printable(text("auction_id", auction_id))
     if opening is not None:
-        if not isinstance(opening, str) or not re.fullmatch("sha256:[0-9a-f]{64}", opening):
-            raise refuse("opening", "`sha256:` and 64 hexadecimal digits", opening)
-        expected["opening"] = opening
+        expected["opening"] = digest_text("opening", opening)
     return expected
 
 

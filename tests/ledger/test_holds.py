@@ -1,6 +1,6 @@
 """Holds: cover that is kept, released once, and asked for again without harm."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -30,6 +30,15 @@ def test_a_hold_repeated_is_the_first_one_before_and_after_the_charge(funded):
     assert funded.hold("x", MOST) == first
     assert funded.balance("A").held == 0
     assert funded.head().seq == 5
+
+
+def test_a_hold_that_would_end_after_the_last_year_is_refused(new_url):
+    with Ledger(new_url, clock=lambda: datetime(9999, 12, 31, 23, 55, tzinfo=UTC)) as ledger:
+        ledger.deposit("A", 1)
+        with pytest.raises(ConfigurationError, match=r"end of the hold must be a datetime .* years 1 to 9999"):
+            ledger.hold("x", {"A": Decimal(1)})
+        assert ledger.balance("A").held == 0
+        assert ledger.verify().ok
 
 
 def test_a_hold_of_something_else_is_refused(funded):

@@ -185,9 +185,27 @@ def test_verify_prints_bookings_head_and_totals(say, booked):
     assert lines[4:] == ["OK"]
 
 
+@pytest.mark.parametrize("head", ["", "none", "0" * 64, f"sha256:{'0' * 63}", f"sha256:{'G' * 64}", "3 sha256:..."])
+def test_a_head_that_is_no_hash_is_a_usage_error(say, booked, head):
+    said = say("ledger", "verify", f"--head={head}")
+    assert (said.code, said.out) == (2, "")
+    assert "--head must be `sha256:` and 64 hexadecimal digits" in said.err
+    assert "llm-auction ledger head" in said.err
+
+
+def test_a_deposit_without_a_currency_is_refused_where_currencies_have_names(say, path):
+    assert say("ledger", "deposit", "A", "1").code == 0  # a new ledger, whose currency has no name
+    assert say("ledger", "deposit", "A", "1", "--currency", "EUR").code == 0
+    said = say("ledger", "deposit", "A", "1")
+    assert (said.code, said.out) == (2, "")
+    assert "Give --currency: the ledger has accounts in 'EUR'." in said.err
+    assert say("ledger", "withdraw", "A", "1").code == 0
+    assert say("ledger", "deposit", "A", "1", "--currency", "").code == 0
+
+
 def test_a_head_noted_elsewhere_is_looked_for(say, booked):
     number, noted = say("ledger", "head").out.split()
-    say("ledger", "deposit", "Later", "1")
+    say("ledger", "deposit", "Later", "1", "--currency", "EUR")
     assert say("ledger", "verify", "--head", noted).code == 0
     assert int(number) < int(say("ledger", "head").out.split()[0])
     said = say("ledger", "verify", "--head", f"sha256:{'0' * 64}")
