@@ -68,8 +68,10 @@ def descriptions_of(contexts: Iterable[str]) -> list[str]:
 def with_instructions(messages: Sequence[BaseMessage], text: str) -> tuple[BaseMessage, ...]:
     """Return the messages with a text at the end of the system message. A prompt without one gets one."""
     if messages and isinstance(messages[0], SystemMessage):
-        first = messages[0]
-        return (first.model_copy(update={"content": f"{first.text}\n\n{text}"}), *messages[1:])
+        first, text = messages[0], f"\n\n{text}"
+        content = first.content
+        more = content + text if isinstance(content, str) else [*content, {"type": "text", "text": text}]
+        return (first.model_copy(update={"content": more}), *messages[1:])
     return (SystemMessage(f"{_DEFAULT_SYSTEM} {text}"), *messages)
 
 

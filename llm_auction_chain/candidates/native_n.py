@@ -26,7 +26,7 @@ __all__ = ["ManyReplies", "uses_responses_api"]
 _MOST = 128  # OpenAI takes no larger n
 _REFUSALS = (400, 404, 422)
 # Keywords for this library's own models, not for a provider.
-_OWN_KEYWORDS = frozenset({"seed", "progress", "failed"})
+_OWN_KEYWORDS = frozenset({"seed", "progress", "failed", "first"})
 
 
 class ManyReplies(BaseChatModel):
@@ -100,6 +100,7 @@ class ManyReplies(BaseChatModel):
         waiter: Waiter,
         *,
         n: int = 1,
+        first: int = 0,
         seed: int | None = None,  # noqa: ARG002
         progress: Callable[[int, int], None] | None = None,
         failed: Callable[[Exception], None] | None = None,
@@ -108,8 +109,10 @@ class ManyReplies(BaseChatModel):
         """Draw `n` replies; fewer if some requests failed and others did not.
 
         `seed` is not used: a provider gives equal replies for equal seeds, so the auction's seed would make copies of
-        independent draws. `progress` is called with (arrived, n) after every round of requests, `failed` with the error
-        of each request whose replies are missing. It is not repeated: the inner model has its own retries.
+        independent draws. Where the user chose one, the requests add 0, 1, 2, ... to it, beginning at `first`, which
+        keeps them apart from those of other calls. `progress` is called with (arrived, n) after every round of
+        requests, `failed` with the error of each request whose replies are missing. It is not repeated: the inner model
+        has its own retries.
 
         Raises:
             CandidatesError: no reply could be drawn; `.causes` holds every failure.
@@ -118,7 +121,7 @@ class ManyReplies(BaseChatModel):
         # The provider's package parses a response format on the first reply alone, and fails the whole request for one
         # reply that was cut. The Responses API has no n.
         single = "response_format" in _settings(self.inner, kwargs) or uses_responses_api(self.inner, kwargs)
-        rounds = _Rounds(n=whole_number("n", n, least=1), batch=1 if single else _MOST)
+        rounds = _Rounds(n=whole_number("n", n, least=1), batch=1 if single else _MOST, _asked=first)
         while requests := rounds.requests():
             calls = [
                 partial(self._ask, messages, stop, self._keywords(request, kwargs), waiter) for request in requests

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,10 @@ __all__ = ["Sample", "Source", "hidden", "native", "quiet"]
 Progress = Callable[[int, float | None], None]
 _Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
 _LAW = ("temperature", "top_p", "top_k")  # keywords of the sampler that a scorer needs
+_COPIES = ("n", "candidate_count")  # replies of a request, all of which are billed
+_SEEDS = ("seed", "random_seed")
+_ROOM = 3  # seeds for each draw: a request that is refused or answered in part is followed by others
+_SETTINGS = ("model_kwargs", "extra_body")  # fields that hold settings of a request
 _OF_RUNS = ("callbacks", "tags", "metadata", "run_name")  # what a chat model takes of a config
 _SCHEMA = "llm_auction_chain.auction/"  # prefix of the schema in an auction's metadata
 _RESERVED = frozenset({"conditions", "n", "progress", "seed"})
@@ -101,9 +106,12 @@ class Source:
                 f"{', '.join(sorted(reserved))}: the auction sets this keyword itself. Leave it out."
             )
         self.asked_for_format: bool = asks_for_format(model, config, kwargs)
-        self._model = inner = inside(model, _uncached if traced else lambda chat: Untraced(_uncached(chat)), config)
-        self._kwargs = settings = kwargs
+        self._given, self._config = model, config
         self._traced = traced
+        self._seeded = False  # whether the user chose a provider's seed
+        self._drawn = 0  # replies that were asked for
+        self._model = inner = self._model_of_draw(0)
+        self._kwargs = settings = kwargs
         self._bound_config = RunnableConfig()
         self._retries: list[RunnableRetry[Any, Any]] = []
         while isinstance(inner, RunnableBindingBase):
@@ -122,6 +130,25 @@ class Source:
         limit = config.get("max_concurrency")
         self._native = native(inner, seed=settings.get("seed"), max_concurrency=limit) if at_once else None
         self.logits: bool = self._native is not None and isinstance(self._native, LogitModel)
+
+    def _model_of_draw(self, k: int) -> Runnable[Any, Any]:
+        """Return the model for the k-th draw. It makes one reply of a request, under a seed of its own."""
+
+        def once(settings: Mapping[str, Any]) -> dict[str, Any]:
+            once = {name: value for name, value in settings.items() if name not in _COPIES}
+            seeds = {name: once[name] + k for name in _SEEDS if isinstance(once.get(name), int)}
+            self._seeded = self._seeded or bool(seeds)
+            return {**once, **seeds}
+
+        def change(chat: BaseChatModel) -> Runnable[Any, Any]:
+            fields = vars(chat)
+            copies = {name: type(chat).model_fields[name].default for name in _COPIES if fields.get(name) is not None}
+            seeds = once({name: fields[name] for name in _SEEDS if name in fields})
+            nested = {name: once(fields[name]) for name in _SETTINGS if isinstance(fields.get(name), Mapping)}
+            model = _uncached(chat, {**copies, **seeds, **nested})
+            return model if self._traced else Untraced(model)
+
+        return inside(self._given, change, self._config, once)
 
     async def sample(
         self,
@@ -173,12 +200,14 @@ class Source:
                 progress(sum(count for _, count in wanted), None)
         else:
             keywords = {**self._kwargs, **extra}
+            configs = get_config_list(child, len(places))
             calls = [
-                partial(self._invoke, list(wanted[place][0].prompts[0]), config, keywords, waiter)
-                for place, config in zip(places, get_config_list(child, len(places)), strict=True)
+                partial(self._invoke, self._drawn + k, list(wanted[place][0].prompts[0]), configs[k], keywords, waiter)
+                for k, place in enumerate(places)
             ]
             count = (lambda done: progress(done, None)) if progress is not None else None
             replies = await waiter.together(calls, most=most, progress=count)
+        self._drawn += sum(count for _, count in wanted)
         return _sample_of(list(zip(places, replies, strict=False)))
 
     def _calls(
@@ -194,14 +223,17 @@ class Source:
             requests = [
                 {"seed": int(stream) >> 11, "n": count} for stream, (_, count) in zip(streams, wanted, strict=True)
             ]
+            if isinstance(self._native, ManyReplies):
+                before = accumulate((count for _, count in wanted), initial=self._drawn)
+                requests = [{**request, "first": _ROOM * k} for request, k in zip(requests, before, strict=False)]
         hooks = _progress_keywords(progress, len(requests))
         return [(list(wanted[k][0].prompts[0]), {**keywords, **requests[k], **hooks[k]}) for k in range(len(requests))]
 
     async def _invoke(
-        self, prompt: list[BaseMessage], config: RunnableConfig, keywords: dict[str, Any], waiter: Waiter
+        self, k: int, prompt: list[BaseMessage], config: RunnableConfig, keywords: dict[str, Any], waiter: Waiter
     ) -> Any:
-        """Return a reply, or the error of the call."""
-        model = self._model
+        """Return the k-th reply, or the error of the call."""
+        model = self._model_of_draw(k) if self._seeded else self._model
         try:
             return await waiter.either(
                 lambda: model.invoke(prompt, config, **keywords), lambda: model.ainvoke(prompt, config, **keywords)
@@ -252,10 +284,10 @@ class Source:
         return [one.message for one in generations if isinstance(one, ChatGeneration)]
 
 
-def _uncached(model: BaseChatModel) -> BaseChatModel:
-    """Return the model without its cache, which would make all candidates one."""
+def _uncached(model: BaseChatModel, changes: Mapping[str, Any]) -> BaseChatModel:
+    """Return the model with changes and without its cache, which would make all candidates one."""
     model._serialized  # noqa: B018, SLF001 - computed once here, so that every copy has it
-    copied: BaseChatModel = model.model_copy(update={"cache": False})
+    copied: BaseChatModel = model.model_copy(update={"cache": False, **changes})
     return copied
 
 

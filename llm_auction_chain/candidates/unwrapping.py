@@ -63,6 +63,7 @@ def inside(
     model: Runnable[Any, Any],
     change: Callable[[BaseChatModel], Runnable[Any, Any]],
     config: RunnableConfig | None = None,
+    rebind: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> Runnable[Any, Any]:
     """Return the model with every chat model in it changed and the wrappers kept.
 
@@ -71,14 +72,19 @@ def inside(
         change: from a chat model to its replacement.
         config: chooses among configurable fields and alternatives; None leaves the choice to later calls, which change
             what they choose.
+        rebind: from the keywords of a binding to those that replace them.
     """
     if _is_configurable(model):
         if config is not None:
-            return inside(_choice(model, config), change, config)
-        return ChosenLater(default=model, choose=lambda config: inside(_choice(model, config), change, config))
+            return inside(_choice(model, config), change, config, rebind)
+        return ChosenLater(default=model, choose=lambda config: inside(_choice(model, config), change, config, rebind))
     if isinstance(model, BaseChatModel):
         return change(model)
-    return _with_parts(model, {}, lambda part, _: inside(part, change, config))
+    changed = _with_parts(model, {}, lambda part, _: inside(part, change, config, rebind))
+    if isinstance(changed, RunnableBindingBase):
+        bound: Runnable[Any, Any] = changed.model_copy(update={"kwargs": rebind(changed.kwargs)})
+        return bound
+    return changed
 
 
 def _with_parts(model: Runnable[Any, Any], kwargs: Mapping[str, Any], change: _Change) -> Runnable[Any, Any]:

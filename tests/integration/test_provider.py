@@ -73,10 +73,28 @@ def test_what_was_bound_to_the_model_reaches_the_provider_and_the_auctions_seed_
     assert "seed" not in body
 
 
-def test_a_provider_seed_that_makes_repeats_one_reply_is_warned_about(server, model):
+@pytest.mark.parametrize("native_n", [True, False])
+def test_a_provider_seed_makes_no_copies_of_a_draw(server, model, native_n):
     server.answer = few(1)
-    with pytest.warns(AuctionWarning, match="seed"):
-        auction(model.bind(seed=4), sampling=Sampling(native_n=False)).run("Hi")
+    result = auction(model.bind(seed=4), sampling=Sampling(native_n=native_n)).run("Hi")
+    assert result.draws == result.distinct_replies == M
+
+
+def test_draws_that_are_all_the_same_are_warned_about(server, model):
+    server.answer = lambda body: complete({**body, "number": 1}, n=1)
+    with pytest.warns(AuctionWarning, match="All 8 draws are the same reply"):
+        auction(model, sampling=Sampling(native_n=False)).run("Hi")
+
+
+@pytest.mark.parametrize("model_kwargs", [{}, {"stop": ["x"]}])
+def test_an_n_of_the_models_own_bills_no_reply_that_nobody_draws(server, model, model_kwargs):
+    several = model.model_copy(update={"n": 3, "model_kwargs": model_kwargs})
+    for chat in (several, several.bind(n=3), several.with_fallbacks([model])):
+        server.asked.clear()
+        result = auction(chat, sampling=Sampling(native_n=False)).run("Hi")
+        assert {body.get("n") or 1 for body in server.asked} == {1}
+        assert result.usage["output_tokens"] == M * WRITTEN
+        assert [body.get("stop") for body in server.asked] == [model_kwargs.get("stop")] * M
 
 
 def test_failed_requests_leave_survivors_and_keep_their_causes(server, model):

@@ -3,8 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.messages import HumanMessage, SystemMessage
 
-from llm_auction_chain.descriptions import clean_context, lint_context
+from llm_auction_chain.descriptions import clean_context, lint_context, with_instructions
 
 LONG = "longer than 400 characters; a model reads no more"
 HIDDEN = "holds control or invisible characters"
@@ -51,3 +52,12 @@ def test_a_cleaned_description_is_one_short_line_that_marks_nothing_and_stays_as
     assert clean == " ".join(clean.split())
     assert clean_context(clean) == clean
     assert set(lint_context(clean)) <= {ORDER, MARKS} - ({MARKS} if ":" not in clean else set())
+
+
+def test_instructions_leave_the_blocks_of_a_system_message_as_they_are():
+    cached = {"type": "text", "text": "Be nice.", "cache_control": {"type": "ephemeral"}}
+    for content, kept in (("Be nice.", []), ([cached], [cached]), (["Be nice."], ["Be nice."])):
+        system, human = with_instructions([SystemMessage(content), HumanMessage("Hi")], "Mention guitars.")
+        assert (system.text, human.text) == ("Be nice.\n\nMention guitars.", "Hi")
+        assert list(system.content)[: len(kept)] == kept
+    assert with_instructions([HumanMessage("Hi")], "Mention guitars.")[0].text.endswith("Mention guitars.")

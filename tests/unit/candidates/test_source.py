@@ -444,14 +444,38 @@ def test_failures_among_the_requests_of_one_draw_are_causes():
 
 
 @pytest.mark.parametrize(("native_n", "counts"), [(True, [2]), (False, [None, None])])
-def test_a_bound_seed_reaches_the_provider_which_draws_all_at_once_only_where_that_is_wanted(native_n, counts):
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_seed_of_the_models_own_is_never_repeated(native_n, counts, bound):
     with provider() as server, httpx.Client() as client:
         chat = ChatOpenAI(model="some", api_key="x", base_url=server.url, http_client=client)
-        source = Source(chat.bind(seed=3), {}, native_n=native_n, kwargs={})
-        sampling = source.sample(wanted(2), BLOCKING, seed=1, tokens=False, config=None)
-        assert len(run(sampling).replies) == 2
-        assert server.counts == counts
-        assert [body["seed"] for body in server.asked] == [3] * len(counts)
+        seeded = chat.bind(seed=3) if bound else chat.model_copy(update={"seed": 3})
+        source = Source(seeded, {}, native_n=native_n, kwargs={})
+        for _ in range(2):  # rounds
+            sampling = source.sample(wanted(2), BLOCKING, seed=1, tokens=False, config=None)
+            assert len(run(sampling).replies) == 2
+        assert server.counts == counts * 2
+        seeds = [body["seed"] for body in server.asked]
+        assert min(seeds) == 3
+        assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("settings", [{"random_seed": 3}, {"model_kwargs": {"seed": 3, "n": 2}}])
+def test_a_seed_in_another_place_is_never_repeated_either(settings):
+    asked = []
+
+    class Seeded(MarkovChatModel):
+        random_seed: int | None = None
+        model_kwargs: dict = {}  # noqa: RUF012 - a field
+        native_n: ClassVar[bool] = False
+
+        def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+            asked.append((self.random_seed, self.model_kwargs))
+            return super()._generate(messages, stop, run_manager, **kwargs)
+
+    source = Source(Seeded(**settings).with_fallbacks([Seeded()]), {}, native_n=False, kwargs={})
+    run(source.sample(wanted(2), BLOCKING, seed=1, tokens=False, config=None))
+    expected = [(3, {}), (4, {})] if "random_seed" in settings else [(None, {"seed": 3}), (None, {"seed": 4})]
+    assert sorted(asked, key=str) == expected
 
 
 def test_a_source_knows_whether_the_call_asks_for_a_format():
