@@ -61,7 +61,7 @@ def _add_bookings(commands: Any) -> None:
     for parser in (deposit, withdraw):
         parser.add_argument("owner", metavar="OWNER", help="the account's owner")
         parser.add_argument("amount", metavar="AMOUNT", help="such as 12.50")
-        parser.add_argument("--currency", metavar="C", help="of the amount; without it, one with no name")
+        parser.add_argument("--currency", metavar="C", help="of the amount; '' for one without a name")
         parser.add_argument("--key", help="books it once, however often you repeat it, such as the bank's reference")
         parser.add_argument("--note", default="", metavar="TEXT", help="kept with it")
     decimals = "of the currency, 0 to 6, set by its first booking; the default is 6"
