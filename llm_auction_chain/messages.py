@@ -15,7 +15,17 @@ from pydantic_core import to_jsonable_python
 
 from llm_auction_chain.errors import ConfigurationError, PromptError
 
-__all__ = ["as_turns", "calls_of", "copies_of", "json_of", "messages_of", "parsed", "total_counts", "total_usage"]
+__all__ = [
+    "as_turns",
+    "calls_of",
+    "copies_of",
+    "json_of",
+    "messages_of",
+    "parsed",
+    "total_counts",
+    "total_usage",
+    "usage_by_model",
+]
 
 M = TypeVar("M", bound=BaseMessage)
 
@@ -132,6 +142,15 @@ def total_usage(usages: Iterable[UsageMetadata | None]) -> UsageMetadata | None:
         return None
     total = total_counts([dict.fromkeys(_COUNTS, 0), *there])
     return UsageMetadata(**{**total, **{name: int(total[name]) for name in _COUNTS}})  # type: ignore[typeddict-item]
+
+
+def usage_by_model(replies: Iterable[AIMessage]) -> dict[str, UsageMetadata]:
+    """Return the usage of each model that made some of the replies, by its name."""
+    usages: dict[str, list[UsageMetadata | None]] = {}
+    for reply in replies:
+        usages.setdefault(str(reply.response_metadata.get("model_name", "")), []).append(reply.usage_metadata)
+    totals = ((name, total_usage(counts)) for name, counts in usages.items())
+    return {name: total for name, total in totals if total is not None}
 
 
 def total_counts(counts: Iterable[Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The result of an auction, from reports to reply, and the metadata that travel with the reply."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property, lru_cache
@@ -60,6 +60,7 @@ class AuctionResult:
         settlement: probabilities, draw and payments.
         reply: the drawn message, with `response_metadata["auction"]` and the usage of all hidden calls.
         usage: tokens of all hidden calls; None where the model reports none.
+        usages: the same for each of several models, by its name: fallbacks answer under their own.
         failures: the errors of model calls that failed.
         warnings: what deserves a look: contexts that are not used, draws that are all the same.
         currency: the unit of rewards, payments and tau; empty where it has no name.
@@ -81,6 +82,7 @@ class AuctionResult:
     settlement: Settlement
     reply: AIMessage
     usage: UsageMetadata | None
+    usages: Mapping[str, UsageMetadata]
     failures: tuple[BaseException, ...]
     warnings: tuple[str, ...]
     currency: str
@@ -248,6 +250,7 @@ def settle_auction(
         settlement=settlement,
         reply=drawn.candidates[settlement.winner].message,
         usage=drawn.usage,
+        usages=drawn.usages,
         failures=drawn.causes,
         warnings=_warn(settings, admitted, plan, drawn),
         currency=admitted.currency,

@@ -11,7 +11,7 @@ from llm_auction_chain.candidates.proposals import (
     Reference,
     check_proposal,
 )
-from llm_auction_chain.candidates.source import Source, hidden, quiet
+from llm_auction_chain.candidates.source import Source, hidden, is_streaming, quiet
 from llm_auction_chain.candidates.unwrapping import (
     ChosenLater,
     chat_model_of,
@@ -50,6 +50,7 @@ __all__ = [
     "innermost",
     "inside",
     "is_chosen_later",
+    "is_streaming",
     "make_plan",
     "name_of",
     "offers_tools",

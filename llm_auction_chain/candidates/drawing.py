@@ -31,7 +31,7 @@ from llm_auction_chain.candidates.source import Sample, Source
 from llm_auction_chain.descriptions import descriptions_of
 from llm_auction_chain.errors import CandidatesError, ConfigurationError
 from llm_auction_chain.mechanism.diagnostics import effective_sample_size
-from llm_auction_chain.messages import calls_of, parsed, total_usage
+from llm_auction_chain.messages import calls_of, parsed, total_usage, usage_by_model
 from llm_auction_chain.waiting import Waiter
 
 __all__ = ["Candidate", "Contexts", "Drawn", "Plan", "Size", "draw", "make_plan"]
@@ -191,13 +191,18 @@ class Drawn:
         candidates: the distinct replies, in the order of their first draw; the fallback too if none may be returned.
         components: name and number of draws of every condition that was drawn from.
         causes: errors of the model calls that failed.
-        usage: tokens of all model calls together; None if the model reports none.
+        usages: tokens of all calls of a model together, by its name.
     """
 
     candidates: tuple[Candidate, ...]
     components: tuple[tuple[str, int], ...]
     causes: tuple[BaseException, ...]
-    usage: UsageMetadata | None
+    usages: Mapping[str, UsageMetadata]
+
+    @cached_property
+    def usage(self) -> UsageMetadata | None:
+        """Tokens of all model calls together; None if the models report none."""
+        return total_usage(self.usages.values())
 
     @cached_property
     def possible(self) -> tuple[int, ...]:
@@ -227,14 +232,12 @@ async def draw(
     log_probs = np.zeros((len(plan.conditions), 0))
     weights, counts = np.zeros(0), np.zeros(len(plan.conditions), dtype=np.int64)
     causes: list[BaseException] = []
-    usage: UsageMetadata | None = None
     asked = 0
     while asked < plan.size.most and not _suffice(weights, plan.size.min_ess):
         size = min(plan.size.n, plan.size.most - asked)
         sample = await _sample(plan, size, asked, waiter, config, progress)
         asked += size
         causes += sample.causes
-        usage = total_usage([usage, sample.usage])
         if not sample.replies:
             break
         await _filter(plan, sample.replies, allowed, waiter, config)
@@ -252,7 +255,8 @@ async def draw(
         candidates += (Candidate(message=plan.fallback, component="fallback"),)
     drawn_from = zip(plan.conditions, counts.tolist(), strict=True)
     components = tuple((condition.name, count) for condition, count in drawn_from if count)
-    return Drawn(candidates=candidates, components=components, causes=tuple(causes), usage=usage)
+    usages = usage_by_model(message for _, message in replies)
+    return Drawn(candidates=candidates, components=components, causes=tuple(causes), usages=usages)
 
 
 def _suffice(weights: FloatArray, min_ess: float) -> bool:

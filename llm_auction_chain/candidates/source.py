@@ -13,10 +13,9 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from langchain_core.callbacks import BaseCallbackManager
+from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
@@ -29,10 +28,9 @@ from llm_auction_chain.candidates.native_n import ManyReplies, uses_responses_ap
 from llm_auction_chain.candidates.proposals import PLAIN, Condition
 from llm_auction_chain.candidates.unwrapping import Untraced, asks_for_format, inside
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
-from llm_auction_chain.messages import total_usage
 from llm_auction_chain.waiting import Waiter, run
 
-__all__ = ["Sample", "Source", "hidden", "native", "quiet"]
+__all__ = ["Sample", "Source", "hidden", "is_streaming", "native", "quiet"]
 
 Progress = Callable[[int, float | None], None]
 _Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
@@ -66,12 +64,10 @@ class Sample:
     Attributes:
         replies: (index of the condition, message), in the order of the conditions.
         causes: errors of the calls that failed.
-        usage: tokens of all calls together; None if the model reports none.
     """
 
     replies: tuple[tuple[int, AIMessage], ...]
     causes: tuple[BaseException, ...]
-    usage: UsageMetadata | None
 
 
 class Source:
@@ -317,8 +313,7 @@ def _sample_of(replies: Sequence[tuple[int, Any]]) -> Sample:
                 "auction would be charged in the inner one. Auction the model itself."
             )
         messages.append((place, reply))
-    usage = total_usage(reply.usage_metadata for _, reply in messages)
-    return Sample(replies=tuple(messages), causes=tuple(causes), usage=usage)
+    return Sample(replies=tuple(messages), causes=tuple(causes))
 
 
 def _progress_keywords(progress: Progress | None, requests: int) -> list[dict[str, Any]]:
@@ -367,6 +362,11 @@ def hidden(config: RunnableConfig) -> RunnableConfig:
     return child
 
 
+def is_streaming(handler: BaseCallbackHandler) -> bool:
+    """Whether a handler feeds a stream of LangChain's or LangGraph's."""
+    return hasattr(handler, _STREAMS)
+
+
 def quiet(config: RunnableConfig | None) -> RunnableConfig:
     """Return the config for child calls that tracers see and message streams do not.
 
@@ -378,11 +378,11 @@ def quiet(config: RunnableConfig | None) -> RunnableConfig:
     handlers = config.get("callbacks")
     if isinstance(handlers, BaseCallbackManager):
         manager = handlers.copy()
-        inherited = [handler for handler in handlers.inheritable_handlers if not hasattr(handler, _STREAMS)]
+        inherited = [handler for handler in handlers.inheritable_handlers if not is_streaming(handler)]
         manager.set_handlers(inherited, inherit=True)
         child["callbacks"] = manager
     elif handlers is not None:
-        child["callbacks"] = [handler for handler in handlers if not hasattr(handler, _STREAMS)]
+        child["callbacks"] = [handler for handler in handlers if not is_streaming(handler)]
     return child
 
 

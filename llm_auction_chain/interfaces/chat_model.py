@@ -3,12 +3,13 @@
 import inspect
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 from uuid import UUID
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
     AsyncCallbackManagerForLLMRun,
+    BaseCallbackManager,
     CallbackManager,
     CallbackManagerForLLMRun,
 )
@@ -21,11 +22,14 @@ from langchain_core.utils.uuid import uuid7
 from pydantic import Field
 from typing_extensions import override
 
-from llm_auction_chain.candidates import chat_model_of, settings_of
+from llm_auction_chain.auction.result import AuctionResult
+from llm_auction_chain.candidates import chat_model_of, is_streaming, settings_of
 from llm_auction_chain.interfaces.base import STRICT, AuctionBase, CallScope, chunk_of
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
 __all__ = ["ChatAuction"]
+
+M = TypeVar("M", bound=BaseMessage)
 
 _PUBLIC = ("n_candidates", "tau", "payment_rule", "on_tool_calls")  # not the seed: it predicts the draw
 _OURS = frozenset({"on_tool_calls", "seed"})
@@ -154,7 +158,7 @@ class ChatAuction(AuctionBase, BaseChatModel):  # type: ignore[misc]  # what `bi
         with scope.delivery:
             for chunk in super(ChatAuction, self._with(scope)).stream(input, config, stop=stop, **kwargs):
                 scope.delivery.complete()
-                yield chunk
+                yield _with_usage(chunk, scope)
 
     @override
     async def astream(
@@ -170,20 +174,20 @@ class ChatAuction(AuctionBase, BaseChatModel):  # type: ignore[misc]  # what `bi
         async with scope.delivery:
             async for chunk in super(ChatAuction, self._with(scope)).astream(input, config, stop=stop, **kwargs):
                 scope.delivery.complete()
-                yield chunk
+                yield _with_usage(chunk, scope)
 
     @override
     def generate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
         """Hold one auction per prompt. If one raises, all replies are lost and none of the auctions is charged."""
         scope = self._new_scope()
         with scope.delivery:
-            return super(ChatAuction, self._with(scope)).generate(messages, *args, **kwargs)
+            return _counted(super(ChatAuction, self._with(scope)).generate(messages, *args, **kwargs), scope)
 
     @override
     async def agenerate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
         scope = self._new_scope()
         async with scope.delivery:
-            return await super(ChatAuction, self._with(scope)).agenerate(messages, *args, **kwargs)
+            return _counted(await super(ChatAuction, self._with(scope)).agenerate(messages, *args, **kwargs), scope)
 
     @override
     def stream_events(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
@@ -261,11 +265,10 @@ class ChatAuction(AuctionBase, BaseChatModel):  # type: ignore[misc]  # what `bi
             config["callbacks"] = _child(run_manager, kind, run_manager.run_id)
         keywords = kwargs if stop is None else {**kwargs, "stop": stop}
         reply = _named(await self._hold(messages, config, scope, keywords, waiter, traced=False), run_manager)
+        reply = await _booked(reply, config, scope)
         if run_manager is not None:
             chunk = chunk_of(reply)
-            sent = run_manager.on_llm_new_token(str(chunk.text), chunk=ChatGenerationChunk(message=chunk))
-            if inspect.isawaitable(sent):
-                await sent
+            await _sent(run_manager.on_llm_new_token(str(chunk.text), chunk=ChatGenerationChunk(message=chunk)))
         return ChatResult(generations=[ChatGeneration(message=reply)])
 
     def _scope_of_stream(
@@ -328,3 +331,53 @@ def _named(message: AIMessage, run_manager: Any) -> AIMessage:
     if message.id is not None or run_manager is None:
         return message
     return message.model_copy(update={"id": f"lc_run--{run_manager.run_id}"})
+
+
+async def _booked(reply: AIMessage, config: RunnableConfig, scope: CallScope) -> AIMessage:
+    """Return the reply with the usage of its own model. That of the others is booked under runs of their own.
+
+    Handlers add usage up under the name of the model that ended a run.
+    """
+    result, manager = _of_several(reply, scope), config.get("callbacks")
+    if result is None or not isinstance(manager, BaseCallbackManager):
+        return reply
+    heard: Any = manager.copy()
+    heard.set_handlers([handler for handler in manager.handlers if not is_streaming(handler)])
+    own = _model_of(reply)
+    for name, usage in result.usages.items():
+        if name != own:
+            message = AIMessage("", response_metadata={"model_name": name}, usage_metadata=usage)
+            used = LLMResult(generations=[[ChatGeneration(message=message)]])
+            for booked in await _sent(heard.on_chat_model_start({"name": name}, [[]], name=f"usage of {name}")):
+                await _sent(booked.on_llm_end(used))
+    return reply.model_copy(update={"usage_metadata": result.usages.get(own)})
+
+
+async def _sent(sent: Any) -> Any:
+    """Return what a handler's method returned, which an async manager makes awaitable."""
+    return await sent if inspect.isawaitable(sent) else sent
+
+
+def _model_of(reply: BaseMessage) -> str:
+    return str(reply.response_metadata.get("model_name", ""))
+
+
+def _of_several(reply: BaseMessage, scope: CallScope) -> AuctionResult | None:
+    """Return the result of a reply's auction if other models than the reply's have been used, too."""
+    auction_id = reply.response_metadata.get("auction", {}).get("auction_id")
+    result = next((result for result in scope.delivery.results if result.auction_id == auction_id), None)
+    return result if result is not None and result.usages.keys() - {_model_of(reply)} else None
+
+
+def _with_usage(reply: M, scope: CallScope) -> M:
+    """Return a reply that leaves its run with the usage of all models."""
+    result = _of_several(reply, scope)
+    return reply if result is None else reply.model_copy(update={"usage_metadata": result.usage})
+
+
+def _counted(result: LLMResult, scope: CallScope) -> LLMResult:
+    replies: list[list[Any]] = [
+        [one.model_copy(update={"message": _with_usage(one.message, scope)}) for one in prompt]
+        for prompt in cast("list[list[ChatGeneration]]", result.generations)
+    ]
+    return result.model_copy(update={"generations": replies})

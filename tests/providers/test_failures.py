@@ -6,10 +6,11 @@ import pytest
 from deepagents import create_deep_agent
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelFallbackMiddleware, ModelRetryMiddleware, SummarizationMiddleware
+from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.exceptions import ModelError
 
 from llm_auction_chain import AuctionMiddleware, CandidatesError, ChatAuction, Sampling
-from tests.providers.servers import MODELS, TEXTS, BrokenOff, Failed, Said
+from tests.providers.servers import MODELS, READ, TEXTS, WRITTEN, BrokenOff, Failed, Said
 from tests.providers.test_replies import AGENTS, INTERFACES, M, auction
 
 SINGLE = {"sampling": Sampling(native_n=False)}
@@ -119,3 +120,19 @@ def test_a_deep_agent_summarises_when_the_prompt_is_too_long(server, settings):
     turns = [(role, f"turn {k} " + "words " * 300) for k, role in enumerate(["human", "ai"] * 20 + ["human"])]
     state = create_deep_agent(model=model).invoke({"messages": turns})
     assert state["messages"][-1].text in TEXTS
+
+
+@INTERFACES
+async def test_usage_is_booked_under_each_provider_that_was_billed(server, interface):
+    def busy_every_other_time(k, body):
+        return Failed(429) if k % 2 and "gpt" in body["model"] else said(k)
+
+    for call in ("invoke", "ainvoke"):
+        server.restart(busy_every_other_time)
+        model = MODELS["openai"](server.url).with_fallbacks([MODELS["anthropic"](server.url)])
+        usage = UsageMetadataCallbackHandler()
+        reply = getattr(auction(interface, model, **SINGLE), call)("Hi", {"callbacks": [usage]})
+        reply = await reply if call == "ainvoke" else reply
+        counts = {name: used["total_tokens"] for name, used in usage.usage_metadata.items()}
+        assert set(counts) == {"gpt-4o-mini", "claude-sonnet-4-5"}
+        assert sum(counts.values()) == reply.usage_metadata["total_tokens"] == M * (READ + WRITTEN)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 from langchain_core.caches import InMemoryCache
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.exceptions import ContextOverflowError, ModelRateLimitError
 from langchain_core.globals import set_llm_cache
 from langchain_core.load import dumpd, dumps, loads
@@ -336,3 +336,37 @@ def test_a_retry_that_waits_for_one_class_of_errors_asks_an_auction_again():
 
 def test_langchain_sees_the_provider_of_the_model():
     assert auction(Caller().bind(stop=["x"]))._llm_type == "caller"
+
+
+class Several(Caller):
+    """Answers under the names of two models in turns, as fallbacks across providers do."""
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        result = super()._generate(messages, stop, run_manager, **kwargs)
+        name = f"model {int(result.generations[0].message.text.split()[-1]) % 2}"
+        result.generations[0].message.response_metadata["model_name"] = name
+        return result
+
+
+@pytest.mark.parametrize("at", ["call", "constructor"])
+async def test_usage_is_booked_under_each_model_that_was_used_and_the_reply_has_all_of_it(at):
+    async def streamed(chat, config):
+        (chunk,) = [chunk async for chunk in chat.astream("Hi", config)]
+        return chunk
+
+    ways = [
+        lambda chat, config: chat.invoke("Hi", config),
+        lambda chat, config: chat.ainvoke("Hi", config),
+        lambda chat, config: chat.batch(["Hi"], config)[0],
+        lambda chat, config: list(chat.stream("Hi", config)).pop(),
+        streamed,
+    ]
+    for way in ways:
+        usage = UsageMetadataCallbackHandler()
+        own, config = ({}, {"callbacks": [usage]}) if at == "call" else ({"callbacks": [usage]}, None)
+        reply = way(ChatAuction(model=Several(), agents=[Spy().agent()], n_candidates=4, **own), config)
+        reply = await reply if inspect.isawaitable(reply) else reply
+        assert reply.usage_metadata["total_tokens"] == 4 * COST
+        assert {name: used["total_tokens"] for name, used in usage.usage_metadata.items()} == {
+            "model 0": 2 * COST, "model 1": 2 * COST,
+        }  # fmt: skip
