@@ -102,7 +102,7 @@ class SamplingChatModel(BaseChatModel):
             ls_temperature=kwargs.get("temperature", self.temperature),
             ls_max_tokens=kwargs.get("max_tokens", self.max_tokens),
         )
-        if name := self._model_name:
+        if name := kwargs.get("model") or self._model_name:
             params["ls_model_name"] = name
         if strings := self.stop if stop is None else stop:
             params["ls_stop"] = _strings("stop", strings)
