@@ -156,7 +156,7 @@ def _choice(model: Any, config: RunnableConfig | None) -> Runnable[Any, Any]:
     except Exception as error:
         if config is None:
             return _Unchosen(chooser=model)
-        if isinstance(error, TypeError):  # LangChain's own words name a missing argument
+        if isinstance(error, TypeError) and "argument: 'model'" in str(error):  # LangChain's own function lacks it
             raise ConfigurationError(_UNCHOSEN) from error
         raise
     return chosen
