@@ -144,7 +144,9 @@ def admit(settings: "AuctionSettings", call: Call, tab: "Tab") -> Admitted:
 
     Without a seed in the call, the hold's nonce gives one, the same in every retry; without a hold, it is fresh.
     """
-    left_out, covered, odd = [], [], {agent.name for agent in of_another_kind(call.agents)}
+    left_out, covered = [], []
+    shared = any(agent.owner for agent in call.agents)
+    odd = {agent.name for agent in of_another_kind(call.agents)} if shared else set()
     for agent in call.agents:
         if agent.name in odd:
             left_out.append(LeftOut(agent=agent, reason="owner"))

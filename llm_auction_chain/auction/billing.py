@@ -56,8 +56,10 @@ def most_owed(
             low = max(low, 0.0) if rule == "proportional" else low
             spans[agent.payer] = spans.get(agent.payer, 0.0) + max(high - low, 0.0)
     most = {owner: most_charged(rule, span, tau) for owner, span in spans.items()}
-    finest = from_units(1, FINEST)  # more than the rounding of the bound
-    held = {owner: plus(as_decimal(amount), finest) for owner, amount in most.items() if amount <= _LARGEST}
+    # one millionth is more than the rounding of the bound
+    held = {
+        owner: plus(as_decimal(amount), from_units(1, FINEST)) for owner, amount in most.items() if amount <= _LARGEST
+    }
     return held, frozenset(most) - frozenset(held)
 
 

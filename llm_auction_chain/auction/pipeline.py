@@ -117,7 +117,7 @@ class _Steps:
 
         This is decided from the candidates alone, before agents are asked, so the reply follows the reference model.
         """
-        has_calls = any(calls_of(one.message) for one in drawn.candidates)
+        has_calls = any(map(calls_of, [one.message for one in drawn.candidates]))
         if has_calls and self.settings.on_tool_calls == "bypass":
             admitted = replace(admitted, agents=(), left_out=(), bypassed=True)
         if admitted.bypassed:
