@@ -14,31 +14,34 @@ awaits the coroutine as usual.
         return await _reply(model, prompt, AWAITING)
 
 Threads run calls that may never return. A thread cannot be stopped, so these are daemons: the interpreter exits without
-them, and after a deadline nothing waits for them. Quick calls share a few threads; calls that wait get one each.
+them, and after a deadline nothing waits for them. Quick calls share a few threads; calls that wait get one each. Only
+for a block of compiled code, which would abort the process, the exit waits: `exit_waits`.
 """
 
 import asyncio
+import atexit
 import contextlib
 import itertools
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from contextvars import Context, copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 from typing_extensions import override
 
-__all__ = ["AWAITING", "BLOCKING", "Waiter", "attempt", "in_thread", "outcomes_of", "run", "running"]
+__all__ = ["AWAITING", "BLOCKING", "Waiter", "attempt", "exit_waits", "in_thread", "outcomes_of", "run", "running"]
 
 Call = Callable[[], Any]
 T = TypeVar("T")
 Calls = Sequence[Callable[[], Coroutine[Any, Any, T]]]
 Progress = Callable[[int], None] | None
+_PATIENCE = 60.0  # seconds that the interpreter's exit waits for threads in compiled code
 _TICK = 0.002  # seconds without a result after which the running calls are assumed to wait for something
 
 
@@ -345,3 +348,38 @@ async def in_thread(call: Call) -> Any:
     if error is not None:
         raise error
     return value
+
+
+_computing: list[threading.Thread] = []
+_entering, _exiting = threading.Lock(), threading.Event()
+
+
+@contextlib.contextmanager
+def exit_waits() -> Iterator[None]:
+    """Make the interpreter's exit wait for the block, which calls long into C++ or Rust.
+
+    A daemon thread that comes back from there while the interpreter exits is unwound, and their code then aborts the
+    process.
+
+    Raises:
+        CancelledError: the interpreter exits already.
+    """
+    thread = threading.current_thread()
+    with _entering:
+        if _exiting.is_set():
+            raise CancelledError("The interpreter exits.")
+        _computing.append(thread)
+    try:
+        yield
+    finally:
+        _computing.remove(thread)
+
+
+@atexit.register
+def _wait_for_compiled_code() -> None:
+    with _entering:
+        _exiting.set()
+    end, own = monotonic() + _PATIENCE, threading.current_thread()
+    # In a forked process, the threads of its parent are not alive.
+    while any(thread is not own and thread.is_alive() for thread in list(_computing)) and monotonic() < end:
+        sleep(_TICK)

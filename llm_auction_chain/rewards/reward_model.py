@@ -33,6 +33,7 @@ class RewardModelReward(WaitingReward):
         max_batch_tokens: the most tokens of one pass, padding included; a single reply may have more.
         dtype: "bfloat16", "float16", "float32", or "auto": bfloat16 where the device computes in it, else float32.
         device: a torch device, or "auto": cuda, else mps, else cpu.
+        trust_remote_code: whether Python code that comes with the model may run.
 
     Raises:
         ConfigurationError: a setting out of range; from `score`, there is no such model, label, dtype or device.
@@ -52,6 +53,7 @@ class RewardModelReward(WaitingReward):
     max_batch_tokens: int = 8192
     dtype: str = "auto"
     device: str = "auto"
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -81,7 +83,7 @@ class RewardModelReward(WaitingReward):
             return []
         from llm_auction_chain.models.local.classifier import RewardModel
 
-        model = RewardModel.load(self.model, self.dtype, self.device)
+        model = RewardModel.load(self.model, self.dtype, self.device, trust_remote_code=self.trust_remote_code)
         texts = [as_turns([reply], "RewardModelReward")[0]["content"] for reply in replies]
         turns = as_turns(prompt, "RewardModelReward")
         logits = list(

@@ -1,6 +1,8 @@
 """Code that is written once blocks a thread or awaits in a loop, as its caller wishes."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from contextvars import ContextVar, copy_context
@@ -139,3 +141,31 @@ def test_calls_see_the_callers_context(call):
 def test_code_that_awaits_anything_else_is_refused_without_a_loop():
     with pytest.raises(RuntimeError, match="only through its Waiter"):
         run(asyncio.sleep(0))
+
+
+EXIT = """
+import threading, time
+from llm_auction_chain.waiting import exit_waits
+inside = threading.Event()
+def work():
+    try:
+        while True:
+            with exit_waits():
+                inside.set()
+                time.sleep(0.5)
+                print("whole block", flush=True)
+    except BaseException as error:
+        print(error, flush=True)
+threading.Thread(target=work, daemon=True).start()
+inside.wait()
+"""
+
+
+def test_exit_waits_for_a_block_of_compiled_code_and_no_other_begins():
+    process = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, check=True, timeout=60)  # noqa: S603
+    assert process.stdout.splitlines() == ["whole block", "The interpreter exits."]
+
+
+def test_what_is_no_longer_inside_delays_no_exit():
+    code = EXIT.replace("with exit_waits():", "if True:").replace("0.5", "600")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)  # noqa: S603  our own code

@@ -49,6 +49,7 @@ class ChatTransformers(SamplingChatModel):
         max_batch_tokens: the most tokens whose keys and values a request holds at once. The rest waits. None is as
             many as fit into a quarter of the memory that is free when the model is loaded.
         compiled: whether `torch.compile` makes the model faster. It takes minutes once.
+        trust_remote_code: whether Python code that comes with the model may run.
         streaming: whether `invoke` sends every piece of a reply to the callbacks.
 
     Raises:
@@ -74,6 +75,7 @@ class ChatTransformers(SamplingChatModel):
     device: str = "auto"
     max_batch_tokens: int | None = None
     compiled: bool = False
+    trust_remote_code: bool = False
     streaming: bool = False
 
     @override
@@ -272,8 +274,8 @@ class ChatTransformers(SamplingChatModel):
         """Load the weights now, so that no reply waits for them. Later calls do nothing.
 
         Raises:
-            ConfigurationError: there is no such model, dtype or device.
-            MissingDependencyError: the weights or the extra `local` are not installed.
+            ConfigurationError: there is no such model, dtype or device, weights are missing, or the model looks ahead.
+            MissingDependencyError: the weights, the extra `local` or a library of the model are not installed.
         """
         self._engine()
 
@@ -282,9 +284,8 @@ class ChatTransformers(SamplingChatModel):
         path = self.model or str(embedded_model_path())
         from llm_auction_chain.models.local.engine import Engine
 
-        return Engine.load(
-            path, self.dtype, self.device, max_batch_tokens=self.max_batch_tokens, compiled=self.compiled
-        )
+        names = ("dtype", "device", "max_batch_tokens", "compiled", "trust_remote_code")
+        return Engine.load(path, **{name: getattr(self, name) for name in names})
 
     def _arguments(self, stop: list[str] | None, seed: int | None, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the engine's arguments."""

@@ -10,6 +10,7 @@ from typing import Any
 from llm_auction_chain.errors import ContextWindowError, MissingDependencyError
 from llm_auction_chain.models.local.weights import INSTALL_EXTRA, templated
 from llm_auction_chain.validators import refuse
+from llm_auction_chain.waiting import exit_waits
 
 try:
     import torch
@@ -54,14 +55,18 @@ class RewardModel:
         self._pads = self._padding_changes_nothing(config.vocab_size)
 
     @classmethod
-    def load(cls, path_or_hub_id: str | Path, dtype: str = "auto", device: str = "auto") -> "RewardModel":
+    def load(
+        cls, path_or_hub_id: str | Path, dtype: str = "auto", device: str = "auto", *, trust_remote_code: bool = False
+    ) -> "RewardModel":
         """Return the model of this name, which this process loads once. `ChatTransformers` explains the arguments.
 
         Raises:
             ConfigurationError: there is no such model, dtype or device, or it was not trained to classify.
         """
-        return load_once(cls, AutoModelForSequenceClassification, path_or_hub_id, dtype, device)
+        auto = AutoModelForSequenceClassification
+        return load_once(cls, auto, path_or_hub_id, dtype, device, trust_remote_code=trust_remote_code)
 
+    @exit_waits()
     def logits(
         self,
         turns: Sequence[Mapping[str, str]],
@@ -88,7 +93,7 @@ class RewardModel:
         encoded = [self._encode(turns, reply) for reply in replies]
         logits = [math.nan] * len(replies)
         for rows in self._batches([len(each["input_ids"]) for each in encoded], max_batch_tokens):
-            with self._turn:
+            with self._turn, exit_waits():
                 if abandoned.is_set():
                     break
                 several = self._pass([encoded[row] for row in rows])[:, column].tolist()

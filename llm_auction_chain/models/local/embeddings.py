@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from llm_auction_chain.errors import MissingDependencyError
 from llm_auction_chain.models.local.weights import installed_files
+from llm_auction_chain.waiting import exit_waits
 
 __all__ = ["StaticEmbeddings"]
 
@@ -56,11 +57,12 @@ class StaticEmbeddings(Embeddings):
 
 def _embedded(texts: Sequence[str]) -> FloatArray:
     """Return (texts, 256), with rows of length 1 or 0."""
-    with _ONCE:
-        table, tokenizer = _load()
     # Python strings may hold half a surrogate pair, which no tokenizer takes.
     clean = [text.encode("utf-8", "replace").decode() for text in texts]
-    encoded = tokenizer.encode_batch_fast(clean, add_special_tokens=False)
+    with exit_waits():
+        with _ONCE:
+            table, tokenizer = _load()
+        encoded = tokenizer.encode_batch_fast(clean, add_special_tokens=False)
     # The sum has the direction of the mean.
     sums = np.zeros((len(texts), table.shape[1]), np.float32)
     for row, encoding in zip(sums, encoded, strict=True):

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from llm_auction_chain.errors import ContextWindowError, MissingDependencyError, PromptError
 from llm_auction_chain.models.local.weights import INSTALL_EXTRA, templated
+from llm_auction_chain.waiting import exit_waits
 
 try:
     from transformers import AutoModelForCausalLM
@@ -119,11 +120,14 @@ class Engine:
         *,
         max_batch_tokens: int | None = None,
         compiled: bool = False,
+        trust_remote_code: bool = False,
     ) -> "Engine":
         """Return the engine of a model, which this process loads once. `ChatTransformers` explains the arguments."""
-        options = {"max_batch_tokens": max_batch_tokens, "compiled": compiled}
-        return load_once(cls, AutoModelForCausalLM, path_or_hub_id, dtype, device, packed=True, **options)
+        options: dict[str, Any] = {"compiled": compiled, "trust_remote_code": trust_remote_code}
+        options |= {"max_batch_tokens": max_batch_tokens, "packed": True}
+        return load_once(cls, AutoModelForCausalLM, path_or_hub_id, dtype, device, **options)
 
+    @exit_waits()
     def encode(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the tokens of turns, mappings with "role" and "content", up to the assistant's next turn.
 
@@ -140,6 +144,7 @@ class Engine:
             return list(self.tokenizer("\n".join([*lines, "assistant:"]))["input_ids"])
         return templated(self.tokenizer, turns, add_generation_prompt=True)
 
+    @exit_waits()
     def sample(
         self,
         conditions: Sequence[Drawing],
@@ -203,6 +208,7 @@ class Engine:
                 shown = stable if stable.startswith(shown) else shown
                 yield dataclasses.replace(_freeze(row), text=shown)
 
+    @exit_waits()
     def score(
         self,
         prompts: Sequence[Sequence[int]],
@@ -255,18 +261,19 @@ class Engine:
             )
         return room
 
-    def _in_turn(self, steps: Iterator[None], cancel: threading.Event | None) -> Iterator[None]:
+    def _in_turn(self, steps: Generator[None, None, None], cancel: threading.Event | None) -> Iterator[None]:
         """Take each step in this thread's turn, and yield after it."""
         going = True
-        while going:
-            with self._steps.turn(cancel):
-                going = next(steps, self) is None
-            if going:
-                yield
+        with contextlib.closing(steps):  # frees its tensors here, where exit waits, rather than with a traceback
+            while going:
+                with self._steps.turn(cancel), exit_waits():
+                    going = next(steps, self) is None
+                if going:
+                    yield
 
     def _grow(
         self, conditions: Sequence[Drawing], rows: Sequence[Row], length: int, sampler: Sampler, stop: Sequence[str]
-    ) -> Iterator[None]:
+    ) -> Generator[None, None, None]:
         """Read the prompts, extend the rows until all are finished, and yield after every pass."""
         places: dict[tuple[int, ...], int] = {}
         used = [[places.setdefault(tuple(prompt), len(places)) for prompt in prompts] for prompts, _, _ in conditions]

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from llm_auction_chain.errors import LogProbError
+
 __all__ = ["Sampler"]
 
 _BLOCK = 128  # tokens of a block: the search adds up blocks first, then looks into one of them
@@ -44,7 +46,7 @@ class Sampler:
         with torch.inference_mode():
             for rows in _chunks(logits):
                 parts = logits[:, rows].float()
-                combined = _combined(parts, powers)
+                combined = _checked(_combined(parts, powers))
                 law = None if self.temperature == 0 else self._law(combined)
                 chosen = combined.argmax(-1) if law is None else _inverse(law.exp(), uniforms[rows])
                 tokens += chosen.tolist()
@@ -56,7 +58,9 @@ class Sampler:
     def log_probs(self, logits: torch.Tensor, powers: Sequence[float], tokens: torch.Tensor) -> torch.Tensor:
         """Return the log-probability (rows,) of each token (rows,) under its row of logits, float32."""
         with torch.inference_mode():
-            combined = ((_combined(logits[:, rows].float(), powers), tokens[rows]) for rows in _chunks(logits))
+            combined = (
+                (_checked(_combined(logits[:, rows].float(), powers)), tokens[rows]) for rows in _chunks(logits)
+            )
             return torch.cat([self._log_probs(*both) for both in combined])
 
     def _log_probs(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -82,6 +86,16 @@ def _combined(parts: torch.Tensor, powers: Sequence[float]) -> torch.Tensor:
     if len(powers) == 1 and powers[0] == 1.0:
         return parts[0]
     return sum((part * power for part, power in zip(parts[1:], powers[1:], strict=True)), parts[0] * powers[0])
+
+
+def _checked(logits: torch.Tensor) -> torch.Tensor:
+    """Return the logits if each row has a largest one. An overflow leaves nan or infinity."""
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise LogProbError(
+            "The model's logits are not finite numbers, so no token has a probability. Try dtype='float32', or another "
+            "prompt."
+        )
+    return logits
 
 
 def _at(law: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Log-probabilities of replies. A pass reads every prompt once, and every reply once behind each of its prompts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ def score(
     *,
     totals: FloatArray,
     size: int,
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Add the log-probabilities of `Engine.score`, which explains the arguments, to the totals (C, M).
 
     It yields after every pass, and holds keys, values and states of at most `size` tokens at once.

