@@ -9,9 +9,23 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable
 
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.validators import choice, name_of_account, number, refuse, text
+from llm_auction_chain.validators import choice, name_of_account, number, refuse, takes, text
 
-__all__ = ["Agent", "AgentSource", "RewardLike", "check_agents", "check_cap", "check_categories", "of_another_kind"]
+__all__ = [
+    "AGENTS_OF_CALL",
+    "Agent",
+    "AgentSource",
+    "RewardLike",
+    "agents_of_call",
+    "check_agents",
+    "check_cap",
+    "check_categories",
+    "of_another_kind",
+]
+
+AGENTS_OF_CALL = "auction_agents"
+"""The key under `configurable`, in the runtime context or in the state that replaces the agents for one call."""
+_LONGEST_CONTEXT = 100_000
 
 
 class ScoresReplies(Protocol):
@@ -39,7 +53,8 @@ class Agent:
         reward: `(prompt, reply) -> float`, sync or async; or an object with `score(prompt, replies)`, one number per
             reply; or a Runnable over `{"prompt": ..., "reply": ...}`. What the reply is worth to the agent, in money.
         owner: the payer. Agents of one owner are one report and one payer; None: the agent pays itself.
-        context: public description, fixed before the auction, without any bid.
+        context: public description, fixed before the auction, without any bid; at most 100,000 characters, of which
+            models read 400.
         pays: False for a player whose welfare counts and who is never charged: the user, the platform's own rules.
             It has no reason to be honest, so its reward should be the platform's.
         report_cap: money; every reward is cut to within plus and minus this. None: the auction's cap.
@@ -67,7 +82,7 @@ class Agent:
         object.__setattr__(self, "name", name_of_account("The name of an agent", self.name))
         if self.owner is not None:
             object.__setattr__(self, "owner", name_of_account(f"owner of {self.name!r}", self.owner))
-        text(f"context of {self.name!r}", self.context, empty=True)
+        text(f"context of {self.name!r}", self.context, empty=True, most=_LONGEST_CONTEXT)
         choice(f"pays of {self.name!r}", self.pays, (True, False))
         if self.currency is not None:
             object.__setattr__(self, "currency", name_of_account(f"currency of {self.name!r}", self.currency))
@@ -77,6 +92,10 @@ class Agent:
         if not (callable(reward) or callable(getattr(reward, "score", None)) or isinstance(reward, Runnable)):
             expected = "a callable (prompt, reply) -> float, an object with score(prompt, replies), or a Runnable"
             raise refuse(f"reward of {self.name!r}", expected, reward)
+        if callable(score := getattr(reward, "score", None)):
+            takes(f"score of the reward of {self.name!r}", score, "(prompt, replies)")
+        elif callable(reward) and not isinstance(reward, Runnable):
+            takes(f"reward of {self.name!r}", reward, "(prompt, reply)")
 
     @cached_property
     def payer(self) -> str:
@@ -115,6 +134,21 @@ def check_agents(agents: Iterable[Agent], *, owners: bool = True) -> tuple[Agent
             "each kind an owner of its own."
         )
     return checked
+
+
+def agents_of_call(name: str, agents: Any) -> Any:
+    """Return what replaces the agents for one call: agents, or a function or Runnable that returns them.
+
+    Servers hand on what clients send: an empty list or names, which need no code, would switch the auction off.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    if callable(agents) or isinstance(agents, Runnable):
+        return agents
+    if not isinstance(agents, Collection) or not agents or not all(isinstance(agent, Agent) for agent in agents):
+        raise refuse(name, "a list of at least one Agent, or a function or Runnable that returns agents", agents)
+    return agents
 
 
 def of_another_kind(agents: Iterable[Agent]) -> list[Agent]:

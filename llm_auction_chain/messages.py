@@ -16,12 +16,14 @@ from pydantic_core import to_jsonable_python
 from llm_auction_chain.errors import ConfigurationError, PromptError
 
 __all__ = [
+    "ENDS",
     "as_turns",
     "calls_of",
     "copies_of",
     "json_of",
     "messages_of",
     "parsed",
+    "shown_to_agents",
     "total_counts",
     "total_usage",
     "usage_by_model",
@@ -30,6 +32,9 @@ __all__ = [
 M = TypeVar("M", bound=BaseMessage)
 
 _COUNTS = ("input_tokens", "output_tokens", "total_tokens")
+ENDS = ("finish_reason", "stop_reason", "stopReason", "done_reason", "status", "incomplete_details")
+"""The metadata that say how a reply ended, in the words of OpenAI, Anthropic, Bedrock, Ollama and the Responses API."""
+_SHOWN = frozenset({"model_name", *ENDS})
 _ROLES = ((HumanMessage, "user"), (AIMessage, "assistant"), (SystemMessage, "system"))
 
 
@@ -105,6 +110,25 @@ def json_of(value: Any) -> str:
         return json.dumps(value)
     except (TypeError, ValueError):
         return json.dumps(to_jsonable_python(value, bytes_mode="base64", serialize_unknown=True))
+
+
+def shown_to_agents(message: M) -> M:
+    """Return a message as agents see it: role, content, calls of tools, tokens, and how a reply ended.
+
+    Other metadata tell of other agents: those of an earlier reply have its auction, and token counts and
+    log-probabilities depend on the descriptions in the prompt that a reply was drawn from.
+
+    >>> shown_to_agents(AIMessage("Hi", response_metadata={"finish_reason": "stop", "auction": {}})).response_metadata
+    {'finish_reason': 'stop'}
+    """
+    metadata = {name: value for name, value in message.response_metadata.items() if name in _SHOWN}
+    tokens = message.response_metadata.get("logprobs")
+    if isinstance(tokens, dict) and isinstance(ids := tokens.get("token_ids"), list):  # what log-ratios are of
+        figures = {"token_logprobs": [-math.inf] * len(ids), "prompt_totals": []}
+        metadata["logprobs"] = {**tokens, **figures}
+    private = {"usage_metadata": None, "artifact": None}
+    kept = {name: value for name, value in private.items() if getattr(message, name, None) is not None}
+    return message.model_copy(update={"response_metadata": metadata, **kept})
 
 
 def copies_of(

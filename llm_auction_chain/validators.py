@@ -1,15 +1,16 @@
 """Checks of settings, with errors in one voice: "n_candidates must be a whole number of at least 1, got '4'."."""
 
+import inspect
 import math
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from numbers import Real
 from typing import Any
 
 from llm_auction_chain.errors import ConfigurationError
 
-__all__ = ["choice", "digest_text", "name_of_account", "number", "refuse", "text", "whole_number"]
+__all__ = ["choice", "digest_text", "name_of_account", "number", "refuse", "takes", "text", "whole_number"]
 
 _LONGEST_NAME = 255  # characters: an index of PostgreSQL takes about 2,700 bytes
 _BLANK = re.compile(
@@ -82,14 +83,16 @@ def choice(name: str, value: Any, choices: Collection[Any]) -> Any:
     return value
 
 
-def text(name: str, value: object, *, empty: bool = False) -> str:
-    """Return the value if it is a string, and not a blank one unless `empty` allows it.
+def text(name: str, value: object, *, empty: bool = False, most: int | None = None) -> str:
+    """Return the value if it is a string of at most `most` characters, and not a blank one unless `empty` allows it.
 
     Raises:
         ConfigurationError: it is not.
     """
     if not isinstance(value, str) or not (empty or value.strip()):
         raise refuse(name, "a text" if empty else "a text that is not blank", value)
+    if most is not None and len(value) > most:
+        raise refuse(name, f"a text of at most {most} characters", f"{value[:40]}...", f"It has {len(value)}.")
     return value
 
 
@@ -102,6 +105,24 @@ def digest_text(name: str, value: object, hint: str = "") -> str:
     if not isinstance(value, str) or not re.fullmatch("sha256:[0-9a-f]{64}", value):
         raise refuse(name, "`sha256:` and 64 hexadecimal digits", value, hint)
     return value
+
+
+def takes(name: str, function: Callable[..., Any], arguments: str) -> None:
+    """Refuse a function that cannot be called with these arguments, such as "(prompt, reply)".
+
+    Raises:
+        ConfigurationError: it cannot.
+
+    >>> takes("reward", lambda prompt, reply: 1.0, "(prompt, reply)")
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some of C have none
+        return
+    try:
+        signature.bind(*arguments.split(","))
+    except TypeError as error:
+        raise refuse(name, f"a function of {arguments}", function, f"It has {error}.") from None
 
 
 def name_of_account(name: str, value: object, *, empty: bool = False) -> str:

@@ -189,8 +189,8 @@ def without_rivals(
     any report: no report can keep a rival out.
 
     >>> from llm_auction_chain import Agent
-    >>> cars = [Agent(name, len, categories=["cars"]) for name in ("A", "B")]
-    >>> taking_part, left_out = without_rivals([*cars, Agent("C", len)], {"cars"})
+    >>> cars = [Agent(name, max, categories=["cars"]) for name in ("A", "B")]
+    >>> taking_part, left_out = without_rivals([*cars, Agent("C", max)], {"cars"})
     >>> [agent.name for agent in taking_part], [(agent.name, category) for agent, category in left_out]
     (['A', 'C'], [('B', 'cars')])
     """

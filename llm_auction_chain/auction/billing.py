@@ -46,7 +46,7 @@ def most_owed(
     Returns:
         The amounts by owner, and the owners for whom no ledger can hold that much: without a cap, or with a huge one.
 
-    >>> most_owed([Agent("A", len, report_cap=2.0), Agent("B", len, owner="A")], 0.5, "pivot", 1.0)
+    >>> most_owed([Agent("A", max, report_cap=2.0), Agent("B", max, owner="A")], 0.5, "pivot", 1.0)
     ({'A': Decimal('2.000001')}, frozenset())
     """
     spans: dict[str, float] = {}

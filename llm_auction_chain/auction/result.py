@@ -1,5 +1,6 @@
 """The result of an auction, from reports to reply, and the metadata that travel with the reply."""
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from llm_auction_chain.mechanism.payments import price_per_click
 from llm_auction_chain.money import as_decimal, as_text, charges_of, total
 from llm_auction_chain.receipts import Opening, Receipt, issue
 from llm_auction_chain.reports import Report
+from llm_auction_chain.rewards import Reward
 
 if TYPE_CHECKING:
     from llm_auction_chain.ledger import Charge
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["AuctionResult", "settle_auction"]
 
 FloatArray = npt.NDArray[np.float64]
+_logger = logging.getLogger(__name__)
 _SCHEMA = "llm_auction_chain.auction/1"
 _LEFT_OUT = {
     "owner": "of one owner's agents all pay or none does, and all per click or none. Give each kind an owner.",
@@ -252,7 +255,7 @@ def settle_auction(
         usage=drawn.usage,
         usages=drawn.usages,
         failures=drawn.causes,
-        warnings=_warn(settings, admitted, plan, drawn),
+        warnings=(*_warn(settings, admitted, plan, drawn), *_without_influence(admitted.agents, reports, drawn)),
         currency=admitted.currency,
         disclosure="",
         bypassed=admitted.bypassed,
@@ -355,6 +358,37 @@ def _warn(settings: AuctionSettings, admitted: Admitted, plan: Plan, drawn: Draw
     for message in messages:
         warnings.warn(message, AuctionWarning, stacklevel=2)
     return tuple(messages)
+
+
+def _without_influence(agents: Sequence[Agent], reports: Sequence[Report], drawn: Drawn) -> list[str]:
+    """Return which agents' reports do not differ, and why, and log it.
+
+    It is no `AuctionWarning`: where those are errors, a report would end the auction of all.
+    """
+    causes: dict[str, list[str]] = {}
+    replies = [drawn.candidates[j].message for j in drawn.possible]
+    for agent, report in zip(agents, reports, strict=True):
+        if cause := _cause(agent, report, [report.rewards[j] for j in drawn.possible], replies):
+            causes.setdefault(cause, []).append(repr(agent.name))
+            if cause != report.reason:  # which is logged already
+                _logger.warning("Agent %r moved no reply: %s", agent.name, cause)
+    return [f"{', '.join(names)} moved no reply: {cause}" for cause, names in causes.items()]
+
+
+def _cause(agent: Agent, report: Report, rewards: Sequence[float], replies: Sequence[AIMessage]) -> str:
+    """Return why an agent's rewards are all the same; empty where they are not, or may well be."""
+    if report.status in ("error", "invalid"):
+        return report.reason
+    if len(replies) < 2 or len(set(rewards)) > 1 or report.status == "timeout":  # noqa: PLR2004
+        return ""
+    if not any(reply.text.strip() for reply in replies):
+        return "the replies have no text, so a reward must read their tool_calls."
+    if report.status == "capped":
+        return "all rewards are beyond the cap or bounds."
+    ready_made = isinstance(agent.reward, Reward)  # and counts what no reply may have
+    if not ready_made and all(isinstance(reply.content, list) for reply in replies):
+        return "all rewards are the same. The content is a list of blocks; a reward may read reply.text."
+    return "all rewards are the same, and not 0." if rewards[0] and not ready_made else ""
 
 
 def _matrix_of(reports: Sequence[Report], candidates: Sequence[Candidate]) -> FloatArray:

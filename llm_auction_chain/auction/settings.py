@@ -245,7 +245,7 @@ class AuctionSettings(_Settings):
     """Any Runnable chat model."""
     agents: SkipValidation[AgentSource] = ()
     """The agents that bid: a list, or a callable or Runnable that returns one for a call's input.
-    `config={"configurable": {"agents": [...]}}` replaces it for one call."""
+    `config={"configurable": {"auction_agents": [...]}}` replaces it for one call."""
     n_candidates: int = 16
     """M, the number of candidates. With `sampling=Sampling(min_ess=...)`, those of one round."""
     tau: float = 1.0

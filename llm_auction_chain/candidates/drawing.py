@@ -31,7 +31,7 @@ from llm_auction_chain.candidates.source import Sample, Source
 from llm_auction_chain.descriptions import descriptions_of
 from llm_auction_chain.errors import CandidatesError, ConfigurationError
 from llm_auction_chain.mechanism.diagnostics import effective_sample_size
-from llm_auction_chain.messages import calls_of, parsed, total_usage, usage_by_model
+from llm_auction_chain.messages import ENDS, calls_of, parsed, total_usage, usage_by_model
 from llm_auction_chain.waiting import Waiter
 
 __all__ = ["Candidate", "Contexts", "Drawn", "Plan", "Size", "draw", "make_plan"]
@@ -48,8 +48,6 @@ _ARGUMENTS = frozenset({"args", "arguments", "input"})
 _ELSEWHERE = frozenset(
     {"function_call", "parsed", "tool_calls"}
 )  # of `additional_kwargs`: what a message has elsewhere
-# How a reply ended, in the words of OpenAI, Anthropic, Bedrock, Ollama, and the Responses API
-_ENDS = ("finish_reason", "stop_reason", "stopReason", "done_reason", "status", "incomplete_details")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,7 +363,7 @@ def _identity(message: AIMessage) -> Hashable:
     Ids and signatures are left out: a provider makes up new ones for every call.
     """
     content = message.content
-    ends = repr([message.response_metadata.get(name) for name in _ENDS])
+    ends = repr([message.response_metadata.get(name) for name in ENDS])
     if isinstance(content, str) and not (message.additional_kwargs or message.tool_calls or message.invalid_tool_calls):
         return (
             repr([[("text", content), ("type", "text")]] if content else []),

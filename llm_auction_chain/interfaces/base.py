@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast, get_args
 from uuid import NAMESPACE_URL, uuid5
@@ -17,7 +17,7 @@ from langchain_core.runnables.config import set_config_context
 from langchain_core.utils.uuid import uuid7
 from pydantic import ConfigDict, PrivateAttr
 
-from llm_auction_chain.agents import Agent, check_agents
+from llm_auction_chain.agents import AGENTS_OF_CALL, Agent, agents_of_call, check_agents
 from llm_auction_chain.auction.admission import SEEDS, Call
 from llm_auction_chain.auction.billing import Delivery
 from llm_auction_chain.auction.events import AuctionEvent, ProgressHook
@@ -37,7 +37,7 @@ __all__ = ["STRICT", "AuctionBase", "CallScope", "chunk_of"]
 STRICT = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True, validate_assignment=True)
 # Keywords of a call that are not for the model, and where they belong. A model may well take a keyword `model`.
 _REFUSED = {
-    "agents": "Give it as config={'configurable': {'agents': [...]}}, or where the auction is made.",
+    "agents": "Give it as config={'configurable': {'auction_agents': [...]}}, or where the auction is made.",
     "auction_id": "Give config={'configurable': {'idempotency_key': ...}}; the same key and prompt have the same id.",
     "progress": "Give it to run or arun.",
     "prompt": "The prompt is the input, the first argument.",
@@ -254,8 +254,15 @@ class AuctionBase(AuctionSettings):
 
     async def _find_agents(self, given: LanguageModelInput, child: RunnableConfig, waiter: Waiter) -> Sequence[Agent]:
         """Return the agents of this call: those in its config, else those of the setting."""
-        agents: Any = child.get("configurable", {}).get("agents")
-        if agents is None:
+        configurable = child.get("configurable", {})
+        agents: Any = configurable.get(AGENTS_OF_CALL)
+        if agents is not None:
+            agents = agents_of_call(f"configurable[{AGENTS_OF_CALL!r}]", agents)
+        elif isinstance(own := configurable.get("agents"), Collection) and any(isinstance(one, Agent) for one in own):
+            raise ConfigurationError(
+                f"Agents of one call belong under configurable[{AGENTS_OF_CALL!r}], not ['agents']."
+            )
+        else:
             agents = self.agents
             if isinstance(agents, tuple):  # checked when it was set
                 return agents

@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, NotRequired
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnablePassthrough
 from typing_extensions import override
 
-from llm_auction_chain.agents import AgentSource
+from llm_auction_chain.agents import AGENTS_OF_CALL, AgentSource, agents_of_call
 from llm_auction_chain.auction.events import AuctionEvent
 from llm_auction_chain.auction.settings import AuctionSettings
 from llm_auction_chain.candidates import chat_model_of
@@ -33,8 +34,6 @@ except ImportError as error:
     ) from error
 
 __all__ = ["AuctionMiddleware"]
-
-_AGENTS = "auction_agents"
 
 
 def _each_once(known: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -64,8 +63,8 @@ class AuctionMiddleware(AgentMiddleware[AuctionState, Any, Any]):
 
     Args:
         agents: a list of Agent, or a callable, sync or async, that returns one for a `ModelRequest`. The first of these
-            replaces it: `config={"configurable": {"agents": [...]}}`, `auction_agents` in the runtime context (an
-            attribute or a key), `auction_agents` in the state.
+            replaces it: `auction_agents` under `configurable`, in the runtime context (an attribute or a key), in the
+            state. It is at least one Agent, or a callable: what clients send as JSON is refused.
         **settings: as for `AuctionRunnable`. `stream_mode="custom"` shows the auction's events too.
 
     Raises:
@@ -114,11 +113,11 @@ class AuctionMiddleware(AgentMiddleware[AuctionState, Any, Any]):
 
     def _agents(self, request: ModelRequest[Any]) -> Any:
         context = getattr(request.runtime, "context", None)
-        agents = context.get(_AGENTS) if isinstance(context, Mapping) else getattr(context, _AGENTS, None)
+        of_context = context.get if isinstance(context, Mapping) else partial(getattr, context)
+        agents = of_context(AGENTS_OF_CALL, None)
         if agents is None:
-            agents = (request.state or {}).get(_AGENTS)
-        if agents is None:
-            agents = self._checked.agents
+            agents = (request.state or {}).get(AGENTS_OF_CALL)
+        agents = self._checked.agents if agents is None else agents_of_call(AGENTS_OF_CALL, agents)
         if callable(agents) and not isinstance(agents, Runnable):
             return lambda _: agents(request)
         return agents

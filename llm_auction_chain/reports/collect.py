@@ -1,7 +1,7 @@
 """One round of reports: all agents are asked at once, until all have answered or time is up.
 
 An agent that raises, returns something else than numbers or is late reports zero for all candidates, pays nothing, and
-never removes a candidate. Each agent gets its own copies of the messages.
+never removes a candidate. Each agent gets its own copies of the messages, without the metadata of earlier auctions.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, R
 from langchain_core.runnables.base import RunnableBindingBase
 from langchain_core.runnables.config import ensure_config, var_child_runnable_config
 
-from llm_auction_chain.agents import Agent, RewardLike
+from llm_auction_chain.agents import AGENTS_OF_CALL, Agent, RewardLike
 from llm_auction_chain.candidates import SequenceScorer
 from llm_auction_chain.errors import RewardError
-from llm_auction_chain.messages import copies_of
-from llm_auction_chain.reports.report import InvalidReportError, Report, cap_of, failed_report, report_of, text_of
+from llm_auction_chain.messages import copies_of, shown_to_agents
+from llm_auction_chain.reports.report import InvalidReportError, Report, bounds_of, failed_report, report_of, text_of
 from llm_auction_chain.rewards.base import AskedBy, Reward, asked_by
 from llm_auction_chain.rewards.log_ratio import groups_by_reward, groups_of_agent, log_ratios_of
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, attempt, outcomes_of, run, running
@@ -35,7 +35,7 @@ __all__ = ["OnAgentError", "Terms", "collect"]
 OnAgentError = Literal["abstain", "raise"]
 _logger = logging.getLogger(__name__)
 _COPIES_AT_ONCE = 1 << 10  # replies copied for agents in one turn of an event loop
-_HIDDEN = ("agents", "idempotency_key")  # settings of the call that no agent may read
+_HIDDEN = (AGENTS_OF_CALL, "idempotency_key")  # settings of the call that no agent may read
 _late_tasks: set["asyncio.Task[Any]"] = set()  # a loop keeps no reference to its tasks
 
 
@@ -115,7 +115,7 @@ class _Round:
         all_ratios, groups = [*chain.from_iterable(ratios)], {}
         if all_ratios:
             groups = groups_by_reward(all_ratios, prompt, replies, scorer=terms.scorer, law=terms.law)
-        self._copies = copies_of(prompt, replies)
+        self._copies = copies_of([*map(shown_to_agents, prompt)], [*map(shown_to_agents, replies)])
         self._groups = list(groups.values())
         here = copy_context()
         here.run(asked_by.set, terms.asked_by)
@@ -202,8 +202,8 @@ class _Round:
     def _read(self, k: int, value: Any) -> Report:
         agent = self._agents[k]
         refuse_negative = self._terms.refuse_negative and agent.pays
-        cap = cap_of(agent, self._terms.report_cap)
-        return report_of(value, self._n, reward=agent.reward, cap=cap, refuse_negative=refuse_negative)
+        bounds = bounds_of(agent, self._terms.report_cap)
+        return report_of(value, self._n, reward=agent.reward, bounds=bounds, refuse_negative=refuse_negative)
 
     def _note(self, k: int, outcome: Any) -> None:
         if isinstance(outcome, Future):
@@ -223,7 +223,7 @@ class _Round:
             report = Report(rewards=(0.0,) * self._n, status="timeout", reason=text)
         else:
             text = str(error) if isinstance(error, InvalidReportError) else f"raised {text_of(error)}"
-            report = failed_report(error, self._n)
+            report = failed_report(error, self._n, self._agents[k].reward)
         if self._terms.on_agent_error == "raise":
             raise RewardError(f"{name!r} {text}") from error
         _logger.warning("Agent %r abstains (%s): %s", name, report.status, report.reason)
@@ -237,9 +237,14 @@ def _own(config: RunnableConfig | None) -> RunnableConfig | None:
     own = ensure_config(config)
     callbacks = own.get("callbacks")
     own["callbacks"] = callbacks.copy() if isinstance(callbacks, BaseCallbackManager) else list(callbacks or [])
-    own["tags"], own["metadata"] = list(own.get("tags") or []), dict(own.get("metadata") or {})
-    own["configurable"] = {name: value for name, value in own.get("configurable", {}).items() if name not in _HIDDEN}
+    own["tags"] = list(own.get("tags") or [])
+    own["configurable"] = _without_hidden(own.get("configurable"))
+    own["metadata"] = _without_hidden(own.get("metadata"))  # LangChain copies texts and numbers from there
     return own
+
+
+def _without_hidden(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (settings or {}).items() if name not in _HIDDEN}
 
 
 async def ask(

@@ -11,7 +11,8 @@ from itertools import islice
 from typing import Any, Literal
 
 from llm_auction_chain.agents import Agent
-from llm_auction_chain.errors import RewardError
+from llm_auction_chain.errors import AuctionError, RewardError
+from llm_auction_chain.rewards.base import Reward
 from llm_auction_chain.rewards.click import ClickReward
 
 __all__ = ["InvalidReportError", "Report", "Status", "amounts_of", "bounds_of", "cap_of", "failed_report", "report_of"]
@@ -19,6 +20,7 @@ __all__ = ["InvalidReportError", "Report", "Status", "amounts_of", "bounds_of", 
 Status = Literal["reported", "capped", "timeout", "error", "invalid"]
 _LARGEST = 1e100
 _LONGEST_REASON = 200
+_LONGEST_TEXT = 2000  # characters of an exception's text, which may be a whole page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,11 @@ class Report:
 
     Attributes:
         rewards: (M,), money; all zero unless `status` is `reported` or `capped`.
-        status: `reported`; `capped`, a reward was beyond the agent's cap and was cut to it; `timeout`, the report was
-            late; `error`, the agent's code raised; `invalid`, it returned something else than numbers.
+        status: `reported`; `capped`, a reward was beyond the agent's cap, or its bounds, and was cut to it; `timeout`,
+            the report was late; `error`, the agent's code raised; `invalid`, it returned something else than numbers.
         reason: why, in at most 200 characters; empty where reported. It is public: the type and text of the agent's
-            exception, or the rule that its report broke; never a reported number, and nothing of another agent.
+            exception, or the rule that its report broke; never a reported number, and nothing of another agent. An
+            exception from elsewhere within a ready-made reward, which may quote private settings, has its type alone.
         click_through: (M,), the predicted probability of a click, of an agent with a `ClickReward`; else None.
         value_per_click: its bid, money; None where `click_through` is.
     """
@@ -62,25 +65,28 @@ def cap_of(agent: Agent, report_cap: float | None) -> float | None:
 def bounds_of(agent: Agent, report_cap: float | None) -> tuple[float, float]:
     """Return the least and the most that an agent can report, money: what its reward declares, within its cap."""
     cap = cap_of(agent, report_cap)
-    cap = math.inf if cap is None else cap
-    low, high = getattr(agent.reward, "bounds", None) or (-math.inf, math.inf)
-    return min(max(low, -cap), cap), min(max(high, -cap), cap)
+    cap = math.inf if cap is None else float(cap)
+    low, high = -cap, cap
+    with contextlib.suppress(Exception):  # most rewards declare none
+        declared = [float(bound) for bound in agent.reward.bounds]  # type: ignore[union-attr]
+        low, high = (min(max(bound, -cap), cap) for bound in declared)
+    return (low, high) if low <= high else (-cap, cap)
 
 
-def report_of(value: Any, n_replies: int, *, reward: Any, cap: float | None, refuse_negative: bool) -> Report:
+def report_of(value: Any, n_replies: int, *, reward: Any, bounds: tuple[float, float], refuse_negative: bool) -> Report:
     """Return the report that an agent's returned value is.
 
     Args:
         value: one amount for every reply, in any iterable with an order.
         n_replies: M.
         reward: the agent's reward.
-        cap: money; amounts are cut to within plus and minus this.
+        bounds: money; amounts are cut to within these.
         refuse_negative: whether an amount below 0 is invalid.
 
     Raises:
         InvalidReportError: the value is not one finite number for every reply.
 
-    >>> report_of([1, 3.5], 2, reward=None, cap=2.0, refuse_negative=False).rewards
+    >>> report_of([1, 3.5], 2, reward=None, bounds=(-2.0, 2.0), refuse_negative=False).rewards
     (1.0, 2.0)
     """
     rewards = amounts_of(value, n_replies, refuse_negative=refuse_negative)
@@ -88,18 +94,19 @@ def report_of(value: Any, n_replies: int, *, reward: Any, cap: float | None, ref
     if isinstance(reward, ClickReward) and reward.value_per_click:
         bid = float(reward.value_per_click)
         clicks = tuple(min(amount / bid, 1.0) for amount in rewards)
-    if cap is None or (min(rewards, default=0.0) >= -cap and max(rewards, default=0.0) <= cap):
+    low, high = bounds
+    if not rewards or (min(rewards) >= low and max(rewards) <= high):
         return Report(rewards=rewards, click_through=clicks, value_per_click=bid)
     return Report(
-        rewards=tuple(min(max(reward, -cap), cap) for reward in rewards),
+        rewards=tuple(min(max(reward, low), high) for reward in rewards),
         status="capped",
-        reason="reported rewards beyond its cap; they count as the cap",
+        reason="reported rewards beyond its cap or bounds, which count instead",
         click_through=clicks,
         value_per_click=bid,
     )
 
 
-def failed_report(error: BaseException, n_replies: int) -> Report:
+def failed_report(error: BaseException, n_replies: int, reward: Any = None) -> Report:
     """Return the report of an agent whose code raised: zero for every reply.
 
     >>> failed_report(LookupError("no bid"), 2)
@@ -111,17 +118,22 @@ def failed_report(error: BaseException, n_replies: int) -> Report:
     elif isinstance(error, TimeoutError):
         status = "timeout"
     reason = error.rule if isinstance(error, InvalidReportError) else text_of(error)
-    reason = "".join(letter if letter.isprintable() else " " for letter in reason)
+    ready_made = isinstance(reward, Reward) and type(reward).__module__.startswith(f"{__package__.split('.')[0]}.")
+    if ready_made and not isinstance(error, AuctionError | InvalidReportError | TimeoutError | ConnectionError):
+        reason = type(error).__name__
+    reason = "".join(letter if letter.isprintable() else " " for letter in reason[:_LONGEST_REASON])
     # Half a surrogate pair is text in Python, but cannot be stored or printed.
-    reason = reason.encode("utf-8", "replace").decode()[:_LONGEST_REASON]
+    reason = reason.encode("utf-8", "replace").decode()
     return Report(rewards=(0.0,) * n_replies, status=status, reason=reason)
 
 
 def text_of(error: BaseException) -> str:
-    """Return the type and text of an exception; its type alone where its text cannot be shown."""
-    with contextlib.suppress(Exception):
-        return f"{type(error).__name__}: {error}".removesuffix(": ")
-    return type(error).__name__
+    """Return the type and the beginning of the text of an exception; its type alone where there is no text."""
+    try:
+        text = str(error)[:_LONGEST_TEXT]
+    except Exception:  # noqa: BLE001 - its text cannot be shown
+        text = ""
+    return f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def amounts_of(value: Any, n_replies: int, *, refuse_negative: bool = False) -> tuple[float, ...]:
@@ -150,11 +162,11 @@ def amounts_of(value: Any, n_replies: int, *, refuse_negative: bool = False) -> 
 
 
 def _number(j: int, item: Any) -> float:
-    """Return an amount as a float. A bool, a string, None and a complex number are not amounts of money."""
+    """Return an amount as a float; True is 1. A string, None and a complex number are not amounts of money."""
     kind = type(item).__name__
     if getattr(item, "shape", None) == () and hasattr(item, "item"):  # a scalar of NumPy or torch
         item = item.item()
-    if isinstance(item, bool) or not isinstance(item, numbers.Real | Decimal):
+    if not isinstance(item, numbers.Real | Decimal):
         raise _invalid(f"reported {kind} for candidate {j}; rewards must be numbers, in money")
     try:
         return float(item)

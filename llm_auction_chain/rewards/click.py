@@ -7,8 +7,8 @@ from langchain_core.messages import AIMessage, BaseMessage
 from typing_extensions import override
 
 from llm_auction_chain.errors import RewardError
-from llm_auction_chain.rewards.base import Prompt, Replies, Reward, WaitingReward, amounts_of_part
-from llm_auction_chain.validators import number, refuse
+from llm_auction_chain.rewards.base import Bounds, Prompt, Replies, Reward, WaitingReward, amounts_of_part
+from llm_auction_chain.validators import number, refuse, takes
 from llm_auction_chain.waiting import Waiter
 
 __all__ = ["ClickReward"]
@@ -28,7 +28,7 @@ class ClickReward(WaitingReward):
         click_through: from 0 to 1 for each reply: a reward, or a plain function `(prompt, reply) -> float`.
 
     Raises:
-        ConfigurationError: a value below 0, or a prediction that cannot be called.
+        ConfigurationError: a value below 0, or a prediction that cannot be called with (prompt, reply).
 
     >>> from langchain_core.messages import AIMessage
     >>> reward = ClickReward(2.0, lambda prompt, reply: 0.25 if "guitar" in reply.text else 0.0)
@@ -42,8 +42,16 @@ class ClickReward(WaitingReward):
     def __post_init__(self) -> None:
         """Check the settings."""
         number("ClickReward.value_per_click", self.value_per_click, least=0.0, most=_LARGEST)
-        if not isinstance(self.click_through, Reward) and not callable(self.click_through):
-            raise refuse("ClickReward.click_through", "a reward or a function (prompt, reply)", self.click_through)
+        if not isinstance(self.click_through, Reward):
+            if not callable(self.click_through):
+                raise refuse("ClickReward.click_through", "a reward or a function (prompt, reply)", self.click_through)
+            takes("ClickReward.click_through", self.click_through, "(prompt, reply)")
+        self._note_size([self.click_through])
+
+    @property
+    @override
+    def bounds(self) -> Bounds:
+        return self._between(self.value_per_click)
 
     @property
     @override

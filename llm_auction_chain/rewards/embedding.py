@@ -10,7 +10,7 @@ from langchain_core.embeddings import Embeddings
 from typing_extensions import override
 
 from llm_auction_chain.errors import RewardError
-from llm_auction_chain.rewards.base import Prompt, Replies, WaitingReward
+from llm_auction_chain.rewards.base import LONGEST_TEXT, Bounds, Prompt, Replies, WaitingReward
 from llm_auction_chain.validators import number, refuse, text
 from llm_auction_chain.waiting import Waiter
 
@@ -54,12 +54,17 @@ class EmbeddingReward(WaitingReward):
         """Check the settings."""
         if not isinstance(self.embeddings, Embeddings):
             raise refuse("EmbeddingReward.embeddings", "LangChain embeddings", self.embeddings)
-        text("EmbeddingReward.description", self.description)
+        text("EmbeddingReward.description", self.description, most=LONGEST_TEXT)
         number("EmbeddingReward.value", self.value)
         number("EmbeddingReward.low", self.low, least=-1.0, most=1.0)
         number("EmbeddingReward.high", self.high, least=-1.0, most=1.0)
         if self.low >= self.high:
             raise refuse("EmbeddingReward.low", f"below high, which is {self.high:g}", self.low)
+
+    @property
+    @override
+    def bounds(self) -> Bounds:
+        return self._between(self.value)
 
     @override
     async def _score(self, prompt: Prompt, replies: Replies, waiter: Waiter) -> list[float]:
@@ -89,8 +94,8 @@ def _directions(vectors: Any, count: int) -> npt.NDArray[np.float64]:
     """Return `count` vectors, (count, dimensions), each of length 1 or all zeros."""
     try:
         array = np.asarray(vectors, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise RewardError(f"The embeddings are not vectors of one length: {error}") from error
+    except (OverflowError, TypeError, ValueError) as error:
+        raise RewardError("The embeddings are not vectors of one length.") from error
     if array.shape[:-1] != (count,) or not array.size or not np.isfinite(array).all():
         raise RewardError(f"The embeddings of {count} texts have shape {array.shape}, or numbers that are not finite.")
     # The largest number goes first, so that no square is infinite.

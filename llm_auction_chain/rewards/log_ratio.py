@@ -19,7 +19,7 @@ from llm_auction_chain.candidates.logprobs import SequenceScorer, checked_scores
 from llm_auction_chain.descriptions import with_instructions
 from llm_auction_chain.errors import RewardError, ScoringError
 from llm_auction_chain.messages import copies_of
-from llm_auction_chain.rewards.base import Combined, Prompt, Replies, WaitingReward
+from llm_auction_chain.rewards.base import LONGEST_TEXT, Combined, Prompt, Replies, WaitingReward
 from llm_auction_chain.rewards.click import ClickReward
 from llm_auction_chain.validators import number, refuse, text
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
@@ -27,6 +27,7 @@ from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 __all__ = ["LogRatioReward", "groups_by_reward", "groups_of_agent", "log_ratios_of"]
 
 FloatArray = npt.NDArray[np.float64]
+_SHORT = 250  # characters of instructions: up to twice as many are scored first
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class LogRatioReward(WaitingReward):
     scorer must be the model that draws the replies, or another of the same weights, because it reads their tokens.
 
     Attributes:
-        instructions: the end of the agent's own system message.
+        instructions: the end of the agent's own system message, at most 4,000 characters.
         value: money per nat.
         scorer: says how likely replies are; None is the auction's own.
 
@@ -61,7 +62,7 @@ class LogRatioReward(WaitingReward):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        text("LogRatioReward.instructions", self.instructions)
+        text("LogRatioReward.instructions", self.instructions, most=LONGEST_TEXT)
         number("LogRatioReward.value", self.value)
         if self.scorer is not None and not callable(getattr(self.scorer, "score", None)):
             raise refuse("LogRatioReward.scorer", "an object with score(prompt, replies)", self.scorer)
@@ -75,27 +76,29 @@ class LogRatioReward(WaitingReward):
 class Group:
     """Log-ratios under one scorer, which are scored together when the first of them is asked.
 
-    If the call for all prompts fails, each prompt is scored alone: one agent's instructions cannot spoil another's
-    amounts.
+    One agent's instructions cannot spoil another's amounts: short ones are scored before those of twice the length, and
+    an agent waits for its own. If the call for several prompts fails, each prompt is scored alone.
 
     Attributes:
-        texts: the distinct instructions, and the place of each.
+        texts: the distinct instructions.
     """
 
     def __init__(self, scorer: Any, law: Mapping[str, Any], prompt: Prompt, replies: Replies) -> None:
-        self.texts: dict[str, int] = {}
+        self.texts: dict[str, None] = {}  # a set in order
         self._scorer, self._law = scorer, law
         # An agent may bring its scorer, and the candidates belong to all.
         self._prompt, self._replies = copies_of(prompt, replies)()
-        self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._rows: list[Any] | None = None
-        self._task: asyncio.Task[list[Any]] | None = None
+        self._turn, self._stopped, self._scoring = threading.Condition(), threading.Event(), False
+        self._rows: dict[str | None, Any] = {}  # by instructions; None is the reference
+        self._task: asyncio.Task[None] | None = None
+        self._scored: asyncio.Future[None]  # done with the batch under way
         self._awaiting = 0
 
     async def amounts(self, reward: LogRatioReward, waiter: Waiter) -> list[float]:
-        """Return one agent's amounts. The first call computes those of all agents, the others wait for it."""
-        rows = await waiter.either(self._rows_in_thread, self._rows_in_loop)
-        reference, own = self._checked(rows[0]), self._checked(rows[1 + self.texts[reward.instructions]])
+        """Return one agent's amounts. The first call computes those of all agents, the others wait for their own."""
+        text = reward.instructions
+        await waiter.either(lambda: self._score_in_thread(text), lambda: self._score_in_loop(text))
+        reference, own = self._checked(self._rows[None]), self._checked(self._rows[text])
         for scores, law in ((reference, "the reference"), (own, "the agent's instructions")):
             if np.isneginf(scores).any():
                 raise RewardError(
@@ -108,41 +111,69 @@ class Group:
         """Tell the scorer to give up, if it can: the round is over."""
         self._stopped.set()
 
-    def _rows_in_thread(self) -> list[Any]:
-        with self._lock:
-            if self._rows is None:
-                self._rows = run(self._all_rows(BLOCKING, self._stopped))
-        return self._rows
+    def _batch(self) -> list[str | None]:
+        """Return the shortest instructions without a row, to be scored together, the reference first."""
+        left = sorted((text for text in self.texts if text not in self._rows), key=len)
+        most = 2 * max(len(left[0]), _SHORT) if left else 0
+        return [*([] if None in self._rows else [None]), *(text for text in left if len(text) < most)]
 
-    async def _rows_in_loop(self) -> list[Any]:
+    def _score_in_thread(self, text: str) -> None:
+        """Score batches until one has the text. One thread scores at a time."""
+        while True:
+            with self._turn:
+                self._turn.wait_for(lambda: text in self._rows or not self._scoring)
+                if text in self._rows:
+                    return
+                if self._stopped.is_set():
+                    raise ScoringError("The time for reports is over.")
+                self._scoring = True
+            try:
+                run(self._score_batch(self._batch(), BLOCKING, self._stopped))
+            finally:
+                with self._turn:
+                    self._scoring = False
+                    self._turn.notify_all()
+
+    async def _score_in_loop(self, text: str) -> None:
         """Share one task among the agents of a loop. It is cancelled when no agent awaits it any more."""
         if self._task is None or self._task.cancelling():
-            self._task = asyncio.create_task(self._awaited_rows())
+            self._scored = asyncio.get_running_loop().create_future()
+            self._task = asyncio.create_task(self._score_all(self._scored))
         task = self._task
         self._awaiting += 1
         try:
-            return await asyncio.shield(task)
+            while text not in self._rows:
+                await asyncio.wait({task, self._scored}, return_when=asyncio.FIRST_COMPLETED)
+                if task.done():
+                    task.result()
         finally:
             self._awaiting -= 1
             if not self._awaiting and not task.done():
                 task.cancel()
 
-    async def _awaited_rows(self) -> list[Any]:
+    async def _score_all(self, scored: "asyncio.Future[None]") -> None:
         cancel = threading.Event()
         try:
-            if self._has("score", AWAITING) or self._has("score_conditions", AWAITING):
-                return await self._all_rows(AWAITING, cancel)
-            return await AWAITING.in_thread(lambda: run(self._all_rows(BLOCKING, cancel)))
+            while batch := self._batch():
+                if self._has("score", AWAITING) or self._has("score_conditions", AWAITING):
+                    await self._score_batch(batch, AWAITING, cancel)
+                else:
+                    await AWAITING.in_thread(partial(run, self._score_batch(batch, BLOCKING, cancel)))
+                scored.set_result(None)
+                self._scored = scored = asyncio.get_running_loop().create_future()
         finally:
             cancel.set()
 
-    async def _all_rows(self, waiter: Waiter, cancel: threading.Event) -> list[Any]:
-        """Return the log-probabilities of the replies under each prompt, or the error that took their place."""
-        prompts = [self._prompt, *(with_instructions(self._prompt, text) for text in self.texts)]
+    async def _score_batch(self, texts: Sequence[str | None], waiter: Waiter, cancel: threading.Event) -> None:
+        """Note the log-probabilities of the replies under each text, or the error that took their place."""
+        prompts = [self._prompt if text is None else with_instructions(self._prompt, text) for text in texts]
+        rows = None
         if self._has("score_conditions", waiter):
             with contextlib.suppress(Exception, SystemExit):
-                return await self._rows_together(prompts, waiter, cancel)
-        return await waiter.together([partial(self._row_alone, prompt, waiter, cancel) for prompt in prompts])
+                rows = await self._rows_together(prompts, waiter, cancel)
+        if rows is None:
+            rows = await waiter.together([partial(self._row_alone, prompt, waiter, cancel) for prompt in prompts])
+        self._rows.update(zip(texts, rows, strict=True))
 
     async def _rows_together(self, prompts: Sequence[Any], waiter: Waiter, cancel: threading.Event) -> list[Any]:
         conditions = [((prompt,), (1.0,)) for prompt in prompts]
@@ -211,7 +242,7 @@ def groups_by_reward(
         if id(used) not in by_scorer:
             by_scorer[id(used)] = Group(used, (law or {}) if used is scorer else {}, prompt, replies)
         group = by_reward[reward] = by_scorer[id(used)]
-        group.texts.setdefault(reward.instructions, len(group.texts))
+        group.texts[reward.instructions] = None
     return by_reward
 
 

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from llm_auction_chain.errors import RewardError
 from llm_auction_chain.messages import as_turns
-from llm_auction_chain.rewards.base import Prompt, Replies, WaitingReward
+from llm_auction_chain.rewards.base import Bounds, Prompt, Replies, WaitingReward
 from llm_auction_chain.validators import choice, number, refuse, whole_number
 from llm_auction_chain.waiting import Waiter
 
@@ -69,6 +69,11 @@ class RewardModelReward(WaitingReward):
     @override
     def awaits(self) -> bool:
         return False  # it computes in this process, in a thread
+
+    @property
+    @override
+    def bounds(self) -> Bounds | None:
+        return self._between(self.value) if self.squash == "sigmoid" else None
 
     @override
     async def _score(self, prompt: Prompt, replies: Replies, waiter: Waiter) -> list[float]:

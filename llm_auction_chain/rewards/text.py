@@ -3,7 +3,7 @@
 import re
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import islice
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from typing_extensions import override
 
 from llm_auction_chain.errors import MissingDependencyError
-from llm_auction_chain.rewards.base import Prompt, Replies, Reward
+from llm_auction_chain.rewards.base import Bounds, Prompt, Replies, Reward
 from llm_auction_chain.validators import choice, number, refuse, text, whole_number
 
 __all__ = ["LengthReward", "MentionReward", "RegexReward"]
@@ -30,6 +30,8 @@ _CONTINUING = r"\u0e33\u0eb3\u1160-\u11ff\ud7b0-\ud7fb\U0001f3fb-\U0001f3ff\U000
 _JOINERS = r"\u200c\u200d"
 _CONNECTORS = r"\u203f\u2040\u2054\ufe33\ufe34\ufe4d-\ufe4f\uff3f"
 
+_MOST_PHRASES, _MOST_LETTERS = 10_000, 100_000
+_MOST_PAID = 1 << 31
 _LONGEST_PATTERN = 1000
 _LARGEST_PROGRAM = 1_000_000
 # A count as `regex` reads it, which in verbose mode skips spaces and comments.
@@ -45,15 +47,16 @@ class MentionReward(Reward):
     begins nor ends inside a word, that is next to a letter, mark, number or connector like `_`. Scripts without spaces
     or with attached particles are the exception: Han, kana, Hangul, Thai, Lao, Khmer and Myanmar.
 
-    The time is at most proportional to the length of the text times that of the phrases.
+    The phrases may come from a party that you do not trust. Other threads go on while they are counted, and a word
+    takes no longer the more phrases there are, but for one look at each of the lengths that phrases have.
 
     Attributes:
-        phrases: the phrases to count.
+        phrases: the phrases to count: at most 10,000, of 100,000 characters in all.
         value: money per mention.
         at_most: the most mentions that are paid.
 
     Raises:
-        ConfigurationError: no phrases, an empty phrase, a value that is no finite number, or `at_most` below 1.
+        ConfigurationError: no phrases or too many, an empty phrase, no finite value, or `at_most` below 1.
 
     >>> from langchain_core.messages import AIMessage
     >>> MentionReward(["guitar"], value=2.0, at_most=1).score([], [AIMessage("A guitar, my guitar!"), AIMessage("Hi")])
@@ -70,22 +73,52 @@ class MentionReward(Reward):
             raise refuse("MentionReward.phrases", "a list of at least one phrase", self.phrases)
         for k, phrase in enumerate(self.phrases):
             text(f"MentionReward.phrases[{k}]", phrase)
+        letters = sum(map(len, self.phrases))
+        if len(self.phrases) > _MOST_PHRASES or letters > _MOST_LETTERS:
+            expected = f"at most {_MOST_PHRASES} phrases of {_MOST_LETTERS} characters in all"
+            raise refuse("MentionReward.phrases", expected, len(self.phrases), f"They have {letters}.")
         number("MentionReward.value", self.value)
-        whole_number("MentionReward.at_most", self.at_most, least=1)
+        whole_number("MentionReward.at_most", self.at_most, least=1, below=_MOST_PAID)
+
+    @property
+    @override
+    def bounds(self) -> Bounds:
+        return self._between(self.value, self.at_most)
 
     @override
     def score(self, prompt: Prompt, replies: Replies) -> list[float]:
-        counts = [_at_most(self.at_most, self._mentions.finditer(_folded(str(reply.text)))) for reply in replies]
-        return [self.value * count for count in counts]
+        return [self.value * _at_most(self.at_most, self._mentions(str(reply.text))) for reply in replies]
+
+    def _mentions(self, text: str) -> Iterator[str]:
+        """Yield the phrases that a text mentions, one after the other."""
+        text, place, ends = _folded(text), 0, _edges()[1]
+        while begins := self._beginnings.search(text, place):
+            place = begins.start()
+            for length in self._lengths[text[place]]:
+                phrase = text[place : place + length]
+                if phrase in self._phrases and ends.match(text, place + len(phrase)):
+                    yield phrase
+                    place += len(phrase)
+                    break
+            else:
+                place += 1
 
     @cached_property
-    def _mentions(self) -> re.Pattern[str]:
-        longest_first = sorted({" ".join(_folded(phrase).split()) for phrase in self.phrases}, key=len, reverse=True)
-        phrases = "|".join(r"\s+".join(map(re.escape, phrase.split(" "))) for phrase in longest_first)
-        word = rf"[\w{_CONNECTORS}{_JOINERS}{_marks()}]"
-        touching = rf"(?<=[{_SPACELESS}])|(?=[{_SPACELESS}])"
-        goes_on = rf"[{_CONTINUING}{_SELECTORS}{_JOINERS}{_marks()}]"
-        return re.compile(rf"(?:(?<!{word})|{touching})(?:{phrases})(?!{goes_on})(?:(?!{word})|{touching})")
+    def _phrases(self) -> frozenset[str]:
+        return frozenset(map(_folded, self.phrases))
+
+    @cached_property
+    def _lengths(self) -> dict[str, list[int]]:
+        """The lengths of the phrases that begin with a letter, from the longest."""
+        lengths: dict[str, set[int]] = {}
+        for phrase in self._phrases:
+            lengths.setdefault(phrase[0], set()).add(len(phrase))
+        return {letter: sorted(several, reverse=True) for letter, several in lengths.items()}
+
+    @cached_property
+    def _beginnings(self) -> re.Pattern[str]:
+        letters = "".join(map(re.escape, sorted(self._lengths)))
+        return re.compile(rf"{_edges()[0]}[{letters}]")
 
 
 @dataclass(frozen=True)
@@ -100,8 +133,7 @@ class RegexReward(Reward):
         pattern: in the syntax of `regex`, a superset of `re`; flags are written inside, like `(?i)`.
         value: money per match.
         at_most: the most matches that are paid. The search ends there.
-        timeout: processor seconds for all replies together. All threads of the process spend them, so a busy process
-            reaches it before the clock does.
+        timeout: processor seconds of the thread that asks, for all replies together.
 
     Raises:
         ConfigurationError: no such pattern, one that is too large, or a number out of range.
@@ -121,7 +153,7 @@ class RegexReward(Reward):
     def __post_init__(self) -> None:
         """Check the settings."""
         number("RegexReward.value", self.value)
-        whole_number("RegexReward.at_most", self.at_most, least=1)
+        whole_number("RegexReward.at_most", self.at_most, least=1, below=_MOST_PAID)
         number("RegexReward.timeout", self.timeout, least=1e-3, most=60.0)
         if not isinstance(self.pattern, str) or len(self.pattern) > _LONGEST_PATTERN:
             raise refuse("RegexReward.pattern", f"a text of at most {_LONGEST_PATTERN} characters", self.pattern)
@@ -130,19 +162,25 @@ class RegexReward(Reward):
             raise refuse("RegexReward.pattern", "a small pattern", self.pattern, hint)
         self._compiled  # noqa: B018 - an invalid pattern is refused here
 
+    @property
+    @override
+    def bounds(self) -> Bounds:
+        return self._between(self.value, self.at_most)
+
     @override
     def score(self, prompt: Prompt, replies: Replies) -> list[float]:
-        end = time.process_time() + self.timeout
-        return [self.value * self._matches(str(reply.text), end - time.process_time()) for reply in replies]
+        end = time.thread_time() + self.timeout
+        return [self.value * self._matches(str(reply.text), end) for reply in replies]
 
-    def _matches(self, text: str, seconds: float) -> int:
-        try:
-            # For `regex`, a negative timeout is none.
-            return _at_most(self.at_most, self._compiled.finditer(text, timeout=max(0.0, seconds), concurrent=True))
-        except TimeoutError:
-            raise TimeoutError(
-                f"The pattern {self.pattern!r} takes more than {self.timeout:g} s; avoid repeats within repeats."
-            ) from None
+    def _matches(self, text: str, end: float) -> int:
+        seconds = end - time.thread_time()
+        while seconds > 0.0:  # for `regex`, a negative timeout is none
+            try:
+                return _at_most(self.at_most, self._compiled.finditer(text, timeout=seconds, concurrent=True))
+            except TimeoutError:
+                # `regex` counts the time of all threads, which others may have spent.
+                seconds = 2.0 * seconds if time.thread_time() < end else 0.0
+        raise TimeoutError(f"The pattern takes more than {self.timeout:g} s; avoid repeats within repeats.")
 
     @cached_property
     def _compiled(self) -> Any:
@@ -190,6 +228,11 @@ class LengthReward(Reward):
         number("LengthReward.value", self.value)
         choice("LengthReward.unit", self.unit, ("words", "characters"))
 
+    @property
+    @override
+    def bounds(self) -> Bounds:
+        return self._between(self.value)
+
     @override
     def score(self, prompt: Prompt, replies: Replies) -> list[float]:
         return [
@@ -202,12 +245,21 @@ class LengthReward(Reward):
 
 
 def _folded(text: str) -> str:
-    """Return the same text for all spellings that are canonically equal in any case.
+    """Return the same text for all spellings that are canonically equal in any case, with single blanks.
 
     It is composed, so that a syllable of Hangul is one character. Compatibility forms stay different: they would turn
     a trademark sign into letters.
     """
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
+    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold()).split())
+
+
+@cache
+def _edges() -> tuple[str, re.Pattern[str]]:
+    """Return what matches where a mention may begin, as a pattern, and where it may end, compiled."""
+    word = rf"[\w{_CONNECTORS}{_JOINERS}{_marks()}]"
+    touching = rf"(?<=[{_SPACELESS}])|(?=[{_SPACELESS}])"
+    goes_on = rf"[{_CONTINUING}{_SELECTORS}{_JOINERS}{_marks()}]"
+    return rf"(?:(?<!{word})|{touching})", re.compile(rf"(?!{goes_on})(?:(?!{word})|{touching})")
 
 
 @cache

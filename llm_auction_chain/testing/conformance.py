@@ -71,6 +71,13 @@ class RewardConformance:
         """There is an amount for every reply, and no amount is infinite or NaN."""
         assert np.all(np.isfinite(self._amounts(self.replies())))
 
+    def test_amounts_lie_within_the_bounds(self) -> None:
+        """A ledger holds no more than the bounds of a reward allow its agent to owe."""
+        reward = self.reward()
+        low, high = getattr(reward, "bounds", None) or (-math.inf, math.inf)
+        amounts = self._amounts(self.replies(), reward)
+        assert np.all((low <= amounts) & (amounts <= high))
+
     def test_no_replies_get_no_amounts(self) -> None:
         """An empty batch is legal."""
         assert len(self.reward().score(self.prompt(), [])) == 0

@@ -4,11 +4,11 @@ import itertools
 import threading
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolCall
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolCall, ToolMessage
 from langchain_core.prompt_values import StringPromptValue
 
 from llm_auction_chain import ConfigurationError, PromptError
-from llm_auction_chain.messages import as_turns, copies_of, messages_of, total_counts, total_usage
+from llm_auction_chain.messages import as_turns, copies_of, messages_of, shown_to_agents, total_counts, total_usage
 
 RICH = AIMessage(
     [{"type": "text", "text": "a"}],
@@ -132,3 +132,28 @@ def test_numbers_add_up_as_deep_as_they_are_and_nothing_else_counts():
     assert total_counts([None, deep, {"of": {"c": {"d": 1.5}}}, "x", {"e": 4}]) == {
         "a": 1, "of": {"b": 0.5, "c": {"d": 3.5}}, "e": 4,
     }  # fmt: skip
+
+
+def test_agents_see_content_and_calls_and_nothing_of_other_auctions():
+    call = {"name": "buy", "args": {"n": 1}, "id": "1", "type": "tool_call"}
+    metadata = {"auction": {"seed": 7}, "logprobs": {"content": [{"logprob": -1.0}]}, "token_usage": {"prompt": 9},
+                "finish_reason": "length", "model_name": "m"}  # fmt: skip
+    reply = AIMessage("a", tool_calls=[call], name="n", id="i", response_metadata=metadata, usage_metadata=USAGE,
+                      additional_kwargs={"refusal": "no"})  # fmt: skip
+    seen = shown_to_agents(reply)
+    bare = AIMessage("a", tool_calls=[call], name="n", id="i", additional_kwargs={"refusal": "no"})
+    assert seen == bare.model_copy(update={"response_metadata": {"finish_reason": "length", "model_name": "m"}})
+    assert reply.response_metadata == metadata
+    tool = ToolMessage("42", tool_call_id="1", artifact={"private": 1}, status="error")
+    assert shown_to_agents(tool) == ToolMessage("42", tool_call_id="1", status="error")
+    human = HumanMessage("x", response_metadata={"auction": {}})
+    assert shown_to_agents(human) == HumanMessage("x")
+
+
+@pytest.mark.parametrize("tokens", [[1, 2], None, 3])
+def test_agents_see_the_tokens_of_a_reply_and_not_how_likely_each_prompt_makes_it(tokens):
+    figures = {"token_logprobs": [-1.0, -2.0], "prompt_totals": [-3.0, -4.0], "basis": "sampler", "complete": True}
+    reply = AIMessage("a", response_metadata={"logprobs": {**figures, "token_ids": tokens}})
+    seen = shown_to_agents(reply).response_metadata.get("logprobs", {})
+    assert seen.get("token_ids") == (tokens if isinstance(tokens, list) else None)
+    assert not {-1.0, -2.0, -3.0, -4.0} & {*seen.get("token_logprobs", ()), *seen.get("prompt_totals", ())}

@@ -10,6 +10,7 @@ from llm_auction_chain import Agent, ConfigurationError, Ledger
 from llm_auction_chain.auction.billing import Delivery, Tab, check_ledger, most_owed
 from llm_auction_chain.errors import AuctionWarning, ChargeConflictError, LedgerError, LedgerUnavailableError
 from llm_auction_chain.receipts import verify
+from llm_auction_chain.rewards import ClickReward, MentionReward
 from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 from tests.unit.auction.auctions import LIKES_B, LIKES_C, auction
 
@@ -233,7 +234,7 @@ async def test_a_delivery_in_an_event_loop_takes_charges_back_too(result):
 
 
 def test_agents_of_one_owner_may_owe_the_sum_of_their_ranges_and_those_that_never_pay_owe_nothing():
-    house = Agent("House", len, pays=False)
+    house = Agent("House", max, pays=False)
     most = {"B": Decimal("4.000001"), "C": Decimal("4.000001")}
     assert most_owed([LIKES_B, LIKES_C, house], 2.0, "pivot", 1.0) == (most, frozenset())
     assert most_owed([house], None, "pivot", 1.0) == ({}, frozenset())
@@ -243,13 +244,16 @@ def test_a_hold_is_the_proven_maximum_of_the_rule_and_of_what_the_reward_can_rep
     def held(rule, reward, tau=1.0):
         return float(most_owed([Agent("A", reward)], 2.0, rule, tau)[0]["A"])
 
-    assert held("expected", len, tau=100.0) == pytest.approx(4.0**2 / (8 * 100.0), abs=2e-5)
-    assert held("pivot", len, tau=100.0) == pytest.approx(4.0, abs=2e-6)
-    assert held("proportional", len) == pytest.approx(2.0 - 1.0 + math.exp(-2.0), abs=2e-6)  # from 0 to 2
+    assert held("expected", max, tau=100.0) == pytest.approx(4.0**2 / (8 * 100.0), abs=2e-5)
+    assert held("pivot", max, tau=100.0) == pytest.approx(4.0, abs=2e-6)
+    assert held("proportional", max) == pytest.approx(2.0 - 1.0 + math.exp(-2.0), abs=2e-6)  # from 0 to 2
     within = type("Within", (), {"score": lambda *_: [], "bounds": (0.0, 0.5)})()
     beyond = type("Beyond", (), {"score": lambda *_: [], "bounds": (-9.0, 9.0)})()
     assert held("pivot", within) == pytest.approx(0.5, abs=2e-6)
     assert held("pivot", beyond) == pytest.approx(4.0, abs=2e-6)
+    assert held("pivot", MentionReward(["a"], 0.25, at_most=3)) == pytest.approx(0.75, abs=2e-6)
+    assert held("pivot", ClickReward(0.5, max)) == pytest.approx(0.5, abs=2e-6)
+    assert most_owed([Agent("A", MentionReward(["a"]))], None, "pivot", 1.0)[0]["A"] == Decimal("1.000001")  # no cap
 
 
 def test_the_most_that_an_agent_may_owe_is_not_known_without_a_cap():

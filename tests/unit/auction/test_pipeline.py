@@ -84,7 +84,7 @@ def test_no_agents_draw_one_reply_and_pay_nothing():
 @pytest.mark.parametrize("parts", [{"name": ""}, {"reward": 3}, {"owner": " "}, {"context": None}])
 def test_an_agent_that_cannot_be_asked_is_refused(parts):
     with pytest.raises(ConfigurationError):
-        Agent(**{"name": "A", "reward": len, **parts})
+        Agent(**{"name": "A", "reward": max, **parts})
 
 
 @pytest.mark.parametrize("given", [
@@ -108,7 +108,7 @@ class Whole:
         return self.value
 
 
-BAD = [lambda p, r: "1", lambda p, r: None, lambda p, r: True, lambda p, r: math.nan, lambda p, r: 10**400,
+BAD = [lambda p, r: "1", lambda p, r: None, lambda p, r: math.nan, lambda p, r: 10**400,
        lambda p, r: 1j, lambda p, r: 1e101, Whole([1.0]), Whole("1234"), Whole(None), Whole(3)]  # fmt: skip
 
 

@@ -1,9 +1,11 @@
 """The result: charges, sponsors and prices per click, and the metadata that say the same."""
 
+import warnings
 from decimal import Decimal
 
 import numpy as np
 import pytest
+from langchain_core.language_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage
 
 from llm_auction_chain import (
@@ -16,9 +18,9 @@ from llm_auction_chain import (
     Reference,
 )
 from llm_auction_chain.mechanism import PAYMENT_RULES, settle
-from llm_auction_chain.rewards import ClickReward, LengthReward
+from llm_auction_chain.rewards import ClickReward, LengthReward, MentionReward
 from llm_auction_chain.testing import MarkovChatModel
-from tests.unit.auction.auctions import LIKES_B, LIKES_C, auction, both
+from tests.unit.auction.auctions import LIKES_B, LIKES_C, WORDS, auction, both
 
 
 @pytest.mark.parametrize("rule", PAYMENT_RULES)
@@ -41,7 +43,7 @@ async def test_a_player_that_never_pays_moves_the_reply_and_is_charged_nothing()
         payment = result.reply.response_metadata["auction"]["payments"][0]
         assert (payment["pays"], payment["amount"], payment["expected"]) == (False, 0.0, 0.0)
     with pytest.raises(ConfigurationError, match="each kind an owner"):
-        auction([Agent("u", len, owner="one", pays=False), Agent("v", len, owner="one")]).run("x")
+        auction([Agent("u", max, owner="one", pays=False), Agent("v", max, owner="one")]).run("x")
 
 
 def test_proportional_lets_a_player_that_never_pays_dislike_a_reply():
@@ -202,3 +204,52 @@ def test_a_context_that_looks_like_an_attack_is_warned_about():
     with pytest.warns(AuctionWarning, match="'Sly' marks a turn .*; it reads like an order"):
         result = auction([agent], proposal=mixture).run("x")
     assert result.reply.response_metadata["auction"]["warnings"] == list(result.warnings)
+
+
+def warnings_of(*agents, model=WORDS, **settings):
+    return auction(agents=agents, model=model, **settings).run("x").warnings
+
+
+def test_an_agent_that_fails_is_named_with_the_cause(caplog):
+    def fails(prompt, reply):
+        raise LookupError("no such reply")
+
+    assert warnings_of(LIKES_B, Agent("C", fails), Agent("D", lambda prompt, reply: "1")) == (
+        "'C' moved no reply: LookupError: no such reply",
+        "'D' moved no reply: reported str for candidate 0; rewards must be numbers, in money",
+    )
+    assert caplog.text.count("LookupError") == 1
+
+
+@pytest.mark.parametrize("reward", [lambda prompt, reply: 1.0 * reply.text.count("b"), MentionReward(["b"]) + 1])
+def test_rewards_that_read_text_where_there_is_none_are_named(reward, caplog):
+    calls = [AIMessage("", tool_calls=[{"name": "b", "args": {"n": n}, "id": "1"}]) for n in range(4)]
+    model = FakeMessagesListChatModel(responses=calls)
+    (warning,) = warnings_of(Agent("B", reward), model=model, on_tool_calls="auction", n_candidates=4)
+    assert warning == "'B' moved no reply: the replies have no text, so a reward must read their tool_calls."
+    assert "the replies have no text" in caplog.text
+
+
+def test_rewards_that_are_all_the_same_are_named_where_that_is_no_accident():
+    same, beyond = Agent("same", lambda prompt, reply: True), Agent("high", lambda prompt, reply: 9.0, report_cap=1.0)
+    assert warnings_of(same, beyond) == (
+        "'same' moved no reply: all rewards are the same, and not 0.",
+        "'high' moved no reply: all rewards are beyond the cap or bounds.",
+    )
+    two = [Agent(str(k), lambda prompt, reply: 1.0) for k in range(2)]
+    assert warnings_of(*two) == ("'0', '1' moved no reply: all rewards are the same, and not 0.",)
+    blocks = FakeMessagesListChatModel(responses=[AIMessage([{"type": "text", "text": text}]) for text in "abab"])
+    counts = Agent("counts", lambda prompt, reply: 1.0 * reply.content.count("b"))
+    (warning,) = warnings_of(counts, model=blocks, n_candidates=4)
+    assert "a list of blocks; a reward may read reply.text" in warning
+
+
+def test_rewards_that_may_well_be_the_same_are_not_named():
+    assert warnings_of(Agent("A", lambda prompt, reply: 0.0), Agent("B", MentionReward(["no such word"]) + 1)) == ()
+    assert warnings_of(Agent("A", lambda prompt, reply: 1.0), n_candidates=1) == ()
+
+
+def test_a_warning_about_a_report_is_no_error_where_warnings_are():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert warnings_of(LIKES_B, Agent("C", lambda prompt, reply: None))

@@ -35,7 +35,7 @@ def _innermost_name(settings):
     {"tau": 0}, {"tau": -1.0}, {"tau": math.nan}, {"tau": math.inf}, {"tau": "soft"},
     {"n_candidates": 0}, {"n_candidates": "many"}, {"sampling": {"min_candidates": 0}},
     {"sampling": {"min_candidates": 5}},
-    {"payment_rule": "free"}, {"on_agent_error": "ignore"}, {"agents": [Agent("A", len), Agent("A", len)]},
+    {"payment_rule": "free"}, {"on_agent_error": "ignore"}, {"agents": [Agent("A", max), Agent("A", max)]},
     {"agents": ["A"]}, {"agents": 3}, {"unknown": 1}, {"model": "gpt"}, {"seed": -1}, {"seed": True}, {"tau": True},
     {"n_candidates": True}, {"proposal": "context"}, {"sampling": {"scorer": 3}},
     {"sampling": {"min_ess": 0}}, {"sampling": {"min_ess": 17.0}},

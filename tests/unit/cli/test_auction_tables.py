@@ -37,7 +37,7 @@ def shown(width, agents=AGENTS, scale=1.0, length=3, **settings):
 def test_caps_rivals_currency_and_disclosure_are_said():
     agents = [
         Agent("First", lambda prompt, reply: 9.0 * reply.text.count("b"), report_cap=1.0, categories=["music"]),
-        Agent("Second", len, categories=["music"]),
+        Agent("Second", max, categories=["music"]),
     ]
     model = MarkovChatModel(length=3)
     result = AuctionRunnable(

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import json
 import pickle
 from datetime import date
 from decimal import Decimal
@@ -87,7 +88,7 @@ def test_run_is_one_run_of_the_same_kind_as_invoke(interface):
 async def test_run_is_given_what_is_bound_to_an_auction_as_invoke_is(interface):
     caller, hears = Caller(), Starts()
     own = interface(model=caller, agents=[AGENT], n_candidates=4, seed=7)
-    told = {"callbacks": [hears], "configurable": {"agents": [Agent("C", lambda prompt, reply: 1.0)]}}
+    told = {"callbacks": [hears], "configurable": {"auction_agents": [Agent("C", lambda prompt, reply: 1.0)]}}
     for bound in (
         own.bind(seed=8, stop=["END"], tools=[NOTE]).with_config(told),
         own.with_config(told).bind(seed=8, stop=["END"], tools=[NOTE]),
@@ -215,7 +216,7 @@ BELONGS = {
     "candidate_filter": MADE.format("policy=Policy(candidate_filter=...)"),
     "ledger": MADE.format("billing=Billing(ledger=...)"),
     "currency": MADE.format("billing=Billing(currency=...)"),
-    "agents": "Give it as config={'configurable': {'agents': [...]}}, or where the auction is made.",
+    "agents": "Give it as config={'configurable': {'auction_agents': [...]}}, or where the auction is made.",
     "auction_id": "Give config={'configurable': {'idempotency_key': ...}}; the same key and prompt have the same id.",
     "prompt": "The prompt is the input, the first argument.",
 }
@@ -481,3 +482,46 @@ def test_a_setting_is_checked_when_it_is_assigned(interface):
     with pytest.raises(ConfigurationError, match=rf"{interface.__name__} has no setting 'taux'\. Did you mean 'tau'\?"):
         auction.taux = 1.0
     assert auction.run("x").draws == 5
+
+
+@BOTH
+@pytest.mark.parametrize("sent", ["[]", '"sales,support"', '["B"]', "{}", '{"B": 1}', "0", "false", '""', "[[]]"])
+async def test_what_a_client_sends_switches_no_auction_off(interface, sent):
+    auction, value = interface(model=Caller(), agents=[AGENT], n_candidates=2), json.loads(sent)
+    for call in (auction.invoke, auction.ainvoke):
+        with pytest.raises(
+            ConfigurationError, match=r"configurable\['auction_agents'\] must be a list of at least one"
+        ):
+            await _awaited(call("x", {"configurable": {"auction_agents": value}}))
+        reply = await _awaited(call("x", {"configurable": {"agents": value, "auction_agents": None}}))
+        assert [payment["agent"] for payment in reply.response_metadata["auction"]["payments"]] == ["B"]
+
+
+@BOTH
+def test_code_may_leave_a_call_without_agents_and_is_told_of_another_key(interface):
+    auction = interface(model=Caller(), agents=[AGENT], n_candidates=2)
+    reply = auction.invoke("x", {"configurable": {"auction_agents": lambda given: []}})
+    assert reply.response_metadata["auction"]["payments"] == []
+    with pytest.raises(ConfigurationError, match=r"belong under configurable\['auction_agents'\]"):
+        auction.invoke("x", {"configurable": {"agents": [AGENT]}})
+
+
+async def _awaited(value):
+    return await value if inspect.isawaitable(value) else value
+
+
+@BOTH
+def test_no_agent_reads_of_the_last_auction_in_the_next_prompt(interface):
+    seen = []
+
+    def spy(prompt, reply):
+        seen.extend([*prompt, reply])
+        return 1.0
+
+    auction = interface(model=MarkovChatModel(), agents=[Agent("Spy", spy), AGENT], n_candidates=4, seed=SEED)
+    first = auction.invoke("x")
+    seen.clear()
+    auction.invoke([("human", "x"), first, ("human", "y")])
+    assert first.response_metadata["auction"]["seed"] == SEED
+    assert first.text in [message.text for message in seen]
+    assert not any(str(SEED) in repr(message) or "auction" in message.response_metadata for message in seen)

@@ -217,7 +217,7 @@ def test_a_model_that_each_call_makes_is_seen_through_and_still_made_by_the_call
     with httpx.Client() as client:
         client_of = {"api_key": "sk", "base_url": server.url, "http_client": client, "max_retries": 0}
         model = init_chat_model("m", model_provider="openai", configurable_fields=("temperature",), **client_of)
-        told = {"configurable": {"temperature": 0.25, "agents": [Spy().agent()]}}
+        told = {"configurable": {"temperature": 0.25, "auction_agents": [Spy().agent()]}}
         for auction, offered in (
             (interface(model=model, n_candidates=M), False),
             (interface(model=model.bind_tools([note]), n_candidates=M), True),
@@ -236,7 +236,7 @@ def test_a_model_that_only_the_call_names_is_auctioned(server, interface):
     with httpx.Client() as client:
         client_of = {"api_key": "sk", "base_url": server.url, "http_client": client, "max_retries": 0}
         model = init_chat_model(configurable_fields=("model", "model_provider"), **client_of)
-        told = {"configurable": {"model": "m", "model_provider": "openai", "agents": [Spy().agent()]}}
+        told = {"configurable": {"model": "m", "model_provider": "openai", "auction_agents": [Spy().agent()]}}
         for auction, offered in (
             (interface(model=model, n_candidates=M), False),
             (interface(model=model.with_retry(), n_candidates=M), False),
@@ -305,7 +305,7 @@ async def test_where_tools_are_offered_the_reference_answers_with_one_draw_and_a
 
     caller = Caller()
     auction = bind(interface(model=wrap(caller), agents=directory, n_candidates=M))
-    for reply in await both(auction, config={"configurable": {"agents": directory}}, **given):
+    for reply in await both(auction, config={"configurable": {"auction_agents": directory}}, **given):
         held = reply.response_metadata["auction"]
         assert held["bypassed"] is True
         assert (held["payments"], held["agents"], held["diagnostics"]["candidates"]) == ([], [], 1)

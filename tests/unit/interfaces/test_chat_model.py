@@ -193,7 +193,7 @@ async def test_no_tracer_is_told_of_an_agents_reward(interface):
     called = interface(model=Caller(), n_candidates=M)
     config = {"callbacks": [hears]}
     await both(own | StrOutputParser(), config=config)
-    await both(called, config={**config, "configurable": {"agents": [secret]}})
+    await both(called, config={**config, "configurable": {"auction_agents": [secret]}})
     list(own.stream("Hi", config))
     starts = [told for told in hears.told if told[0] == ("model" if interface is ChatAuction else "chain")]
     assert len(starts) >= 5
@@ -230,7 +230,7 @@ CALLS = {
 @pytest.mark.filterwarnings("ignore:The method `BaseChatModel._a?chat_model_stream_v3` is in beta")  # LangChain's own
 @pytest.mark.parametrize("style", CALLS)
 def test_the_calls_own_agents_reach_every_sync_call(style):
-    told = {"configurable": {"agents": [bidder("call")]}}
+    told = {"configurable": {"auction_agents": [bidder("call")]}}
     for chat in (auction(), auction().bind(stop=["x"])):
         assert bidders(CALLS[style](chat, told)) == ["call"]
         assert bidders(CALLS[style](chat, None)) == ["own"]
@@ -268,7 +268,7 @@ ACALLS = {
 @pytest.mark.filterwarnings("ignore:The method `BaseChatModel._a?chat_model_stream_v3` is in beta")  # LangChain's own
 @pytest.mark.parametrize("style", ACALLS)
 async def test_the_calls_own_agents_reach_every_async_call(style):
-    told = {"configurable": {"agents": [bidder("call")]}}
+    told = {"configurable": {"auction_agents": [bidder("call")]}}
     for chat in (auction(), auction().bind(stop=["x"])):
         assert bidders(await ACALLS[style](chat, told)) == ["call"]
         assert bidders(await ACALLS[style](chat, None)) == ["own"]
@@ -300,7 +300,7 @@ async def test_the_models_own_handlers_hear_its_run_and_its_events_and_nothing_b
 
 
 async def test_each_input_of_a_batch_has_its_own_config():
-    told = [{"configurable": {"agents": [bidder(name)]}} for name in "ab"]
+    told = [{"configurable": {"auction_agents": [bidder(name)]}} for name in "ab"]
     replies = [*auction().batch(["Hi", "Hi"], told), *await auction().abatch(["Hi", "Hi"], told)]
     assert [bidders(reply) for reply in replies] == [["a"], ["b"]] * 2
     assert {reply.usage_metadata["total_tokens"] for reply in replies} == {M * COST}

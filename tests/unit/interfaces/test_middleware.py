@@ -61,7 +61,7 @@ async def test_agents_of_the_call_go_before_those_of_context_state_and_construct
     graph = agent(context_schema=context)
     stated = {**GIVEN, "auction_agents": [bidder("state")]}
     contextual = {"context": context(auction_agents=[bidder("context")])}
-    config = {"configurable": {"agents": [bidder("config")]}}
+    config = {"configurable": {"auction_agents": [bidder("config")]}}
     for given, told, keywords, who in (
         (GIVEN, None, {"context": context()}, "own"),
         (stated, None, {}, "state"),
@@ -112,7 +112,7 @@ async def test_every_turn_of_a_thread_is_counted_once_and_no_checkpoint_keeps_th
     graph.invoke(GIVEN, config)
     await graph.ainvoke(GIVEN, config)
     await graph.ainvoke(GIVEN, config, context={"auction_agents": [bidder("context")]})
-    state = graph.invoke(GIVEN, {"configurable": {"thread_id": "1", "agents": [bidder("config")]}})
+    state = graph.invoke(GIVEN, {"configurable": {"thread_id": "1", "auction_agents": [bidder("config")]}})
     assert bidders(state) == [["state"], ["own"], ["context"], ["config"]]
     assert "auction_agents" not in state
     replies = [message for message in state["messages"] if isinstance(message, AIMessage)]
@@ -277,3 +277,12 @@ def test_a_retry_asks_again_only_where_the_model_may_then_answer(error, asked):
     with pytest.raises(type(error)):
         agent([retry, AuctionMiddleware([bidder("own")], n_candidates=M)], caller).invoke(GIVEN)
     assert next(caller.numbers) == asked + 1
+
+
+@pytest.mark.parametrize("place", ["state", "context"])
+@pytest.mark.parametrize("sent", [[], ["own"], "own", {}, 0])
+async def test_what_a_client_sends_switches_no_auction_off(place, sent):
+    given = {**GIVEN, "auction_agents": sent} if place == "state" else GIVEN
+    keywords = {"context": {"auction_agents": sent}} if place == "context" else {}
+    with pytest.raises(ConfigurationError, match="auction_agents must be a list of at least one Agent"):
+        agent().invoke(given, **keywords)

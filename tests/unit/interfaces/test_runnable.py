@@ -35,7 +35,7 @@ def test_the_input_may_be_whatever_a_chat_model_takes(given):
 def test_agents_may_be_a_callable_a_runnable_or_given_per_call():
     for source in (lambda given: TWO, RunnableLambda(lambda given: TWO)):
         assert len(auction(agents=source).invoke("x").response_metadata["auction"]["payments"]) == 2
-    given = auction(agents=TWO).invoke("x", config={"configurable": {"agents": TWO[:1]}})
+    given = auction(agents=TWO).invoke("x", config={"configurable": {"auction_agents": TWO[:1]}})
     assert [payment["agent"] for payment in given.response_metadata["auction"]["payments"]] == ["B"]
 
 

@@ -123,7 +123,9 @@ async def test_a_chat_auctions_own_handler_makes_a_span_of_each_auction(telemetr
 async def test_auctions_under_way_together_do_not_mix(telemetry, kind):
     auction = kind(model=Named(), n_candidates=4, seed=3)
     sizes = [1, 2, 3] * 5
-    configs = [{**telemetry.config, "configurable": {"agents": [*AGENTS[:1], *more(size - 1)]}} for size in sizes]
+    configs = [
+        {**telemetry.config, "configurable": {"auction_agents": [*AGENTS[:1], *more(size - 1)]}} for size in sizes
+    ]
     await auction.abatch(["x"] * len(sizes), configs)
     auction.batch(["x"] * len(sizes), configs)
     auctions = telemetry.take()

@@ -55,7 +55,7 @@ def receipt_of(reports, log_weights, *, tau, rule="expected", owners=None, pays=
         auction_id="x", salt="5a" * 32, prompt=[], terms=terms, seed=seed, left_out=[], bypassed=False,
         candidates=[Candidate(message=AIMessage(str(j)), log_weight=nats) for j, nats in enumerate(log_weights)],
         components=[("reference", m)], caps=[None] * n,
-        agents=[Agent(f"agent-{k}", len, owner=owners[k], pays=pays[k]) for k in range(n)],
+        agents=[Agent(f"agent-{k}", max, owner=owners[k], pays=pays[k]) for k in range(n)],
     )  # fmt: skip
     reports = np.where(np.isneginf(log_weights), 0.0, reports)
     settled = settle(
@@ -104,7 +104,7 @@ def crowd():
         Agent("Late", fails),
         Agent("Clicks", ClickReward(4.0, lambda prompt, reply: 0.2 + 0.3 * (reply.text[0] == "c"))),
         Agent("User", lambda prompt, reply: 0.3 * (reply.text == "ac"), pays=False),
-        Agent("Rival", len, categories=["cars"]),
+        Agent("Rival", max, categories=["cars"]),
     ]  # fmt: skip
 
 

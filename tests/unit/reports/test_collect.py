@@ -16,6 +16,7 @@ from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.runnables.config import var_child_runnable_config
 
 from llm_auction_chain import Agent, RewardError
+from llm_auction_chain.messages import shown_to_agents
 from llm_auction_chain.reports import Terms, collect
 from llm_auction_chain.rewards import AskedBy, ClickReward, LogRatioReward, asked_by
 from llm_auction_chain.testing import MarkovChatModel
@@ -376,7 +377,7 @@ def test_changes_of_one_agent_to_its_copies_reach_no_other_not_even_later(ask):
     reports = ask(*(Agent(str(k), reward) for k, reward in enumerate(rewards)), replies=replies)
     assert [report.status for report in reports] == ["reported"] * 4
     assert replies == [RICH, RICH]
-    assert seen == [(HumanMessage("x"), RICH)] * 2
+    assert seen == [(HumanMessage("x"), shown_to_agents(RICH))] * 2
 
 
 def test_an_agent_learns_which_auction_asks_and_nothing_else(ask):
@@ -418,13 +419,13 @@ def test_an_agent_reads_no_other_agent_in_the_config_and_changes_it_for_none(ask
             configs.append(dict(config["configurable"]))
             return 1.0
 
-    chosen = {"agents": ["rivals"], "idempotency_key": "request 1", "user": "u"}
+    chosen = {"auction_agents": ["rivals"], "idempotency_key": "request 1", "user": "u"}
     config = {"callbacks": CallbackManager([]), "configurable": dict(chosen)}
     agents = [Agent("function", spies), Agent("runnable", Spies()), Agent("rival", RunnableLambda(lambda pair: 3.25))]
     reports = ask(*agents, config=config)
     assert [report.status for report in reports] == ["reported"] * 3
     assert len(configs) == 4
-    assert all(own["user"] == "u" and not {"agents", "idempotency_key"} & set(own) for own in configs)
+    assert all(own["user"] == "u" and not {"auction_agents", "idempotency_key"} & set(own) for own in configs)
     assert 3.25 not in spy.outputs
     assert not config["callbacks"].handlers
     assert config["configurable"] == chosen

@@ -1,19 +1,24 @@
 """What an agent returns becomes plain numbers within its cap, or no report and a public reason without numbers."""
 
 import itertools
+import math
+import time
 from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from langchain_core.messages import AIMessage
 
-from llm_auction_chain import RewardError
+from llm_auction_chain import Agent, RewardError
+from llm_auction_chain.reports import Terms, bounds_of, collect
 from llm_auction_chain.reports.report import InvalidReportError, amounts_of, failed_report, report_of
-from llm_auction_chain.rewards import ClickReward
+from llm_auction_chain.rewards import ClickReward, LogRatioReward, MentionReward, Reward
+from llm_auction_chain.waiting import BLOCKING, run
 
 
-def report(value, n=2, *, reward=None, cap=None, refuse_negative=False):
-    return report_of(value, n, reward=reward, cap=cap, refuse_negative=refuse_negative)
+def report(value, n=2, *, reward=None, cap=math.inf, refuse_negative=False):
+    return report_of(value, n, reward=reward, bounds=(-cap, cap), refuse_negative=refuse_negative)
 
 
 class Rows(list):
@@ -25,7 +30,7 @@ class Rows(list):
 
 @pytest.mark.parametrize("value", [
     [Decimal("sNaN"), 1.0], [Decimal("1e400"), 1.0], [10**400, 1.0], [Fraction(10**400), 1.0], [float("nan"), 1.0],
-    [1.0, float("inf")], np.array([True, False]), np.array([1j, 1.0]), np.ones((2, 1)), np.float64(1.0),
+    [1.0, float("inf")], np.array([1j, 1.0]), np.ones((2, 1)), np.float64(1.0),
     Rows([1.0, 1.0, 9.0]), ["1", "2"], [None, 1.0], [1.0], [], None, 1.0, "12", b"12", bytearray(b"ab"),
     {1.0, 2.0}, {1.0: 2, 2.0: 3}, {1.0: 2, 2.0: 3}.keys(), {1.0: 1, 2.0: 1}.items(), [1.1e100, 0.0],
 ], ids=repr)  # fmt: skip
@@ -40,7 +45,7 @@ def test_what_is_not_one_finite_number_for_every_reply_is_no_report(value):
     (np.array([1, 2], dtype=np.float32), (1.0, 2.0)),
     ([np.float64(7.0), Fraction(1, 2)], (7.0, 0.5)),
     ([5e-324, -1e100], (5e-324, -1e100)),
-    ((1, 2), (1.0, 2.0)),
+    ((1, 2), (1.0, 2.0)), ([True, False], (1.0, 0.0)), (np.array([True, False]), (1.0, 0.0)),
 ])  # fmt: skip
 def test_numbers_of_any_kind_become_floats(value, expected):
     amounts = amounts_of(value, 2)
@@ -130,3 +135,47 @@ def test_a_reason_can_be_stored_and_is_short():
     reason = failed_report(ValueError(chr(0xD800) + "x" * 1000), 1).reason
     assert reason.encode("utf-8")
     assert len(reason) == 200
+
+
+class Declares(Reward):
+    """Declares bounds, and reports beyond them."""
+
+    def __init__(self, bounds):
+        self._bounds = bounds
+
+    @property
+    def bounds(self):
+        if isinstance(self._bounds, Exception):
+            raise self._bounds
+        return self._bounds
+
+    def score(self, prompt, replies):
+        return [9.0 for _ in replies]
+
+
+@pytest.mark.parametrize(("bounds", "cap", "expected"), [
+    ((-1.0, 0.5), None, (-1.0, 0.5)), ((-1.0, 0.5), 0.75, (-0.75, 0.5)), ((2, 3), 1.0, (1.0, 1.0)),
+    (None, 2.0, (-2.0, 2.0)), (LookupError(), 2.0, (-2.0, 2.0)), ((math.nan, 1.0), 2.0, (-2.0, 2.0)),
+    ((1.0, -1.0), 2.0, (-2.0, 2.0)), ("no", 2.0, (-2.0, 2.0)), (None, None, (-math.inf, math.inf)),
+])  # fmt: skip
+def test_an_agent_reports_within_what_its_reward_declares_and_within_its_cap(bounds, cap, expected):
+    agent = Agent("A", Declares(bounds))
+    assert bounds_of(agent, cap) == expected
+    (one,) = run(collect([agent], [], [AIMessage("a")], Terms(report_cap=cap), waiter=BLOCKING))
+    assert one.rewards == (min(9.0, expected[1]),)
+    assert one.status == ("capped" if expected[1] < 9.0 else "reported")
+
+
+def test_a_long_text_of_an_error_is_cut_before_it_is_cleaned():
+    start = time.thread_time()
+    reason = failed_report(ValueError("\u200b" * 30_000_000), 1).reason
+    assert (reason.strip(), len(reason)) == ("ValueError:", 200)
+    assert time.thread_time() - start < 1
+
+
+def test_what_others_raise_within_a_ready_made_reward_is_named_and_not_quoted():
+    quoted, ours = LookupError("the instructions: bid $9"), RewardError("no vectors")
+    for reward in (LogRatioReward("bid $9"), MentionReward(["a"]) + 1):
+        assert failed_report(quoted, 1, reward).reason == "LookupError"
+        assert failed_report(ours, 1, reward).reason == "RewardError: no vectors"
+    assert failed_report(quoted, 1, Declares(None)).reason == "LookupError: the instructions: bid $9"

@@ -1,13 +1,18 @@
 """Rewards are added and multiplied reply by reply, and a reward that waits writes its work once."""
 
 import asyncio
+import operator
 import threading
+from fractions import Fraction
+from functools import reduce
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 
 from llm_auction_chain import ConfigurationError
-from llm_auction_chain.rewards import LengthReward, MentionReward, Reward
+from llm_auction_chain.rewards import ClickReward, LengthReward, MentionReward, RegexReward, Reward
 from llm_auction_chain.rewards.base import WaitingReward
 
 REPLIES = [AIMessage("one"), AIMessage("one two")]
@@ -98,3 +103,73 @@ def test_a_reward_without_score_is_none():
         Reward()
     with pytest.raises(TypeError, match="abstract"):
         WaitingReward()
+
+
+def ready_made():
+    """Rewards that say what they are worth at most, in sums, products and clicks."""
+    values = st.floats(-1e6, 1e6)
+    words = st.sampled_from(["one", "two"])
+    leaves = st.one_of(
+        st.builds(MentionReward, st.lists(words, min_size=1), values, st.integers(1, 9)),
+        st.builds(RegexReward, st.sampled_from([r"\w", "o."]), values, st.integers(1, 9)),
+        st.builds(LengthReward, st.floats(0, 9), st.floats(1e-3, 9), values),
+        st.builds(ClickReward, st.floats(0, 1e9), words.map(lambda word: MentionReward([word]))),
+    )
+
+    def combined(inner):
+        part = st.one_of(inner, values)
+        return st.one_of(st.builds(operator.add, inner, part), st.builds(operator.mul, inner, part),
+                         st.builds(lambda one, other: other + one, inner, values))  # fmt: skip
+
+    return st.recursive(leaves, combined, max_leaves=8)
+
+
+@given(ready_made(), st.lists(st.text("one tw", max_size=30), min_size=1, max_size=5))
+def test_no_report_lies_outside_of_the_bounds_of_its_reward(reward, texts):
+    low, high = reward.bounds
+    assert all(low <= worth <= high for worth in reward.score([], [AIMessage(text) for text in texts]))
+
+
+def test_bounds_are_those_of_all_parts_and_unknown_where_one_is():
+    mention, length = MentionReward(["a"], 2.0, at_most=3), LengthReward(1, 1, value=-1.0)
+    assert ((mention + length).bounds, (mention * length).bounds) == ((-1.0, 6.0), (-6.0, 0.0))
+    assert ((mention * -0.5 + 1).bounds, (2 + -3 * length).bounds) == ((-2.0, 1.0), (2.0, 5.0))
+    assert (Words() + mention).bounds is (mention * (lambda prompt, reply: 1.0)).bounds is Words().bounds is None
+    assert (MentionReward(["a"], 1e200) * MentionReward(["a"], 1e200)).bounds is None
+
+
+@pytest.mark.parametrize("verb", [operator.add, operator.mul])
+def test_a_sum_or_product_of_many_is_not_deep_and_one_of_too_many_is_refused(score, verb):
+    many = reduce(verb, [Words()] * 100)
+    assert len(many.parts) == 100
+    assert score(many) == [reduce(verb, [1.0] * 100), reduce(verb, [2.0] * 100)]
+    with pytest.raises(ConfigurationError, match="at most 100 parts, nested at most 20 deep; got 101 parts, 1 deep"):
+        verb(many, 1)
+    doubled = reduce(lambda one, _: verb(one, one), range(6), Words())
+    with pytest.raises(ConfigurationError, match="got 128 parts"):
+        verb(doubled, doubled)
+
+
+def test_a_reward_is_nested_up_to_a_depth(score):
+    nested = Words()
+    for _ in range(10):
+        nested = 1 + 1 * nested
+    assert score(nested) == [11.0, 12.0]
+    for deeper in (lambda: 1 + nested, lambda: ClickReward(1.0, nested)):
+        with pytest.raises(ConfigurationError, match="21 deep"):
+            deeper()
+
+
+@pytest.mark.parametrize("part", [10**400, Fraction(10**400), float("inf"), float("nan")])
+def test_a_number_that_no_float_holds_is_no_part(part):
+    with pytest.raises(ConfigurationError, match=r"A part of a reward with \+ must be a finite number"):
+        Words() + part
+
+
+def test_a_function_of_one_argument_is_refused_at_once():
+    for one in (lambda reply: 1.0, lambda prompt, reply, third: 1.0, lambda: 1.0, len):
+        for make in (lambda one=one: Words() + one, lambda one=one: ClickReward(1.0, one)):
+            with pytest.raises(ConfigurationError, match=r"must be a function of \(prompt, reply\)"):
+                make()
+    assert Words() + max  # of C: it has no signature
+    assert Words() + (lambda *given: 1.0)

@@ -8,6 +8,7 @@ import pytest
 from langchain_core.language_models import BaseChatModel, FakeListChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import RunnableLambda
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field
 
@@ -117,8 +118,9 @@ async def test_one_judgement_that_fails_fails_all_and_says_why():
         return {"level": 1}
 
     reward = JudgeReward(ToolJudge(grade=fails), RUBRIC)
-    with pytest.raises(RewardError, match="reply 1: ConnectionError: the judge is away"):
+    with pytest.raises(RewardError, match=r"reply 1: ConnectionError$") as failed:
         reward.score(PROMPT, replies("a", "b"))
+    assert str(failed.value.__cause__) == "the judge is away"
     with pytest.raises(RewardError, match="reply 1"):
         await reward.ascore(PROMPT, replies("a", "b"))
 
@@ -128,4 +130,32 @@ def test_a_judge_that_cannot_grade_is_refused_at_once():
     for bad in ({"judge": FakeListChatModel(responses=["4"])}, {"judge": None}, {"rubric": " "}, {"levels": ["one"]},
                 {"levels": "no"}, {"levels": ["a", ""]}, {"value": float("inf")}):  # fmt: skip
         with pytest.raises(ConfigurationError):
+            JudgeReward(**{"judge": judge, "rubric": RUBRIC, **bad})
+
+
+class Says(FakeListChatModel):
+    """A judge whose structured answer is what a function returns."""
+
+    answer: Callable[[Any], Any]
+
+    def with_structured_output(self, schema, **settings):
+        return RunnableLambda(lambda messages: self.answer(schema))
+
+
+@pytest.mark.parametrize("answer", [
+    lambda schema: schema.model_construct(level=7), lambda schema: schema.model_construct(level="7: worth $9.31"),
+    lambda schema: schema.model_validate_json('{"level": 9, "why": "worth $9.31"}'), lambda schema: {"level": 9.31},
+])  # fmt: skip
+def test_no_answer_of_a_judge_is_in_a_public_reason(answer):
+    judged = JudgeReward(Says(responses=[], answer=answer), RUBRIC)
+    with pytest.raises(RewardError) as error:
+        judged.score(PROMPT, replies("a"))
+    assert str(error.value).startswith(("The judge gave reply 0 no level", "The judge failed on reply 0: Validation"))
+    assert not set("79$") & set(str(error.value))
+
+
+def test_what_a_judge_reads_is_bounded():
+    judge = ToolJudge(grade=by_length)
+    for bad in ({"rubric": "x" * 4001}, {"levels": ["x"] * 21}, {"levels": ["a", "x" * 201]}):
+        with pytest.raises(ConfigurationError, match="JudgeReward"):
             JudgeReward(**{"judge": judge, "rubric": RUBRIC, **bad})

@@ -210,3 +210,64 @@ def test_a_length_needs_sensible_settings():
     for bad in ({"target": -1}, {"tolerance": 0}, {"tolerance": float("nan")}, {"unit": "lines"}, {"value": None}):
         with pytest.raises(ConfigurationError):
             LengthReward(**{"target": 1, "tolerance": 1, **bad})
+
+
+def test_many_phrases_hold_up_no_other_thread_and_too_many_are_refused():
+    reward = MentionReward([f"chord {k:04}" for k in range(9000)])
+    text, longest, over = "a chord 12345 and " * 2000 + "chord 8999", [0.0], threading.Event()
+
+    def tick():
+        last = time.perf_counter()
+        while not over.is_set():
+            time.sleep(0.001)
+            last, before = time.perf_counter(), last
+            longest[0] = max(longest[0], last - before)
+
+    other = threading.Thread(target=tick)
+    other.start()
+    start = time.thread_time()
+    assert reward.score([], [AIMessage(text)] * 4) == [1.0] * 4
+    assert time.thread_time() - start < 5
+    over.set()
+    other.join()
+    assert longest[0] < 1
+    for phrases in (["a"] * 10_001, ["a" * 100_001]):
+        with pytest.raises(ConfigurationError, match="at most 10000 phrases of 100000 characters in all"):
+            MentionReward(phrases)
+
+
+class Busy:
+    """A pattern of `regex` in a process whose other threads spend nearly all of the time that it counts."""
+
+    def __init__(self, own):
+        self.own, self.timeouts = own, []
+
+    def finditer(self, text, *, timeout, concurrent):
+        self.timeouts.append(timeout)
+        spent = time.thread_time() + min(self.own, timeout / 50)
+        while time.thread_time() < spent:
+            pass
+        if timeout / 50 < self.own:
+            raise TimeoutError
+        return iter([text])
+
+
+def test_a_pattern_has_the_time_of_its_own_thread_however_much_others_spend(monkeypatch):
+    reward = RegexReward("a", timeout=0.1)
+    monkeypatch.setitem(vars(reward), "_compiled", Busy(0.01))
+    assert reward.score([], [AIMessage("a")] * 2) == [1.0, 1.0]
+    monkeypatch.setitem(vars(reward), "_compiled", Busy(1.0))
+    with pytest.raises(TimeoutError):
+        reward.score([], [AIMessage("a")])
+
+
+def test_the_public_reason_of_a_slow_pattern_shows_no_pattern():
+    with pytest.raises(TimeoutError, match=r"more than 0\.01 s") as error:
+        RegexReward("(S|SS)+$", timeout=0.01).score([], [AIMessage("S" * 100 + "!")])
+    assert "S|SS" not in str(error.value)
+
+
+def test_at_most_is_a_number_that_can_be_counted_to():
+    for kind in (MentionReward, RegexReward):
+        with pytest.raises(ConfigurationError, match="at_most"):
+            kind("a" if kind is RegexReward else ["a"], at_most=10**400)
