@@ -1,5 +1,6 @@
 """What the chat models share: the settings of sampling, their checks, and token counts."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -26,6 +27,10 @@ __all__ = ["SAMPLER", "Check", "SamplingChatModel", "optional", "usage"]
 
 Check = Callable[[str, Any], Any]
 SAMPLER = ("max_tokens", "temperature", "top_p", "top_k")
+_OWN_VARIABLES = frozenset(
+    {"add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages"}
+    | {"padding", "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "truncation"}
+)
 # LangChain's own keywords, for tracing and routing. They do not change the reply.
 _LANGCHAIN = frozenset({"ls_structured_output_format", "structured_output_format", "stream"})
 
@@ -43,6 +48,18 @@ def _strings(name: str, value: Any) -> list[str]:
     return list(strings)
 
 
+def _template_variables(name: str, value: Any) -> dict[str, Any]:
+    """Return a mapping as JSON has it, without names that the models set themselves."""
+    expected = "a mapping of a chat template's variables to JSON values, such as {'enable_thinking': False}"
+    try:
+        variables: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise refuse(name, expected, value) from error
+    if taken := variables.keys() & _OWN_VARIABLES:
+        raise refuse(name, expected, value, f"The model sets {', '.join(sorted(taken))} itself.")
+    return variables
+
+
 class SamplingChatModel(BaseChatModel):
     """A chat model that draws `n` independent replies. `ChatTransformers` explains the fields."""
 
@@ -58,6 +75,7 @@ class SamplingChatModel(BaseChatModel):
         "top_k": whole_number,
         "stop": optional(_strings),
         "seed": optional(whole_number),
+        "chat_template_kwargs": _template_variables,
     }
 
     max_tokens: int = 256
@@ -66,6 +84,7 @@ class SamplingChatModel(BaseChatModel):
     top_k: int = 0
     stop: list[str] | None = Field(default=None, alias="stop_sequences")
     seed: int | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -16,6 +16,7 @@ from langchain_core.runnables import run_in_executor
 from typing_extensions import override
 
 from llm_auction_chain.errors import LogProbError
+from llm_auction_chain.models.local.templates import check_rows
 from llm_auction_chain.models.local.weights import EMBEDDED_MODEL, check_installed, embedded_model_path
 from llm_auction_chain.models.sampling import SAMPLER, Check, SamplingChatModel, optional, usage
 from llm_auction_chain.validators import refuse, text, whole_number
@@ -44,6 +45,7 @@ class ChatTransformers(SamplingChatModel):
         top_k: above 0, keeps only that many likeliest tokens.
         stop: strings, or one string. A reply ends before the first of them.
         seed: None draws a fresh one for every request.
+        chat_template_kwargs: variables of the model's chat template, such as `{"enable_thinking": False}`.
         dtype: "bfloat16", "float16", "float32", or "auto": bfloat16 where the device computes in it, else float32.
         device: a torch device or "auto".
         max_batch_tokens: the most tokens whose keys and values a request holds at once. The rest waits. None is as
@@ -95,7 +97,7 @@ class ChatTransformers(SamplingChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = (*SAMPLER, "stop", "seed", "dtype", "device", "max_batch_tokens", "compiled")
+        names = (*SAMPLER, "stop", "seed", "chat_template_kwargs", "dtype", "device", "max_batch_tokens", "compiled")
         return {"model": self._model_name, **{name: getattr(self, name) for name in names}}
 
     @override
@@ -150,7 +152,8 @@ class ChatTransformers(SamplingChatModel):
             for prompts, powers, count in ([((messages,), (1.0,), n)] if conditions is None else conditions)
         ]
         engine = self._engine()
-        drawings = [([engine.encode(prompt) for prompt in prompts], powers, count) for prompts, powers, count in turns]
+        encode = partial(engine.encode, variables=self.chat_template_kwargs)
+        drawings = [([encode(prompt) for prompt in prompts], powers, count) for prompts, powers, count in turns]
         replies = engine.sample(drawings, progress=progress, cancel=cancel, **settings)
         input_tokens = sum(len(prompt) for prompts, _, _ in drawings for prompt in prompts)
         total = usage(input_tokens, sum(len(reply.token_ids) for reply in replies))
@@ -201,7 +204,7 @@ class ChatTransformers(SamplingChatModel):
         settings = self._arguments(stop, seed, n, kwargs)
         turns = self._turns(messages)
         engine = self._engine()
-        prompt_ids = engine.encode(turns)
+        prompt_ids = engine.encode(turns, self.chat_template_kwargs)
         sent = 0
         for reply in engine.stream(prompt_ids, **settings):
             message = AIMessageChunk(content=reply.text[sent:])
@@ -250,7 +253,10 @@ class ChatTransformers(SamplingChatModel):
         settings = self._arguments(None, 0, 1, kwargs)
         ids = [_token_ids(reply) for reply in replies]
         engine = self._engine()
-        encoded = [[tuple(engine.encode(self._turns(prompt))) for prompt in prompts] for prompts, _ in conditions]
+        for reply in ids:
+            check_rows(engine.tokenizer, reply, engine.model)
+        encode = partial(engine.encode, variables=self.chat_template_kwargs)
+        encoded = [[tuple(encode(self._turns(prompt))) for prompt in prompts] for prompts, _ in conditions]
         places = {prompt: k for k, prompt in enumerate(dict.fromkeys(chain.from_iterable(encoded)))}
         powers = np.zeros((len(conditions), len(places)))
         for c, (prompts, (_, exponents)) in enumerate(zip(encoded, conditions, strict=True)):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_auction_chain.errors import ContextWindowError, MissingDependencyError
-from llm_auction_chain.models.local.weights import INSTALL_EXTRA, templated
+from llm_auction_chain.models.local.templates import check_rows, templated
+from llm_auction_chain.models.local.weights import INSTALL_EXTRA
 from llm_auction_chain.validators import refuse
 from llm_auction_chain.waiting import exit_waits
 
@@ -91,6 +92,8 @@ class RewardModel:
         """
         column = self._column(label)
         encoded = [self._encode(turns, reply) for reply in replies]
+        for each in encoded:
+            check_rows(self.tokenizer, each["input_ids"], self.model)
         logits = [math.nan] * len(replies)
         for rows in self._batches([len(each["input_ids"]) for each in encoded], max_batch_tokens):
             with self._turn, exit_waits():

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_auction_chain.errors import ContextWindowError, MissingDependencyError, PromptError
-from llm_auction_chain.models.local.weights import INSTALL_EXTRA, templated
+from llm_auction_chain.models.local.templates import as_lines, check_rows, templated
+from llm_auction_chain.models.local.weights import INSTALL_EXTRA
 from llm_auction_chain.waiting import exit_waits
 
 try:
@@ -104,6 +105,7 @@ class Engine:
         self.window = _window(model.config.get_text_config())
         ends = getattr(model.generation_config, "eos_token_id", None)
         self.ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+        self._special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         size = _PASS.get(model.device.type, _PASS_ELSEWHERE)
         self._passes = passes_for(model, min(size, max_batch_tokens or size), compiled=compiled, packed=packed)
         free = int(_MEMORY * free_memory(model.device)) // self._passes.token_bytes
@@ -128,21 +130,24 @@ class Engine:
         return load_once(cls, AutoModelForCausalLM, path_or_hub_id, dtype, device, **options)
 
     @exit_waits()
-    def encode(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode(self, turns: Sequence[Mapping[str, str]], variables: Mapping[str, Any] | None = None) -> list[int]:
         """Return the tokens of turns, mappings with "role" and "content", up to the assistant's next turn.
 
-        They follow the model's chat template. A model without a template reads lines of `role: text`.
+        They follow the model's chat template, which gets the variables. A model without a template reads lines of
+        `role: text`.
 
         Raises:
             PromptError: there is no turn.
-            ConfigurationError: the template refuses the conversation.
+            ConfigurationError: the template refuses the conversation, or the model does not know a token.
         """
         if not turns:
             raise PromptError("There is nothing to reply to. Pass at least one message.")
         if self.tokenizer.chat_template is None:
-            lines = [f"{turn['role']}: {turn['content']}" for turn in turns]
-            return list(self.tokenizer("\n".join([*lines, "assistant:"]))["input_ids"])
-        return templated(self.tokenizer, turns, add_generation_prompt=True)
+            ids = as_lines(self.tokenizer, turns)
+        else:
+            ids = templated(self.tokenizer, turns, add_generation_prompt=True, **variables or {})
+        check_rows(self.tokenizer, ids, self.model)
+        return ids
 
     @exit_waits()
     def sample(
@@ -288,9 +293,10 @@ class Engine:
             batch = [dataclasses.replace(law, rows=law.rows[rows]) for law, rows in blocks]
             yield from decode(self._passes, batch, sampler, lambda row: self._finish(row, length, stop))
 
-    def _text(self, token_ids: Sequence[int]) -> str:
-        """Return the text of tokens, without special tokens."""
-        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def _text(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of tokens, in which special tokens show only if `special` says so."""
+        options = {"skip_special_tokens": not special, "clean_up_tokenization_spaces": False}
+        return str(self.tokenizer.decode(token_ids, **options))
 
     def _finish(self, row: Row, length: int, stop: Sequence[str]) -> None:
         """Set the text and finish reason of a row that its newest token ends."""
@@ -300,10 +306,19 @@ class Engine:
             return
         text = self._text(row.token_ids[:-1] if ended else row.token_ids)
         cuts = [place for string in stop if (place := text.find(string)) >= 0]
-        if cuts or ended:
-            row.text, row.finish_reason = text[: min(cuts, default=None)], "stop"
+        cuts += [self._place(row.token_ids, string) for string in stop if any(map(string.count, self._special))]
+        if (cut := min((place for place in cuts if place >= 0), default=None)) is not None or ended:
+            row.text, row.finish_reason = text[:cut], "stop"
         elif full:
             row.text, row.finish_reason = text, "length"
+
+    def _place(self, ids: Sequence[int], string: str) -> int:
+        """Return where in a reply's text a string with special tokens, which do not show there, begins; else -1."""
+        place = self._text(ids, special=True).find(string)
+        counts = range(len(ids), -1, -1)
+        count = next((n for n in counts if len(self._text(ids[:n], special=True)) <= place), 0)
+        hidden = len(self._text(ids[:count], special=True)) - len(self._text(ids[:count]))
+        return place - hidden
 
 
 def _window(config: Any) -> int:

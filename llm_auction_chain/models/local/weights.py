@@ -27,7 +27,6 @@ __all__ = [
     "embedded_model_path",
     "load_pretrained",
     "ours",
-    "templated",
 ]
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
@@ -181,21 +180,6 @@ def _unread(model: Any, names: Iterable[str]) -> list[str]:
         if (within or module is head) and not _COMPUTED.search(name):
             unread.append(name)
     return unread
-
-
-def templated(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> list[int]:
-    """Return a conversation's tokens by the tokenizer's chat template.
-
-    Raises:
-        ConfigurationError: the template refuses the conversation.
-    """
-    from jinja2 import TemplateError
-
-    options = {"tokenize": True, "add_generation_prompt": add_generation_prompt, "return_dict": False}
-    try:
-        return list(tokenizer.apply_chat_template(list(turns), **options))
-    except TemplateError as error:
-        raise ConfigurationError(f"The model's chat template refuses these messages: {error}") from error
 
 
 def _find() -> tuple[Path, Path]:

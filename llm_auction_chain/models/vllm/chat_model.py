@@ -58,6 +58,7 @@ class ChatVLLM(SamplingChatModel):
         top_k: truncation to the likeliest tokens above 0.
         stop: strings before which a reply is cut.
         seed: None lets the server choose.
+        chat_template_kwargs: variables of the model's chat template, such as `{"enable_thinking": False}`.
         timeout: seconds that the server may keep silent. It sends nothing until all replies of a request are there.
         max_retries: how often a request is repeated that lost its connection, or got status 429, 500, 502 or 503.
         max_concurrency: the most requests of one call that run at the same time.
@@ -96,7 +97,10 @@ class ChatVLLM(SamplingChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("base_url", "model", *SAMPLER, "stop", "seed")}
+        return {
+            name: getattr(self, name)
+            for name in ("base_url", "model", *SAMPLER, "stop", "seed", "chat_template_kwargs")
+        }
 
     @override
     def _generate(
@@ -182,9 +186,10 @@ class ChatVLLM(SamplingChatModel):
         usages: list[UsageMetadata | None] = []
         async with self._session(waiter, CandidatesError) as session:
             name = await self._name(session)
-            body = {**settings, "model": name, "messages": turns, "logprobs": logprobs, "return_token_ids": logprobs}
+            shown = self._shown(turns)
+            body = {**settings, **shown, "model": name, "logprobs": logprobs, "return_token_ids": logprobs}
             if logprobs:
-                prompt, _ = await _tokenize(session, name, turns)
+                prompt, _ = await _tokenize(session, name, shown)
                 body["watermarking"] = False  # log-probabilities do not show a watermark
             # vLLM refuses more than one reply per request at temperature 0.
             requested, at_once = 0, n if settings["temperature"] > 0 else 1
@@ -214,7 +219,7 @@ class ChatVLLM(SamplingChatModel):
         async with self._session(waiter, ScoringError) as session:
             name = await self._name(session)
             _check_origin(replies, name)
-            prefix, window = await _tokenize(session, name, turns)
+            prefix, window = await _tokenize(session, name, self._shown(turns))
             _check_room(len(prefix), max(map(len, tokens)), window)
             size = math.ceil(len(tokens) / self.max_concurrency)
             groups = [tokens[first : first + size] for first in range(0, len(tokens), size)]
@@ -250,6 +255,11 @@ class ChatVLLM(SamplingChatModel):
             settings["seed"] = int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]) >> 2
         return settings
 
+    def _shown(self, turns: list[dict[str, str]]) -> dict[str, Any]:
+        """Return what the chat template gets."""
+        variables = {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
+        return {"messages": turns, **variables}
+
     async def _name(self, session: "JsonSession") -> str:
         """Return the model's name at the server. One request finds out, for this model and its copies."""
         key = (self.base_url, self.model)
@@ -264,9 +274,9 @@ class ChatVLLM(SamplingChatModel):
         return self._served[key]
 
 
-async def _tokenize(session: "JsonSession", name: str, turns: list[dict[str, str]]) -> tuple[list[int], int | None]:
+async def _tokenize(session: "JsonSession", name: str, shown: Mapping[str, Any]) -> tuple[list[int], int | None]:
     """Return the tokens of a prompt before its reply, and how many tokens the model reads."""
-    answer = await session.answer("/tokenize", {"model": name, "messages": turns, "add_generation_prompt": True})
+    answer = await session.answer("/tokenize", {**shown, "model": name, "add_generation_prompt": True})
     return read_list(answer, "tokens"), answer.get("max_model_len")
 
 

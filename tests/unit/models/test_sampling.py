@@ -42,3 +42,12 @@ def test_none_in_a_call_leaves_the_field(kind):
 def test_a_keyword_that_changes_no_reply_is_refused(kind):
     with pytest.raises(ConfigurationError, match=r"takes no keyword tools in a call\. It draws text, without tools"):
         kind()._settings(None, None, 1, {"tools": [], "stream": False})
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "value", [5, ["thinking"], {"messages": []}, {"tokenize": False}, {"x": object()}, {"x": float("nan")}]
+)
+def test_variables_that_no_chat_template_can_get_are_named(kind, value):
+    with pytest.raises(ConfigurationError, match=r"^chat_template_kwargs must be a mapping"):
+        kind(chat_template_kwargs=value)

@@ -93,6 +93,26 @@ def test_a_row_ends_at_the_earliest_of_its_stop_strings(tiny, monkeypatch):
         assert (row.text, row.finish_reason) == ("a", "stop")
 
 
+def test_a_stop_string_may_contain_a_special_token(tiny):
+    """No text shows it. The reply ends before the string, whatever else is in it."""
+    ids = tiny.tokenizer.convert_tokens_to_ids(["<|im_start|>", "a", "b", "<|im_end|>"])
+    start, a, b, end = ids
+    for stop, tokens, text in [
+        ("<|im_start|>", [a, start], "a"),
+        ("<|im_start|>", [start], ""),
+        ("<|im_start|>", [a, end], "a"),
+        ("b<|im_start|>", [start, a, b, start], "a"),
+        ("<|im_start|>a", [b, start, a], "b"),
+        ("b<|im_end|>", [a, b, end], "a"),
+    ]:
+        row = Row(uniforms=np.random.default_rng(0), token_ids=tokens)
+        tiny._finish(row, 10, ["never", stop])
+        assert (row.text, row.finish_reason) == (text, "stop")
+    row = Row(uniforms=np.random.default_rng(0), token_ids=[a, start])
+    tiny._finish(row, 10, ["b<|im_start|>"])
+    assert row.finish_reason is None
+
+
 def test_neighbouring_seeds_and_rows_share_no_stream_of_randomness():
     """No two of 8 seeds x 8 rows draw one number in common, at any place of their streams."""
     streams = {(seed, row): _stream(seed, row).random(200) for seed in range(8) for row in range(8)}

@@ -214,6 +214,17 @@ def test_one_request_draws_all_replies_and_says_every_sampling_setting(server, m
     assert not body.keys() & {"stop", "watermarking"}
 
 
+def test_variables_of_the_chat_template_are_sent_wherever_it_is_rendered(server, model):
+    quiet = model.model_copy(update={"chat_template_kwargs": {"enable_thinking": False}})
+    quiet.score(PROMPT, drawn(quiet, 1))
+    for path in ("/v1/chat/completions", "/tokenize"):
+        assert {json.dumps(body["chat_template_kwargs"]) for body in server.bodies(path)} == {
+            '{"enable_thinking": false}'
+        }
+    drawn(model, 1)
+    assert "chat_template_kwargs" not in server.bodies("/v1/chat/completions")[-1]
+
+
 def test_replies_to_weigh_carry_no_watermark(server, model):
     drawn(model, 1)
     assert server.bodies("/v1/chat/completions")[0]["watermarking"] is False
