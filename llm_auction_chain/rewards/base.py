@@ -116,7 +116,11 @@ class Reward(ABC):
     @staticmethod
     def _between(value: float, times: float = 1) -> Bounds:
         """Return the bounds of `value` times something from 0 to `times`."""
-        return min(0.0, float(value * times)), max(0.0, float(value * times))
+        try:
+            most = float(value * times)
+        except OverflowError:  # of whole numbers; an amount this large is no report
+            most = math.copysign(math.inf, value)
+        return min(0.0, most), max(0.0, most)
 
     def _note_size(self, parts: Sequence[Part]) -> None:
         """Refuse too many parts, or too deep ones: strangers' data may make rewards."""

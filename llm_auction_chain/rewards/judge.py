@@ -77,7 +77,11 @@ class JudgeReward(WaitingReward):
         """Check the settings."""
         number("JudgeReward.value", self.value)
         text("JudgeReward.rubric", self.rubric, most=LONGEST_TEXT)
-        if isinstance(self.levels, str) or not 1 < len(self.levels) <= _MOST_LEVELS:
+        if (
+            isinstance(self.levels, str)
+            or not isinstance(self.levels, Sequence)
+            or not 1 < len(self.levels) <= _MOST_LEVELS
+        ):
             raise refuse("JudgeReward.levels", f"2 to {_MOST_LEVELS} texts, from worst to best", self.levels)
         for k, level in enumerate(self.levels):
             text(f"JudgeReward.levels[{k}]", level, most=LONGEST_TEXT // _MOST_LEVELS)

@@ -3,9 +3,9 @@
 import re
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import islice
 from typing import Any, Literal
 
@@ -69,7 +69,7 @@ class MentionReward(Reward):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if isinstance(self.phrases, str) or not self.phrases:
+        if isinstance(self.phrases, str) or not isinstance(self.phrases, Collection) or not self.phrases:
             raise refuse("MentionReward.phrases", "a list of at least one phrase", self.phrases)
         for k, phrase in enumerate(self.phrases):
             text(f"MentionReward.phrases[{k}]", phrase)
@@ -105,7 +105,7 @@ class MentionReward(Reward):
 
     @cached_property
     def _phrases(self) -> frozenset[str]:
-        return frozenset(map(_folded, self.phrases))
+        return frozenset(map(_folded.__wrapped__, self.phrases))
 
     @cached_property
     def _lengths(self) -> dict[str, list[int]]:
@@ -244,6 +244,7 @@ class LengthReward(Reward):
         return len(text.split() if self.unit == "words" else unicodedata.normalize("NFC", text))
 
 
+@lru_cache(maxsize=1024)  # all agents of an auction read the same replies
 def _folded(text: str) -> str:
     """Return the same text for all spellings that are canonically equal in any case, with single blanks.
 

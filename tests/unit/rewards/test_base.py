@@ -136,6 +136,7 @@ def test_bounds_are_those_of_all_parts_and_unknown_where_one_is():
     assert ((mention * -0.5 + 1).bounds, (2 + -3 * length).bounds) == ((-2.0, 1.0), (2.0, 5.0))
     assert (Words() + mention).bounds is (mention * (lambda prompt, reply: 1.0)).bounds is Words().bounds is None
     assert (MentionReward(["a"], 1e200) * MentionReward(["a"], 1e200)).bounds is None
+    assert (MentionReward(["a"], 10**300, at_most=2**30) + 1).bounds is None
 
 
 @pytest.mark.parametrize("verb", [operator.add, operator.mul])

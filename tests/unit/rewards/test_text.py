@@ -106,7 +106,13 @@ def test_an_adversarial_text_takes_linear_time():
 
 
 def test_a_mention_needs_something_to_look_for():
-    for bad in ({"value": float("nan")}, {"value": True}, {"at_most": True}, {"phrases": ["a", 1]}):
+    for bad in (
+        {"value": float("nan")},
+        {"value": True},
+        {"at_most": True},
+        {"phrases": ["a", 1]},
+        {"phrases": iter("a")},
+    ):
         with pytest.raises(ConfigurationError):
             MentionReward(**{"phrases": ["a"], **bad})
 
