@@ -178,9 +178,9 @@ from llm_auction_chain import Agent, AuctionRunnable, ChatTransformers
 from llm_auction_chain.rewards import LogRatioReward
 model = ChatTransformers(max_tokens=2)
 model.load()
-agent = Agent("A", LogRatioReward("very " * 3000 + "good"))
-result = AuctionRunnable(model=model, agents=[agent], n_candidates=2, reward_timeout=0.3).run("Hi")
-print(result.reports[0].status)
+agents = [Agent(f"A{k}", LogRatioReward(f"{k} is " + "very " * 700 + "good")) for k in range(8)]
+result = AuctionRunnable(model=model, agents=agents, n_candidates=2, reward_timeout=0.3).run("Hi")
+print(*{report.status for report in result.reports})
 sys.exit(0)
 """
 
