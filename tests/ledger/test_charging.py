@@ -223,7 +223,7 @@ def test_a_ledger_needs_to_know_the_most_an_agent_may_owe(ledger):
 
 
 FAILURES = {
-    "agent": {"agents": [*AGENTS, Agent("D", lambda: 1.0, owner="C")], "on_agent_error": "raise"},
+    "agent": {"agents": [*AGENTS, Agent("D", lambda prompt, reply: 1 / 0, owner="C")], "on_agent_error": "raise"},
     "filter": {"policy": lambda prompt, reply: False},
     "started": {"on_event": lambda event: event.data["max_candidates"] / 0},
     "scored": {"on_event": lambda event: 1 / 0 if event.name == "auction.scored" else None},
