@@ -58,7 +58,7 @@ async def hold_auction(settings: AuctionSettings, call: Call, waiter: Waiter) ->
         plan = steps.plan(admitted)
         drawn = await steps.draw(plan)
         admitted = await steps.bypass_if_tools_are_called(admitted, drawn, tab)
-        opening = await steps.commit(admitted, plan, drawn)
+        opening = await steps.commit(admitted, drawn)
         await steps.notify(events.candidates, admitted.auction_id, drawn, opening.commitment)
 
         reports = await steps.ask(admitted, plan, drawn, opening)
@@ -100,7 +100,7 @@ class _Steps:
             tau=self.settings.tau,
             size=admitted.size,
             seed=admitted.seed_of_candidates,
-            tokens=any(
+            log_ratios=any(
                 isinstance(agent.reward, Reward) and bool(log_ratios_of(agent.reward)) for agent in admitted.agents
             ),
             candidate_filter=None if policy.candidate_filter is None else CandidateFilter(policy.candidate_filter),
@@ -124,14 +124,14 @@ class _Steps:
             await tab.give_up(_BYPASSED)
         return admitted
 
-    async def commit(self, admitted: Admitted, plan: Plan, drawn: Drawn) -> Opening:
+    async def commit(self, admitted: Admitted, drawn: Drawn) -> Opening:
         """Commit to everything that the reply depends on except the reports, before agents are asked."""
         terms = {
             "library": _LIBRARY,
             "mechanism": MECHANISM,
             "time": admitted.time,
             "model": admitted.model,
-            "contexts": plan.contexts,
+            "contexts": drawn.contexts,
             "currency": admitted.currency,
             "tau": float(self.settings.tau),
             "payment_rule": self.settings.payment_rule,
@@ -198,7 +198,7 @@ class _Steps:
             left_out=(*admitted.left_out, *uncharged),
             failure=tab.failure,
         )
-        opening = await self.commit(alone, plan, drawn)
+        opening = await self.commit(alone, drawn)
         return await self.settle(alone, plan, drawn, opening, [reports[k] for k in stay])
 
     async def _within(self, work: Coroutine[Any, Any, _T]) -> _T:

@@ -246,7 +246,7 @@ def settle_auction(
         prompt=admitted.prompt,
         candidates=drawn.candidates,
         components=drawn.components,
-        contexts=plan.contexts,
+        contexts=drawn.contexts,
         agents=admitted.agents,
         left_out=admitted.left_out,
         reports=reports,
@@ -344,6 +344,7 @@ def _warn(settings: AuctionSettings, admitted: Admitted, plan: Plan, drawn: Draw
             "The agents' contexts are not used: the model cannot say how likely its replies are. Use "
             "ChatTransformers or ChatVLLM, give a scorer, or set proposal=Reference() to accept this."
         )
+    messages += filter(None, [drawn.warning])
     for reason, what in _LEFT_OUT.items():
         if names := [out.agent.name for out in admitted.left_out if out.reason == reason]:
             messages.append(f"{', '.join(names)} took no part: {what}")

@@ -29,7 +29,7 @@ from llm_auction_chain.candidates.proposals import (
 )
 from llm_auction_chain.candidates.source import Sample, Source
 from llm_auction_chain.descriptions import descriptions_of
-from llm_auction_chain.errors import CandidatesError, ConfigurationError
+from llm_auction_chain.errors import CandidatesError, ConfigurationError, ContextWindowError
 from llm_auction_chain.mechanism.diagnostics import effective_sample_size
 from llm_auction_chain.messages import ENDS, calls_of, parsed, total_usage, usage_by_model
 from llm_auction_chain.waiting import Waiter
@@ -39,6 +39,7 @@ __all__ = ["Candidate", "Contexts", "Drawn", "Plan", "Size", "draw", "make_plan"
 Contexts = Literal["none", "used", "unused"]
 FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[Literal["candidates", "weights"], int, int, float | None], None]
+_LONGEST_WARNING = 400
 _Replies = Sequence[tuple[int, AIMessage]]  # each with the place of the condition that it was drawn from
 # What a provider makes up anew for every reply, and what only it can read.
 _UNREADABLE = frozenset({"call_id", "created_at", "expires_at", "id", "index", "item_id", "tool_use_id"})
@@ -109,7 +110,7 @@ class Plan:
         contexts: whether the agents' descriptions reach the proposal; `none` if there are none.
         size: how many draws.
         seed: replays them.
-        tokens: whether replies must come with their tokens, for weights or for agents' log-ratios.
+        log_ratios: whether agents' rewards need the replies' tokens.
         filter: decides which replies may be returned; None allows all.
         fallback: returned if the filter excludes all; None is an error.
     """
@@ -121,9 +122,15 @@ class Plan:
     contexts: Contexts
     size: Size
     seed: int
-    tokens: bool = False
+    log_ratios: bool = False
     filter: CandidateFilter | None = None
     fallback: AIMessage | None = None
+
+    @property
+    def tokens(self) -> bool:
+        """Whether replies must come with their tokens, for weights or for agents' log-ratios."""
+        own = self.source.scorer
+        return own is not None and (self.log_ratios or (len(self.conditions) > 1 and self.scorer is own))
 
 
 def make_plan(
@@ -136,7 +143,7 @@ def make_plan(
     tau: float,
     size: Size,
     seed: int,
-    tokens: bool = False,
+    log_ratios: bool = False,
     candidate_filter: CandidateFilter | None = None,
     fallback: AIMessage | None = None,
 ) -> Plan:
@@ -175,7 +182,7 @@ def make_plan(
         contexts=used if descriptions else "none",
         size=size,
         seed=seed,
-        tokens=source.scorer is not None and (tokens or (weighted and own_scorer)),
+        log_ratios=log_ratios,
         filter=candidate_filter,
         fallback=fallback,
     )
@@ -190,12 +197,16 @@ class Drawn:
         components: name and number of draws of every condition that was drawn from.
         causes: errors of the model calls that failed.
         usages: tokens of all calls of a model together, by its name.
+        contexts: whether the agents' descriptions reached the proposal; `none` if there are none.
+        warning: why they did not though the plan has them; else empty.
     """
 
     candidates: tuple[Candidate, ...]
     components: tuple[tuple[str, int], ...]
     causes: tuple[BaseException, ...]
     usages: Mapping[str, UsageMetadata]
+    contexts: Contexts = "none"
+    warning: str = ""
 
     @cached_property
     def usage(self) -> UsageMetadata | None:
@@ -213,6 +224,8 @@ async def draw(
 ) -> Drawn:
     """Draw replies and weigh them, in rounds, until the effective sample size or the number of draws is reached.
 
+    If the model cannot read the prompts with the agents' descriptions, all are drawn from the reference.
+
     Args:
         plan: what to draw.
         waiter: how the caller waits for model, scorer and filter.
@@ -225,6 +238,18 @@ async def draw(
         LogProbError: a weight would not be exact.
         ScoringError: the scorer failed.
     """
+    try:
+        return await _draw(plan, waiter, config, progress)
+    except (ConfigurationError, ContextWindowError) as error:
+        if len(plan.conditions) == 1:
+            raise
+        alone = replace(plan, conditions=plan.conditions[:1], shares=(1.0,), contexts="unused")
+        drawn = await _draw(alone, waiter, config, progress)
+        reason = f"The model cannot read the prompt with the agents' contexts, so these are not used: {error}"
+        return replace(drawn, warning=reason[:_LONGEST_WARNING])
+
+
+async def _draw(plan: Plan, waiter: Waiter, config: RunnableConfig | None, progress: Progress | None) -> Drawn:
     replies: list[tuple[int, AIMessage]] = []
     allowed: dict[Hashable, bool] = {}
     log_probs = np.zeros((len(plan.conditions), 0))
@@ -254,7 +279,9 @@ async def draw(
     drawn_from = zip(plan.conditions, counts.tolist(), strict=True)
     components = tuple((condition.name, count) for condition, count in drawn_from if count)
     usages = usage_by_model(message for _, message in replies)
-    return Drawn(candidates=candidates, components=components, causes=tuple(causes), usages=usages)
+    return Drawn(
+        candidates=candidates, components=components, causes=tuple(causes), usages=usages, contexts=plan.contexts
+    )
 
 
 def _suffice(weights: FloatArray, min_ess: float) -> bool:

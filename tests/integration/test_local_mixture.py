@@ -10,6 +10,7 @@ from langchain_core.messages import HumanMessage
 from llm_auction_chain import (
     Agent,
     AuctionRunnable,
+    AuctionWarning,
     ChatTransformers,
     ContextProduct,
     ContextPrompt,
@@ -111,3 +112,24 @@ def test_progress_counts_candidates_and_tells_how_fast_their_tokens_come(seven_w
     assert drawing[-1].done == drawing[-1].total == 12
     assert all(progress.tokens_per_second is None for progress in seen if progress.stage != "candidates")
     assert max(progress.tokens_per_second or 0 for progress in drawing) > 0
+
+
+def test_a_template_without_system_messages_draws_from_the_reference(seven_words, monkeypatch):
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system.') }}{% endif %}"
+    template = refusal + "Hi {{ messages[0]['content'] }}"
+    model = ChatTransformers(model=seven_words, dtype="float32", device="cpu", max_tokens=LENGTH)
+    monkeypatch.setattr(model._engine().tokenizer, "chat_template", template)
+    with pytest.warns(AuctionWarning, match=r"these are not used: The model's chat template refuses .* No system\."):
+        result = AuctionRunnable(model=model, agents=AGENTS, n_candidates=4, seed=8).run("Hi")
+    assert result.components == (("reference", 4),)
+
+
+@pytest.mark.parametrize("room", [1, 8, 20])
+def test_descriptions_neither_cut_replies_nor_end_auctions_near_the_end_of_the_window(seven_words, room):
+    """The window has 256 tokens. The descriptions need more than the room that the prompt leaves, or a part of it."""
+    model = ChatTransformers(model=seven_words, dtype="float32", device="cpu", max_tokens=room)
+    prompt = "Hi " * (256 - room - 4)
+    with pytest.warns(AuctionWarning, match="these are not used: The "):
+        result = AuctionRunnable(model=model, agents=AGENTS, n_candidates=12, seed=8).run(prompt)
+    plain = AuctionRunnable(model=model, agents=AGENTS, n_candidates=12, seed=8, proposal=Reference()).run(prompt)
+    assert [each.message.text for each in result.candidates] == [each.message.text for each in plain.candidates]

@@ -175,11 +175,16 @@ class Engine:
 
         Raises:
             PromptError: a prompt is empty.
-            ContextWindowError: a prompt leaves no room for a token.
+            ContextWindowError: a prompt leaves no room for a token, or cuts replies that another would not cut.
             concurrent.futures.CancelledError: `cancel` was set.
         """
-        # All conditions have the same length, so a reply of that length is a prefix under each of them.
-        length = min(max_tokens, *(self._room(len(prompt)) for prompts, _, _ in conditions for prompt in prompts))
+        rooms = [self._room(len(prompt)) for prompts, _, _ in conditions for prompt in prompts]
+        if (length := min(max_tokens, *rooms)) < min(max_tokens, max(rooms)):
+            # Under the shorter prompt the reply would have gone on: its probabilities could not be compared.
+            raise ContextWindowError(
+                f"The longest prompt leaves room for {length} tokens, and the shortest for more. Shorten it, or lower "
+                f"max_tokens to at most {length}."
+            )
         total = sum(count for _, _, count in conditions)
         rows = [Row(uniforms=_stream(seed, row)) for row in range(total)]
         with self._requests.turn(cancel):

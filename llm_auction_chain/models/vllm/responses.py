@@ -18,7 +18,13 @@ from langchain_core.exceptions import (
 from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
 
-from llm_auction_chain.errors import AuctionError, CandidatesError, ContextWindowError, ScoringError
+from llm_auction_chain.errors import (
+    AuctionError,
+    CandidatesError,
+    ConfigurationError,
+    ContextWindowError,
+    ScoringError,
+)
 from llm_auction_chain.models.sampling import usage
 
 if TYPE_CHECKING:
@@ -69,6 +75,8 @@ def read_failure(
         if error.response.status_code == _BAD_REQUEST and any(words in text for words in _TOO_LONG):
             return ContextWindowError(f"{url} says: {text} Shorten the prompt or lower max_tokens.")
         path, status = error.request.url.path, error.response.status_code
+        if status == _BAD_REQUEST and path.endswith("/tokenize"):
+            return ConfigurationError(f"{url} refuses these messages: {text}")
         cause = _CLASSES.get(status, ModelInvalidRequestError if status < _SERVER else ModelAPIError)
         if status in (_UNAUTHORIZED, _FORBIDDEN):
             message = f"refuses the API key (status {status}). Set api_key to the server's --api-key."

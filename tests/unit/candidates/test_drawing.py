@@ -20,6 +20,7 @@ from llm_auction_chain import (
     ConfigurationError,
     ContextProduct,
     ContextPrompt,
+    ContextWindowError,
     DefensiveMixture,
     LogProbError,
     Reference,
@@ -434,9 +435,51 @@ def test_a_plans_seed_shuffles_the_descriptions_and_their_order_does_not():
 
 def test_a_plan_asks_for_tokens_that_are_needed_of_a_model_that_scores():
     assert not plan_of(MODEL, 2).tokens
-    assert plan_of(MODEL, 2, tokens=True).tokens
+    assert plan_of(MODEL, 2, log_ratios=True).tokens
     assert plan_of(MODEL, 2, contexts=SHOPS).tokens
-    assert not plan_of(Script(script=[]), 2, tokens=True).tokens
+    assert not plan_of(Script(script=[]), 2, log_ratios=True).tokens
+
+
+class NoSystem(MarkovChatModel):
+    """Cannot read a prompt with a system message; `late` says whether it is drawing or scoring that fails."""
+
+    error: Exception = ConfigurationError("No system messages.")
+    late: bool = False
+
+    def _read(self, prompts):
+        if any(message.type == "system" for prompt in prompts for message in prompt):
+            raise self.error
+
+    def _generate(self, messages, stop=None, run_manager=None, *, conditions=None, **kwargs):
+        if not self.late:
+            self._read([messages, *(prompt for prompts, _, _ in conditions or () for prompt in prompts)])
+        return super()._generate(messages, stop, run_manager, conditions=conditions, **kwargs)
+
+    def score_conditions(self, conditions, replies, **kwargs):
+        self._read(prompt for prompts, _ in conditions for prompt in prompts)
+        return super().score_conditions(conditions, replies, **kwargs)
+
+
+@pytest.mark.parametrize("proposal", [None, ContextPrompt(), MIXTURE])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("error", [ConfigurationError("No system messages."), ContextWindowError("Too long.")])
+async def test_a_description_that_the_model_cannot_read_costs_nobody_the_reply(error, late, proposal):
+    """All is drawn from the reference, as without descriptions, and a warning says so."""
+    model = NoSystem(length=3, error=error, late=late)
+    with pytest.warns(AuctionWarning, match=f"contexts, so these are not used: {error}"):
+        result = auction(model, proposal=proposal).run("Speak")
+    assert result.components == (("reference", 16),)
+    assert [candidate.log_weight for candidate in result.candidates] == pytest.approx([0.0] * len(result.candidates))
+    assert result.contexts == "unused"
+    assert any("these are not used" in warning for warning in result.warnings)
+    assert result.reply.text == auction(model, proposal=Reference()).run("Speak").reply.text
+    with pytest.warns(AuctionWarning, match="these are not used"):
+        assert (await auction(model, proposal=proposal).arun("Speak")).reply.text == result.reply.text
+
+
+def test_a_prompt_of_the_users_that_the_model_cannot_read_is_an_error():
+    with pytest.raises(ConfigurationError, match="No system messages"):
+        auction(NoSystem(length=3)).run([("system", "Be brief."), ("user", "Speak")])
 
 
 def test_a_fallback_comes_after_the_replies_that_are_excluded():

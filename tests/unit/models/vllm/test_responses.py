@@ -15,7 +15,7 @@ from langchain_core.exceptions import (
     ModelTimeoutError,
 )
 
-from llm_auction_chain.errors import CandidatesError, ContextWindowError, ScoringError
+from llm_auction_chain.errors import CandidatesError, ConfigurationError, ContextWindowError, ScoringError
 from llm_auction_chain.models.vllm.responses import (
     is_plain,
     read_failure,
@@ -147,3 +147,9 @@ def test_a_refused_draw_is_langchains_error_for_such_a_refusal_and_retried_if_th
     assert isinstance(ours, kind)
     assert ours.is_retryable is kind.is_retryable
     assert isinstance(CandidatesError("all failed", ours.causes), kind)
+
+
+def test_messages_that_the_chat_template_refuses_are_a_setting():
+    error = failure(400, "System role not supported", "/tokenize")
+    assert type(error) is ConfigurationError
+    assert "refuses these messages: System role not supported" in str(error)
