@@ -19,7 +19,7 @@ from pydantic import (
 )
 from typing_extensions import override
 
-from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.errors import ConfigurationError, PromptError
 from llm_auction_chain.messages import as_turns, total_usage
 from llm_auction_chain.validators import number, refuse, whole_number
 
@@ -135,6 +135,27 @@ class SamplingChatModel(BaseChatModel):
 
     def _turns(self, messages: Sequence[BaseMessage]) -> list[dict[str, str]]:
         return as_turns(messages, type(self).__name__)
+
+    def _tokens(self, content: str | list[dict[str, str]]) -> list[int]:
+        """Return the tokens of a text, or of turns up to the model's reply."""
+        raise NotImplementedError
+
+    @override
+    def get_token_ids(self, text: str) -> list[int]:
+        return self._tokens(text) if self.custom_get_token_ids is None else self.custom_get_token_ids(text)
+
+    @override
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Any = None) -> int:
+        """Return how many tokens the model reads before its reply, by its own chat template and tokenizer.
+
+        Messages that it cannot read, such as a part of a conversation, are counted as texts. Tools are not counted.
+        """
+        try:
+            if self.custom_get_token_ids is None:
+                return len(self._tokens(self._turns(messages)))
+        except (ConfigurationError, PromptError):
+            pass
+        return super().get_num_tokens_from_messages(messages)
 
     def _settings(self, stop: list[str] | None, seed: int | None, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the settings of sampling: the call's keywords, and the fields where these are None."""

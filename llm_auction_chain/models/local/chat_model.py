@@ -285,6 +285,13 @@ class ChatTransformers(SamplingChatModel):
         """
         self._engine()
 
+    @override
+    def _tokens(self, content: str | list[dict[str, str]]) -> list[int]:
+        engine = self._engine()
+        if isinstance(content, str):
+            return list(engine.tokenizer(content)["input_ids"])
+        return engine.encode(content, self.chat_template_kwargs)
+
     def _engine(self) -> "Engine":
         """Return the engine, which this process loads once."""
         path = self.model or str(embedded_model_path())

@@ -260,6 +260,15 @@ class ChatVLLM(SamplingChatModel):
         variables = {"chat_template_kwargs": self.chat_template_kwargs} if self.chat_template_kwargs else {}
         return {"messages": turns, **variables}
 
+    @override
+    def _tokens(self, content: str | list[dict[str, str]]) -> list[int]:
+        return run(self._tokenized(BLOCKING, {"prompt": content} if isinstance(content, str) else self._shown(content)))
+
+    async def _tokenized(self, waiter: Waiter, content: Mapping[str, Any]) -> list[int]:
+        async with self._session(waiter, ScoringError) as session:
+            tokens, _ = await _tokenize(session, await self._name(session), content)
+        return tokens
+
     async def _name(self, session: "JsonSession") -> str:
         """Return the model's name at the server. One request finds out, for this model and its copies."""
         key = (self.base_url, self.model)
@@ -274,9 +283,10 @@ class ChatVLLM(SamplingChatModel):
         return self._served[key]
 
 
-async def _tokenize(session: "JsonSession", name: str, shown: Mapping[str, Any]) -> tuple[list[int], int | None]:
-    """Return the tokens of a prompt before its reply, and how many tokens the model reads."""
-    answer = await session.answer("/tokenize", {**shown, "model": name, "add_generation_prompt": True})
+async def _tokenize(session: "JsonSession", name: str, content: Mapping[str, Any]) -> tuple[list[int], int | None]:
+    """Return the tokens of a text or of a prompt before its reply, and how many tokens the model reads."""
+    behind = {"add_generation_prompt": True} if "messages" in content else {}
+    answer = await session.answer("/tokenize", {**content, **behind, "model": name})
     return read_list(answer, "tokens"), answer.get("max_model_len")
 
 

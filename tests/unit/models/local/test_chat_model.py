@@ -5,8 +5,9 @@ import sys
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage, trim_messages
 
+from llm_auction_chain import ChatAuction
 from llm_auction_chain.errors import ConfigurationError, PromptError
 from llm_auction_chain.models.local.chat_model import ChatTransformers
 
@@ -121,6 +122,25 @@ def test_every_role_but_tool_is_read(chat):
         chat.invoke([HumanMessage([{"type": "image_url", "image_url": {"url": "data:,"}}])])
     with pytest.raises(PromptError, match="nothing to reply to"):
         chat._generate([])
+
+
+def test_tokens_are_counted_by_the_models_own_tokenizer(chat):
+    auction = ChatAuction(model=chat)
+    for counter in (chat, auction):
+        assert counter.get_token_ids("Hello there, how are you?") == [19556, 665, 28, 638, 359, 346, 47]
+        assert counter.get_num_tokens("Hello there, how are you?") == 7
+        read = chat.invoke(HELLO, max_tokens=1).usage_metadata["input_tokens"]
+        assert counter.get_num_tokens_from_messages(HELLO) == read
+        long = [HumanMessage("word " * 5000), AIMessage("b"), *HELLO]
+        assert trim_messages(long, max_tokens=60, token_counter=counter) == long[1:]
+
+
+def test_messages_that_the_model_cannot_read_are_counted_as_texts(chat):
+    tool = [AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}]), ToolMessage("12", tool_call_id="1")]
+    assert chat.get_num_tokens_from_messages(tool) > 5
+    assert chat.get_num_tokens_from_messages([]) == 0
+    own = ChatTransformers(custom_get_token_ids=lambda text: [0] * len(text))
+    assert (own.get_num_tokens("four"), own.get_num_tokens_from_messages([HumanMessage("Hi")])) == (4, len("Human: Hi"))
 
 
 BAD = [

@@ -225,6 +225,17 @@ def test_variables_of_the_chat_template_are_sent_wherever_it_is_rendered(server,
     assert "chat_template_kwargs" not in server.bodies("/v1/chat/completions")[-1]
 
 
+def test_tokens_are_counted_by_the_server(server, model):
+    server.script["/tokenize"] = lambda body: (200, {"tokens": [1] * (3 if "prompt" in body else 11)})
+    assert model.get_num_tokens("Hi") == 3
+    assert model.get_num_tokens_from_messages(PROMPT) == 11
+    text, messages = server.bodies("/tokenize")
+    assert text == {"model": "smol", "prompt": "Hi"}
+    assert messages["add_generation_prompt"] is True
+    server.script["/tokenize"] = [refuse(400, "roles must alternate"), lambda body: (200, {"tokens": [1, 2]})]
+    assert model.get_num_tokens_from_messages(PROMPT[:1]) == 2
+
+
 def test_replies_to_weigh_carry_no_watermark(server, model):
     drawn(model, 1)
     assert server.bodies("/v1/chat/completions")[0]["watermarking"] is False
