@@ -72,6 +72,7 @@ def test_names_in_csv_are_themselves_whatever_the_terminal_shows(path):
 def test_ctrl_c_while_modules_load_is_one_line(booked, module, arguments):
     code = f"""
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
 class Press:
     def find_spec(self, name, *_):
         if name == {module!r}:
