@@ -12,7 +12,6 @@ from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from typing import Any, Literal
 
 from langchain_core.callbacks import BaseCallbackManager
@@ -112,9 +111,7 @@ class _Round:
         self._agents, self._terms, self._progress, self._n = agents, terms, progress, len(replies)
         self._outcomes: dict[int, Any] = {}
         ratios = [log_ratios_of(agent.reward) if isinstance(agent.reward, Reward) else [] for agent in agents]
-        all_ratios, groups = [*chain.from_iterable(ratios)], {}
-        if all_ratios:
-            groups = groups_by_reward(all_ratios, prompt, replies, scorer=terms.scorer, law=terms.law)
+        groups = groups_by_reward(ratios, prompt, replies, scorer=terms.scorer, law=terms.law)
         self._copies = copies_of([*map(shown_to_agents, prompt)], [*map(shown_to_agents, replies)])
         self._groups = list(groups.values())
         here = copy_context()

@@ -27,7 +27,7 @@ Part = Union["Reward", float, Callable[[list[BaseMessage], AIMessage], float]]
 """What a reward is added to or multiplied with: a reward, a number, or a plain function `(prompt, reply) -> float`."""
 Bounds = tuple[float, float]
 
-LONGEST_TEXT = 4000
+LONGEST_TEXT = 20_000
 """The most characters of a text that a model reads for an agent: instructions, a rubric, a description."""
 _MOST_PARTS = 100
 _DEEPEST = 20

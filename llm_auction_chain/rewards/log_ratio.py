@@ -39,7 +39,7 @@ class LogRatioReward(WaitingReward):
     scorer must be the model that draws the replies, or another of the same weights, because it reads their tokens.
 
     Attributes:
-        instructions: the end of the agent's own system message, at most 4,000 characters.
+        instructions: the end of the agent's own system message, at most 20,000 characters.
         value: money per nat.
         scorer: says how likely replies are; None is the auction's own.
 
@@ -69,22 +69,22 @@ class LogRatioReward(WaitingReward):
 
     @override
     async def _score(self, prompt: Prompt, replies: Replies, waiter: Waiter) -> list[float]:
-        group = groups_of_agent.get().get(self) or groups_by_reward([self], prompt, replies)[self]
+        group = groups_of_agent.get().get(self) or groups_by_reward([[self]], prompt, replies)[self]
         return await group.amounts(self, waiter)
 
 
 class Group:
     """Log-ratios under one scorer, which are scored together when the first of them is asked.
 
-    One agent's instructions cannot spoil another's amounts: short ones are scored before those of twice the length, and
-    an agent waits for its own. If the call for several prompts fails, each prompt is scored alone.
+    One agent's instructions cannot spoil another's amounts: few and short ones are scored before those of twice the
+    length, and an agent waits for its own. If the call for several prompts fails, each prompt is scored alone.
 
     Attributes:
-        texts: the distinct instructions.
+        texts: the distinct instructions, and how many characters an agent has that has them.
     """
 
     def __init__(self, scorer: Any, law: Mapping[str, Any], prompt: Prompt, replies: Replies) -> None:
-        self.texts: dict[str, None] = {}  # a set in order
+        self.texts: dict[str, int] = {}
         self._scorer, self._law = scorer, law
         # An agent may bring its scorer, and the candidates belong to all.
         self._prompt, self._replies = copies_of(prompt, replies)()
@@ -113,9 +113,9 @@ class Group:
 
     def _batch(self) -> list[str | None]:
         """Return the shortest instructions without a row, to be scored together, the reference first."""
-        left = sorted((text for text in self.texts if text not in self._rows), key=len)
-        most = 2 * max(len(left[0]), _SHORT) if left else 0
-        return [*([] if None in self._rows else [None]), *(text for text in left if len(text) < most)]
+        left = {text: length for text, length in self.texts.items() if text not in self._rows}
+        most = 2 * max(_SHORT, min(left.values(), default=0))
+        return [*([] if None in self._rows else [None]), *(text for text, length in left.items() if length < most)]
 
     def _score_in_thread(self, text: str) -> None:
         """Score batches until one has the text. One thread scores at a time."""
@@ -217,7 +217,7 @@ groups_of_agent: ContextVar[Mapping[LogRatioReward, Group]] = ContextVar(
 
 
 def groups_by_reward(
-    rewards: Iterable[LogRatioReward],
+    rewards: Iterable[Sequence[LogRatioReward]],
     prompt: Prompt,
     replies: Replies,
     *,
@@ -227,7 +227,7 @@ def groups_by_reward(
     """Return the group of each reward. Rewards with one scorer are one group.
 
     Args:
-        rewards: of all agents of an auction.
+        rewards: those of each agent of an auction.
         prompt: the user's messages.
         replies: the candidates, their tokens known.
         scorer: of rewards that bring none.
@@ -235,14 +235,16 @@ def groups_by_reward(
     """
     by_scorer: dict[int, Group] = {}
     by_reward: dict[LogRatioReward, Group] = {}
-    for reward in rewards:
-        used = scorer if reward.scorer is None else reward.scorer
-        if used is None:
-            used = _NO_SCORER
-        if id(used) not in by_scorer:
-            by_scorer[id(used)] = Group(used, (law or {}) if used is scorer else {}, prompt, replies)
-        group = by_reward[reward] = by_scorer[id(used)]
-        group.texts[reward.instructions] = None
+    for own in rewards:
+        length = sum(len(reward.instructions) for reward in own)
+        for reward in own:
+            used = scorer if reward.scorer is None else reward.scorer
+            if used is None:
+                used = _NO_SCORER
+            if id(used) not in by_scorer:
+                by_scorer[id(used)] = Group(used, (law or {}) if used is scorer else {}, prompt, replies)
+            group = by_reward[reward] = by_scorer[id(used)]
+            group.texts[reward.instructions] = min(length, group.texts.get(reward.instructions, length))
     return by_reward
 
 

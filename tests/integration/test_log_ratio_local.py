@@ -138,7 +138,7 @@ def test_late_agents_leave_the_engine_to_the_next_auction(model, colour):
 
 def test_a_stopped_group_leaves_the_engine_to_the_next_auction(model):
     reward, ended = AGENTS[0].reward, []
-    group = groups_by_reward([reward], PROMPT, drawn(model), scorer=model)[reward]
+    group = groups_by_reward([[reward]], PROMPT, drawn(model), scorer=model)[reward]
 
     def hear():
         with pytest.raises(CancelledError, match="call was cancelled"):

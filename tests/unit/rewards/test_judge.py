@@ -156,6 +156,6 @@ def test_no_answer_of_a_judge_is_in_a_public_reason(answer):
 
 def test_what_a_judge_reads_is_bounded():
     judge = ToolJudge(grade=by_length)
-    for bad in ({"rubric": "x" * 4001}, {"levels": ["x"] * 21}, {"levels": ["a", "x" * 201]}):
+    for bad in ({"rubric": "x" * 20_001}, {"levels": ["x"] * 21}, {"levels": ["a", "x" * 1001]}):
         with pytest.raises(ConfigurationError, match="JudgeReward"):
             JudgeReward(**{"judge": judge, "rubric": RUBRIC, **bad})

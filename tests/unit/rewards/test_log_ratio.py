@@ -402,7 +402,7 @@ async def test_a_scorer_in_a_thread_is_told_to_stop_where_it_can_be():
 def test_a_group_that_is_stopped_gives_up_what_it_computes():
     scorer, heard = Stoppable(), []
     reward = LogRatioReward("Praise b.")
-    group = groups_by_reward([reward], PROMPT, REPLIES, scorer=scorer)[reward]
+    group = groups_by_reward([[reward]], PROMPT, REPLIES, scorer=scorer)[reward]
 
     def hear():
         with pytest.raises(InterruptedError):
@@ -460,6 +460,15 @@ def test_long_instructions_delay_no_report_of_short_ones(ask, first):
     assert model.calls == [3, 4]
 
 
+def test_an_agent_of_many_instructions_is_scored_behind_those_of_few(ask):
+    model = Waits()
+    model.gate.set()
+    many = sum((LogRatioReward(f"{k} is praised.") for k in range(60)), LogRatioReward("Praise c."))
+    reports = ask(Agent("many", many), Agent("few", LogRatioReward("Praise b.")), scorer=model)
+    assert {report.status for report in reports} == {"reported"}
+    assert model.calls == [2, 61]
+
+
 def test_instructions_of_all_lengths_are_scored_from_the_shortest(ask):
     model = Waits()
     model.gate.set()
@@ -467,5 +476,5 @@ def test_instructions_of_all_lengths_are_scored_from_the_shortest(ask):
     reports = ask(*(Agent(str(n), LogRatioReward("x" * n)) for n in lengths[::-1]), scorer=model)
     assert {report.status for report in reports} == {"reported"}
     assert model.calls == [3, 2, 1, 1]
-    with pytest.raises(ConfigurationError, match="instructions must be a text of at most 4000 characters"):
-        LogRatioReward("x" * 4001)
+    with pytest.raises(ConfigurationError, match="instructions must be a text of at most 20000 characters"):
+        LogRatioReward("x" * 20_001)
