@@ -23,11 +23,19 @@ _SPACELESS = (
     r"\u3038-\u303b\u3041-\u30ff\u3131-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\ua9e0-\ua9ff"
     r"\uaa60-\uaa7f\uac00-\ud7fb\uf900-\ufaff\uff66-\uffdc\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
 )
-# Choose how the character before them looks, an emoji for example, and make no word of it.
-_SELECTORS = r"\ufe00-\ufe0f\U000e0100-\U000e01ef"
 # What goes on with a character though it is no mark: Thai and Lao am, jamo behind a jamo, skin tones, tags.
 _CONTINUING = r"\u0e33\u0eb3\u1160-\u11ff\ud7b0-\ud7fb\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f"
 _JOINERS = r"\u200c\u200d"
+# Punctuation that models and people write in different ways, and what nobody sees: soft hyphens, and selectors, which
+# choose how the character before them looks.
+_ALIKE = {
+    **dict.fromkeys([0xAD, 0x2060, 0xFEFF, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)], ""),
+    **dict.fromkeys(map(ord, "\u2018\u2019\u201b\u2032\uff07"), "'"),
+    **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f\u2033\uff02"), '"'),
+    **dict.fromkeys([*range(0x2010, 0x2016), 0x2212, 0xFE63, 0xFF0D], "-"),
+    0x2026: "...",
+}
+_EMPHASIS = re.compile(r"(?<!\w)_+(?=[^\W_])|(?<=[^\s_])_+(?!\w)")  # of Markdown
 _CONNECTORS = r"\u203f\u2040\u2054\ufe33\ufe34\ufe4d-\ufe4f\uff3f"
 
 _MOST_PHRASES, _MOST_LETTERS = 10_000, 100_000
@@ -42,10 +50,11 @@ _COUNT = re.compile(r"\{([0-9\s]*)(#?)")
 class MentionReward(Reward):
     """Worth `value * min(mentions, at_most)`. A mention is a phrase as whole words, in any case and script.
 
-    Straße equals STRASSE, an é of two characters equals an é of one, and all white space is alike. If phrases overlap,
-    the one that begins first counts, and of those the longest; no letter is part of two mentions. A mention neither
-    begins nor ends inside a word, that is next to a letter, mark, number or connector like `_`. Scripts without spaces
-    or with attached particles are the exception: Han, kana, Hangul, Thai, Lao, Khmer and Myanmar.
+    Straße equals STRASSE, an é of two characters equals an é of one, and white space, dashes and straight and curly
+    quotation marks are each alike. Soft hyphens, and underscores around a word, do not count. If phrases overlap, the
+    one that begins first counts, and of those the longest; no letter is part of two mentions. A mention neither begins
+    nor ends inside a word, that is next to a letter, mark, number or connector like `_`. Scripts without spaces or with
+    attached particles are the exception: Han, kana, Hangul, Thai, Lao, Khmer and Myanmar.
 
     The phrases may come from a party that you do not trust. Other threads go on while they are counted, and a word
     takes no longer the more phrases there are, but for one look at each of the lengths that phrases have.
@@ -72,7 +81,7 @@ class MentionReward(Reward):
         if isinstance(self.phrases, str) or not isinstance(self.phrases, Collection) or not self.phrases:
             raise refuse("MentionReward.phrases", "a list of at least one phrase", self.phrases)
         for k, phrase in enumerate(self.phrases):
-            text(f"MentionReward.phrases[{k}]", phrase)
+            text(f"MentionReward.phrases[{k}]", _folded.__wrapped__(text(f"MentionReward.phrases[{k}]", phrase)))
         letters = sum(map(len, self.phrases))
         if len(self.phrases) > _MOST_PHRASES or letters > _MOST_LETTERS:
             expected = f"at most {_MOST_PHRASES} phrases of {_MOST_LETTERS} characters in all"
@@ -251,7 +260,8 @@ def _folded(text: str) -> str:
     It is composed, so that a syllable of Hangul is one character. Compatibility forms stay different: they would turn
     a trademark sign into letters.
     """
-    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold()).split())
+    folded = unicodedata.normalize("NFD", text.translate(_ALIKE)).casefold().replace("i\u0307", "i")  # of a capital
+    return _EMPHASIS.sub("", " ".join(unicodedata.normalize("NFC", folded).split()))
 
 
 @cache
@@ -259,7 +269,7 @@ def _edges() -> tuple[str, re.Pattern[str]]:
     """Return what matches where a mention may begin, as a pattern, and where it may end, compiled."""
     word = rf"[\w{_CONNECTORS}{_JOINERS}{_marks()}]"
     touching = rf"(?<=[{_SPACELESS}])|(?=[{_SPACELESS}])"
-    goes_on = rf"[{_CONTINUING}{_SELECTORS}{_JOINERS}{_marks()}]"
+    goes_on = rf"[{_CONTINUING}{_JOINERS}{_marks()}]"
     return rf"(?:(?<!{word})|{touching})", re.compile(rf"(?!{goes_on})(?:(?!{word})|{touching})")
 
 
@@ -267,7 +277,6 @@ def _edges() -> tuple[str, re.Pattern[str]]:
 def _marks() -> str:
     """Return all marks that a word may have, as a class of `re`. Higher code points have only selectors."""
     kinds = "".join(unicodedata.category(chr(code))[0] for code in range(0x20000))
-    kinds = f"{kinds[:0xFE00]}{'-' * 16}{kinds[0xFE10:]}"
     return "".join(f"{chr(run.start())}-{chr(run.end() - 1)}" for run in re.finditer("M+", kinds))
 
 

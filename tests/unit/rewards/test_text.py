@@ -32,6 +32,17 @@ def mentions(phrases, text):
         ("C++", "C++ C++11", 1),
         ("TuneTown", "TuneTown\N{TRADE MARK SIGN}", 1),
         ("guitar", "\N{HEAVY BLACK HEART}\N{VARIATION SELECTOR-16}guitar", 1),
+        ("\N{GUITAR}", "\N{GUITAR} \N{GUITAR}\N{VARIATION SELECTOR-16}", 2),
+        ("Joe's", "Joe\u2019s and JOE'S", 2),
+        ('6" "guitar"', "6\u201d \u201cguitar\u201d", 1),
+        ("e-bike", "e\u2011bike, e\u2010bike and e\u2013bike", 3),
+        ("e\u2011bike", "e-bike", 1),
+        ("guitar", "a _guitar_, __guitar__ or **guitar**, but no _guitar_s, re_guitar_", 3),
+        ("__init__", "an __init__", 1),
+        ("guitar", "gui\u00adtar", 1),
+        ("wait...", "Wait\u2026", 1),
+        ("istanbul", "\u0130stanbul, ISTANBUL", 2),
+        ("\u0130stanbul", "istanbul i\u0307stanbul", 2),
         ("हिन्दी", "हिन्दी में", 1),
     ],
 )
@@ -112,6 +123,7 @@ def test_a_mention_needs_something_to_look_for():
         {"at_most": True},
         {"phrases": ["a", 1]},
         {"phrases": iter("a")},
+        {"phrases": ["\u00ad"]},
     ):
         with pytest.raises(ConfigurationError):
             MentionReward(**{"phrases": ["a"], **bad})
