@@ -1,6 +1,7 @@
 """A LangChain chat model that draws replies on a vLLM server and scores them there."""
 
 import math
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -20,9 +21,10 @@ from llm_auction_chain.models.sampling import SAMPLER, Check, SamplingChatModel,
 from llm_auction_chain.models.vllm.responses import (
     is_plain,
     read_failure,
-    read_list,
+    read_names,
     read_replies,
     read_scores,
+    read_tokens,
     read_usage,
 )
 from llm_auction_chain.validators import number, refuse, whole_number
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from llm_auction_chain.http_client import JsonSession
 
 __all__ = ["ChatVLLM"]
+
+_CHECKED = 1024  # tokens of a text that has blocks of every cache
+_ROUNDED = 0.5  # nats by which two scores may differ, times the root of their tokens (docs/scaling.md: Rounding)
 
 
 def _url(name: str, value: Any) -> str:
@@ -87,8 +92,10 @@ class ChatVLLM(SamplingChatModel):
     max_retries: int = 2
     max_concurrency: int = 8
 
-    # Shared by the copies that every auction makes, so that one request finds out what a server serves.
+    # Shared by the copies that every auction makes: what a server serves, and the length of the text whose scores its
+    # cache did not change.
     _served: dict[tuple[str, str | None], str] = PrivateAttr(default_factory=dict)
+    _checked: dict[tuple[str, str], int] = PrivateAttr(default_factory=dict)
 
     @property
     @override
@@ -226,8 +233,35 @@ class ChatVLLM(SamplingChatModel):
             body = {"model": name, "max_tokens": 1, "prompt_logprobs": 0}
             bodies = [{**body, "prompt": [[*prefix, *reply] for reply in group]} for group in groups]
             answers = await session.answers("/v1/completions", bodies)
+            await self._check_cache(session, body, prefix, tokens)
         scores = [read_scores(answer, len(prefix), group) for answer, group in zip(answers, groups, strict=True)]
         return [score for group in scores for score in group]
+
+    async def _check_cache(
+        self, session: "JsonSession", body: Mapping[str, Any], prefix: list[int], replies: Sequence[list[int]]
+    ) -> None:
+        """Raise ScoringError if the server scores a reply otherwise once it is cached.
+
+        The first scores of a server are checked, and again those of texts twice as long. Between the two scores of a
+        reply another one is scored, whose figures would stand where the cache leaves some out.
+        """
+        longest = max(replies, key=len)
+        others = [reply for reply in replies if reply != longest]
+        key, size = (self.base_url, str(body["model"])), len(prefix) + len(longest)
+        before = self._checked.get(key, 0)
+        if not others or size <= 2 * before or before >= _CHECKED:
+            return
+        salt, scores = secrets.token_hex(8), []
+        for reply in (longest, max(others, key=len), longest):
+            checked = {**body, "prompt": [[*prefix, *reply]], "cache_salt": salt}
+            scores += read_scores(await session.answer("/v1/completions", checked), len(prefix), [reply])
+        fresh, _, cached = scores
+        if fresh != cached and not abs(fresh - cached) <= _ROUNDED * math.sqrt(len(longest)):
+            raise ScoringError(
+                f"{self.base_url} scores a reply with {fresh:.2f} nats, and with {cached:.2f} once it is cached. Start "
+                "the server with --no-enable-prefix-caching."
+            )
+        self._checked[key] = size
 
     @asynccontextmanager
     async def _session(self, waiter: Waiter, kind: type[AuctionError]) -> AsyncIterator["JsonSession"]:
@@ -273,7 +307,7 @@ class ChatVLLM(SamplingChatModel):
         """Return the model's name at the server. One request finds out, for this model and its copies."""
         key = (self.base_url, self.model)
         if key not in self._served:
-            names = [str(card.get("id")) for card in read_list(await session.answer("/v1/models"), "data")]
+            names = read_names(await session.answer("/v1/models"))
             serves = f"{self.base_url} serves {', '.join(names) or 'nothing'}"
             if self.model is None and len(names) != 1:
                 raise ScoringError(f"{serves}; say which: ChatVLLM(model=...).")
@@ -286,8 +320,7 @@ class ChatVLLM(SamplingChatModel):
 async def _tokenize(session: "JsonSession", name: str, content: Mapping[str, Any]) -> tuple[list[int], int | None]:
     """Return the tokens of a text or of a prompt before its reply, and how many tokens the model reads."""
     behind = {"add_generation_prompt": True} if "messages" in content else {}
-    answer = await session.answer("/tokenize", {**content, **behind, "model": name})
-    return read_list(answer, "tokens"), answer.get("max_model_len")
+    return read_tokens(await session.answer("/tokenize", {**content, **behind, "model": name}))
 
 
 def _portions(body: Mapping[str, Any], requested: int, missing: int, at_once: int) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.exceptions import (
     ModelAPIError,
@@ -17,6 +17,7 @@ from langchain_core.exceptions import (
 )
 from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llm_auction_chain.errors import (
     AuctionError,
@@ -30,7 +31,7 @@ from llm_auction_chain.models.sampling import usage
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["is_plain", "read_failure", "read_list", "read_replies", "read_scores", "read_usage"]
+__all__ = ["is_plain", "read_failure", "read_names", "read_replies", "read_scores", "read_tokens", "read_usage"]
 
 _TOO_LONG = ("context length", "max_model_len", "model length")
 _BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _TOO_MANY, _SERVER = 400, 401, 403, 404, 429, 500
@@ -51,12 +52,86 @@ def is_plain(settings: Mapping[str, Any]) -> bool:
     return bool(settings["temperature"] == 1 and settings["top_p"] == 1 and settings["top_k"] == 0)
 
 
-def read_list(answer: Any, key: str) -> list[Any]:
-    """Return a list in an answer. Without it the answer is not a vLLM server's: ScoringError."""
-    value = answer.get(key) if isinstance(answer, dict) else None
-    if not isinstance(value, list):
-        raise ScoringError(f"The server's answer has no {key!r}. Is it a vLLM server? It said: {str(answer)[:200]}")
-    return value
+class _Part(BaseModel):
+    """A part of an answer: numbers are numbers, texts are texts, and what is not read may be there."""
+
+    model_config = ConfigDict(strict=True, protected_namespaces=())
+
+
+class _Token(_Part):
+    logprob: float = _FLOOR
+    token: str = ""
+
+
+class _LogProbs(_Part):
+    content: list[_Token] | None = None
+
+
+class _Message(_Part):
+    content: str | None = None
+
+
+class _Choice(_Part):
+    index: int | None = None
+    message: _Message | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+    logprobs: _LogProbs | None = None
+    prompt_logprobs: list[dict[str, _Token] | None] | None = None
+
+    @property
+    def text(self) -> str:
+        return (self.message and self.message.content) or ""
+
+
+class _Completion(_Part):
+    choices: list[_Choice]
+    prompt_token_ids: list[int] | None = None
+
+    @property
+    def in_order(self) -> list[_Choice]:
+        return sorted(self.choices, key=lambda choice: choice.index or 0)
+
+
+class _Card(_Part):
+    id: str
+
+
+class _Models(_Part):
+    data: list[_Card]
+
+
+class _Tokenized(_Part):
+    tokens: list[int]
+    max_model_len: int | None = None
+
+
+_P = TypeVar("_P", bound=_Part)
+
+
+def _parsed(kind: type[_P], answer: Any) -> _P:
+    """Return an answer of this kind. One of another shape is not a vLLM server's: ScoringError."""
+    try:
+        return kind.model_validate(answer)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or next(iter(kind.model_fields))
+        lacks = first["type"] == "missing" or not first["loc"]
+        fault = f"no {place!r}" if lacks else f"{first['input']!r:.100} as {place!r}"
+        said = str(answer)[:200]
+        raise ScoringError(f"The server's answer has {fault}. Is it a vLLM server? It said: {said}") from error
+
+
+def read_names(answer: Any) -> list[str]:
+    """Return the names of the models that a server serves."""
+    return [card.id for card in _parsed(_Models, answer).data]
+
+
+def read_tokens(answer: Any) -> tuple[list[int], int | None]:
+    """Return the tokens of a text or a prompt, and how many the model reads, where the server says so."""
+    tokenized = _parsed(_Tokenized, answer)
+    return tokenized.tokens, tokenized.max_model_len
 
 
 def read_failure(
@@ -96,11 +171,11 @@ def read_failure(
     return CandidatesError(message, [cause(message)]) if kind is CandidatesError else kind(message)
 
 
-def read_usage(answer: Mapping[str, Any]) -> UsageMetadata | None:
-    """Return the token counts of one request: the prompt once, and every reply; None where there are none."""
-    if not isinstance(counts := answer.get("usage"), dict):
-        return None
-    return usage(counts.get("prompt_tokens") or 0, counts.get("completion_tokens") or 0)
+def read_usage(answer: Any) -> UsageMetadata | None:
+    """Return the token counts of one request: the prompt once, and every reply; None where they are no counts."""
+    counts = answer.get("usage") if isinstance(answer, dict) else None
+    both = [counts.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(counts, dict) else [None]
+    return usage(*both) if all(type(count) is int for count in both) else None
 
 
 def read_replies(answer: Any, body: Mapping[str, Any], prompt: Sequence[int] | None) -> list[AIMessage]:
@@ -118,14 +193,15 @@ def read_replies(answer: Any, body: Mapping[str, Any], prompt: Sequence[int] | N
         ScoringError: there are no replies, or no tokens where the request asked for them, or those of another prompt.
         ContextWindowError: a reply with tokens was cut before `max_tokens`.
     """
+    completion = _parsed(_Completion, answer)
     replies, n_tokens = [], 0
-    for choice in sorted(read_list(answer, "choices"), key=_index):
-        metadata = {"model_name": body["model"], "finish_reason": choice.get("finish_reason")}
+    for choice in completion.in_order:
+        metadata = {"model_name": body["model"], "finish_reason": choice.finish_reason}
         if body["logprobs"]:
             metadata["logprobs"] = _log_probs(choice, body)
-            n_tokens += len(choice["token_ids"])
-        replies.append(AIMessage(content=_text(choice), response_metadata=metadata))
-    if replies and prompt is not None and answer.get("prompt_token_ids") != prompt:
+            n_tokens += len(choice.token_ids or ())
+        replies.append(AIMessage(content=choice.text, response_metadata=metadata))
+    if replies and prompt is not None and completion.prompt_token_ids != prompt:
         raise ScoringError(
             "The server draws replies behind other tokens than /tokenize makes of the same messages, so it cannot "
             "score them. Serve a model whose chat template both use, or use proposal=Reference()."
@@ -143,37 +219,37 @@ def read_scores(answer: Any, start: int, replies: Sequence[Sequence[int]]) -> li
     Raises:
         ScoringError: a log-probability is missing, or not one.
     """
-    choices = sorted(read_list(answer, "choices"), key=_index)
+    choices = _parsed(_Completion, answer).in_order
     if len(choices) != len(replies):
         raise ScoringError(f"The server scored {len(choices)} of {len(replies)} replies. Is it a vLLM server?")
     return [_score(choice, start, reply) for choice, reply in zip(choices, replies, strict=True)]
 
 
-def _score(choice: Mapping[str, Any], start: int, reply: Sequence[int]) -> float:
-    log_probs = choice.get("prompt_logprobs")
-    if not isinstance(log_probs, list) or len(log_probs) != start + len(reply):
+def _score(choice: _Choice, start: int, reply: Sequence[int]) -> float:
+    log_probs = choice.prompt_logprobs
+    if log_probs is None or len(log_probs) != start + len(reply):
         raise ScoringError("The server returned no prompt_logprobs. Score with a vLLM server, directly or by a proxy.")
-    entries = zip(log_probs[start:], reply, strict=True)
-    values = [(entry or {}).get(str(token), {}).get("logprob") for entry, token in entries]
-    if None in values:
+    entries = [(entry or {}).get(str(token)) for entry, token in zip(log_probs[start:], reply, strict=True)]
+    values = [entry.logprob for entry in entries if entry is not None and "logprob" in entry.model_fields_set]
+    if len(values) < len(reply):
         raise ScoringError("The server's prompt_logprobs are not of the tokens sent. Is it a vLLM server?")
     if not all(value <= 0 for value in values):
         raise ScoringError(_LOGITS)
     return -math.inf if min(values, default=0.0) <= _FLOOR else math.fsum(values)
 
 
-def _log_probs(choice: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
+def _log_probs(choice: _Choice, body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tokens and log-probabilities of a reply, and whether they are all there."""
-    ids, content = choice.get("token_ids"), (choice.get("logprobs") or {}).get("content")
-    if not isinstance(ids, list) or not isinstance(content, list):
+    ids, content = choice.token_ids, None if choice.logprobs is None else choice.logprobs.content
+    if ids is None or content is None:
         raise ScoringError(
             "The server returned a reply without its tokens: it does not know return_token_ids or logprobs. Use a "
             "newer vLLM, directly or by a proxy, or proposal=Reference(), which needs no tokens."
         )
-    values = [entry.get("logprob", _FLOOR) for entry in content]
+    values = [entry.logprob for entry in content]
     if not all(value <= 0 for value in values) or _FLOOR < max(values, default=0.0) < _LEAST:
         raise ScoringError(_LOGITS)
-    if choice.get("finish_reason") == "length" and len(ids) < body["max_tokens"]:
+    if choice.finish_reason == "length" and len(ids) < body["max_tokens"]:
         # Under a shorter prompt the reply would have gone on: its probabilities under both could not be compared.
         raise ContextWindowError(
             f"A reply was cut after {len(ids)} tokens, by the model's window or a limit of the server's, before "
@@ -187,20 +263,11 @@ def _log_probs(choice: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _is_whole(choice: Mapping[str, Any], ids: Sequence[int], content: Sequence[Mapping[str, Any]]) -> bool:
+def _is_whole(choice: _Choice, ids: Sequence[int], content: Sequence[_Token]) -> bool:
     """Return whether a reply that ended by itself has its end token: the last one, which is not part of the text."""
-    reason = choice.get("stop_reason")
-    if choice.get("finish_reason") != "stop" or isinstance(reason, str):
-        return choice.get("finish_reason") in ("stop", "length")
-    if isinstance(reason, int):
-        return ids[-1] == reason
-    last = str(content[-1].get("token") or "")
-    return bool(last) and not _text(choice).endswith(last)
-
-
-def _text(choice: Mapping[str, Any]) -> str:
-    return str((choice.get("message") or {}).get("content") or "")
-
-
-def _index(choice: Mapping[str, Any]) -> int:
-    return int(choice.get("index") or 0)
+    if choice.finish_reason != "stop" or isinstance(choice.stop_reason, str):
+        return choice.finish_reason in ("stop", "length")
+    if choice.stop_reason is not None:
+        return ids[-1] == choice.stop_reason
+    last = content[-1].token
+    return bool(last) and not choice.text.endswith(last)

@@ -236,6 +236,47 @@ def test_tokens_are_counted_by_the_server(server, model):
     assert model.get_num_tokens_from_messages(PROMPT[:1]) == 2
 
 
+def test_scores_that_a_cache_has_made_stale_are_refused(server, model):
+    """A server that does not score what it has cached returns what stands in its memory: what it scored before."""
+    memory, cached = [], []
+
+    def complete(body):
+        choices = []
+        for index, prompt in enumerate(body["prompt"]):
+            if (prompt, body.get("cache_salt")) not in cached:
+                memory[:] = [50 * log_p(token) for token in prompt]
+                cached.append((prompt, body.get("cache_salt")))
+            entries = [{str(token): {"logprob": p}} for token, p in zip(prompt, memory, strict=True)]
+            choices.append({"index": index, "prompt_logprobs": entries})
+        return 200, {"choices": choices}
+
+    replies = drawn(model, 2)
+    server.script["/v1/completions"] = complete
+    with pytest.raises(ScoringError, match=r"once it is cached\. Start the server with --no-enable-prefix-caching"):
+        model.score(PROMPT, replies)
+
+
+def test_a_servers_cache_is_checked_once_and_again_for_texts_twice_as_long(server, model):
+    replies = drawn(model, 2)
+
+    def checks():
+        bodies = [body for body in server.bodies("/v1/completions") if "cache_salt" in body]
+        server.requests.clear()
+        assert len({body["cache_salt"] for body in bodies}) == bool(bodies)
+        return [body["prompt"] for body in bodies]
+
+    model.score(PROMPT, replies)
+    first, second, third = checks()
+    assert first == third != second
+    copied = model.model_copy()
+    copied.score(PROMPT, replies)
+    assert not checks()
+    copied.score([*PROMPT, HumanMessage("word " * 30)], replies)
+    assert len(checks()) == 3
+    model.score([*PROMPT, HumanMessage("word " * 30)], replies)
+    assert not checks()
+
+
 def test_replies_to_weigh_carry_no_watermark(server, model):
     drawn(model, 1)
     assert server.bodies("/v1/chat/completions")[0]["watermarking"] is False
@@ -438,7 +479,8 @@ def test_scores_are_the_sums_of_the_reply_tokens_behind_the_prompt(server, model
     (asked,) = server.bodies("/tokenize")
     assert asked["add_generation_prompt"] is True
     prompt = [ord(letter) for letter in "Be brief.How do I learn the guitar?"]
-    sent = [ids for body in server.bodies("/v1/completions") for ids in body["prompt"]]
+    checks = [body for body in server.bodies("/v1/completions") if "cache_salt" in body]
+    sent = [ids for body in server.bodies("/v1/completions") for ids in body["prompt"] if body not in checks]
     tokens = [reply.response_metadata["logprobs"]["token_ids"] for reply in replies]
     assert sorted(sent) == sorted([*prompt, *ids] for ids in tokens)
     assert all((body["max_tokens"], body["prompt_logprobs"]) == (1, 0) for body in server.bodies("/v1/completions"))
@@ -451,7 +493,8 @@ def test_replies_keep_their_order_and_their_repeats(server, model):
     apart = {id(one): small.score(PROMPT, [one])[0] for one in (first, second)}
     server.requests.clear()
     assert small.score(PROMPT, order) == [apart[id(one)] for one in order]
-    assert sorted(len(body["prompt"]) for body in server.bodies("/v1/completions")) == [1, 3, 3]
+    sent = [body["prompt"] for body in server.bodies("/v1/completions") if "cache_salt" not in body]
+    assert sorted(map(len, sent)) == [1, 3, 3]
 
 
 def test_nothing_to_score_asks_nothing(server, model):

@@ -19,9 +19,10 @@ from llm_auction_chain.errors import CandidatesError, ConfigurationError, Contex
 from llm_auction_chain.models.vllm.responses import (
     is_plain,
     read_failure,
-    read_list,
+    read_names,
     read_replies,
     read_scores,
+    read_tokens,
     read_usage,
 )
 
@@ -54,8 +55,58 @@ def test_any_temperature_or_truncation_changes_the_distribution(setting):
 
 @pytest.mark.parametrize("wrong", [{}, {"data": None}, {"data": "x"}, [], None, "<html>"])
 def test_an_answer_without_its_list_is_no_vllm_servers(wrong):
-    with pytest.raises(ScoringError, match="has no 'data'"):
-        read_list(wrong, "data")
+    with pytest.raises(ScoringError, match=r"has .*'data'\. Is it a vLLM server\? It said: "):
+        read_names(wrong)
+
+
+@pytest.mark.parametrize("value", [None, "-0.5", "x", ["x"], {"logprob": None}, True, 0.5])
+@pytest.mark.parametrize("place", [
+    "choices", "choices.0", "choices.0.token_ids", "choices.0.token_ids.0", "choices.0.logprobs",
+    "choices.0.logprobs.content", "choices.0.logprobs.content.0", "choices.0.logprobs.content.0.logprob",
+    "prompt_token_ids", "prompt_token_ids.1",
+])  # fmt: skip
+def test_an_answer_of_another_shape_is_our_error(place, value):
+    broken = answer(choice(0, "a", [3, 9]), tokens=2)
+    *above, last = [int(step) if step.isdigit() else step for step in place.split(".")]
+    part = broken
+    for step in above:
+        part = part[step]
+    part[last] = value
+    with pytest.raises(ScoringError, match="server"):
+        read_replies(broken, BODY, [1, 2])
+    with pytest.raises(ScoringError, match="server"):
+        read_scores(broken, 1, [[3, 9]])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"index": "0"}, {"message": {"content": [1]}}, {"message": 5}, {"finish_reason": 1}]
+)
+def test_a_text_or_a_number_is_nothing_else(changes):
+    with pytest.raises(ScoringError, match=r"has .* as 'choices\.0\..*Is it a vLLM server\? It said: \{'choices'"):
+        read_replies(answer({**choice(0, "a", [3, 9]), **changes}, tokens=2), BODY, [1, 2])
+
+
+@pytest.mark.parametrize("log_prob", [None, "-0.5", [], True])
+def test_a_log_probability_that_is_no_number_is_our_error(log_prob):
+    with pytest.raises(ScoringError, match="server"):
+        read_scores(scores((1, -7.0), (2, log_prob)), 2, [[2]])
+
+
+@pytest.mark.parametrize(
+    "counts", [None, 5, {}, {"prompt_tokens": None, "completion_tokens": 3}, {"prompt_tokens": "5"}]
+)
+def test_usage_that_is_no_counts_is_unknown_and_costs_no_reply(counts):
+    replied = {**answer(choice(0, "a", [3, 9]), tokens=2), "usage": counts}
+    assert read_usage(replied) is None
+    assert read_replies(replied, BODY, [1, 2])[0].text == "a"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, None, {"tokens": "x"}, {"tokens": [1, None]}, {"tokens": [1], "max_model_len": "9"}]
+)
+def test_tokens_and_the_window_are_numbers(wrong):
+    with pytest.raises(ScoringError, match=r"Is it a vLLM server\?"):
+        read_tokens(wrong)
 
 
 def test_replies_come_in_the_order_of_their_index():
