@@ -753,7 +753,8 @@ def run(code, *arguments):
 
 
 ASKS = f"""
-import asyncio, os, sys, threading
+import asyncio, logging, os, sys, threading
+logging.getLogger("asyncio").setLevel(logging.ERROR)  # a slow machine's steps are warned of
 from langchain_core.messages import AIMessage
 from llm_auction_chain.rewards.webhook import WebhookReward
 
