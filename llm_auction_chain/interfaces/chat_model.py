@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import cached_property
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 from uuid import UUID
 
 from langchain_core.callbacks import (
@@ -19,7 +19,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from langchain_core.utils.uuid import uuid7
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import override
 
 from llm_auction_chain.auction.result import AuctionResult
@@ -106,9 +106,12 @@ class ChatAuction(AuctionBase, BaseChatModel):  # type: ignore[misc]  # what `bi
     def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
         return super()._get_invocation_params(stop=stop, **_of_the_model(kwargs))
 
-    @override
-    def _resolve_model_profile(self) -> Any:
-        return chat_model_of(self.model).profile
+    # in place of the base class's, which assigns the profile: to assign None validates again, without end
+    @model_validator(mode="after")
+    def _set_model_profile(self) -> Self:
+        if self.profile is None:
+            self.__dict__["profile"] = chat_model_of(self.model).profile
+        return self
 
     @override
     def get_token_ids(self, text: str) -> list[int]:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+from typing import Self
 
 import pytest
 from langchain_core.caches import InMemoryCache
@@ -15,6 +16,7 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_core.runnables import ConfigurableField, RunnableBinding, RunnableLambda
 from langchain_openai import ChatOpenAI
+from pydantic import model_validator
 
 from llm_auction_chain import Agent, AuctionRunnable, Billing, CandidatesError, ChatAuction, ConfigurationError
 from tests.unit.interfaces.caller import COST, Caller, Plain, Spy, both
@@ -97,6 +99,21 @@ WRAPS = [
     lambda model: model.with_config(tags=["mine"]).with_fallbacks([Caller()]),
     lambda model: model.configurable_fields(temperature=ConfigurableField(id="t")),
 ]
+
+
+def test_settings_are_validated_once_over_a_model_without_a_profile():
+    validated = []
+
+    class Counting(ChatAuction):
+        @model_validator(mode="after")
+        def _count(self) -> Self:
+            validated.append(self)
+            return self
+
+    chat = Counting(model=Caller())
+    assert (chat.profile, len(validated)) == (None, 1)
+    chat.n_candidates = 3
+    assert len(validated) == 2
 
 
 @pytest.mark.parametrize("wrap", WRAPS)
