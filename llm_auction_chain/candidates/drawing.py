@@ -431,5 +431,7 @@ def _is_sealed(name: str, block: Mapping[str, Any]) -> bool:
 def _in_order(value: Any) -> Any:
     """Return arguments sorted by name: a provider may write them in any order."""
     if isinstance(value, dict):
-        return sorted((str(name), repr(_in_order(inner))) for name, inner in value.items())
-    return [_in_order(inner) for inner in value] if isinstance(value, list) else value
+        return {name: _in_order(value[name]) for name in sorted(value, key=str)}
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    return [_in_order(inner) for inner in value] if isinstance(value, list | tuple) else value

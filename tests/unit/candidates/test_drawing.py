@@ -675,6 +675,7 @@ DIFFERENT = {
     "why Responses cut": [
         ended(status="incomplete", incomplete_details={"reason": why}) for why in ("max_output_tokens", "safety")
     ],
+    "an empty list and an empty mapping": [calling({"a": empty}) for empty in ([], {})],
     "places of a call": [
         AIMessage([{"type": "text", "text": "Hi"}, {"type": "tool_use", "name": "f", "input": {}}][::way])
         for way in (1, -1)
@@ -707,6 +708,7 @@ EQUAL = {
         AIMessage([{"type": "function_call", "id": f"i{k}", "call_id": f"c{k}", "name": "f", "arguments": text}])
         for k, text in enumerate(['{"a": 1, "b": 2}', '{"b":2,"a":1}'])
     ],
+    "order of arguments that are sets": [calling({"tags": tags}) for tags in ({0, 8}, {8, 0})],
     "places in a stream": [AIMessage([{"type": "text", "text": "Hi", "index": k}]) for k in (1, 2)],
     "ids of pictures": [AIMessage([{"type": "image", "id": f"i{k}", "base64": "x"}]) for k in (1, 2)],
     "ids of answers": [ended(id=f"resp{k}", created_at=k, model_name="m") for k in (1, 2)],
@@ -724,6 +726,15 @@ def test_replies_are_distinct_where_user_or_agents_can_tell_them_apart(kind):
 def test_replies_are_equal_where_only_the_provider_can_tell_them_apart(kind):
     first, *others = EQUAL[kind]
     assert [_identity(other) for other in others] == [_identity(first)] * len(others)
+
+
+def test_the_depth_of_arguments_costs_no_more_than_their_length():
+    args = {}
+    for _ in range(200):
+        args = {"a": [args]}
+    deep, other = calling(args), calling({"a": args})
+    assert _identity(deep) != _identity(other)
+    assert len(repr(_identity(deep))) < 10_000
 
 
 def test_agents_are_shown_every_distinct_reply_once():
