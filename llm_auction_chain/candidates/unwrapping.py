@@ -15,7 +15,7 @@ from langchain_core.runnables import (
     RunnableSequence,
 )
 from langchain_core.runnables.base import RunnableBindingBase
-from langchain_core.runnables.config import ensure_config
+from langchain_core.runnables.config import ensure_config, merge_configs
 from langchain_core.runnables.configurable import (
     DynamicRunnable,
     RunnableConfigurableAlternatives,
@@ -80,7 +80,8 @@ def inside(
         return ChosenLater(default=model, choose=lambda config: inside(_choice(model, config), change, config, rebind))
     if isinstance(model, BaseChatModel):
         return change(model)
-    changed = _with_parts(model, {}, lambda part, _: inside(part, change, config, rebind))
+    below = _config_below(model, config)
+    changed = _with_parts(model, {}, lambda part, _: inside(part, change, below, rebind))
     if isinstance(changed, RunnableBindingBase):
         bound: Runnable[Any, Any] = changed.model_copy(update={"kwargs": rebind(changed.kwargs)})
         return bound
@@ -119,6 +120,12 @@ def _parts(model: Runnable[Any, Any], kwargs: Mapping[str, Any]) -> list[tuple[R
 
     _with_parts(model, kwargs, collect)
     return parts
+
+
+def _config_below(model: Runnable[Any, Any], config: RunnableConfig | None) -> RunnableConfig | None:
+    """Return the config of a model's parts in a call with a config: a binding adds its own."""
+    bound = isinstance(model, RunnableBindingBase) and config is not None
+    return merge_configs(model.config, config) if bound else config
 
 
 class ChosenLater(DynamicRunnable[Any, Any]):
@@ -197,7 +204,8 @@ def chat_models_in(model: Runnable[Any, Any], config: RunnableConfig | None = No
         return chat_models_in(_choice(model, config), config)
     if isinstance(model, BaseChatModel):
         return [model]
-    return [chat for part, _ in _parts(model, {}) for chat in chat_models_in(part, config)]
+    below = _config_below(model, config)
+    return [chat for part, _ in _parts(model, {}) for chat in chat_models_in(part, below)]
 
 
 def runnables_in(model: Runnable[Any, Any]) -> Iterator[Runnable[Any, Any]]:
@@ -276,7 +284,7 @@ def _requests(
         yield from _requests(_choice(model, config), config, kwargs)
     elif parts := _parts(model, kwargs):
         for part, keywords in parts:
-            yield from _requests(part, config, keywords)
+            yield from _requests(part, _config_below(model, config), keywords)
     else:
         fields = vars(model) if isinstance(model, BaseChatModel) else {}
         request = {**fields, **_as_mapping(fields.get("model_kwargs")), **kwargs}

@@ -20,6 +20,7 @@ from llm_auction_chain.candidates.unwrapping import (
     Untraced,
     asks_for_format,
     chat_model_of,
+    chat_models_in,
     innermost,
     inside,
     is_chosen_later,
@@ -133,6 +134,20 @@ def test_a_config_chooses_among_alternatives():
     assert chosen == [SECOND]
     later = inside(model, lambda chat: chat.model_copy(update={"length": 7}))
     assert len(later.with_config(OTHER).invoke("x").text) == 7
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda model: model.with_config(OTHER), lambda model: model.with_retry().with_config(OTHER),
+    lambda model: model.bind(stop=["x"]).with_retry().with_config(OTHER).with_fallbacks([FIRST]),
+    lambda model: RunnableSequence(RunnablePassthrough(), model.with_retry().with_config(OTHER)),
+])  # fmt: skip
+def test_a_config_that_is_bound_chooses_until_the_call_chooses_otherwise(wrap):
+    model = wrap(FIRST.configurable_alternatives(WHICH, default_key="first", other=SECOND.bind(tools=[{}])))
+    back = {"configurable": {"which": "first"}}
+    for config, chosen in (({}, SECOND), (back, FIRST)):
+        assert chat_models_in(model, config)[0] is chosen
+        assert chat_models_in(inside(model, lambda chat: chat, config))[0] is chosen
+        assert offers_tools(model, config, {}) is (chosen is SECOND)
 
 
 def test_without_a_chat_model_there_is_an_error():
