@@ -129,7 +129,7 @@ def load_agents(path: Path | None, *, allow_code: bool = False) -> "list[Agent]"
         loaded = yaml.safe_load(source.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigurationError(f"{where} cannot be read: {error.strerror or error}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except Exception as error:  # PyYAML lets errors of its constructors pass, as for the date 2026-02-30
         raise ConfigurationError(f"{where} is not YAML: {error}") from error
     if isinstance(loaded, dict):
         _refuse_unknown(loaded, ["agents"], f"{where}: it")
@@ -142,18 +142,20 @@ def load_agents(path: Path | None, *, allow_code: bool = False) -> "list[Agent]"
 def _agent(entry: Any, where: str, *, allow_code: bool) -> "Agent":
     from llm_auction_chain.agents import Agent
 
+    if isinstance(entry, dict):
+        where = f"{where}, {entry['name']!r}" if "name" in entry else where
+        _refuse_unknown(entry, [field.name for field in fields(Agent)], f"{where}: an agent")
     if not isinstance(entry, dict) or not {"name", "reward"} <= entry.keys():
         raise refuse(where, "a mapping with a name and a reward", entry)
-    where = f"{where}, {entry['name']!r}"
-    _refuse_unknown(entry, [field.name for field in fields(Agent)], f"{where}: an agent")
     reward = _reward(entry["reward"], where, allow_code=allow_code)
     return _made(Agent, {**entry, "reward": reward}, where)
 
 
 def _reward(spec: Any, where: str, *, allow_code: bool) -> Any:
-    if isinstance(spec, dict) and len(spec) == 1:
-        ((kind, settings),) = spec.items()
-        if kind in _REWARDS and isinstance(settings, dict):
+    if isinstance(spec, dict) and spec:
+        _refuse_unknown(spec, list(_REWARDS), f"{where}: reward")
+        (kind, settings), *more = spec.items()
+        if isinstance(settings, dict) and not more:
             reward = getattr(import_module("llm_auction_chain.rewards"), _REWARDS[kind])
             _refuse_unknown(settings, [field.name for field in fields(reward) if field.init], f"{where}: {kind}")
             return _made(reward, settings, where)
