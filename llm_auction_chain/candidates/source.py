@@ -24,7 +24,7 @@ from langchain_core.runnables.config import ensure_config, get_config_list, patc
 from langchain_core.runnables.retry import RunnableRetry
 
 from llm_auction_chain.candidates.logprobs import LogitModel, SequenceScorer
-from llm_auction_chain.candidates.native_n import ManyReplies, uses_responses_api
+from llm_auction_chain.candidates.native_n import COPIES, SEEDS, SETTINGS, ManyReplies, of_one_draw, uses_responses_api
 from llm_auction_chain.candidates.proposals import PLAIN, Condition
 from llm_auction_chain.candidates.unwrapping import Untraced, asks_for_format, inside
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
@@ -35,10 +35,7 @@ __all__ = ["Sample", "Source", "hidden", "is_streaming", "native", "quiet"]
 Progress = Callable[[int, float | None], None]
 _Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
 _LAW = ("temperature", "top_p", "top_k")  # keywords of the sampler that a scorer needs
-_COPIES = ("n", "candidate_count")  # replies of a request, all of which are billed
-_SEEDS = ("seed", "random_seed")
 _ROOM = 3  # seeds for each draw: a request that is refused or answered in part is followed by others
-_SETTINGS = ("model_kwargs", "extra_body")  # fields that hold settings of a request
 _OF_RUNS = ("callbacks", "tags", "metadata", "run_name")  # what a chat model takes of a config
 _SCHEMA = "llm_auction_chain.auction/"  # prefix of the schema in an auction's metadata
 _RESERVED = frozenset({"conditions", "n", "progress", "seed"})
@@ -102,12 +99,12 @@ class Source:
                 f"{', '.join(sorted(reserved))}: the auction sets this keyword itself. Leave it out."
             )
         self.asked_for_format: bool = asks_for_format(model, config, kwargs)
-        self._given, self._config = model, config
+        self._given, self._config = model.bind(**kwargs) if kwargs else model, config
         self._traced = traced
         self._seeded = False  # whether the user chose a provider's seed
         self._drawn = 0  # replies that were asked for
         self._model = inner = self._model_of_draw(0)
-        self._kwargs = settings = kwargs
+        settings: dict[str, Any] = {}
         self._bound_config = RunnableConfig()
         self._retries: list[RunnableRetry[Any, Any]] = []
         while isinstance(inner, RunnableBindingBase):
@@ -131,17 +128,15 @@ class Source:
         """Return the model for the k-th draw. It makes one reply of a request, under a seed of its own."""
 
         def once(settings: Mapping[str, Any]) -> dict[str, Any]:
-            once = {name: value for name, value in settings.items() if name not in _COPIES}
-            seeds = {name: once[name] + k for name in _SEEDS if isinstance(once.get(name), int)}
-            self._seeded = self._seeded or bool(seeds)
-            return {**once, **seeds}
+            changed = of_one_draw(settings, k)
+            self._seeded = self._seeded or changed != of_one_draw(settings, k + 1)
+            return changed
 
         def change(chat: BaseChatModel) -> Runnable[Any, Any]:
-            fields = vars(chat)
-            copies = {name: type(chat).model_fields[name].default for name in _COPIES if fields.get(name) is not None}
-            seeds = once({name: fields[name] for name in _SEEDS if name in fields})
-            nested = {name: once(fields[name]) for name in _SETTINGS if isinstance(fields.get(name), Mapping)}
-            model = _uncached(chat, {**copies, **seeds, **nested})
+            fields = {name: value for name, value in vars(chat).items() if value is not None}
+            copies = {name: type(chat).model_fields[name].default for name in COPIES if name in fields}
+            own = once({name: fields[name] for name in (*SEEDS, *SETTINGS) if name in fields})
+            model = _uncached(chat, {**copies, **own})
             return model if self._traced else Untraced(model)
 
         return inside(self._given, change, self._config, once)
@@ -195,10 +190,9 @@ class Source:
             if progress is not None:
                 progress(sum(count for _, count in wanted), None)
         else:
-            keywords = {**self._kwargs, **extra}
             configs = get_config_list(child, len(places))
             calls = [
-                partial(self._invoke, self._drawn + k, list(wanted[place][0].prompts[0]), configs[k], keywords, waiter)
+                partial(self._invoke, self._drawn + k, list(wanted[place][0].prompts[0]), configs[k], extra, waiter)
                 for k, place in enumerate(places)
             ]
             count = (lambda done: progress(done, None)) if progress is not None else None

@@ -124,8 +124,9 @@ def _parts(model: Runnable[Any, Any], kwargs: Mapping[str, Any]) -> list[tuple[R
 
 def _config_below(model: Runnable[Any, Any], config: RunnableConfig | None) -> RunnableConfig | None:
     """Return the config of a model's parts in a call with a config: a binding adds its own."""
-    bound = isinstance(model, RunnableBindingBase) and config is not None
-    return merge_configs(model.config, config) if bound else config
+    if isinstance(model, RunnableBindingBase) and config is not None:
+        return merge_configs(model.config, config)
+    return config
 
 
 class ChosenLater(DynamicRunnable[Any, Any]):

@@ -444,12 +444,16 @@ def test_failures_among_the_requests_of_one_draw_are_causes():
 
 
 @pytest.mark.parametrize(("native_n", "counts"), [(True, [2]), (False, [None, None])])
-@pytest.mark.parametrize("bound", [True, False])
-def test_a_seed_of_the_models_own_is_never_repeated(native_n, counts, bound):
+@pytest.mark.parametrize(("place", "settings"), [
+    ("bound", {"seed": 3}), ("of the model", {"seed": 3}),
+    *((place, {"extra_body": {"seed": 3, "n": 3}}) for place in ("bound", "of the call", "of the model")),
+])  # fmt: skip
+def test_a_seed_of_the_models_own_is_never_repeated(native_n, counts, place, settings):
     with provider() as server, httpx.Client() as client:
         chat = ChatOpenAI(model="some", api_key="x", base_url=server.url, http_client=client)
-        seeded = chat.bind(seed=3) if bound else chat.model_copy(update={"seed": 3})
-        source = Source(seeded, {}, native_n=native_n, kwargs={})
+        seeded = {"bound": chat.bind(**settings), "of the model": chat.model_copy(update=settings)}.get(place, chat)
+        kwargs = settings if place == "of the call" else {}
+        source = Source(seeded, {}, native_n=native_n, kwargs=kwargs)
         for _ in range(2):  # rounds
             sampling = source.sample(wanted(2), BLOCKING, seed=1, tokens=False, config=None)
             assert len(run(sampling).replies) == 2
