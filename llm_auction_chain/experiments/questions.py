@@ -40,6 +40,7 @@ _SPONSORS = ("sponsors", "advertisements", "products", "product")
 _NAME = ("name", "item", "advertisement", "ad_title", "product")
 _CONTEXT = ("description", "desc", "qualities", "ad_description")
 _CATEGORY = ("category", "type")
+_OWNER = ("owner", "advertiser")
 _CATALOGUE_SPONSORS = 5  # the most that a question takes from a file of sponsors
 _LONGEST_CONTEXT = 400  # characters: models read no more
 _MOST_PHRASES = 12
@@ -215,12 +216,14 @@ def load_questions(
     | name | `name` | `advertisement`, `item` | `name`, `ad_title` |
     | context | `context` | `qualities` | `description`, `desc`, `ad_description` |
     | category | `category` | `type` | `category` |
+    | owner | `owner` | `advertiser` | |
 
     Rows with the same question are one question with the sponsors of all. A sponsor that is named twice counts once.
-    A context that is missing is the name; phrases that are missing are the name, the `brand`, and the name's words.
+    A context that is missing is the name, with the owner; phrases that are missing are the name, the `brand` or the
+    `advertiser`, and the name's words.
 
     With `sponsors_path`, sponsors come from a second file of the same formats. A row there belongs to the question that
-    it names by its text, by `query_id`, or, beside an `advertisement`, by the row's `id`. Where it names none, it adds
+    it names by its text, by `query_id`, or, where the row has a `label`, by its `id`. Where it names none, it adds
     details to the sponsor of its name. A question that has no sponsors then gets up to five: those of the category that
     is its domain, or else those that share words with it, rare words first. Questions without any are left out, with
     an `AuctionWarning`.
@@ -238,13 +241,12 @@ def load_questions(
         ConfigurationError: a file cannot be read, or a row lacks something; the message names the file, the line (in
             JSON and YAML the entry) and what is missing.
 
-    Source of the names: Webis Generated Native Ads 2024 (huggingface.co/datasets/webis/generative-native-ads, Touché's
-    JSONL version, and its code for the CSV files, whose first column is an index); Touché 2025, task 1
-    (github.com/touche-webis-de/touche-code, `query`, `advertisements`, `item`, `type`, `qualities`); the edition of
-    2025 by Touché's example for 2026 (`id`, `search_engine`, `meta_topic`, `query`, `response`; that its labels have
-    the name `advertisement` could not be verified). GEM-Bench (github.com/Generative-Engine-Marketing/GEM-Bench):
-    `prompts.json`, LM-Market's `prompt` and `topic_1`, `products.json`, results with `prompt`, `category` and
-    `product`, and `products.tsv` were read; the columns of the other TSV files are those that its loader requires.
+    Source of the names. Webis Generated Native Ads: the dataset cards of 2024 (also of Touché's version in JSONL) and
+    2025, and the code that writes the CSV files of 2024, whose first column is an index. `query`, `advertisements`,
+    `item`, `type` and `qualities`: the code of Touché 2025, task 1 (github.com/touche-webis-de/touche-code). GEM-Bench
+    (github.com/Generative-Engine-Marketing/GEM-Bench): the files `prompts.json`, `products.json`, `products.tsv`, those
+    of LM-Market (`prompt`, `topic_1`) and the results (`prompt`, `category`, `product`). The other three TSV files
+    could not be read: their columns are those that GEM-Bench's loader requires.
 
     >>> import tempfile
     >>> row = '{"query": "cheap flights", "meta_topic": "vacation", "advertisement": "Aerolark", "label": 1}\n'
@@ -360,15 +362,17 @@ def _sponsor(where: str, entry: Any, *, own: bool = False) -> Sponsor:
         _refuse_unknown(where, entry, [each.name for each in fields(Sponsor)])
     name = str(_first(entry, _NAME))
     name = name if own else _one_line(name)[:255].strip()
-    about = str(_first(entry, _CONTEXT) or name)
+    owner = _first(entry, _OWNER)
+    about = str(_first(entry, _CONTEXT) or (name if own or owner is None else f"{name} by {owner}"))
     if name.casefold() not in about.casefold():
         about = f"{name}: {about}"
-    settings = {key: entry[key] for key in ("value", "owner", "rubric") if entry.get(key) is not None}
+    settings = {key: entry[key] for key in ("value", "rubric") if entry.get(key) is not None}
     try:
         return Sponsor(
             name=name,
             context=entry.get("context") or _one_line(about)[:_LONGEST_CONTEXT],
-            phrases=entry.get("phrases") or _phrases(name, entry.get("brand")),
+            phrases=entry.get("phrases") or _phrases(name, entry.get("brand", entry.get("advertiser"))),
+            owner=_one_line(owner)[:255].strip() if isinstance(owner, str) and not own else owner,
             category=str(_first(entry, _CATEGORY) or ""),
             **settings,
         )
@@ -432,7 +436,7 @@ def _id_of(row: Mapping[str, Any]) -> str:
 
 def _link_of(row: Mapping[str, Any]) -> str:
     """Return the id of the question that a row of sponsors names; `id` may be the sponsor's own."""
-    return _id_of({"query_id": row.get("query_id"), "id": row.get("id") if "advertisement" in row else None})
+    return _id_of({"query_id": row.get("query_id"), "id": row.get("id") if "label" in row else None})
 
 
 def _refuse_unknown(where: str, row: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -239,6 +239,31 @@ def test_responses_of_the_webis_native_ads_give_each_query_the_sponsors_of_its_r
     assert apart[0].sponsors[0].phrases == ("Veltis Home Loans", "Veltis", "Home", "Loans")
 
 
+def test_labels_of_the_webis_native_ads_of_2025_name_items_and_their_advertisers(tmp_path):
+    responses = [{"id": f"7O2-{k}", "search_engine": "brave", "meta_topic": "appliances", "query": "cold brew maker?",
+                  "response": "..."} for k in range(3)]  # fmt: skip
+    labels = [
+        {
+            "id": "7O2-0",
+            "label": 1,
+            "ad_num": "06",
+            "advertiser": "Fern & Fable",
+            "item": "Brew Bottle",
+            "spans": [[1, 2]],
+        },
+        {"id": "7O2-1", "label": 1, "ad_num": "07", "advertiser": "Fern & Fable", "item": "Tea Tin", "spans": [[1, 2]]},
+        {"id": "7O2-2", "label": 0, "ad_num": "", "advertiser": "", "item": "", "spans": []},
+    ]
+    (question,) = load_questions(
+        write(tmp_path / "responses-test.jsonl", responses),
+        sponsors_path=write(tmp_path / "responses-test-labels.jsonl", labels),
+    )
+    assert [sponsor.name for sponsor in question.sponsors] == ["Brew Bottle", "Tea Tin"]
+    assert {agent.payer for agent in question.agents("mentions")} == {"Fern & Fable"}
+    assert question.sponsors[0].context == "Brew Bottle by Fern & Fable"
+    assert question.sponsors[0].phrases == ("Brew Bottle", "Fern & Fable", "Brew", "Bottle")
+
+
 def test_the_pairs_and_qualities_of_the_webis_native_ads_are_joined(tmp_path):
     (tmp_path / "banking_query_pairs.csv").write_text(",query,advertisement\n0,open account,Lumora\n1,loan,Lumora\n")
     (tmp_path / "banking_qualities.csv").write_text(',advertisement,type,qualities\n0,Lumora,brand,"quick, fair"\n')
