@@ -67,7 +67,7 @@ def test_no_address_of_a_network_in_the_table_is_public(network):
 
 @pytest.mark.parametrize("network", NOT_PUBLIC)
 def test_every_network_in_the_table_has_its_reason(network):
-    assert any(source in NOT_PUBLIC[network] for source in ("RFC", "Azure", "IBM"))
+    assert any(source in NOT_PUBLIC[network] for source in ("RFC", "Azure", "Google", "IBM"))
 
 
 def test_the_table_depends_on_no_release_of_python(monkeypatch):
@@ -82,7 +82,8 @@ def test_the_table_depends_on_no_release_of_python(monkeypatch):
 @pytest.mark.parametrize("address", [
     "1.1.1.1", "8.8.8.8", "11.0.0.0", "100.63.255.255", "100.128.0.0", "128.0.0.0", "161.25.255.255", "161.27.0.0",
     "166.7.255.255", "166.12.0.0", "168.63.129.15", "168.63.129.17", "169.253.255.255", "172.15.255.255", "172.32.0.0",
-    "192.167.255.255", "198.20.0.0", "223.255.255.255", "2001:4860:4860::8888", "2606:4700:4700::1111",
+    "192.167.255.255", "198.20.0.0", "199.36.153.3", "199.36.153.12", "223.255.255.255",
+    "2001:4860:4860::8888", "2606:4700:4700::1111", "2600:2d00:2::1", "2600:2d00:2:3000::1",
     "2a00:1450:4001:81b::200e", "2a00:1450::5eff:808:808", "2a00:1450::5efe:0:0:1",
 ])  # fmt: skip
 def test_an_address_beside_those_networks_is_public(address):
@@ -91,8 +92,9 @@ def test_an_address_beside_those_networks_is_public(address):
 
 @pytest.mark.parametrize("address", [
     "169.254.169.254", "fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192", "168.63.129.16",
+    "199.36.153.6", "199.36.153.10", "2600:2d00:2:1000::1", "2600:2d00:2:2000::1",
 ])  # fmt: skip
-def test_the_metadata_of_a_cloud_is_not_public(address):
+def test_the_metadata_and_inner_services_of_a_cloud_are_not_public(address):
     assert not is_public(address)
 
 
