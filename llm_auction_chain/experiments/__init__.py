@@ -4,11 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llm_auction_chain.experiments.baselines import BASELINES, Candidates, Outcome
     from llm_auction_chain.experiments.questions import Question, Sponsor, builtin_questions, load_questions
 
-__all__ = ["Question", "Sponsor", "builtin_questions", "load_questions"]
+__all__ = ["BASELINES", "Candidates", "Outcome", "Question", "Sponsor", "builtin_questions", "load_questions"]
 
 _NAMES = {
+    "baselines": ("BASELINES", "Candidates", "Outcome"),
     "questions": ("Question", "Sponsor", "builtin_questions", "load_questions"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
