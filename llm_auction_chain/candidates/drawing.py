@@ -42,10 +42,12 @@ Progress = Callable[[Literal["candidates", "weights"], int, int, float | None], 
 _LONGEST_WARNING = 400
 _Replies = Sequence[tuple[int, AIMessage]]  # each with the place of the condition that it was drawn from
 # What a provider makes up anew for every reply, and what only it can read.
-_UNREADABLE = frozenset({"call_id", "created_at", "expires_at", "id", "index", "item_id", "tool_use_id"})
-_SEALED = ("encrypted", "signature")
+_UNREADABLE = frozenset({
+    "call_id", "container_id", "created_at", "expires_at", "id", "index", "item_id", "response_id", "tool_use_id",
+})  # fmt: skip
+_SEALED = ("encrypted", "redacted", "signature")
 _FILES, _BY_ID = frozenset({"audio", "file", "image", "video"}), frozenset({"id", "mime_type", "source_type", "type"})
-_ARGUMENTS = frozenset({"args", "arguments", "input"})
+_ARGUMENTS = frozenset({"args", "arguments", "input", "partial_json"})
 _ELSEWHERE = frozenset(
     {"function_call", "parsed", "tool_calls"}
 )  # of `additional_kwargs`: what a message has elsewhere
@@ -392,17 +394,24 @@ def _identity(message: AIMessage) -> Hashable:
     content = message.content
     ends = repr([message.response_metadata.get(name) for name in ENDS])
     if isinstance(content, str) and not (message.additional_kwargs or message.tool_calls or message.invalid_tool_calls):
-        return (
-            repr([[("text", content), ("type", "text")]] if content else []),
-            "[]",
-            "[]",
-            ends,
-        )  # as below, but faster
+        return repr([content] if content else []), "[]", "[]", ends  # as below, but faster
     blocks: list[Any] = [content] if isinstance(content, str) else content
     blocks = [{"type": "text", "text": block} if isinstance(block, str) else block for block in blocks]
     calls = [(name, _in_order(args)) for name, args in calls_of(message)]
     rest = {name: value for name, value in message.additional_kwargs.items() if name not in _ELSEWHERE}
-    return repr(_readable(blocks)), repr(calls), repr(_readable(rest)), ends
+    return repr(_joined(_readable(blocks))), repr(calls), repr(_readable(rest)), ends
+
+
+def _joined(blocks: list[Any]) -> list[Any]:
+    """Return content blocks with those that are only text as strings, and neighbours among these as one."""
+    joined: list[Any] = []
+    for block in blocks:
+        text = dict(block).get("text") if [name for name, _ in block] == ["text", "type"] else None
+        if isinstance(text, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += text
+        else:
+            joined.append(text if isinstance(text, str) else block)
+    return joined
 
 
 def _readable(value: Any) -> Any:
@@ -423,7 +432,7 @@ def _readable(value: Any) -> Any:
 def _is_sealed(name: str, block: Mapping[str, Any]) -> bool:
     if name == "id" and block.get("type") in _FILES and block.keys() <= _BY_ID:  # the provider keeps the file
         return False
-    if name == "data" and block.get("type") == "redacted_thinking":
+    if name == "data" and any(word in str(block.get("type")) for word in _SEALED):
         return True
     return name in _UNREADABLE or name.startswith("__") or any(word in name.lower() for word in _SEALED)
 

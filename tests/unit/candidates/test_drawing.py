@@ -676,6 +676,10 @@ DIFFERENT = {
         ended(status="incomplete", incomplete_details={"reason": why}) for why in ("max_output_tokens", "safety")
     ],
     "an empty list and an empty mapping": [calling({"a": empty}) for empty in ([], {})],
+    "texts around something else": [
+        AIMessage([{"type": "text", "text": "Hi "}, {"type": "image", "url": "x"}, {"type": "text", "text": "there"}]),
+        AIMessage([{"type": "text", "text": "Hi there"}, {"type": "image", "url": "x"}]),
+    ],
     "places of a call": [
         AIMessage([{"type": "text", "text": "Hi"}, {"type": "tool_use", "name": "f", "input": {}}][::way])
         for way in (1, -1)
@@ -701,6 +705,23 @@ EQUAL = {
     ],
     "signatures of calls": [extra(__gemini_function_call_thought_signatures__={f"c{k}": "s"}) for k in (1, 2)],
     "redacted thinking": [AIMessage([{"type": "redacted_thinking", "data": f"d{k}"}]) for k in (1, 2)],
+    "redacted reasoning": [
+        AIMessage([{"type": "reasoning_content", "reasoning_content": {"redacted_content": f"d{k}"}}]) for k in (1, 2)
+    ],
+    "encrypted reasoning": [
+        extra(reasoning_details=[{"type": "reasoning.encrypted", "data": f"d{k}", "id": f"r{k}"}]) for k in (1, 2)
+    ],
+    "containers": [
+        AIMessage([{"type": "code_interpreter_call", "code": "1", "container_id": f"c{k}"}]) for k in (1, 2)
+    ],
+    "arguments as streamed": [
+        AIMessage([{"type": "tool_use", "name": "f", "input": {}, "partial_json": text}])
+        for text in ('{"a": 1, "b": 2}', '{"b":2,"a":1}')
+    ],
+    "parts of one text": [
+        AIMessage("Hi there"), AIMessage(["Hi ", "there"]),
+        AIMessage([{"type": "text", "text": "Hi ", "index": 0}, {"type": "text", "text": "there", "index": 1}]),
+    ],
     "searches under other ids": [search("guitars", 1), search("guitars", 2)],
     "a text and its only block": [AIMessage("Hi"), AIMessage([{"type": "text", "text": "Hi", "annotations": []}])],
     "no text in three spellings": [AIMessage(""), AIMessage([]), AIMessage([{"type": "text", "text": ""}])],
