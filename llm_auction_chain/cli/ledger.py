@@ -115,40 +115,41 @@ def _book(ledger: "Ledger", book: "Callable[[], Booking]") -> None:
     lines = [f"booking     {booking.seq}", f"hash        {booking.hash}"]
     for entry in booking.entries:
         account = ledger.balance(entry.owner, currency=entry.currency)
-        unit = f" {printable_text(entry.currency)}" if entry.currency else ""
-        lines.append(f"{booking.kind:<10}  {entry.amount:f}{unit}, {printable_text(entry.owner)}")
+        unit = f" {entry.currency}" if entry.currency else ""
+        lines.append(f"{booking.kind:<10}  {entry.amount:f}{unit}, {entry.owner}")
         lines.append(f"balance     {account.balance:f}{unit}")
-    sys.stdout.write("\n".join(lines) + "\n")
+    _print(*lines)
+
+
+def _print(*lines: str) -> None:
+    """Print lines. Whatever a ledger holds, they move no cursor and hide nothing."""
+    sys.stdout.writelines(f"{printable_text(line)}\n" for line in lines)
 
 
 def _expire_holds(ledger: "Ledger", _: Namespace) -> None:
-    for auction in ledger.expire_holds():
-        sys.stdout.write(f"{printable_text(auction)}\n")
+    _print(*ledger.expire_holds())
 
 
 def _verify(ledger: "Ledger", options: Namespace) -> int:
     if options.head is not None:
         digest_text("--head", options.head, "`llm-auction ledger head` prints it behind the number.")
     audit, totals = ledger.verify(head=options.head), ledger.totals()
-    sys.stdout.write(f"bookings  {audit.bookings}\nhead      {audit.head or 'none'}\n")
-    for one in totals:
-        sys.stdout.write(f"{_total(one)}\n")
-    for difference in audit.differences:
-        sys.stdout.write(f"  {printable_text(difference)}\n")
+    _print(f"bookings  {audit.bookings}", f"head      {audit.head or 'none'}", *map(_total, totals))
+    _print(*(f"  {difference}" for difference in audit.differences))
     ok = audit.ok and all(one.cash == one.revenue + one.balances for one in totals)
-    sys.stdout.write("OK\n" if ok else "DIFFERS\n")
+    _print("OK" if ok else "DIFFERS")
     return 0 if ok else 1
 
 
 def _total(one: "Totals") -> str:
     equals = "=" if one.cash == one.revenue + one.balances else "is not"
     sums = f"cash {one.cash:f} {equals} revenue {one.revenue:f} + balances {one.balances:f}"
-    return f"{printable_text(one.currency):<8}  {sums}; held {one.held:f}; residual {one.residual:f}"
+    return f"{one.currency:<8}  {sums}; held {one.held:f}; residual {one.residual:f}"
 
 
 def _head(ledger: "Ledger", _: Namespace) -> None:
     head = ledger.head()
-    sys.stdout.write(f"{head.seq} {head.hash}".rstrip() + "\n")
+    _print(f"{head.seq} {head.hash}".rstrip())
 
 
 def _receipt(ledger: "Ledger", options: Namespace) -> None:
@@ -163,7 +164,7 @@ def _receipt(ledger: "Ledger", options: Namespace) -> None:
 
 
 def _erase_receipts(ledger: "Ledger", options: Namespace) -> None:
-    sys.stdout.write(f"erased  {ledger.erase_receipts(read_time(options.before, '--before'))}\n")
+    _print(f"erased  {ledger.erase_receipts(read_time(options.before, '--before'))}")
 
 
 def _migrate(ledger: "Ledger", _: Namespace) -> None:

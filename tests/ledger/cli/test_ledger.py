@@ -212,16 +212,36 @@ def test_a_head_noted_elsewhere_is_looked_for(say, booked):
     assert (said.code, said.out.splitlines()[-1]) == (1, "DIFFERS")
 
 
+def tamper(path, *changes):
+    connection = sqlite3.connect(path)
+    for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        connection.execute(f"DROP TRIGGER {name}")
+    for change in changes:
+        connection.execute(change)
+    connection.commit()
+    connection.close()
+
+
+def test_no_escape_that_a_ledger_holds_reaches_the_terminal(say, booked):
+    escape = "char(27) || '[2J' || char(155) || char(8238) || rowid"
+    tamper(
+        booked,
+        f"UPDATE bookings SET hash = {escape}, kind = {escape}",  # noqa: S608
+        f"UPDATE head SET hash = {escape}",  # noqa: S608
+        f"UPDATE entries SET owner = {escape}",  # noqa: S608
+        f"UPDATE accounts SET owner = {escape}",  # noqa: S608
+    )
+    for command in ("verify", "head", "balance", "export"):
+        said = say("ledger", command)
+        assert "\\x1b[2J\\x9b\\u202e" in said.out
+        assert not any(code in said.out + said.err for code in "\x1b\x9b\u202e")
+
+
 @pytest.mark.parametrize(
     "change", ["UPDATE entries SET amount = amount + 1 WHERE seq = 4", "UPDATE accounts SET balance = balance + 1"]
 )
 def test_what_was_tampered_with_is_told_and_is_exit_code_1(say, booked, change):
-    connection = sqlite3.connect(booked)
-    for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-        connection.execute(f"DROP TRIGGER {name}")
-    connection.execute(change)
-    connection.commit()
-    connection.close()
+    tamper(booked, change)
     said = say("ledger", "verify")
     assert (said.code, said.out.splitlines()[-1]) == (1, "DIFFERS")
     assert "is not revenue" in said.out
