@@ -18,18 +18,6 @@ if TYPE_CHECKING:
     from llm_auction_chain.receipts import AgentView, Receipt, Verification
 
 
-_OTHERS = {
-    "request_id": "a request to a bidder",
-    "differences": "the result of a verification",
-    "sponsors": "an outcome",
-    "response_metadata": "a message",
-    "entries": "a statement of the ledger",
-    "seq": "an entry of the ledger",
-    "balance": "an account of the ledger",
-}
-"""What other JSON of this package is, by a key that receipts and views do not have."""
-
-
 def add_verify(commands: Any) -> None:
     """Add the command to those of the parser."""
     verify = commands.add_parser(
@@ -74,13 +62,15 @@ def _verify(options: Namespace) -> int:
 
 def _receipts(files: Sequence[str], errors: dict[str, None]) -> Iterator[tuple[str, Any]]:
     """Yield the values that may be receipts, each with the name of its file. Note what else there is as errors."""
+    from llm_auction_chain.receipts.verification import other_kind
+
     for file in files:
         source = "standard input" if file == "-" else file
         is_empty = True
         try:
             for value in _read(file, source):
                 is_empty = False
-                kind = _other_kind(value)
+                kind = other_kind(value)
                 if kind is None:
                     yield source, value
                     continue
@@ -91,13 +81,6 @@ def _receipts(files: Sequence[str], errors: dict[str, None]) -> Iterator[tuple[s
                 errors[f"{source} holds no receipt. Give one that `result.receipt` or the ledger wrote."] = None
         except ConfigurationError as error:
             errors[str(error)] = None
-
-
-def _other_kind(value: Any) -> str | None:
-    """Return what JSON of this package is that is no receipt; None where it is one, or is something foreign."""
-    if not isinstance(value, dict) or "digest" in value:
-        return None
-    return next((kind for key, kind in _OTHERS.items() if key in value), None)
 
 
 def _read(file: str, source: str) -> Iterator[Any]:

@@ -30,6 +30,21 @@ _RULES = {
     "less_than_equal": "it should be at most {le!r}",
     "less_than": "it should be less than {lt!r}",
 }
+_OTHERS = {
+    "request_id": "a request to a bidder",
+    "rewards": "a bidder's answer",
+    "differences": "the result of a verification",
+    "sponsors": "an outcome",
+    "response_metadata": "a message",
+    "lc": "a message",
+    "auction": "the metadata of a message",
+    "auctions": "the state of an agent",
+    "entries": "a statement of the ledger",
+    "seq": "an entry of the ledger",
+    "balance": "an account of the ledger",
+    "$schema": "a schema",
+}
+"""What other JSON of this package is, by a key that receipts and views do not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +151,23 @@ def _parse(receipt: Any) -> tuple[type[Receipt | AgentView], dict[str, Any]]:
         receipt = receipt.model_dump(mode="json", warnings=False)
     elif isinstance(receipt, str | bytes | bytearray):
         receipt = loads(receipt)
+    if kind := other_kind(receipt):
+        raise TypeError(f"this is {kind}")
     if not isinstance(receipt, Mapping):
         raise TypeError(f"pass the object, its JSON as a dict or its JSON as a text, not {type(receipt).__name__}")
     is_view = str(receipt.get("schema")).startswith("llm_auction_chain.agent_view/")
     return AgentView if is_view else Receipt, dict(receipt)
+
+
+def other_kind(value: Any) -> str | None:
+    """Return what JSON of this package is that is no receipt; None where it is one, or is something foreign.
+
+    >>> other_kind({"auction_id": "x", "sponsors": []})
+    'an outcome'
+    """
+    if not isinstance(value, Mapping) or "digest" in value:
+        return None
+    return next((kind for key, kind in _OTHERS.items() if key in value), None)
 
 
 def _check_names(kind: type[Record], content: dict[str, Any], path: tuple[str | int, ...] = ()) -> Iterator[Difference]:

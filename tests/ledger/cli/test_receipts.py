@@ -4,10 +4,12 @@ import io
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from langchain_core.load import dumpd
 
 from llm_auction_chain import AuctionRunnable
 from llm_auction_chain.testing import MarkovChatModel
@@ -84,6 +86,11 @@ def others(say, booked, receipts):
         "entry": json.loads(say("ledger", "export", "--format", "json").out),
         "account": json.loads(say("ledger", "balance", "--format", "json").out),
         "request": {"schema": "llm_auction_chain.bid_request/1", "request_id": "x", "prompt": [], "replies": []},
+        "answer": {"rewards": [1.5, 0]},
+        "LangChain's message": dumpd(result.reply),
+        "metadata": result.reply.response_metadata,
+        "state": {"messages": [], "auctions": [result.reply.response_metadata["auction"]]},
+        "schema": json.loads((Path(__file__).parents[3] / "docs/schemas/receipt-1.json").read_text()),
         "verification": {name: told[name] for name in ("auction_id", "schema")} | {"ok": True, "differences": []},
     }
 
@@ -93,7 +100,7 @@ def test_other_json_of_ours_is_named_and_is_exit_code_2(say, saved, others):
         for more in ([], ["--json"]):
             said = say("verify", saved(value), *more)
             assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
-            assert re.search(rf"receipt.json: this is .*{name}.*, not a receipt", said.err)
+            assert re.search(rf"receipt.json: this is .*{name.split()[-1]}.*, not a receipt", said.err)
     said = say("verify", saved({"schema": "llm_auction_chain.receipt/1", "digest": "sha256:0", "seq": 1}))
     assert (said.code, "DIFFERS" in said.out) == (1, True)
 

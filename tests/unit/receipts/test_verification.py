@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_auction_chain import ConfigurationError
+from llm_auction_chain import AuctionRunnable, ConfigurationError
 from llm_auction_chain.receipts import AgentView, Receipt, verify
+from llm_auction_chain.testing import MarkovChatModel
 from tests.unit.receipts.examples import all_receipts, receipt_of, with_new_digest
 
 MADE = all_receipts()
@@ -54,6 +55,14 @@ def test_garbage_of_any_shape_is_a_difference(garbage):
     assert found.signed_by is None
     for difference in found.differences:
         assert str(difference).isprintable()
+
+
+def test_other_json_of_this_package_is_named():
+    result = AuctionRunnable(model=MarkovChatModel(), agents=[], seed=7).run("Say something")
+    outcome = result.reply.response_metadata["auction"]
+    for value in (outcome, json.dumps(outcome), types.MappingProxyType(outcome)):
+        (difference,) = verify(value).differences
+        assert (difference.field, difference.rule) == ("receipt", "not a receipt: this is an outcome")
 
 
 @pytest.mark.parametrize("names", [["agents"], ["agents", "candidates", "components", "left_out"], ["unknown"]])
