@@ -41,6 +41,8 @@ __all__ = [
     "GROUPS",
     "AuctionSettings",
     "Billing",
+    "Check",
+    "CheckedModel",
     "Disclosure",
     "DisclosurePlace",
     "FilterLike",
@@ -105,8 +107,8 @@ def _agents(_: str, value: Any) -> Any:
     return value if callable(value) or isinstance(value, Runnable) else check_agents(value)
 
 
-class _Settings(BaseModel):
-    """A group of settings. Errors are `ConfigurationError`s that name the setting."""
+class CheckedModel(BaseModel):
+    """Settings that belong together. Errors are `ConfigurationError`s that name the setting."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True)
 
@@ -134,7 +136,7 @@ class _Settings(BaseModel):
             raise ConfigurationError(f"{cls.__name__} has no setting {name!r}. {_hint(cls, name)}") from error
 
 
-class Sampling(_Settings, frozen=True):
+class Sampling(CheckedModel, frozen=True):
     """How candidates are drawn and weighed."""
 
     _checks: ClassVar[Mapping[str, Check]] = {
@@ -158,7 +160,7 @@ class Sampling(_Settings, frozen=True):
     """Says how likely replies are, for a model that cannot say it itself."""
 
 
-class Policy(_Settings, frozen=True):
+class Policy(CheckedModel, frozen=True):
     """What the platform allows, whatever agents report."""
 
     _checks: ClassVar[Mapping[str, Check]] = {
@@ -175,7 +177,7 @@ class Policy(_Settings, frozen=True):
     """In each of these categories at most one owner takes part: the first in the agents' order."""
 
 
-class Billing(_Settings, frozen=True):
+class Billing(CheckedModel, frozen=True):
     """How owners are charged."""
 
     _checks: ClassVar[Mapping[str, Check]] = {
@@ -192,7 +194,7 @@ class Billing(_Settings, frozen=True):
     """Where the ledger fails, `reference` replies without sponsors and payments, and `raise` raises the error."""
 
 
-class Disclosure(_Settings, frozen=True):
+class Disclosure(CheckedModel, frozen=True):
     """The text about sponsors that users see."""
 
     _checks: ClassVar[Mapping[str, Check]] = {"text": partial(text, empty=True), "place": _choice(DisclosurePlace)}
@@ -204,7 +206,7 @@ class Disclosure(_Settings, frozen=True):
     requested format or without a text."""
 
 
-def _group(kind: type[_Settings], name: str, is_value: Callable[[Any], bool]) -> Check:
+def _group(kind: type[CheckedModel], name: str, is_value: Callable[[Any], bool]) -> Check:
     """Return a check that accepts a group, a mapping, or the commonest value of the group directly."""
 
     def checked(group: str, value: Any) -> Any:
@@ -219,7 +221,7 @@ def _group(kind: type[_Settings], name: str, is_value: Callable[[Any], bool]) ->
     return checked
 
 
-class AuctionSettings(_Settings):
+class AuctionSettings(CheckedModel):
     """The settings that every interface takes."""
 
     _checks: ClassVar[Mapping[str, Check]] = {
@@ -292,7 +294,7 @@ class AuctionSettings(_Settings):
         return self
 
 
-GROUPS: dict[str, type[_Settings]] = {
+GROUPS: dict[str, type[CheckedModel]] = {
     "sampling": Sampling,
     "policy": Policy,
     "billing": Billing,

@@ -103,6 +103,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     try:
+        from llm_auction_chain.cli.experiment import add_experiment
         from llm_auction_chain.cli.ledger import add_ledger
         from llm_auction_chain.cli.receipts import add_verify
         from llm_auction_chain.cli.run import add_run
@@ -117,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_run(commands)
     add_verify(commands)
+    add_experiment(commands)
     add_statements(add_ledger(commands))
     return parser
 

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 
 from llm_auction_chain.cli.auction_tables import show
 from llm_auction_chain.cli.tables import write_json
-from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
+from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.validators import refuse, text, whole_number
 
 if TYPE_CHECKING:
@@ -94,27 +94,17 @@ def _hold(options: Namespace, errors: Console) -> "AuctionResult":
 
 
 def _load_model(name: str | None, max_tokens: int, bars: Bars, loading: Any) -> Any:
-    provider, colon, _ = (name or "").partition(":")
-    if name and colon and provider.isidentifier() and not Path(name).exists():
-        try:
-            from langchain.chat_models import init_chat_model
-        except ImportError as error:
-            raise MissingDependencyError(f"{name!r} needs langchain: pip install langchain") from error
-        try:
-            return init_chat_model(name, max_tokens=max_tokens)
-        except ImportError as error:
-            raise MissingDependencyError(str(error)) from error
-        except Exception as error:
-            raise ConfigurationError(f"The model {name!r} could not be set up: {error}") from error
-    from llm_auction_chain.models.local.chat_model import ChatTransformers
-    from llm_auction_chain.models.local.weights import embedded_model_is_converted, embedded_model_path
+    from llm_auction_chain.models.by_name import model_by_name
 
-    if name is None and not embedded_model_is_converted():
-        bars.update(loading, description="converting the embedded model (once)")
-        embedded_model_path()
-        bars.update(loading, description="loading the model")
-    model = ChatTransformers(model=name, max_tokens=max_tokens)
-    model.load()
+    model = model_by_name(name, max_tokens=max_tokens)
+    if load := getattr(model, "load", None):
+        from llm_auction_chain.models.local.weights import embedded_model_is_converted, embedded_model_path
+
+        if name is None and not embedded_model_is_converted():
+            bars.update(loading, description="converting the embedded model (once)")
+            embedded_model_path()
+            bars.update(loading, description="loading the model")
+        load()
     return model
 
 

@@ -1,23 +1,75 @@
-"""The paper's experiments, on any model: questions and sponsors, what is measured once, and analyses of it."""
+"""The paper's experiments, its baselines and its critics: measured once, analysed as often as wanted.
 
+`run` draws and scores what an experiment needs, and its study gives tables, figures and ratios:
+
+    print(run("convergence", quick=True).summary())
+"""
+
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llm_auction_chain.experiments.baselines import BASELINES, Candidates, Outcome
+    from llm_auction_chain.experiments.config import ExperimentConfig
+    from llm_auction_chain.experiments.pools import PROPOSALS, RUBRICS, Pool
     from llm_auction_chain.experiments.questions import Question, Sponsor, builtin_questions, load_questions
+    from llm_auction_chain.experiments.results import Estimate, Figure, Findings, Series, Summary, Table
+    from llm_auction_chain.experiments.study import Study, load_config, run
 
-__all__ = ["BASELINES", "Candidates", "Outcome", "Question", "Sponsor", "builtin_questions", "load_questions"]
+__all__ = [
+    "BASELINES",
+    "EXPERIMENTS",
+    "PROPOSALS",
+    "RUBRICS",
+    "Candidates",
+    "Estimate",
+    "ExperimentConfig",
+    "Figure",
+    "Findings",
+    "Outcome",
+    "Pool",
+    "Question",
+    "Series",
+    "Sponsor",
+    "Study",
+    "Summary",
+    "Table",
+    "builtin_questions",
+    "load_config",
+    "load_questions",
+    "run",
+]
+
+EXPERIMENTS: Mapping[str, str] = {
+    "convergence": "convergence",
+    "welfare": "welfare",
+    "users": "users",
+    "overhead": "overhead",
+    "baselines": "welfare",
+    "misreports": "strategies",
+    "false_names": "strategies",
+    "collusion": "strategies",
+    "free_riding": "strategies",
+    "entry": "strategies",
+    "budgets": "strategies",
+    "steering": "steering",
+}
+"""The module of each experiment."""
 
 _NAMES = {
     "baselines": ("BASELINES", "Candidates", "Outcome"),
+    "config": ("ExperimentConfig",),
+    "pools": ("PROPOSALS", "RUBRICS", "Pool"),
     "questions": ("Question", "Sponsor", "builtin_questions", "load_questions"),
+    "results": ("Estimate", "Figure", "Findings", "Series", "Summary", "Table"),
+    "study": ("Study", "load_config", "run"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used, so that importing the package costs nothing."""
+    """Load a public name when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -8,7 +8,6 @@ from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
 
-from llm_auction_chain import experiments
 from llm_auction_chain.candidates import ContextPrompt
 from llm_auction_chain.descriptions import descriptions_of, lint_context, with_instructions
 from llm_auction_chain.errors import AuctionWarning, ConfigurationError
@@ -351,10 +350,3 @@ def test_a_list_of_names_may_be_the_sponsors(tmp_path):
     (tmp_path / "sponsors.json").write_text('["Pasta Piazza", "Lumora"]')
     path = write(tmp_path / "q.jsonl", [{"id": "x", "text": "Which pasta?"}])
     assert names(load_questions(path, sponsors_path=tmp_path / "sponsors.json")) == {"Which pasta?": ["Pasta Piazza"]}
-
-
-def test_the_public_names_are_sorted_and_load_when_they_are_used():
-    assert experiments.__all__ == sorted(experiments.__all__) == dir(experiments)
-    assert all(getattr(experiments, name).__name__ for name in experiments.__all__)
-    with pytest.raises(AttributeError, match="nothing"):
-        _ = experiments.nothing

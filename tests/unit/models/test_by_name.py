@@ -1,0 +1,35 @@
+"""Chat models by their names."""
+
+import sys
+
+import pytest
+from langchain_openai import ChatOpenAI
+
+from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
+from llm_auction_chain.models.by_name import model_by_name
+from llm_auction_chain.models.local.chat_model import ChatTransformers
+
+
+def test_a_path_or_no_name_is_a_local_model_that_is_not_loaded_yet(tmp_path):
+    assert model_by_name(None, max_tokens=3) == ChatTransformers(max_tokens=3)
+    folder = tmp_path / "llama:7b"
+    folder.mkdir()
+    assert model_by_name(str(folder), max_tokens=3).model == str(folder)
+
+
+def test_a_provider_and_a_model_are_what_langchain_makes_of_them(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk")
+    model = model_by_name("openai:gpt-4.1", max_tokens=3)
+    assert isinstance(model, ChatOpenAI)
+    assert (model.model_name, model.max_tokens) == ("gpt-4.1", 3)
+
+
+def test_what_cannot_be_set_up_is_named(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ConfigurationError, match="The model 'openai:gpt-4' could not be set up"):
+        model_by_name("openai:gpt-4", max_tokens=3)
+    with pytest.raises(MissingDependencyError, match="langchain-cohere"):
+        model_by_name("cohere:command", max_tokens=3)
+    monkeypatch.setitem(sys.modules, "langchain.chat_models", None)
+    with pytest.raises(MissingDependencyError, match="'openai:gpt-4' needs langchain"):
+        model_by_name("openai:gpt-4", max_tokens=3)
