@@ -20,6 +20,7 @@ Every message says what to do. Catch `AuctionError` to catch them all. What dese
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -67,8 +68,8 @@ class CandidatesError(AuctionError):
 
     Its `__cause__` is the first of the causes. It is also an instance of every class that all of them share, with the
     attributes of the first. So whoever catches, retries or falls back on a provider's error or on LangChain's
-    `ModelError` does so with an auction, too. Classes of Python itself do not count, except `OSError` and its kinds. A
-    `ModelError` is retryable if one of the causes is.
+    `ModelError` does so with an auction, too. A `ModelError` is retryable if one of the causes is. `StopIteration` and
+    LangGraph's errors do not count, because they steer loops and graphs.
 
     Attributes:
         causes: the exception of every model call that failed, in the order of the calls.
@@ -80,17 +81,20 @@ class CandidatesError(AuctionError):
 
     def __new__(cls, message: str, causes: Sequence[BaseException] = ()) -> "CandidatesError":  # noqa: D102, PYI034
         kind = _kind_of(*dict.fromkeys(map(type, causes))) if causes else cls
-        return super(CandidatesError, kind).__new__(kind, message)
+        # Not `super()`: the other classes' own __new__ takes other arguments, as their __init__ does.
+        base: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+        error: CandidatesError = base.__new__(kind, message)
+        return error
 
     def __init__(self, message: str, causes: Sequence[BaseException] = ()) -> None:
-        # The other classes' own __init__ is not called: each takes other arguments.
         if causes and len(type(self).__bases__) > 1:
             self.__dict__.update(vars(causes[0]))
         self.args = (message,)
         self.causes = tuple(causes)
         self.__cause__ = self.causes[0] if causes else None
         if hasattr(self, "is_retryable"):  # a `ModelError`
-            self.is_retryable = any(getattr(cause, "is_retryable", True) for cause in causes)
+            with suppress(AttributeError):  # a property, which the attributes of the first decide
+                self.is_retryable = any(getattr(cause, "is_retryable", True) for cause in causes)
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -107,24 +111,17 @@ def _kind_of(*causes: type[BaseException]) -> type[CandidatesError]:
     try:
         both: type[CandidatesError] = type("CandidatesError", (CandidatesError, *nearest), {"__module__": __name__})
         both("")
-    except TypeError:  # a class that cannot be subclassed, or not without arguments of its own
+    except Exception:  # noqa: BLE001 - a class may refuse subclasses in any way
         return CandidatesError
     return both if nearest else CandidatesError
 
 
 def _counts(kind: type) -> bool:
-    """Whether a cause's class may be that of a `CandidatesError`, too.
-
-    Python's own classes tell of a bug (`ValueError`) or steer code (`StopIteration`), except `OSError` and its kinds;
-    LangGraph's steer graphs.
-    """
-    steering = [
-        base
-        for base in kind.__mro__
-        if base.__module__ in ("builtins", "langgraph.errors")
-        and not (issubclass(base, OSError) or issubclass(OSError, base))
-    ]
-    return not (steering or issubclass(kind, CandidatesError) or issubclass(CandidatesError, kind))
+    """Whether a cause's class may be that of a `CandidatesError`, too: not if it steers loops, tasks or graphs."""
+    steers = issubclass(kind, BaseException) and not issubclass(kind, Exception)
+    steers = steers or issubclass(kind, StopIteration | StopAsyncIteration)
+    steers = steers or any(base.__module__ == "langgraph.errors" for base in kind.__mro__)
+    return not (steers or issubclass(kind, CandidatesError) or issubclass(CandidatesError, kind))
 
 
 class LogProbError(AuctionError):

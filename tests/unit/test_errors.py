@@ -79,6 +79,17 @@ class LongError(ProviderError, ContextOverflowError):
     pass
 
 
+class BusyError(RuntimeError):
+    @property
+    def is_retryable(self):
+        return True
+
+
+class FinalError(Exception):
+    def __init_subclass__(cls):
+        raise RuntimeError("final")
+
+
 class StrictError(Exception):
     def __new__(cls, *, code):
         return super().__new__(cls, code)
@@ -100,10 +111,12 @@ LONG = LongError("too long", response={})
         ([SLOW, ModelRateLimitError("other")], [ModelRateLimitError], [ProviderError]),
         ([ConnectionResetError(104, "reset"), ConnectionRefusedError("no")], [ConnectionError], [ConnectionResetError]),
         ([TimeoutError("a"), errors.ContextWindowError("b")], [], [OSError, ModelError]),
-        ([ValueError("a"), ValueError("b")], [], [ValueError]),
+        ([ValueError("a"), UnicodeError("b")], [ValueError], [UnicodeError]),
+        ([BusyError("a"), BusyError("b")], [BusyError], []),
+        ([FinalError("a")], [], [FinalError]),
         ([StopIteration("a")], [], [StopIteration]),
         ([GraphInterrupt(("a",))], [], [GraphInterrupt]),
-        ([StrictError(code=3)], [], [StrictError]),
+        ([StrictError(code=3)], [StrictError], []),
         ([errors.CandidatesError("a", [SLOW])], [RateError], []),
     ],
 )
