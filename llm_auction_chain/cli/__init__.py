@@ -39,12 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted", _INTERRUPTED)
     try:
         with _interrupts(), _short_warnings(errors.AuctionWarning):
-            import logging
-
             options = _parser().parse_args(arguments)
-            handler = logging.StreamHandler(sys.stderr)
-            handler.addFilter(_make_printable)
-            logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+            _show_logs()
             if hasattr(sys.stdout, "reconfigure"):
                 sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a reply is no failure
             code = options.do(options) or 0
@@ -88,10 +84,17 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable_text, text.expandtabs().splitlines()))
 
 
-def _make_printable(record: Any) -> bool:
-    """Make a log record printable, and keep it."""
-    record.msg, record.args = printable_lines(record.getMessage()), None
-    return True
+def _show_logs() -> None:
+    """Send logs of warnings and errors to standard error, all of it printable, tracebacks too."""
+    import logging
+
+    class Printable(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return printable_lines(super().format(record))
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Printable())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 class _Parser(argparse.ArgumentParser):
@@ -173,7 +176,7 @@ def _short_warnings(kind: type[Warning]) -> Iterator[None]:
             if issubclass(category, kind):
                 messages[str(message)] = None
             else:
-                show(message, category, *rest, **more)
+                show(printable_lines(str(message)), category, *rest, **more)
 
         warnings.showwarning = collect
         try:

@@ -296,9 +296,25 @@ def test_no_escape_of_an_error_a_warning_or_a_log_reaches_the_terminal(small, tm
     error = capsys.readouterr().err
     assert "\x1b" not in error
     assert "none\\x1b[2J.yaml" in error
-    record = logging.LogRecord("x", logging.WARNING, "", 0, "%s failed", ("\x1b[2J\nA",), None)
-    assert cli._make_printable(record)
-    assert record.getMessage() == "\\x1b[2J\nA failed"
+
+
+def test_no_escape_of_a_traceback_or_of_others_warnings_reaches_the_terminal(capsys, monkeypatch):
+    def load(*_):
+        cli.warnings.warn("theirs \x1b[2J", UserWarning, stacklevel=1)
+        try:
+            raise LookupError("caused \x9b1A")
+        except LookupError:
+            logging.getLogger("theirs").exception("%s failed", "\u202eA\nB")
+        return MarkovChatModel()
+
+    monkeypatch.setattr(run, "_load_model", load)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with pytest.warns(UserWarning, match=r"theirs \\x1b\[2J"):
+        assert main(["run", "Hi", *QUICK]) == 0
+    error = capsys.readouterr().err
+    assert not set("\x1b\x9b\u202e") & set(error)
+    for shown in ("\\u202eA\nB failed\nTraceback", "LookupError: caused \\x9b1A"):
+        assert shown in error
 
 
 def test_other_warnings_are_left_as_they_are(monkeypatch):
