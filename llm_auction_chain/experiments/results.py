@@ -20,6 +20,7 @@ __all__ = ["Cost", "Estimate", "Figure", "Findings", "Series", "Summary", "Table
 
 Floats = npt.NDArray[np.float64]
 _RESAMPLES = 2000
+_ROUNDING = 1e-12
 _LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 _MARKERS = "osD^vPX*"
@@ -46,8 +47,13 @@ class Estimate:
     def __str__(self) -> str:
         """Return the value and the interval in three digits."""
         if math.isnan(self.low):
-            return f"{self.value:.3g}"
-        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+            return _digits(self.value)
+        return f"{_digits(self.value)} ({_digits(self.low)} to {_digits(self.high)})"
+
+
+def _digits(value: float) -> str:
+    """Return three digits; 0 for what is 0 up to rounding."""
+    return f"{value if abs(value) > _ROUNDING else 0.0:.3g}"
 
 
 def mean(values: npt.ArrayLike) -> Estimate:
@@ -152,7 +158,7 @@ class Table:
 
 
 def _text(cell: Cell) -> str:
-    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
+    return _digits(cell) if isinstance(cell, float) else str(cell)
 
 
 def _record(columns: Sequence[str], row: Sequence[Cell]) -> dict[str, Any]:
