@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unicodedata import normalize
 from uuid import UUID, uuid5
 
 from langchain_core.documents import Document
@@ -100,7 +101,7 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
         return len(self._agents)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._agents
+        return isinstance(name, str) and normalize("NFKC", name) in self._agents
 
     @override
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> list[Agent]:
@@ -148,7 +149,7 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
         unknown = []
         for document in documents:
             name = document.metadata.get("agent")
-            agent = agents.get(name) if isinstance(name, str) else None
+            agent = agents.get(normalize("NFKC", name)) if isinstance(name, str) else None
             if agent is None and self._resolve is not None:
                 agent = self._resolve(document)
             if agent is None:
@@ -196,7 +197,7 @@ class AgentDirectory(Runnable[LanguageModelInput, list[Agent]]):
         Raises:
             ConfigurationError: a name that is neither in the directory nor in the store.
         """
-        leaving = {names} if isinstance(names, str) else dict.fromkeys(names)
+        leaving = dict.fromkeys(normalize("NFKC", name) for name in ([names] if isinstance(names, str) else names))
         with self._gate.writing():
             stored = self._stored(leaving)
             unknown = [name for name in leaving if name not in self._agents and name not in stored]

@@ -14,7 +14,8 @@ __all__ = ["choice", "digest_text", "name_of_account", "number", "refuse", "take
 
 _LONGEST_NAME = 255  # characters: an index of PostgreSQL takes about 2,700 bytes
 _BLANK = re.compile(
-    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0]"
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    r"\U00016fe4\U0001d159\U000e0100-\U000e01ef]"
 )  # printable, yet blank
 
 

@@ -9,6 +9,7 @@ from llm_auction_chain.cli.ledger import add_command, read_time
 from llm_auction_chain.cli.tables import minute, plain, write_json, write_rows
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.money import negated, plus
+from llm_auction_chain.validators import name_of_account
 
 if TYPE_CHECKING:
     from llm_auction_chain.ledger import Account, Entry, Ledger, Statement
@@ -55,6 +56,8 @@ def _balance(ledger: "Ledger", options: Namespace) -> None:
 
 def _accounts(ledger: "Ledger", owner: str | None, currency: str | None) -> "list[Account]":
     """Return the accounts of an owner and a currency, or of all. An owner without one may be mistyped."""
+    owner = None if owner is None else name_of_account("OWNER", owner)
+    currency = None if currency is None else name_of_account("--currency", currency, empty=True)
     of_owner = [account for account in ledger.accounts() if owner in (None, account.owner)]
     accounts = [account for account in of_owner if currency in (None, account.currency)]
     if owner is not None and not accounts:

@@ -48,10 +48,13 @@ def checked_amounts(name: str, amounts: Any, *, negative: bool = False) -> dict[
     """Return amounts by owner, or raise `ConfigurationError`."""
     if not isinstance(amounts, Mapping):
         raise refuse(name, "a mapping of owner to amount", amounts)
-    return {
+    checked = {
         name_of_account("An owner", owner): checked_amount(f"{name}[{owner!r}]", amount, negative=negative)
         for owner, amount in amounts.items()
     }
+    if len(checked) < len(amounts):
+        raise refuse(name, "one amount for each owner", amounts, "Two spellings are of one name in Unicode's NFKC.")
+    return checked
 
 
 def checked_scales(scales: Any) -> dict[str, int]:

@@ -329,7 +329,8 @@ class Ledger:
             since: inclusive; None is the beginning.
             until: exclusive; None is now.
         """
-        stream = self.entries(owner=name_of_account("owner", owner), currency=currency, since=since, until=until)
+        owner, currency = name_of_account("owner", owner), _currency(currency)
+        stream = self.entries(owner=owner, currency=currency, since=since, until=until)
         start = None if since is None else check.checked_time("since", since)
         if start is not None and until is not None and start > check.checked_time("until", until):
             raise refuse("since", f"a time that is not after until, {until}", since)

@@ -8,6 +8,7 @@ import hmac
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
+from unicodedata import normalize
 
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -364,7 +365,8 @@ class Receipt(_Shared):
         Raises:
             ConfigurationError: the agent did not take part.
         """
-        owner = next((bid.owner for bid in self.agents if bid.agent == printable(agent)), None)
+        name = normalize("NFKC", printable(agent))
+        owner = next((bid.owner for bid in self.agents if normalize("NFKC", bid.agent) == name), None)
         if owner is None:
             names = ", ".join(repr(bid.agent) for bid in self.agents) or "no agent"
             raise ConfigurationError(f"{agent!r} did not take part in {self.auction_id}; {names} did.")

@@ -237,6 +237,13 @@ def test_a_bad_amount_is_refused(ledger, amount):
     assert ledger.head().seq == 0
 
 
+def test_two_spellings_of_one_owner_are_not_two_amounts(ledger):
+    for verb in (ledger.hold, ledger.charge):
+        with pytest.raises(ConfigurationError, match="must be one amount for each owner"):
+            verb("x", {"Caf\u00e9": 1, "Cafe\u0301": 2})
+    assert ledger.head().seq == 0
+
+
 def test_a_receipt_that_is_none_is_refused(ledger):
     deep = []
     for _ in range(100_000):

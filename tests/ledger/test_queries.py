@@ -118,6 +118,17 @@ def test_a_statement_opens_where_the_one_before_it_closed(funded, clock):
     assert funded.statement("nobody").closing == 0
 
 
+def test_an_account_is_one_however_its_owner_and_its_currency_are_spelled(ledger, clock):
+    ledger.deposit("Caf\u00e9", 5, currency="EUR")
+    clock.move(hours=1)
+    one, other = (
+        ledger.statement(owner, currency=currency, since=clock.now)
+        for owner, currency in (("Caf\u00e9", "EUR"), ("Cafe\u0301", "\uff25\uff35\uff32"))
+    )
+    assert one == other
+    assert (other.owner, other.currency, other.opening) == ("Caf\u00e9", "EUR", 5)
+
+
 def test_a_clock_that_goes_back_books_nothing_into_a_time_that_is_closed(funded, clock):
     clock.move(days=1)
     late = funded.deposit("A", 1).at

@@ -184,6 +184,13 @@ def test_who_has_left_is_not_found_and_leaves_nothing_behind(store, call):
     assert len(directory) == 3
 
 
+def test_names_are_those_of_agents_however_they_are_spelled(store, call):
+    directory = AgentDirectory(store, [agent("Caf\u00e9", "Coffee and cake.")])
+    assert "Cafe\u0301" in directory
+    call(directory, "remove", ["Cafe\u0301"])
+    assert len(directory) == len(held(store)) == 0
+
+
 def test_who_is_not_there_cannot_be_removed(store, call):
     directory = AgentDirectory(store, agents())
     with pytest.raises(ConfigurationError, match="There is no 'Bakery', 'Inn' in the directory to remove"):

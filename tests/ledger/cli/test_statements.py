@@ -53,6 +53,12 @@ def test_balance_takes_an_owner_and_a_currency(say, booked):
     assert (said.code, "accounts in 'EUR'" in said.err) == (2, True)
 
 
+def test_an_owner_and_a_currency_have_one_spelling(say, booked):
+    wide = ("\uff23", "--currency", "\uff25\uff35\uff32", "--format", "csv")
+    for command in ("balance", "statement"):
+        assert say("ledger", command, *wide).out == say("ledger", command, "C", "--format", "csv").out
+
+
 def test_nothing_booked_is_an_empty_table_list_and_file(say, path):
     say("ledger", "migrate")
     assert say("ledger", "balance").out == "Accounts: nothing\n"

@@ -136,6 +136,11 @@ def test_an_owner_sees_all_of_its_agents_in_one_view():
         receipt.view("Rival")
 
 
+def test_a_view_is_that_of_an_agent_however_its_name_is_spelled():
+    receipt = hold_auction([Agent("Caf\u00e9", counts("b", 1.0))]).receipt
+    assert receipt.view("Cafe\u0301") == receipt.view("Caf\u00e9")
+
+
 def test_views_of_one_auction_agree_in_all_that_is_shared():
     receipt = rich_receipt()
     shared = [
