@@ -5,7 +5,7 @@ import math
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, convert_to_messages
@@ -31,7 +31,9 @@ __all__ = [
 
 M = TypeVar("M", bound=BaseMessage)
 
-_COUNTS = ("input_tokens", "output_tokens", "total_tokens")
+_NOTHING: dict[str, Any] = {  # what LangChain counts in whole numbers
+    "input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_token_details": {}, "output_token_details": {},
+}  # fmt: skip
 ENDS = ("finish_reason", "stop_reason", "stopReason", "done_reason", "status", "incomplete_details")
 """The metadata that say how a reply ended, in the words of OpenAI, Anthropic, Bedrock, Ollama and the Responses API."""
 _SHOWN = frozenset({"model_name", *ENDS})
@@ -154,9 +156,9 @@ def copies_of(
 
 
 def total_usage(usages: Iterable[UsageMetadata | None]) -> UsageMetadata | None:
-    """Return the sum of the token counts that are there; None where none is.
+    """Return the sum of the token counts that are there, in whole numbers; None where none is.
 
-    LangChain's `add_usage` raises an error for a null, and for numbers of different types.
+    LangChain's `add_usage` raises an error for a null and for a float.
 
     >>> usage = UsageMetadata(input_tokens=1, output_tokens=2, total_tokens=3)
     >>> total_usage([usage, None, {**usage, "output_tokens": None, "output_token_details": {"reasoning": 4}}])
@@ -164,8 +166,16 @@ def total_usage(usages: Iterable[UsageMetadata | None]) -> UsageMetadata | None:
     """
     if not (there := [usage for usage in usages if usage is not None]):
         return None
-    total = total_counts([dict.fromkeys(_COUNTS, 0), *there])
-    return UsageMetadata(**{**total, **{name: int(total[name]) for name in _COUNTS}})  # type: ignore[typeddict-item]
+    total = total_counts([_NOTHING, *there])
+    total |= {name: _in_whole_numbers(total[name]) for name in _NOTHING}
+    unused = {name for name in _NOTHING if total[name] == {} and not any(name in usage for usage in there)}
+    return cast("UsageMetadata", {name: count for name, count in total.items() if name not in unused})
+
+
+def _in_whole_numbers(count: Any) -> Any:
+    if isinstance(count, Mapping):
+        return {name: _in_whole_numbers(inner) for name, inner in count.items()}
+    return int(count)
 
 
 def usage_by_model(replies: Iterable[AIMessage]) -> dict[str, UsageMetadata]:

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolCall, ToolMessage
+from langchain_core.messages.ai import add_usage
 from langchain_core.prompt_values import StringPromptValue
 
 from llm_auction_chain import ConfigurationError, PromptError
@@ -114,8 +115,9 @@ def test_token_counts_add_up_where_they_are_there():
 @pytest.mark.parametrize("odd", [
     {"output_token_details": {"reasoning": None}}, {"output_token_details": None}, {"output_tokens": None},
     {"output_tokens": 2.0, "output_token_details": {"reasoning": 1.0}}, {"output_token_details": 3},
+    {"output_token_details": {"reasoning": 1.5}},
     {"output_token_details": {"reasoning": {"deep": 1}}}, {"output_tokens": {"text": 2}}, {"output_tokens": "2"},
-    {"total_tokens": float("nan")},    {"output_tokens": float("inf")}, {"output_token_details": {"reasoning": [1]}},
+    {"total_tokens": float("nan")}, {"output_tokens": float("inf")}, {"output_token_details": {"reasoning": [1]}},
     {"cost": 10**400},
 ])  # fmt: skip
 def test_token_counts_of_any_shape_add_up_in_any_order(odd):
@@ -125,6 +127,7 @@ def test_token_counts_of_any_shape_add_up_in_any_order(odd):
         assert total["input_tokens"] == 3
         assert all(isinstance(total[name], int) for name in USAGE)
         assert set(total) <= {*USAGE, "output_token_details", "cost"}
+        assert add_usage(total, total)["input_tokens"] == 6  # LangChain's, of whole numbers alone
 
 
 def test_numbers_add_up_as_deep_as_they_are_and_nothing_else_counts():
