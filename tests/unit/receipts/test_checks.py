@@ -4,8 +4,10 @@ import copy
 
 import pytest
 
+from llm_auction_chain import Agent
 from llm_auction_chain.receipts import verify
-from tests.unit.receipts.examples import rich_receipt, with_new_commitments, with_new_digest
+from llm_auction_chain.rewards import Reward
+from tests.unit.receipts.examples import hold_auction, rich_receipt, with_new_commitments, with_new_digest
 
 RECEIPT = rich_receipt("pivot").as_dict()
 
@@ -13,7 +15,6 @@ RECEIPT = rich_receipt("pivot").as_dict()
 CONTRADICTIONS = [
     ("agents[0].report", lambda r: r["agents"][3].update(report=[1.0] * len(r["candidates"])), "the status is error"),
     ("agents[0].report", lambda r: r["agents"][2].update(report=[5.0] * len(r["candidates"])), "exceeds the cap, 2.5"),
-    ("agents[0].status", lambda r: r["agents"][0].update(status="capped"), "there is no cap"),
     ("agents", lambda r: r["agents"][0].update(agent="Late"), "an agent appears twice"),
     ("left_out", lambda r: r["left_out"][0].update(agent="Late"), "it took part"),
     ("bypassed", lambda r: r.update(bypassed=True), "bypassed is True; there are agents"),
@@ -32,6 +33,20 @@ def test_a_contradiction_is_a_difference(k):
     forged = copy.deepcopy(RECEIPT)
     contradict(forged)
     assert any(told in str(difference) for difference in verify(with_new_digest(forged)).differences)
+
+
+class Bounded(Reward):
+    bounds = (0.0, 1.0)
+
+    def score(self, prompt, replies):
+        return [2.0 * reply.text.count("b") for reply in replies]
+
+
+def test_a_report_that_is_cut_to_the_bounds_of_its_reward_needs_no_cap():
+    result = hold_auction([Agent("Bounded", Bounded())])
+    assert (result.reports[0].status, max(result.reports[0].rewards)) == ("capped", 1.0)
+    assert verify(result.receipt).ok
+    assert verify(result.receipt.view("Bounded")).ok
 
 
 def test_an_excluded_reply_has_no_weight():
