@@ -407,7 +407,7 @@ def _metadata_of(result: AuctionResult) -> dict[str, Any]:
         "auction_id": result.auction_id,
         "winner": settlement.winner,
         "probabilities": settlement.probabilities.tolist(),
-        "payments": [_payment(result, i) for i in range(len(result.agents))],
+        "payments": _payments(result),
         "agents": [
             {"agent": agent.name, "status": report.status, "reason": report.reason}
             for agent, report in zip(result.agents, result.reports, strict=True)
@@ -444,16 +444,23 @@ def _metadata_of(result: AuctionResult) -> dict[str, Any]:
     }
 
 
-def _payment(result: AuctionResult, i: int) -> dict[str, Any]:
-    """Return what one agent pays: the computed numbers, and beside them the decimals that are billed."""
-    agent, settlement = result.agents[i], result.settlement
-    amounts = {
-        "amount": float(settlement.payments[i]),
-        "expected": float(settlement.expected_payments[i]),
-        "contribution": float(settlement.contributions[i]),
-    }
-    decimals = {f"{name}_decimal": as_text(as_decimal(amount)) for name, amount in amounts.items()}
-    decimals["amount_decimal"] = as_text(result.charges[i])
-    price = result.price_per_click(i)
-    per_click = {} if price is None else {"per_click": price, "per_click_decimal": as_text(as_decimal(price))}
-    return {"agent": agent.name, "owner": agent.payer, "pays": agent.pays, **amounts, **decimals, **per_click}
+def _payments(result: AuctionResult) -> list[dict[str, Any]]:
+    """Return what each agent pays: the computed numbers, and beside them the decimals that are billed.
+
+    Prices per click are rounded as charges are, by owner: one click on the reply is one for all of its agents.
+    """
+    settlement, prices = result.settlement, result.prices_per_click
+    rounded = charges_of([price or 0.0 for price in prices], [agent.payer for agent in result.agents])
+    payments = []
+    for i, (agent, price) in enumerate(zip(result.agents, prices, strict=True)):
+        amounts = {
+            "amount": float(settlement.payments[i]),
+            "expected": float(settlement.expected_payments[i]),
+            "contribution": float(settlement.contributions[i]),
+        }
+        decimals = {f"{name}_decimal": as_text(as_decimal(amount)) for name, amount in amounts.items()}
+        decimals["amount_decimal"] = as_text(result.charges[i])
+        per_click = {} if price is None else {"per_click": price, "per_click_decimal": as_text(rounded[i])}
+        who = {"agent": agent.name, "owner": agent.payer, "pays": agent.pays}
+        payments.append({**who, **amounts, **decimals, **per_click})
+    return payments

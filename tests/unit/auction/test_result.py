@@ -18,6 +18,7 @@ from llm_auction_chain import (
     Reference,
 )
 from llm_auction_chain.mechanism import PAYMENT_RULES, settle
+from llm_auction_chain.money import as_decimal
 from llm_auction_chain.rewards import ClickReward, LengthReward, MentionReward
 from llm_auction_chain.testing import MarkovChatModel
 from tests.unit.auction.auctions import LIKES_B, LIKES_C, WORDS, auction, both
@@ -103,6 +104,16 @@ def test_a_price_per_click_comes_on_average_to_the_expected_payment_and_is_never
 def test_where_no_click_is_possible_there_is_no_price():
     result = auction([Agent("click", ClickReward(3.0, lambda prompt, reply: 0.0))]).run("x")
     assert result.prices_per_click == (None,)
+
+
+@pytest.mark.parametrize("clones", [1, 20, 400])
+def test_a_click_costs_an_owner_the_same_however_many_agents_it_has(clones):
+    few = [Agent(f"C{k}", ClickReward(0.0008 / clones, predicted), owner="C") for k in range(clones)]
+    rival = Agent("R", lambda prompt, reply: 0.0004 * reply.text.count("c"))
+    payments = auction([*few, rival], tau=0.0004).run("x").reply.response_metadata["auction"]["payments"]
+    price = sum(payment["per_click"] for payment in payments[:clones])
+    billed = sum(Decimal(payment["per_click_decimal"]) for payment in payments[:clones])
+    assert billed == as_decimal(price) > 0
 
 
 @pytest.mark.parametrize("chance", [-0.1, 1.1, float("nan")])
