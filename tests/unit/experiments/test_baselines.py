@@ -447,7 +447,7 @@ def test_subsets_of_a_larger_pool_leave_less_bias():
     of_pairs = kl_to_reference(on_subsets(vcg, {REFERENCE: 2}, repeats=4000)(pool, rewards), pool)
     pair = pool.take([0, 1])
     assert kl_to_reference(vcg(pair, pair.rewards), pair) == pytest.approx(LOG2)
-    assert of_pairs == pytest.approx(most_kl(2), abs=0.02)
+    assert of_pairs == pytest.approx(most_kl(2), abs=0.03)
 
 
 def test_best_of_n_over_fine_replies_attains_the_largest_divergence():
