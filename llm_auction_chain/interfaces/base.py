@@ -15,7 +15,7 @@ from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context
 from langchain_core.utils.uuid import uuid7
-from pydantic import ConfigDict, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from llm_auction_chain.agents import AGENTS_OF_CALL, Agent, agents_of_call, check_agents
 from llm_auction_chain.auction.admission import SEEDS, Call
@@ -67,8 +67,9 @@ class AuctionBase(AuctionSettings):
 
     # on a copy that serves one call of `run`, `batch` or a chat model; None on what users make
     _scope: CallScope | None = PrivateAttr(default=None)
-    # on what `bind_tools` returns: a model may keep the tools where nothing shows them
-    _offers_tools: bool = PrivateAttr(default=False)
+    # on what `bind_tools` returns: a model may keep the tools where nothing shows them; a field, which LangChain hands
+    # on where the config of a call chooses other fields
+    has_tools: bool = Field(default=False, exclude=True, repr=False)
 
     @property
     def reference(self) -> Runnable[LanguageModelInput, AIMessage]:
@@ -106,8 +107,7 @@ class AuctionBase(AuctionSettings):
         Raises:
             NotImplementedError: the model has no tools.
         """
-        auction = self.model_copy()
-        auction._offers_tools = bool(tools)  # noqa: SLF001 - its own
+        auction = self.model_copy(update={"has_tools": bool(tools)})
         return with_tools(auction, tools, **({} if tool_choice is None else {"tool_choice": tool_choice}), **kwargs)
 
     def with_structured_output(self, schema: Any, **kwargs: Any) -> Runnable[LanguageModelInput, Any]:
@@ -226,9 +226,7 @@ class AuctionBase(AuctionSettings):
         child = quiet(config)
         concealed, prompt = hidden(child), messages_of(given)
         listened = self.on_event is not None or bool(getattr(config.get("callbacks"), "handlers", None))
-        offers = offers_tools(self.model, child, model_kwargs) or (
-            self._offers_tools and model_kwargs.get("tools", True)
-        )
+        offers = offers_tools(self.model, child, model_kwargs) or (self.has_tools and model_kwargs.get("tools", True))
         bypassed = (settings.on_tool_calls == "bypass" and bool(offers)) or _is_internal(config)
         call = Call(
             prompt=prompt,

@@ -9,7 +9,7 @@ from langchain.agents.middleware.internal_call_transformer import internal_call_
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import ConfigurableField, RunnableLambda
 
 from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction, Ledger
 from llm_auction_chain.receipts import verify
@@ -118,6 +118,7 @@ class Keeps(Caller):
 @pytest.mark.parametrize("wrap_auction", [
     lambda auction: auction, lambda auction: auction.with_retry(), lambda auction: auction.with_config(tags=["a"]),
     lambda auction: auction.bind(stop=["y"]),
+    lambda auction: auction.configurable_fields(tau=ConfigurableField(id="tau")).with_config(configurable={"tau": 2.0}),
 ])  # fmt: skip
 async def test_an_auction_remembers_the_tools_that_its_model_keeps(interface, wrap, wrap_auction):
     spy = Spy()
