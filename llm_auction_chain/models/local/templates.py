@@ -58,9 +58,10 @@ def check_rows(tokenizer: Any, ids: Sequence[int], model: Any) -> None:
 def _as_read(tokenizer: Any, turns: Turns, variables: Mapping[str, Any]) -> Turns:
     """Return the turns with their content as text, or as blocks where the template shows only these.
 
-    A conversation of marks with the same roles shows what is left out, which real content could hide.
+    A conversation of marks with the same roles shows what is left out, which real content could hide. They are
+    numbers, which a template that changes the case of letters leaves as they are.
     """
-    marks = [f"mark{k}of{len(turns)}" for k in range(len(turns))]
+    marks = [str(8_471_300_000 + k) for k in range(len(turns))]
     blocks = [False] * len(turns)
     refusals: list[Exception | None] = []
     for _ in range(2):

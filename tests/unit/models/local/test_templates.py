@@ -76,6 +76,11 @@ def test_all_that_is_said_is_read_as_text_or_as_blocks(letters, template):
     assert not set("{}<") & set(shown.replace("<think>", "").replace("</think>", ""))
 
 
+@pytest.mark.parametrize("case", ["upper", "capitalize", "title"])
+def test_a_template_may_change_the_case_of_letters(letters, case):
+    assert read(letters(TEXT.replace("trim", case)), TALK[:1]) == f"[system]{getattr('Be brief.', case)()}[assistant]"
+
+
 @pytest.mark.parametrize(("template", "role"), [(NO_SYSTEM, "system"), (LAST, "system")])
 def test_a_template_that_would_drop_a_message_is_refused(letters, template, role):
     with pytest.raises(ConfigurationError, match=f"leaves out what the {role} says"):
