@@ -116,6 +116,20 @@ def test_a_model_that_reads_ahead_is_refused(family, dtype):
         Engine(model, words())
 
 
+@pytest.mark.parametrize("block", [2, 3, 4, 8, 16])
+def test_a_model_that_reads_ahead_within_blocks_is_refused(block):
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL)).eval()
+
+    def mix(_module, _inputs, states):
+        """Add the next token's state to every token's but the last of a block."""
+        within = torch.arange(1, states.shape[1] + 1) % block != 0
+        return states + torch.roll(states, -1, dims=1) * within[:, None]
+
+    model.model.layers[-1].register_forward_hook(mix)
+    with pytest.raises(ConfigurationError, match="reads ahead here"):
+        Engine(model, words())
+
+
 def test_a_decoder_made_of_an_encoder_is_causal():
     config = AutoConfig.for_model("bert", **SMALL, is_decoder=True)
     Engine(AutoModelForCausalLM.from_config(config).eval(), words())
