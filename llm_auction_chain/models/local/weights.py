@@ -161,7 +161,7 @@ def _check_complete(model: Any, info: Mapping[str, Any], path: str, kind: str) -
 
 
 def _unread(model: Any, names: Iterable[str]) -> list[str]:
-    """Return the weights that belong into the model's layers or its head: without them it is another model.
+    """Return the weights that belong into a layer, the head or another module: without them it is another model.
 
     Other parts of a checkpoint (eyes, ears, a value head, layers that guess ahead) may be left out.
     """
@@ -170,6 +170,7 @@ def _unread(model: Any, names: Iterable[str]) -> list[str]:
     modules = dict(model.named_modules())
     head = model.get_output_embeddings()
     ahead = getattr(model.config.get_text_config(), "num_nextn_predict_layers", None)
+    decodes = head is not None and type(model.config).is_encoder_decoder  # without the encoder that stands beside it
     unread = []
     for name in names:
         place = name
@@ -177,7 +178,8 @@ def _unread(model: Any, names: Iterable[str]) -> list[str]:
             place = place.rpartition(".")[0]
         module = modules[place]
         within = re.search(r"\.\d+(\.|$)", place) or (type(module).__name__ == "ModuleList" and not ahead)
-        if (within or module is head) and not _COMPUTED.search(name):
+        whole = module is head or not any(module.children())
+        if (within or whole or decodes) and not _COMPUTED.search(name):
             unread.append(name)
     return unread
 

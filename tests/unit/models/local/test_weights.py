@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, WhisperConfig, WhisperForConditionalGeneration
 from transformers.utils import logging as their_logging
 
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
@@ -167,6 +167,8 @@ DAMAGED = {
     "another shape": (lambda weights: weights, {"intermediate_size": 48}, r"another shape: .*mlp.*and 3 more"),
     "an adapter within": (and_also(f"{LAYER}.q_proj.lora_A.weight", 4, 16), {}, "does not read: .*lora_A"),
     "scales of a quantizer": (and_also(f"{LAYER}.q_proj.weight_scale_inv", 1, 1), {}, "does not read: .*scale_inv"),
+    "a bias of the last norm": (and_also("model.norm.bias", 16), {}, r"does not read: model\.norm\.bias"),
+    "scales of the embedding": (and_also("model.embed_tokens.weight_scale", 7), {}, "does not read: .*embed_tokens"),
     "a bias of the head": (and_also("lm_head.bias", 7), {}, r"does not read: lm_head\.bias"),
     "an unknown quantizer": (lambda weights: weights, QUANTIZED, "does not read its quantization: .*mystery"),
 }
@@ -190,6 +192,15 @@ def test_what_changes_no_token_may_stand_in_the_checkpoint(checkpoint, seven_wor
 def test_a_head_of_its_own_counts_more_than_a_configuration_that_ties_it(checkpoint, seven_words):
     plain = ChatTransformers(model=seven_words, dtype="float32", max_tokens=3, seed=1)
     assert checkpoint(tie_word_embeddings=True).invoke("Hi").text == plain.invoke("Hi").text
+
+
+def test_the_decoder_of_a_model_with_an_encoder_is_refused(tmp_path):
+    size = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "suppress_tokens": None}
+    config = WhisperConfig(vocab_size=7, pad_token_id=0, begin_suppress_tokens=None, **size, **heads)
+    WhisperForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"does not read: model\.encoder\."):
+        ChatTransformers(model=str(tmp_path), dtype="float32").load()
 
 
 def test_a_library_that_a_model_needs_is_named(checkpoint):
