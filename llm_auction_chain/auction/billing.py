@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage
 from llm_auction_chain.agents import Agent
 from llm_auction_chain.errors import ChargeConflictError, DeliveredError, LedgerError
 from llm_auction_chain.ledger import AuctionLedger
-from llm_auction_chain.mechanism.payments import PaymentRule, most_charged
+from llm_auction_chain.mechanism.payments import PaymentRule, most_charged, span_within
 from llm_auction_chain.messages import json_of
 from llm_auction_chain.money import FINEST, as_decimal, from_units, plus
 from llm_auction_chain.reports import bounds_of
@@ -52,9 +52,8 @@ def most_owed(
     spans: dict[str, float] = {}
     for agent in agents:
         if agent.pays:
-            low, high = bounds_of(agent, report_cap)
-            low = max(low, 0.0) if rule == "proportional" else low
-            spans[agent.payer] = spans.get(agent.payer, 0.0) + max(high - low, 0.0)
+            span = span_within(*bounds_of(agent, report_cap), rule)
+            spans[agent.payer] = spans.get(agent.payer, 0.0) + span
     most = {owner: most_charged(rule, span, tau) for owner, span in spans.items()}
     # one millionth is more than the rounding of the bound
     held = {

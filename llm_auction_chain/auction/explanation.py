@@ -1,5 +1,6 @@
 """An explanation of one auction, as text and as data: why this reply, and why this price."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,6 +35,12 @@ class AgentExplanation:
         changed_the_reply: whether that reply differs.
         contribution: money; what it adds to welfare, and its own gain if it pays.
         payment: money, for this draw.
+        expected_payment: money, on average over draws.
+        most_expected_payment: money; the most that the expected payments of its owner's agents can sum to, by their
+            bounds and tau alone. None where one of them has no bounds.
+        steering: the largest |log p_j - log p_-i,j| over the candidates, nats.
+        most_steering: the most that `steering` can be, s / tau with s the sum of what the bounds of its owner's agents
+            span: no reply becomes likelier or less likely by more than a factor of e^(s / tau). None without bounds.
         charge: the payment as it is billed, a decimal in digits.
         price_per_click: money; None unless its reward is a `ClickReward` and a click is possible.
     """
@@ -49,11 +56,15 @@ class AgentExplanation:
     changed_the_reply: bool
     contribution: float
     payment: float
+    expected_payment: float
+    most_expected_payment: float | None
+    steering: float
+    most_steering: float | None
     charge: str
     price_per_click: float | None
 
     def __str__(self) -> str:
-        """Return two or three lines."""
+        """Return two or three lines, the last of them only for an agent with bounds."""
         moved = f"moved the draw by {self.influence:.1%}"
         made = f"made this reply {_times(self.probability, self.probability_without)}"
         if self.changed_the_reply:
@@ -63,7 +74,18 @@ class AgentExplanation:
         cost = f"pays {self.charge}" if self.pays else "never pays"
         state = "" if self.status == "reported" else f" ({self.status})"
         click = "" if self.price_per_click is None else f", or {self.price_per_click:.6f} per click"
-        return f"{self.agent}{state}: {moved}, {made}; {cost}{click}; contributes {self.contribution:.6f}.\n  {instead}"
+        line = f"{self.agent}{state}: {moved}, {made}; {cost}{click}; contributes {self.contribution:.6f}."
+        return f"{line}\n  {instead}{self._limits()}"
+
+    def _limits(self) -> str:
+        """Return a line with what the owner cannot exceed; nothing without bounds."""
+        nats, most = self.most_steering, self.most_expected_payment
+        if nats is None or most is None:
+            return ""
+        factor = f"{math.exp(nats):.2f}" if nats <= math.log(_MANY) else f"e^{nats:.6g}"
+        cost = f", and pays at most {most:.6f} on average" if self.pays else ""
+        owner = "It" if self.owner == self.agent else f"Its owner, {self.owner},"
+        return f"\n  {owner} can change no reply's probability by more than a factor of {factor}{cost}."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from llm_auction_chain.auction.settings import AuctionSettings
 from llm_auction_chain.candidates import CandidateFilter, Drawn, Plan, Source, as_message, draw, make_plan
 from llm_auction_chain.messages import calls_of
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, Opening, open_auction
-from llm_auction_chain.reports import Report, Terms, cap_of, collect
+from llm_auction_chain.reports import Report, Terms, collect
 from llm_auction_chain.rewards import AskedBy, Reward, log_ratios_of
 from llm_auction_chain.waiting import Waiter
 
@@ -148,7 +148,7 @@ class _Steps:
             agents=admitted.agents,
             components=drawn.components,
             left_out=[out.as_dict() for out in admitted.left_out],
-            caps=[cap_of(agent, self.settings.report_cap) for agent in admitted.agents],
+            report_cap=self.settings.report_cap,
             bypassed=admitted.bypassed,
         )
         return await self._compute(commit, long=len(drawn.candidates) >= _MANY_CANDIDATES)

@@ -200,6 +200,7 @@ class AuctionResult:
     def _explained(self, i: int) -> AgentExplanation:
         settlement, agent = self.settlement, self.agents[i]
         without, drawn = int(settlement.winners_without[i]), settlement.winner
+        limits = self.receipt.agents[i]
         return AgentExplanation(
             agent=agent.name,
             owner=agent.payer,
@@ -212,6 +213,10 @@ class AuctionResult:
             changed_the_reply=without != drawn,
             contribution=float(settlement.contributions[i]),
             payment=float(settlement.payments[i]),
+            expected_payment=float(settlement.expected_payments[i]),
+            most_expected_payment=limits.most_expected,
+            steering=float(settlement.steering[i]),
+            most_steering=limits.most_steering,
             charge=as_text(self.charges[i]),
             price_per_click=self.price_per_click(i),
         )

@@ -26,6 +26,7 @@ __all__ = [
     "most_charged",
     "owner_shares",
     "price_per_click",
+    "span_within",
 ]
 
 PaymentRule = Literal["expected", "proportional", "influence", "pivot"]
@@ -51,12 +52,14 @@ class LeaveOneOut:
         expected: (N,), T, money.
         contributions: (N,), U, money.
         pull: (N,), `tau * log(p / p_-i)` at the most likely candidate, money.
+        steering: (N,), the largest `|log p_j - log p_-i,j|`, nats.
     """
 
     counterfactuals: FloatArray
     expected: FloatArray
     contributions: FloatArray
     pull: FloatArray
+    steering: FloatArray
 
 
 def leave_one_out(rewards: FloatArray, log_weights: FloatArray, tau: float, log_p: FloatArray) -> LeaveOneOut:
@@ -83,11 +86,14 @@ def leave_one_out(rewards: FloatArray, log_weights: FloatArray, tau: float, log_
             _from_others(rewards, log_weights, tau, full, wide, (without, kl, gain))
     idle = spread == 0.0
     kl[idle], without[idle], gain[idle] = 0.0, full.p, 0.0
+    at_mode = rewards[:, full.mode]
+    furthest = np.maximum((high - at_mode) / tau + gain, (at_mode - low) / tau - gain)
     return LeaveOneOut(
         counterfactuals=without,
         expected=np.minimum(tau * kl, high - low),
-        contributions=np.maximum(rewards[:, full.mode] - tau * gain, low),
+        contributions=np.maximum(at_mode - tau * gain, low),
         pull=tau * gain,
+        steering=np.clip(furthest, 0.0, spread),
     )
 
 
@@ -303,6 +309,18 @@ def charge(
         lost += gap
         paid[rows] = lost.max(axis=1)
     return np.clip(paid, 0.0, drawn - rewards.min(axis=1))
+
+
+def span_within(low: float, high: float, rule: PaymentRule, *, pays: bool = True) -> float:
+    """Return the most that an agent's report from `low` to `high` spans, money.
+
+    `proportional` refuses negative reports of agents that pay.
+
+    >>> span_within(-1.0, 2.0, "expected"), span_within(-1.0, 2.0, "proportional")
+    (3.0, 2.0)
+    """
+    low = max(low, 0.0) if pays and rule == "proportional" else low
+    return max(high - low, 0.0)
 
 
 def most_charged(rule: PaymentRule, span: float, tau: float) -> float:

@@ -39,6 +39,8 @@ class Settlement:
         payments: (N,), the payments for this draw, money.
         contributions: (N,), U_i = G(b) - G(b_-i), what each agent adds to welfare, money. For an agent that pays it
             is also the expected gain, E_p[r_i] - T_i.
+        steering: (N,), the largest |log p_j - log p_-i,j| over the candidates, nats. It is at most s / tau, where s is
+            what the reports of the agent's owner span.
         revenue: the sum of `payments`, money.
         diagnostics: how reliable the weights are.
         tau: weight of the reference model, money per nat.
@@ -54,6 +56,7 @@ class Settlement:
     expected_payments: FloatArray
     payments: FloatArray
     contributions: FloatArray
+    steering: FloatArray
     revenue: float
     diagnostics: Diagnostics
     tau: float
@@ -145,14 +148,15 @@ def settle(
         payment_rule, charged, p=p, scores=scores, noise=noise, winner=winner, tau=tau, mode=mode, without=without
     )
     counterfactuals, expected, contributions = without.counterfactuals, without.expected, without.contributions
+    steering = without.steering
     if groups is not None:
         shares = owner_shares(groups, np.ptp(reports, axis=1))
-        counterfactuals = counterfactuals[groups]
+        counterfactuals, steering = counterfactuals[groups], steering[groups]
         expected, paid = expected[groups] * shares, paid[groups] * shares
         contributions = np.einsum("ij,j->i", reports, p) - expected
     if free is not None:
         expected, paid = np.where(free, 0.0, expected), np.where(free, 0.0, paid)
-    for array in (p, log_p, counterfactuals, noise, expected, paid, contributions):
+    for array in (p, log_p, counterfactuals, noise, expected, paid, contributions, steering):
         array.setflags(write=False)
     return Settlement(
         probabilities=p,
@@ -163,6 +167,7 @@ def settle(
         expected_payments=expected,
         payments=paid,
         contributions=contributions,
+        steering=steering,
         revenue=float(paid.sum()),
         diagnostics=diagnose(weights, p, scores, counts, tau=tau, constant=constant),
         tau=tau,

@@ -14,7 +14,7 @@ from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.mechanism.payments import PaymentRule, price_per_click
 from llm_auction_chain.money import as_text, charges_of, total
 from llm_auction_chain.receipts import records
-from llm_auction_chain.receipts.figures import RELATIVE, Figures, Margin, figures_of, margins_of
+from llm_auction_chain.receipts.figures import RELATIVE, Figures, Limits, Margin, figures_of, limits_of, margins_of
 from llm_auction_chain.receipts.records import AgentView, Bid, Receipt
 from llm_auction_chain.receipts.signing import is_signed_by
 
@@ -113,10 +113,27 @@ def _check_report(where: str, bid: Bid, m: int, never: Container[int]) -> Iterat
         rule = "it should be 0: the candidate is never drawn"
         yield from _require(not amount or j not in never, f"{where}.report[{j}]", amount, rule)
     yield from _check_clicks(where, bid, m)
+    yield from _check_bounds(where, bid, never)
     largest, cap = max(map(abs, bid.report), default=0.0), bid.report_cap
     absent = 0.0 if bid.status in ("reported", "capped") else largest
     yield from _require(not absent, f"{where}.report", absent, f"it should be 0: the status is {bid.status}")
     yield from _require(cap is None or largest <= cap, f"{where}.report", largest, f"it exceeds the cap, {cap!r}")
+
+
+def _check_bounds(where: str, bid: Bid, never: Container[int]) -> Iterator[Difference]:
+    """Check that the report is within its public bounds, and these within the cap."""
+    cap = math.inf if bid.report_cap is None else bid.report_cap
+    if bid.bounds is None:
+        yield from _require(cap == math.inf, f"{where}.bounds", None, f"there is a cap, {cap!r}")
+        return
+    low, high = bid.bounds
+    rule = f"they should be in order and within the cap, {bid.report_cap!r}"
+    yield from _require(-cap <= low <= high <= cap, f"{where}.bounds", bid.bounds, rule)
+    if bid.status not in ("reported", "capped"):
+        return
+    for j, amount in enumerate(bid.report):
+        within = j in never or low <= amount <= high
+        yield from _require(within, f"{where}.report[{j}]", amount, f"it is not within the bounds, {bid.bounds!r}")
 
 
 def _check_clicks(where: str, bid: Bid, m: int) -> Iterator[Difference]:
@@ -165,6 +182,9 @@ def check_figures(record: Receipt | AgentView) -> Iterator[Difference]:
     try:
         figures = figures_of(record)
         margins = margins_of(record, figures)
+        limits = limits_of(
+            ((bid.owner, bid.pays, bid.bounds) for bid in record.agents), record.payment_rule, record.tau
+        )
     except (AuctionError, ValueError, IndexError, ArithmeticError) as error:
         yield Difference(field="agents", stated=len(record.agents), rule=f"they cannot be settled: {error}")
         return
@@ -177,6 +197,7 @@ def check_figures(record: Receipt | AgentView) -> Iterator[Difference]:
         yield from _compare("revenue", record.revenue, as_text(total(Decimal(bid.charge) for bid in record.agents)))
     for margin in margins:
         yield from _check_amounts(record, margin, figures)
+        yield from _check_limits(record, margin, figures, limits)
     charges = charges_of([bid.payment for bid in record.agents], [bid.owner for bid in record.agents])
     for k, (bid, amount) in enumerate(zip(record.agents, charges, strict=True)):
         yield from _compare(f"agents[{k}].charge", bid.charge, as_text(amount))
@@ -202,6 +223,31 @@ def _check_amounts(record: Receipt | AgentView, margin: Margin, figures: Figures
     for k, bid in zip(margin.agents, bids, strict=True):
         figure = float(figures.contributions[k])
         yield from _compare_numbers(f"agents[{k}].contribution", bid.contribution, figure, margin.contribution)
+
+
+def _check_limits(
+    record: Receipt | AgentView, margin: Margin, figures: Figures, limits: Sequence[Limits]
+) -> Iterator[Difference]:
+    """Check an owner's limits, which follow from public numbers, and that what happened is within them."""
+    bids = [record.agents[k] for k in margin.agents]
+    for k, bid in zip(margin.agents, bids, strict=True):
+        where, steering = f"agents[{k}]", float(figures.steering[k])
+        yield from _compare_limits(f"{where}.most_steering", bid.most_steering, limits[k].steering)
+        yield from _compare_limits(f"{where}.most_expected", bid.most_expected, limits[k].expected)
+        yield from _compare_numbers(f"{where}.steering", bid.steering, steering, margin.steering)
+        within = bid.most_steering is None or bid.steering <= bid.most_steering * (1.0 + RELATIVE)
+        yield from _require(within, f"{where}.steering", bid.steering, f"it exceeds the limit, {bid.most_steering!r}")
+    expected, most = sum(bid.expected for bid in bids), bids[0].most_expected
+    within = most is None or expected <= most * (1.0 + RELATIVE) + margin.expected
+    where = f"sum(agents.expected) of {_SHORT.repr(bids[0].owner)}"
+    yield from _require(within, where, expected, f"it exceeds the limit, {most!r}")
+
+
+def _compare_limits(field: str, stated: float | None, computed: float | None) -> Iterator[Difference]:
+    if stated is None or computed is None:
+        yield from _compare(field, stated, computed)
+    else:
+        yield from _compare_numbers(field, stated, computed, 0.0)
 
 
 def _check_price(where: str, bid: Bid, rule: PaymentRule, figures: Figures) -> Iterator[Difference]:

@@ -1,7 +1,7 @@
 """The figures of an auction, recomputed from a receipt or a view, and how far rounding may move them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,14 @@ import numpy as np
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.mechanism import settle
 from llm_auction_chain.mechanism.allocation import FloatArray, draw, log_softmax
-from llm_auction_chain.mechanism.payments import charge, leave_one_out, owner_shares
+from llm_auction_chain.mechanism.payments import (
+    PaymentRule,
+    charge,
+    leave_one_out,
+    most_charged,
+    owner_shares,
+    span_within,
+)
 from llm_auction_chain.mechanism.settlement import sum_by
 from llm_auction_chain.receipts.records import AgentView, Bid, Receipt
 
@@ -28,6 +35,7 @@ class Figures:
     contributions: FloatArray
     expected: FloatArray
     payments: FloatArray
+    steering: FloatArray  # nats, of the agent's owner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +47,43 @@ class Margin:
     contribution: float  # tolerance of each agent's contribution
     expected: float  # tolerance of the owner's expected payment
     payment: float  # tolerance of the owner's payment for this draw
+    steering: float  # tolerance of the owner's steering, nats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What an owner cannot exceed, whatever its agents report within their bounds; None without bounds."""
+
+    steering: float | None  # of `|log p_j - log p_-i,j|`, nats
+    expected: float | None  # of the expected payment, money
+
+
+def limits_of(
+    agents: Iterable[tuple[str, bool, Sequence[float] | None]], rule: PaymentRule, tau: float
+) -> list[Limits]:
+    """Return the limits of each agent's owner, from public numbers alone: they are proven before any report is made.
+
+    Args:
+        agents: each one's owner, whether it pays, and the bounds of its report, money.
+        rule: the payment rule.
+        tau: above 0.
+
+    >>> limits_of([("A", True, (0.0, 1.0)), ("A", True, (-1.0, 0.0)), ("B", True, None)], "expected", 1.0)[1:]
+    [Limits(steering=2.0, expected=0.4744...), Limits(steering=None, expected=None)]
+    """
+    agents, spans = list(agents), dict[str, float]()
+    for owner, pays, bounds in agents:
+        span = math.inf if bounds is None else span_within(bounds[0], bounds[1], rule, pays=pays)
+        spans[owner] = spans.get(owner, 0.0) + span
+    limits = []
+    for owner, pays, _ in agents:
+        most = most_charged("expected", spans[owner], tau) if pays else 0.0
+        limits.append(Limits(steering=_finite(spans[owner] / tau), expected=_finite(most)))
+    return limits
+
+
+def _finite(number: float) -> float | None:
+    return number if number < math.inf else None
 
 
 def figures_of(record: Receipt | AgentView) -> Figures:
@@ -66,6 +111,7 @@ def _figures_of_receipt(receipt: Receipt) -> Figures:
         contributions=settlement.contributions,
         expected=settlement.expected_payments,
         payments=settlement.payments,
+        steering=settlement.steering,
     )
 
 
@@ -105,7 +151,7 @@ def _figures_of_view(view: AgentView) -> Figures:
         )
     return Figures(
         log_probabilities=log_p, noise=noise, winner=winner, contributions=contributions, expected=expected,
-        payments=payments,
+        payments=payments, steering=np.repeat(without.steering, len(own)),
     )  # fmt: skip
 
 
@@ -127,7 +173,7 @@ def _margin(
 ) -> Margin:
     tau, total = record.tau, (own - own[:, np.argmax(log_p), None]).sum(axis=0)
     spread = float(np.ptp(total))
-    expected = payment = float(_rounding(np.array(spread), log_p, tau))
+    rounding = expected = payment = float(_rounding(np.array(spread), log_p, tau))
     each = float(_rounding(np.ptp(own, axis=1), log_p, tau).sum())
     if record.payment_rule == "pivot":
         payment += _pivot_rounding(total, log_p, noise, winner, tau)
@@ -138,6 +184,7 @@ def _margin(
         contribution=each + expected + 1e-12 * float(np.abs(own).max()),
         expected=expected if pays else 0.0,
         payment=payment if pays else 0.0,
+        steering=rounding / tau,
     )
 
 

@@ -14,10 +14,12 @@ from llm_auction_chain.candidates import Candidate
 from llm_auction_chain.canonical_json import printable
 from llm_auction_chain.mechanism import Settlement
 from llm_auction_chain.mechanism.allocation import streams_of
+from llm_auction_chain.mechanism.settlement import LARGEST_REWARD
 from llm_auction_chain.money import as_text, total
 from llm_auction_chain.receipts import records
+from llm_auction_chain.receipts.figures import limits_of
 from llm_auction_chain.receipts.records import Bid, Receipt, commitment, message_digest, report_salt, salt_of
-from llm_auction_chain.reports import Report
+from llm_auction_chain.reports import Report, bounds_of, cap_of
 
 _NO_DIGEST = f"sha256:{'0' * 64}"
 
@@ -47,16 +49,16 @@ def open_auction(
     candidates: Sequence[Candidate],
     components: Sequence[tuple[str, int]],
     agents: Sequence[Agent],
-    caps: Sequence[float | None],
+    report_cap: float | None,
     left_out: Sequence[Mapping[str, str]],
     bypassed: bool,
 ) -> Opening:
     """Return the opening of an auction whose candidates are drawn.
 
     `salt` is fresh, 64 hexadecimal digits. `terms` are the time, model, tau and whatever else the reply depends on;
-    `components` have a name and a number of draws; `caps` are money. The opening contains only digests of the prompt
-    and of the candidates' messages. Replies that no agent is shown have a salt of their own, so that no agent can test
-    texts against their digests.
+    `components` have a name and a number of draws; `report_cap` is the auction's, money. The opening contains only
+    digests of the prompt and of the candidates' messages. Replies that no agent is shown have a salt of their own, so
+    that no agent can test texts against their digests.
     """
     possible = [one.log_weight > -math.inf for one in candidates]
     shown, unshown = salt_of(salt, "reply"), salt_of(salt, "unshown reply")
@@ -66,11 +68,7 @@ def open_auction(
             {"component": one.component, "draws": one.draws, "excluded": one.excluded} for one in candidates
         ],
     }
-    bidders = [
-        {"agent": one.name, "owner": one.payer, "pays": one.pays, "report_cap": None if cap is None else float(cap)}
-        for one, cap in zip(agents, caps, strict=True)
-    ]
-    part = {"agents": bidders, "left_out": left_out, "bypassed": bypassed}
+    part = {"agents": [_terms_of(agent, report_cap) for agent in agents], "left_out": left_out, "bypassed": bypassed}
     plain = printable({"terms": terms, "draws": draws, "agents": part, "auction_id": auction_id})
     parts = {
         "terms": {**plain["terms"], "prompt": message_digest(salt_of(salt, "prompt"), *prompt)},
@@ -100,14 +98,33 @@ def issue(
 ) -> Receipt:
     """Return the receipt of a settled auction: its opening, the reports and the outcome."""
     parts, name = opening.parts, printable(auction_id)
+    agents, terms = parts["agents"]["agents"], parts["terms"]
+    limits = limits_of(
+        ((one["owner"], one["pays"], one["bounds"]) for one in agents), terms["payment_rule"], terms["tau"]
+    )
     bids = [
-        _bid(opening, k, report, settlement, as_text(charges[k]), prices_per_click[k])
+        Bid(
+            **agents[k],
+            status=report.status,
+            reason=printable(report.reason),
+            report=report.rewards,
+            click_through=report.click_through,
+            value_per_click=report.value_per_click,
+            contribution=float(settlement.contributions[k]),
+            expected=float(settlement.expected_payments[k]),
+            most_expected=limits[k].expected,
+            steering=float(settlement.steering[k]),
+            most_steering=limits[k].steering,
+            payment=float(settlement.payments[k]),
+            charge=as_text(charges[k]),
+            price_per_click=prices_per_click[k],
+        )
         for k, report in enumerate(reports)
     ]
     receipt = Receipt.model_validate(
         {
             "schema": "llm_auction_chain.receipt/1",
-            **parts["terms"],
+            **terms,
             "auction_id": name,
             "seed": parts["seed"],
             "draw_seed": parts["draw_seed"],
@@ -134,17 +151,14 @@ def issue(
     return receipt.model_copy(update={"digest": receipt.computed_digest()})
 
 
-def _bid(opening: Opening, k: int, report: Report, settlement: Settlement, charge: str, price: float | None) -> Bid:
-    return Bid(
-        **opening.parts["agents"]["agents"][k],
-        status=report.status,
-        reason=printable(report.reason),
-        report=report.rewards,
-        click_through=report.click_through,
-        value_per_click=report.value_per_click,
-        contribution=float(settlement.contributions[k]),
-        expected=float(settlement.expected_payments[k]),
-        payment=float(settlement.payments[k]),
-        charge=charge,
-        price_per_click=price,
-    )
+def _terms_of(agent: Agent, report_cap: float | None) -> dict[str, Any]:
+    """Return what is public of an agent before it reports."""
+    cap, bounds = cap_of(agent, report_cap), bounds_of(agent, report_cap)
+    limited = math.isfinite(bounds[0]) and math.isfinite(bounds[1])
+    return {
+        "agent": agent.name,
+        "owner": agent.payer,
+        "pays": agent.pays,
+        "report_cap": None if cap is None else float(cap),
+        "bounds": [min(max(bound, -LARGEST_REWARD), LARGEST_REWARD) for bound in bounds] if limited else None,
+    }

@@ -21,6 +21,9 @@ MECHANISM = "mosaic/1"
 GENERATOR = "numpy PCG64 of draw_seed, stream 2 of SeedSequence(seed); Gumbel noise -log(standard_exponential)"
 
 _WITH_FLOATS = frozenset({"terms", "weights", "agents"})  # parts of an opening
+_TERMS = {"agent", "owner", "pays", "report_cap", "bounds"}  # of a bid
+_LIMITS = {"most_expected", "steering", "most_steering"}
+_OUTCOME = {"contribution", "expected", "payment", "charge", "price_per_click", *_LIMITS}
 _T = TypeVar("_T")
 # A list is a row, too: `model_validate` takes plain JSON. A million wrong entries are one error.
 Row = Annotated[tuple[_T, ...], Field(fail_fast=True, strict=False)]
@@ -40,7 +43,9 @@ Time = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]
 Nats = Annotated[float, Field(allow_inf_nan=False)]
 Money = Annotated[float, Field(ge=-1e150, le=1e150, allow_inf_nan=False)]
 Reward = Annotated[float, Field(ge=-1e100, le=1e100, allow_inf_nan=False)]
+Limit = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ClickValue = Annotated[float, Field(ge=0, le=1e100, allow_inf_nan=False)]
+Bounds = Annotated[Row[Reward], Field(min_length=2, max_length=2)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Tau = Annotated[float, Field(ge=1e-100, le=1e100, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole)]
@@ -143,6 +148,9 @@ class Bid(Record):
     """False for an agent that is never charged."""
     report_cap: Nats | None
     """The report is cut to this amount, money; null for no cap."""
+    bounds: Bounds | None
+    """The least and the most that the agent can report, money: what its reward declares, within its cap; null for no
+    limit. They are public. A report that failed is 0 whatever they are."""
     status: Literal["reported", "capped", "timeout", "error", "invalid"]
     """`reported`, `capped`, `timeout`, `error` or `invalid`."""
     reason: str
@@ -156,7 +164,15 @@ class Bid(Record):
     contribution: Money
     """U_i, money."""
     expected: Money
-    """T_i, the expected payment, money."""
+    """T_i, the expected payment, money. The owner's is the sum of its agents'."""
+    most_expected: Limit | None
+    """The most that the owner's expected payment can be, money; null where one of its agents has no bounds. With s, the
+    sum of what its agents' bounds span, it is the tight bound below `s**2 / (8 * tau)`."""
+    steering: Limit
+    """The largest `|log p_j - log p_-i,j|` over the candidates, nats; p_-i is the distribution without the owner."""
+    most_steering: Limit | None
+    """The most that `steering` can be, `s / tau`: no reply becomes likelier or less likely by more than a factor of
+    `exp(s / tau)`. Null where one of the owner's agents has no bounds."""
     payment: Money
     """The payment for this draw as computed, money."""
     charge: Charge
@@ -166,8 +182,7 @@ class Bid(Record):
 
     def committed(self, auction_id: str) -> dict[str, Any]:
         """Return the value of the commitment to this report: agent, terms and report, without the outcome."""
-        outcome = {"contribution", "expected", "payment", "charge", "price_per_click"}
-        return {"auction_id": auction_id, **self.model_dump(mode="json", exclude=outcome)}
+        return {"auction_id": auction_id, **self.model_dump(mode="json", exclude=_OUTCOME)}
 
 
 class LeftOut(Record):
@@ -208,7 +223,7 @@ class Hidden(Record):
     weights: Digest
     """Log-weights."""
     agents: Digest
-    """Agents that take part, with owners and caps; agents that do not, with reasons."""
+    """Agents that take part, with owners, caps and bounds; agents that do not, with reasons."""
 
 
 class _Shared(Record):
@@ -340,7 +355,7 @@ class Receipt(_Shared):
             },
             "weights": list(self.log_weights),
             "agents": {
-                "agents": [bid.model_dump(include={"agent", "owner", "pays", "report_cap"}) for bid in self.agents],
+                "agents": [bid.model_dump(mode="json", include=_TERMS) for bid in self.agents],
                 "left_out": [one.model_dump() for one in self.left_out],
                 "bypassed": self.bypassed,
             },

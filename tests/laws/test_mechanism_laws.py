@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from llm_auction_chain.mechanism import PAYMENT_RULES, settle, settlement
+from llm_auction_chain.mechanism.payments import most_charged
 
 FLOATS = st.floats(-20, 20, allow_subnormal=False)
 
@@ -423,3 +424,35 @@ def test_no_agents_leave_the_reference():
 def test_results_are_read_only():
     with pytest.raises(ValueError, match="read-only"):
         settle([[1.0, 2.0]], tau=1.0, seed=1).probabilities[0] = 1.0
+
+
+@given(auctions(), st.lists(st.sampled_from(["X", "Y", "Z"]), min_size=4, max_size=4), st.booleans())
+def test_an_owner_steers_no_reply_and_expects_no_payment_beyond_the_limits_of_its_span(auction, owners, shared):
+    rewards, weights, tau = auction
+    owners = owners[: len(rewards)] if shared else [str(k) for k in range(len(rewards))]
+    live = np.isfinite(weights)
+    outcome = settle(rewards, weights, tau=tau, owners=owners, seed=1)
+    for i, owner in enumerate(owners):
+        own = [k for k, other in enumerate(owners) if other == owner]
+        span = np.ptp(rewards[own].sum(axis=0)[live])
+        assert 0.0 <= outcome.steering[i] <= span / tau * (1 + 1e-12)
+        expected = outcome.expected_payments[own].sum()
+        assert expected <= most_charged("expected", span, tau) * (1 + 1e-9) + 1e-15
+        assert expected <= min(span, span**2 / (8 * tau)) * (1 + 1e-9) + 1e-15
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = np.abs(np.log(outcome.probabilities[live] / outcome.counterfactuals[i, live]))
+        alive = outcome.probabilities[live] > 1e-290
+        assert ratios[alive & np.isfinite(ratios)].max() <= outcome.steering[i] * (1 + 1e-9) + 1e-12
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 20.0])
+def test_two_candidates_reach_both_limits(tau):
+    span = 3.0
+    rare = settle([[0.0, span]], [0.0, -40.0], tau=tau, seed=1)  # without the agent, the valued reply hardly occurs
+    assert rare.steering[0] == pytest.approx(span / tau, rel=1e-12)
+    a = span / tau
+    p = (-a / np.expm1(-a) - 1.0) / a  # where the expected payment is largest
+    worst = settle([[0.0, span]], [np.log1p(-p), np.log(p) - a], tau=tau, seed=1)
+    assert worst.expected_payments[0] == pytest.approx(most_charged("expected", span, tau), rel=1e-9)
+    if tau == 20.0:  # a small report nearly reaches the simpler limit
+        assert worst.expected_payments[0] == pytest.approx(span**2 / (8 * tau), rel=1e-3)

@@ -1,6 +1,7 @@
 """The explanation says what the settlement computed, and which reply there would be without an agent."""
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from llm_auction_chain import Agent
 from llm_auction_chain.mechanism import settle
+from llm_auction_chain.mechanism.payments import most_charged
 from llm_auction_chain.testing import MarkovChatModel
 from tests.unit.auction.auctions import auction, both
 
@@ -38,3 +40,23 @@ def test_an_explanation_says_what_would_have_been_the_reply_instead():
     (told,) = result.explain().agents
     assert told.changed_the_reply
     assert f'Without it: "{told.reply_without}"' in str(result.explain())
+
+
+def test_an_explanation_sets_what_happened_beside_what_could_have():
+    capped = Agent("Capped", lambda prompt, reply: 2.0 * reply.text.count("b"), report_cap=3.0, owner="Firm")
+    endless = Agent("Endless", lambda prompt, reply: 1.0 * reply.text.count("c"))
+    result = auction([capped, endless], tau=1.5).run("x")
+    told = result.explain()
+    one, other = told.agents
+    assert one.steering == result.settlement.steering[0] <= one.most_steering == 6.0 / 1.5
+    assert one.expected_payment == result.settlement.expected_payments[0] <= one.most_expected_payment
+    assert one.most_expected_payment == most_charged("expected", 6.0, 1.5) <= 6.0**2 / (8 * 1.5)
+    assert (other.most_steering, other.most_expected_payment) == (None, None)
+    line = (
+        "Its owner, Firm, can change no reply's probability by more than a factor of 54.60, and pays at most 2.504774"
+    )
+    assert str(told).count("can change") == 1
+    assert line in str(told)
+    assert "more than a factor of e^600, and" in str(auction([capped], tau=0.01).run("x").explain())
+    house = replace(capped, pays=False)
+    assert "by more than a factor of 54.60." in str(auction([house], tau=1.5).run("x").explain())

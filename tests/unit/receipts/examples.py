@@ -54,7 +54,7 @@ def receipt_of(reports, log_weights, *, tau, rule="expected", owners=None, pays=
     opening = open_auction(
         auction_id="x", salt="5a" * 32, prompt=[], terms=terms, seed=seed, left_out=[], bypassed=False,
         candidates=[Candidate(message=AIMessage(str(j)), log_weight=nats) for j, nats in enumerate(log_weights)],
-        components=[("reference", m)], caps=[None] * n,
+        components=[("reference", m)], report_cap=None,
         agents=[Agent(f"agent-{k}", max, owner=owners[k], pays=pays[k]) for k in range(n)],
     )  # fmt: skip
     reports = np.where(np.isneginf(log_weights), 0.0, reports)

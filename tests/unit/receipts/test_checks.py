@@ -23,6 +23,9 @@ CONTRADICTIONS = [
     ("agents[0].report", lambda r: r["agents"][0]["report"].pop(), "cannot be settled"),
     ("agents[4].click_through", lambda r: r["agents"][4]["click_through"].pop(), "len(agents[4].click_through)"),
     ("agents[0].pays", lambda r: r["agents"][0].update(pays=False), "agents that pay and agents that never pay"),
+    ("agents[2].bounds", lambda r: r["agents"][2].update(bounds=None), "there is a cap, 2.5"),
+    ("agents[2].bounds", lambda r: r["agents"][2].update(bounds=[-3.0, 2.5]), "in order and within the cap, 2.5"),
+    ("agents[2].bounds", lambda r: r["agents"][2].update(bounds=[2.5, -2.5]), "in order and within the cap, 2.5"),
     ("generator", lambda r: r.update(generator="dice"), "generator is 'dice'"),
 ]  # fmt: skip
 
@@ -70,3 +73,31 @@ def test_a_view_has_exactly_one_owner():
     told = [str(difference) for difference in verify(forged).differences]
     assert any("a view has one owner" in text for text in told)
     assert any("a view has at least one" in str(d) for d in verify(one.model_copy(update={"agents": ()})).differences)
+
+
+@pytest.mark.parametrize("of", ["receipt", "view"])
+@pytest.mark.parametrize(("field", "value"), [
+    ("most_steering", 5.1), ("most_steering", None), ("most_expected", 2.5), ("most_expected", None), ("steering", 4.0),
+])  # fmt: skip
+def test_a_limit_that_does_not_follow_from_the_bounds_is_named(of, field, value):
+    receipt = rich_receipt("pivot")
+    forged = (receipt if of == "receipt" else receipt.view("Capped")).as_dict()
+    k = 2 if of == "receipt" else 0
+    forged["agents"][k][field] = value
+    assert [found.field for found in verify(with_new_digest(forged)).differences] == [f"agents[{k}].{field}"]
+
+
+def test_a_broken_limit_is_named_though_all_the_rest_is_consistent():
+    receipt = rich_receipt().view("Capped")
+    forged = receipt.as_dict()
+    forged["agents"][0] |= {"bounds": [2.4, 2.5], "most_steering": 0.1, "most_expected": 0.00125}
+    told = [str(difference) for difference in verify(with_new_commitments(forged)).differences]
+    assert any("agents[0].report[" in text and "not within the bounds, (2.4, 2.5)" in text for text in told)
+    assert any(text.startswith("agents[0].steering is") and "exceeds the limit, 0.1" in text for text in told)
+    assert any(text.startswith("sum(agents.expected) of 'Capped'") and "exceeds the limit" in text for text in told)
+
+
+def test_bounds_are_committed_to_before_agents_report():
+    forged = rich_receipt().as_dict()
+    forged["agents"][2]["bounds"] = [-2.0, 2.5]
+    assert {"opening", "reports[2]"} <= {found.field for found in verify(with_new_digest(forged)).differences}

@@ -103,8 +103,8 @@ def test_a_cap_that_is_a_whole_number_beyond_those_of_json_is_a_float():
 
 
 FORGED = {
-    "agent": "Another", "owner": "Another", "pays": False, "report_cap": 99.0, "status": "capped", "reason": "none",
-    "report": [0.0] * 9, "click_through": [1.0] * 9, "value_per_click": 5.0,
+    "agent": "Another", "owner": "Another", "pays": False, "report_cap": 99.0, "bounds": [0.0, 9.0],
+    "status": "capped", "reason": "none", "report": [0.0] * 9, "click_through": [1.0] * 9, "value_per_click": 5.0,
 }  # fmt: skip
 
 
@@ -120,6 +120,7 @@ def test_the_commitment_to_a_report_fixes_the_agent_its_terms_and_its_report(fie
 
 def test_the_commitment_to_a_report_does_not_depend_on_the_outcome():
     bid = hold_auction([Agent("A", lambda prompt, reply: 1.0)]).receipt.agents[0]
-    outcome = {"contribution": 9.0, "expected": 9.0, "payment": 9.0, "charge": "9.000000", "price_per_click": 9.0}
+    outcome = dict.fromkeys(("contribution", "expected", "payment", "price_per_click"), 9.0)
+    outcome |= {"most_expected": None, "steering": 9.0, "most_steering": None, "charge": "9.000000"}
     assert bid.model_copy(update=outcome).committed("x") == bid.committed("x")
     assert set(bid.committed("x")) == {"auction_id", *FORGED}

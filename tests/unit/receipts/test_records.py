@@ -185,7 +185,18 @@ def satisfies(value, schema, root):  # noqa: PLR0911 - one a kind
         return satisfies(value, root["$defs"][schema["$ref"].rpartition("/")[2]], root)
     if "anyOf" in schema:
         return any(satisfies(value, one, root) for one in schema["anyOf"])
-    known = {"type", "properties", "required", "additionalProperties", "items", "minItems", "pattern", "enum", "const"}
+    known = {
+        "type",
+        "properties",
+        "required",
+        "additionalProperties",
+        "items",
+        "minItems",
+        "maxItems",
+        "pattern",
+        "enum",
+        "const",
+    }
     known |= {"minimum", "maximum", "exclusiveMaximum", "description", "title", "$defs", "$schema"}
     assert set(schema) <= known
     kind = schema["type"]
@@ -197,7 +208,8 @@ def satisfies(value, schema, root):  # noqa: PLR0911 - one a kind
             satisfies(inner, listed[name], root) for name, inner in value.items()
         )
     if kind == "array":
-        return len(value) >= schema.get("minItems", 0) and all(satisfies(one, schema["items"], root) for one in value)
+        fits = schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
+        return fits and all(satisfies(one, schema["items"], root) for one in value)
     if kind in ("number", "integer"):
         low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
         return low <= value <= high and value < schema.get("exclusiveMaximum", math.inf)
