@@ -138,8 +138,20 @@ def _over(auction: Any, bind: Callable[[BaseChatModel], AnyRunnable]) -> AnyRunn
     if isinstance(bound, RunnableBindingBase) and bound.bound is chat:
         over: AnyRunnable = auction.bind(**bound.kwargs)
     else:
-        over = auction.model_copy(update={"model": inside(auction.model, bind)})
+        over = auction.model_copy(update={"model": _bound_anew(auction.model, bind)})
     return over
+
+
+def _bound_anew(model: AnyRunnable, bind: Callable[[BaseChatModel], AnyRunnable]) -> AnyRunnable:
+    """Return the model with every chat model in it bound, in place of what earlier bindings give the same keywords."""
+    fresh: set[str] = set()
+
+    def change(chat: BaseChatModel) -> AnyRunnable:
+        bound = bind(chat)
+        fresh.update(bound.kwargs if isinstance(bound, RunnableBindingBase) else ())
+        return bound
+
+    return inside(model, change, rebind=lambda earlier: {key: earlier[key] for key in earlier if key not in fresh})
 
 
 def _split(

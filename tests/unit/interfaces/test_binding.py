@@ -181,6 +181,17 @@ async def test_what_was_bound_before_survives_bind_tools_and_a_schema(interface,
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
+@pytest.mark.parametrize("wrap", WRAPS)
+async def test_tools_that_are_bound_later_replace_earlier_ones(interface, wrap):
+    caller = Caller(say=lambda messages, number: calling(number, "note", text="x"))
+    earlier = {"type": "function", "function": {"name": "earlier", "parameters": {}}}
+    auction = interface(model=WRAPS[wrap](caller), agents=[Spy().agent()], n_candidates=M)
+    await both(auction.bind_tools([earlier]).bind_tools([note]))
+    assert [call["tools"][0]["function"]["name"] for call in caller.asked] == ["note"] * 2
+    assert [call["stop"] for call in caller.asked] == [["END"]] * 2
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
 async def test_a_fallback_is_given_the_tools_too(server, model, interface):
     server.answer = lambda body: refuse(500)(body) if body["model"] == "m" else in_shape(body)
     other = model.model_copy(update={"model_name": "other"})
