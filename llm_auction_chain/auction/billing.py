@@ -30,6 +30,7 @@ OnLedgerError = Literal["reference", "raise"]
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 _LARGEST = 1e12  # money; a ledger counts amounts of six decimals in 64 bits
+_ROUNDING = 1.0 + 1e-12  # of sums over an owner's agents; with a millionth, more than a charge is rounded by
 
 
 def most_owed(
@@ -55,9 +56,10 @@ def most_owed(
             span = span_within(*bounds_of(agent, report_cap), rule)
             spans[agent.payer] = spans.get(agent.payer, 0.0) + span
     most = {owner: most_charged(rule, span, tau) for owner, span in spans.items()}
-    # one millionth is more than the rounding of the bound
     held = {
-        owner: plus(as_decimal(amount), from_units(1, FINEST)) for owner, amount in most.items() if amount <= _LARGEST
+        owner: plus(as_decimal(amount * _ROUNDING), from_units(1, FINEST))
+        for owner, amount in most.items()
+        if amount <= _LARGEST
     }
     return held, frozenset(most) - frozenset(held)
 

@@ -4,11 +4,14 @@ import math
 from decimal import Decimal
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from llm_auction_chain import Agent, ConfigurationError, Ledger
 from llm_auction_chain.auction.billing import Delivery, Tab, check_ledger, most_owed
 from llm_auction_chain.errors import AuctionWarning, ChargeConflictError, LedgerError, LedgerUnavailableError
+from llm_auction_chain.mechanism import PAYMENT_RULES, settle
+from llm_auction_chain.money import charges_of
 from llm_auction_chain.receipts import verify
 from llm_auction_chain.rewards import ClickReward, MentionReward
 from llm_auction_chain.waiting import AWAITING, BLOCKING, run
@@ -254,6 +257,19 @@ def test_a_hold_is_the_proven_maximum_of_the_rule_and_of_what_the_reward_can_rep
     assert held("pivot", MentionReward(["a"], 0.25, at_most=3)) == pytest.approx(0.75, abs=2e-6)
     assert held("pivot", ClickReward(0.5, max)) == pytest.approx(0.5, abs=2e-6)
     assert most_owed([Agent("A", MentionReward(["a"]))], None, "pivot", 1.0)[0]["A"] == Decimal("1.000001")  # no cap
+
+
+@pytest.mark.parametrize("rule", PAYMENT_RULES)
+def test_no_rounding_takes_a_charge_above_its_hold(rule):
+    rng, owners = np.random.default_rng(5), ["O"] * 9
+    for _ in range(100):
+        caps = rng.uniform(1e10, 5e10, size=9)
+        agents = [Agent(f"A{k}", max, owner="O", report_cap=float(cap)) for k, cap in enumerate(caps)]
+        (most,) = most_owed(agents, None, rule, tau=1e-6)[0].values()
+        reports = caps[:, None] * [0.0 if rule == "proportional" else -1.0, 1.0]
+        log_weights = [0.0, -np.ptp(reports.sum(axis=0)) / 1e-6]  # the payment is nearly all of the span
+        settlement = settle(reports, log_weights, tau=1e-6, owners=owners, payment_rule=rule, seed=1)
+        assert sum(charges_of(settlement.payments.tolist(), owners)) <= most
 
 
 def test_the_most_that_an_agent_may_owe_is_not_known_without_a_cap():
