@@ -46,7 +46,6 @@ EXPERIMENTS: Mapping[str, str] = {
     "welfare": "welfare",
     "users": "users",
     "overhead": "overhead",
-    "baselines": "welfare",
     "misreports": "strategies",
     "false_names": "strategies",
     "collusion": "strategies",

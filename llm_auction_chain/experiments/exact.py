@@ -1,10 +1,10 @@
-"""A solvable bed: a chain of six tokens whose replies are all enumerated, so that pi* and J* are known."""
+"""Solvable beds: chains of tokens whose replies are all enumerated, so that pi*, J* and distributions are known."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import combinations_with_replacement, product
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,11 @@ from langchain_core.messages import HumanMessage
 
 from llm_auction_chain.candidates import ContextPrompt
 from llm_auction_chain.candidates.proposals import log_weights
+from llm_auction_chain.experiments.baselines import CONTEXT_PROMPT, REFERENCE, Candidates, Rule
 from llm_auction_chain.testing.markov import MarkovChatModel
 from llm_auction_chain.validators import number
 
-__all__ = ["ExactBed", "Point", "divergence"]
+__all__ = ["ExactBed", "Point", "SmallBed", "divergence"]
 
 Floats = npt.NDArray[np.float64]
 _BATCHES = 40
@@ -157,6 +158,69 @@ class ExactBed:
             slack=_jackknife(gaps - distances, gap - divergence(law, self.optimum)),
             ess=float(ess.mean()),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallBed:
+    """A bed so small that every set of candidates is enumerated: nine replies, two agents with policies of their own.
+
+    Attributes:
+        laws: (Y,) by source, as in `Candidates.sources`: what the model would reply to each prompt.
+        rewards: (2, Y), money.
+    """
+
+    laws: Mapping[int, Floats]
+    rewards: Floats
+
+    @classmethod
+    def make(cls, *, tilt: float = 1.5, value: float = 1.0) -> "SmallBed":
+        """Return the bed. A description adds `tilt` nats to the agent's token, which it pays `value` money for."""
+        model = MarkovChatModel(tilts={"Ellis": (0, tilt, 0), "Farrow": (0, 0, tilt)})
+        asked = (HumanMessage("Speak"),)
+        described = {REFERENCE: (), CONTEXT_PROMPT: ("Ellis", "Farrow"), 0: ("Ellis",), 1: ("Farrow",)}
+        prompts = {k: ContextPrompt().describe(asked, names, 0) if names else asked for k, names in described.items()}
+        laws = {source: np.exp(list(model.enumerate([prompt]).values())) for source, prompt in prompts.items()}
+        words = list(model.enumerate())
+        return cls(laws=laws, rewards=value * np.array([[word.count(letter) for word in words] for letter in "bc"]))
+
+    def hold(self, rule: Rule, counts: Mapping[int, int]) -> tuple[Floats, float]:
+        """Return the exact distribution (Y,) of the reply under a rule, and the exact revenue, money.
+
+        Args:
+            rule: what chooses and charges.
+            counts: candidates from each source.
+        """
+        sources = np.repeat(list(counts), list(counts.values()))
+        mixture = sum(count * self.laws[source] for source, count in counts.items()) / len(sources)
+        weights = np.log(self.laws[REFERENCE]) - np.log(mixture)
+        returned, revenue = np.zeros(len(weights)), 0.0
+        of_sources = [
+            [(drawn, _chance(drawn, self.laws[source])) for drawn in _multisets(len(weights), count)]
+            for source, count in counts.items()
+        ]
+        for parts in product(*of_sources):
+            drawn = np.concatenate([part for part, _ in parts])
+            chance = math.prod(each for _, each in parts)
+            one = Candidates(
+                log_weights=weights[drawn],
+                rewards=self.rewards[:, drawn],
+                log_reference=np.log(self.laws[REFERENCE][drawn]),
+                sources=sources,
+            )
+            outcome = rule(one, one.rewards)
+            np.add.at(returned, drawn, chance * outcome.probabilities)
+            revenue += chance * outcome.revenue()
+        return returned, revenue
+
+
+def _multisets(n: int, count: int) -> list[npt.NDArray[np.intp]]:
+    return [np.array(drawn) for drawn in combinations_with_replacement(range(n), count)]
+
+
+def _chance(drawn: npt.NDArray[np.intp], law: Floats) -> float:
+    """Return how likely independent draws are this multiset."""
+    ways = math.factorial(len(drawn)) / math.prod(math.factorial(k) for k in np.bincount(drawn).tolist())
+    return ways * float(np.prod(law[drawn]))
 
 
 def divergence(p: Floats, q: Floats) -> float:

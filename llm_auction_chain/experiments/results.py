@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure as Picture
 
-__all__ = ["Cost", "Estimate", "Figure", "Findings", "Series", "Summary", "Table", "mean", "ratio"]
+__all__ = ["Cell", "Cost", "Estimate", "Figure", "Findings", "Series", "Summary", "Table", "mean", "of_means", "ratio"]
 
 Floats = npt.NDArray[np.float64]
 _RESAMPLES = 2000
@@ -62,13 +63,10 @@ def mean(values: npt.ArrayLike) -> Estimate:
     Args:
         values: (Q, S), one for each question and seed; (Q,) where there is one seed.
 
-    Source: the interval is a percentile bootstrap in two stages, which draws questions and then seeds of each
-    (Davison and Hinkley 1997, section 3.8), repeatable.
-
     >>> mean([[1.0], [3.0]]).value
     2.0
     """
-    return _bootstrap(lambda resampled: resampled.mean(axis=(-2, -1)), values)
+    return of_means(lambda means: means[:, 0], values)
 
 
 def ratio(numerators: npt.ArrayLike, denominators: npt.ArrayLike) -> Estimate:
@@ -79,30 +77,51 @@ def ratio(numerators: npt.ArrayLike, denominators: npt.ArrayLike) -> Estimate:
         denominators: of the same shape. Where their mean is 0 the ratio is nan.
     """
 
-    def divide(above: Floats, below: Floats) -> Floats:
+    def divide(means: Floats) -> Floats:
         with np.errstate(divide="ignore", invalid="ignore"):
-            quotient = above.mean(axis=(-2, -1)) / below.mean(axis=(-2, -1))
+            quotient = means[:, 0] / means[:, 1]
         return np.asarray(np.where(np.isfinite(quotient), quotient, np.nan))
 
-    return _bootstrap(divide, numerators, denominators)
+    return of_means(divide, numerators, denominators)
 
 
-def _bootstrap(statistic: Callable[..., Floats], *samples: npt.ArrayLike) -> Estimate:
-    arrays = [np.atleast_2d(np.asarray(sample, dtype=np.float64).T).T for sample in samples]
-    value = float(statistic(*arrays))
-    questions, seeds = arrays[0].shape
-    if questions * seeds == 1:
+def of_means(statistic: Callable[[Floats], npt.ArrayLike], *samples: npt.ArrayLike) -> Estimate:
+    """Return a function of means over questions and seeds.
+
+    Args:
+        statistic: from means (B, K) to values (B,); a value that is not finite is left out of the interval.
+        *samples: K of them, each (Q, S) or (Q,).
+
+    Source: the interval is a percentile bootstrap in two stages, which draws questions and then seeds of each
+    (Davison and Hinkley 1997, section 3.8). It is repeatable.
+    """
+    values = np.stack([np.asarray(sample, dtype=np.float64) for sample in samples], axis=-1)
+    values = values if values.ndim > 2 else values[:, None]  # noqa: PLR2004
+    questions, seeds, _ = values.shape
+    flat = values.reshape(questions * seeds, -1)
+    value = float(np.asarray(statistic(flat.mean(axis=0, keepdims=True)))[0])
+    if len(flat) == 1:
         return Estimate(value=value)
-    rng = np.random.default_rng(0)
-    rows = rng.integers(questions, size=(_RESAMPLES, questions, 1))
-    columns = rng.integers(seeds, size=(_RESAMPLES, questions, seeds))
-    resampled = statistic(*(array[rows, columns] for array in arrays))
+    resampled = np.asarray(statistic(_resamples(questions, seeds) @ flat))
     resampled = resampled[np.isfinite(resampled)]
     low, high = np.percentile(resampled, _LEVEL) if len(resampled) else (math.nan, math.nan)
     return Estimate(value=value, low=float(low), high=float(high))
 
 
+@cache
+def _resamples(questions: int, seeds: int) -> Floats:
+    """Return the weights of the measurements in each resample, (B, Q * S)."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(questions, size=(_RESAMPLES, questions, 1))
+    columns = rng.integers(seeds, size=(_RESAMPLES, questions, seeds))
+    places = (rows * seeds + columns).reshape(_RESAMPLES, -1)
+    weights = np.zeros((_RESAMPLES, questions * seeds))
+    np.add.at(weights, (np.arange(_RESAMPLES)[:, None], places), 1.0 / places.shape[1])
+    return weights
+
+
 Cell = str | int | float | Estimate
+"""Of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.experiments.exact import ExactBed, divergence
+from llm_auction_chain.experiments.baselines import CONTEXT_PROMPT, REFERENCE, no_auction, soft_best_of_n
+from llm_auction_chain.experiments.exact import ExactBed, SmallBed, divergence
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +48,25 @@ def test_the_certificate_is_tight_for_one_draw_of_the_reference(bed):
 def test_a_tilt_that_is_no_number_is_refused():
     with pytest.raises(ConfigurationError, match="tilt must be a finite number"):
         ExactBed.make(tilt=float("nan"))
+
+
+def test_the_small_bed_is_exact():
+    bed = SmallBed.make()
+    for law in bed.laws.values():
+        assert law.sum() == pytest.approx(1)
+    # soft best of n is the softmax over the draws: against all 9 ** 2 ordered ones
+    law, revenue = bed.hold(soft_best_of_n(tau=1.0, free=True), {REFERENCE: 2})
+    expected = np.zeros(9)
+    for a in range(9):
+        for b in range(9):
+            chances = np.exp(bed.rewards.sum(axis=0)[[a, b]])
+            np.add.at(expected, [a, b], bed.laws[REFERENCE][a] * bed.laws[REFERENCE][b] * chances / chances.sum())
+    assert law == pytest.approx(expected)
+    assert revenue == 0.0
+
+
+def test_weights_bring_the_context_prompt_back_to_the_reference_on_average():
+    bed = SmallBed.make()
+    distances = [divergence(bed.hold(no_auction, {CONTEXT_PROMPT: m})[0], bed.laws[REFERENCE]) for m in (1, 2, 4)]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[-1] < distances[0] / 2
