@@ -53,6 +53,10 @@ def add_run(commands: Any) -> None:
 def _run(options: Namespace) -> None:
     if not options.question.strip():
         raise ConfigurationError("The question is empty. Leave it out for the demo's.")
+    try:
+        options.question.encode()
+    except UnicodeEncodeError as error:  # the shell passed bytes that are no text
+        raise ConfigurationError("The question is not UTF-8.") from error
     whole_number("--max-tokens", options.max_tokens, least=1)
     for option, value in (("--agents", options.agents), ("--model", options.model)):
         if value is not None:

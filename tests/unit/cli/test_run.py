@@ -82,6 +82,7 @@ def test_bad_input_gets_one_clear_line_and_exit_code_2(small, arguments, says, c
     [
         ([""], "empty"),
         ([" \n"], "empty"),
+        (["caf\udce9"], "UTF-8"),
         (["Hi", "--tau", "nan"], "tau"),
         (["Hi", "--tau", "-1"], "tau"),
         (["Hi", "--candidates", "0"], "n_candidates"),
