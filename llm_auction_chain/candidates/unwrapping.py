@@ -48,9 +48,9 @@ _UNCHOSEN = "The config of a call chooses this model. Call it with such a config
 _TOOLS = frozenset({"tools", "functions"})
 # Providers' words for a format, and for what may hold one. Without underscores: some have both spellings.
 _FORMATS = frozenset({
-    "format", "guidedchoice", "guidedgrammar", "guidedjson", "guidedregex", "lsstructuredoutputformat", "outputformat",
-    "responseformat", "responsejsonschema", "responsemimetype", "responseschema", "structuredoutputformat",
-    "structuredoutputs", "textformat",
+    "ebnf", "format", "grammar", "guidedchoice", "guidedgrammar", "guidedjson", "guidedregex", "jsonschema",
+    "lsstructuredoutputformat", "outputformat", "regex", "responseformat", "responsejsonschema", "responsemimetype",
+    "responseschema", "structuraltag", "structuredoutputformat", "structuredoutputs", "textformat",
 })  # fmt: skip
 _WITH_FORMAT = frozenset(
     {"additionalmodelrequestfields", "generationconfig", "nvext", "outputconfig", "params", "text"}

@@ -222,6 +222,8 @@ ASKING = [
     {"output_format": SHAPE},
     {"text": {"format": SHAPE, "verbosity": "low"}},
     {"guided_regex": "a+"},
+    *({word: "a+"} for word in ("ebnf", "grammar", "regex", "structural_tag")),
+    {"json_schema": SHAPE["schema"]},
     {"structured_outputs": {"choice": ["a", "b"]}},
     {"additional_model_request_fields": {"output_config": {"format": SHAPE}}},
     {"ls_structured_output_format": {"schema": {}}},
