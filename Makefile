@@ -61,7 +61,7 @@ test-oldest: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
-BENCHMARKS := agents convergence directory engine ledger mechanism overhead
+BENCHMARKS := agents directory engine ledger mechanism overhead
 
 # Each compares contenders that take turns in one run. The quick ones take less than 50 seconds each on two slow cores.
 bench bench-quick: $(STAMP)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import llm_auction_chain
-from llm_auction_chain import ledger, mechanism, rewards, testing
+from llm_auction_chain import experiments, ledger, mechanism, rewards, testing
 
 ROOT = Path(__file__).parents[2]
 READY_MADE = [name for name in rewards.__all__ if name.endswith("Reward")]
@@ -56,6 +56,7 @@ def test_every_public_name_is_in_the_reference(site):
         "": llm_auction_chain.__all__,
         "rewards.": ["Reward", *READY_MADE],
         "mechanism.": ["settle", "Settlement"],
+        "experiments.": set(experiments.__all__) - {"BASELINES", "EXPERIMENTS", "PROPOSALS", "RUBRICS"},
         "testing.": testing.__all__,
         "ledger.": set(ledger.__all__) - {"Ledger"},
         "receipts.": [
