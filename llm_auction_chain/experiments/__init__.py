@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llm_auction_chain.experiments.pools import PROPOSALS, RUBRICS, Pool
     from llm_auction_chain.experiments.questions import Question, Sponsor, builtin_questions, load_questions
     from llm_auction_chain.experiments.results import Estimate, Figure, Findings, Series, Summary, Table
+    from llm_auction_chain.experiments.strategies import Misreport, best_response, misreport, utilities
     from llm_auction_chain.experiments.study import Study, load_config, run
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ExperimentConfig",
     "Figure",
     "Findings",
+    "Misreport",
     "Outcome",
     "Pool",
     "Question",
@@ -35,10 +37,13 @@ __all__ = [
     "Study",
     "Summary",
     "Table",
+    "best_response",
     "builtin_questions",
     "load_config",
     "load_questions",
+    "misreport",
     "run",
+    "utilities",
 ]
 
 EXPERIMENTS: Mapping[str, str] = {
@@ -62,6 +67,7 @@ _NAMES = {
     "pools": ("PROPOSALS", "RUBRICS", "Pool"),
     "questions": ("Question", "Sponsor", "builtin_questions", "load_questions"),
     "results": ("Estimate", "Figure", "Findings", "Series", "Summary", "Table"),
+    "strategies": ("Misreport", "best_response", "misreport", "utilities"),
     "study": ("Study", "load_config", "run"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
