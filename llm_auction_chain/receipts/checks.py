@@ -125,6 +125,7 @@ def _check_bounds(where: str, bid: Bid, never: Container[int]) -> Iterator[Diffe
     cap = math.inf if bid.report_cap is None else bid.report_cap
     if bid.bounds is None:
         yield from _require(cap == math.inf, f"{where}.bounds", None, f"there is a cap, {cap!r}")
+        yield from _require(bid.status != "capped", f"{where}.status", bid.status, "there are no bounds")
         return
     low, high = bid.bounds
     rule = f"they should be in order and within the cap, {bid.report_cap!r}"

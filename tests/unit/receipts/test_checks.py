@@ -15,6 +15,7 @@ RECEIPT = rich_receipt("pivot").as_dict()
 CONTRADICTIONS = [
     ("agents[0].report", lambda r: r["agents"][3].update(report=[1.0] * len(r["candidates"])), "the status is error"),
     ("agents[0].report", lambda r: r["agents"][2].update(report=[5.0] * len(r["candidates"])), "exceeds the cap, 2.5"),
+    ("agents[0].status", lambda r: r["agents"][0].update(status="capped"), "there are no bounds"),
     ("agents", lambda r: r["agents"][0].update(agent="Late"), "an agent appears twice"),
     ("left_out", lambda r: r["left_out"][0].update(agent="Late"), "it took part"),
     ("bypassed", lambda r: r.update(bypassed=True), "bypassed is True; there are agents"),
