@@ -18,7 +18,7 @@ from llm_auction_chain.models.local.weights import load_pretrained, ours, quiet_
 from llm_auction_chain.validators import choice, refuse
 from llm_auction_chain.waiting import exit_waits
 
-__all__ = ["device_named", "dtype_named", "free_memory", "load_once", "passes_for"]
+__all__ = ["device_named", "dtype_named", "free_memory", "load_once", "passes_for", "window_of"]
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -103,6 +103,18 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def window_of(config: Any) -> int:
+    """Return how many tokens the model of a text configuration reads.
+
+    Some models rotate all keys of a long text differently. Their window ends where short texts end.
+    """
+    window = int(getattr(config, "max_position_embeddings", None) or 0)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        window = int(rope.get("original_max_position_embeddings") or window)
+    return window if window > 0 else sys.maxsize  # some models without a limit say -1
+
+
 def passes_for(model: Any, size: int, *, compiled: bool = False, packed: bool = False) -> Passes:
     """Return passes that share prefixes where they give the states of full passes, else full passes.
 
@@ -173,9 +185,9 @@ def _probe(passes: Passes) -> torch.Tensor:
 def _check_causal(passes: Passes) -> None:
     """Raise ConfigurationError if the states of tokens depend on the tokens behind them."""
     config = passes.model.config.get_text_config()
-    size, window = config.vocab_size, getattr(config, "max_position_embeddings", None) or sys.maxsize
+    size = config.vocab_size
     # Longer than the chunks of most models that cut texts, and 71 tokens end within a block of any usual length.
-    text = [(7 * k + 1) % size for k in range(min(window // 2, 74) - 3)]
+    text = [(7 * k + 1) % size for k in range(min(window_of(config) // 2, 74) - 3)]
     # Both in one pass, where equal rows are rounded alike.
     pairs = [(Prefix(), [*text, *[token] * 3]) for token in (2 % size, 3 % size)]
     read = dict(pair for several in passes.follow(pairs) for pair in several)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import sys
 import threading
 import time
 from collections import deque
@@ -22,7 +21,7 @@ from llm_auction_chain.waiting import exit_waits
 try:
     from transformers import AutoModelForCausalLM
 
-    from llm_auction_chain.models.local.capabilities import free_memory, load_once, passes_for
+    from llm_auction_chain.models.local.capabilities import free_memory, load_once, passes_for, window_of
     from llm_auction_chain.models.local.decoding import Law, Row, decode, row_blocks
     from llm_auction_chain.models.local.sampler import Sampler
     from llm_auction_chain.models.local.scoring import score
@@ -102,7 +101,7 @@ class Engine:
         """
         self.model = model
         self.tokenizer = tokenizer
-        self.window = _window(model.config.get_text_config())
+        self.window = window_of(model.config.get_text_config())
         ends = getattr(model.generation_config, "eos_token_id", None)
         self.ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
         self._special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -324,18 +323,6 @@ class Engine:
         count = next((n for n in counts if len(self._text(ids[:n], special=True)) <= place), 0)
         hidden = len(self._text(ids[:count], special=True)) - len(self._text(ids[:count]))
         return place - hidden
-
-
-def _window(config: Any) -> int:
-    """Return how many tokens the model reads.
-
-    Some models rotate all keys of a long text differently. Their window ends where short texts end.
-    """
-    window = getattr(config, "max_position_embeddings", None) or sys.maxsize
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        return int(rope.get("original_max_position_embeddings") or window)
-    return int(window)
 
 
 def _stream(seed: int, row: int) -> np.random.Generator:

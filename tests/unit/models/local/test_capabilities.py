@@ -1,7 +1,9 @@
 """A device computes in its own dtype, and packed weights change no law beyond the rounding of bfloat16."""
 
 import copy
+import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.models.local import capabilities
-from llm_auction_chain.models.local.capabilities import PackedLinear, can_pack, dtype_named
+from llm_auction_chain.models.local.capabilities import PackedLinear, can_pack, dtype_named, window_of
 from llm_auction_chain.models.local.engine import Engine
 from llm_auction_chain.models.local.sampler import Sampler
 from tests.families import build, words
@@ -133,6 +135,16 @@ def test_a_model_that_reads_ahead_within_blocks_is_refused(block):
 def test_a_decoder_made_of_an_encoder_is_causal():
     config = AutoConfig.for_model("bert", **SMALL, is_decoder=True)
     Engine(AutoModelForCausalLM.from_config(config).eval(), words())
+
+
+@pytest.mark.parametrize("window", [{}, {"max_position_embeddings": None}, {"max_position_embeddings": -1}])
+def test_a_model_without_a_window_has_no_limit(window):
+    assert window_of(SimpleNamespace(**window)) == sys.maxsize
+
+
+def test_keys_are_not_kept_where_longer_texts_turn_them_otherwise():
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    assert window_of(SimpleNamespace(max_position_embeddings=131072, rope_parameters=rope)) == 4096
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

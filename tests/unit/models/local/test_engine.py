@@ -2,11 +2,9 @@
 
 import itertools
 import math
-import sys
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ import torch
 
 from llm_auction_chain.errors import ConfigurationError, ContextWindowError, PromptError
 from llm_auction_chain.models.local.decoding import Row
-from llm_auction_chain.models.local.engine import Engine, FifoLock, _stable, _stream, _window
+from llm_auction_chain.models.local.engine import Engine, FifoLock, _stable, _stream
 from llm_auction_chain.models.local.sampler import Sampler
 from llm_auction_chain.models.local.weights import embedded_model_path
 from tests.tiny import draw, full_log_prob
@@ -182,15 +180,6 @@ def test_a_model_is_loaded_once(engine):
     assert Engine.load(str(embedded_model_path()), "float32", "cpu") is engine
     assert engine.model.dtype == torch.float32
     assert engine.window == 8192
-
-
-def test_a_model_without_a_window_has_no_limit():
-    assert _window(SimpleNamespace()) == sys.maxsize
-
-
-def test_keys_are_not_kept_where_longer_texts_turn_them_otherwise():
-    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
-    assert _window(SimpleNamespace(max_position_embeddings=131072, rope_parameters=rope)) == 4096
 
 
 @pytest.mark.parametrize(
