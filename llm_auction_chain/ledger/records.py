@@ -236,7 +236,8 @@ class Audit:
 class AuctionLedger(Protocol):  # pragma: no mutate block
     """What an auction needs of a ledger. `Ledger` has it; `testing.LedgerConformance` checks one of your own.
 
-    Every method may be repeated with the same arguments: it books once. All raise `LedgerError` where they fail.
+    Every method may be repeated with the same arguments: it books once. All raise `LedgerError` where they fail. A hold
+    or a charge of something else than an auction was charged with raises `DeliveredError`.
     """
 
     @property

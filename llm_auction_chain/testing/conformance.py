@@ -21,7 +21,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from llm_auction_chain.candidates.logprobs import SequenceScorer
 from llm_auction_chain.candidates.proposals import Condition, Proposal, conditions_of, log_weights, stratify
-from llm_auction_chain.errors import ChargeConflictError, CoverError, LedgerError
+from llm_auction_chain.errors import ChargeConflictError, CoverError, DeliveredError, LedgerError
 from llm_auction_chain.ledger import AuctionLedger, Charge
 from llm_auction_chain.testing.markov import MarkovChatModel
 
@@ -441,14 +441,15 @@ class LedgerConformance:
         assert self._accounts(ledger) == [(95, 0), (50, 0), (0, 0)]
 
     def test_a_request_that_contradicts_an_earlier_one_is_refused(self) -> None:
-        """One id stands for one hold and one charge."""
+        """One id stands for one hold and one charge. After the charge, another outcome is a `DeliveredError`."""
         ledger = self.ledger()
         ledger.hold("x", {"A": Decimal(60)})
         self._refuses(ChargeConflictError, lambda: ledger.hold("x", {"A": Decimal(61)}))
         self._refuses(ChargeConflictError, lambda: ledger.charge("x", {"A": Decimal(5)}, currency="other"))
         ledger.charge("x", {"A": Decimal(5)}, reply="reply")
-        self._refuses(ChargeConflictError, lambda: ledger.charge("x", {"A": Decimal(6)}, reply="reply"))
-        self._refuses(ChargeConflictError, lambda: ledger.charge("x", {"A": Decimal(5)}, reply="other"))
+        self._refuses(DeliveredError, lambda: ledger.hold("x", {"A": Decimal(61)}))
+        self._refuses(DeliveredError, lambda: ledger.charge("x", {"A": Decimal(6)}, reply="reply"))
+        self._refuses(DeliveredError, lambda: ledger.charge("x", {"A": Decimal(5)}, reply="other"))
         self._refuses(ChargeConflictError, lambda: ledger.void("x"))
         assert self._accounts(ledger) == [(95, 0), (50, 0), (0, 0)]
 
