@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from langchain_core.exceptions import (
     ModelAPIError,
@@ -73,24 +73,30 @@ class _Message(_Part):
 
 class _Choice(_Part):
     index: int | None = None
-    message: _Message | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     token_ids: list[int] | None = None
     logprobs: _LogProbs | None = None
     prompt_logprobs: list[dict[str, _Token] | None] | None = None
 
+
+class _Reply(_Choice):
+    message: _Message
+
     @property
     def text(self) -> str:
-        return (self.message and self.message.content) or ""
+        return self.message.content or ""
 
 
-class _Completion(_Part):
-    choices: list[_Choice]
+_C = TypeVar("_C", bound=_Choice)
+
+
+class _Completion(_Part, Generic[_C]):
+    choices: list[_C]
     prompt_token_ids: list[int] | None = None
 
     @property
-    def in_order(self) -> list[_Choice]:
+    def in_order(self) -> list[_C]:
         return sorted(self.choices, key=lambda choice: choice.index or 0)
 
 
@@ -175,7 +181,7 @@ def read_usage(answer: Any) -> UsageMetadata | None:
     """Return the token counts of one request: the prompt once, and every reply; None where they are no counts."""
     counts = answer.get("usage") if isinstance(answer, dict) else None
     both = [counts.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(counts, dict) else [None]
-    return usage(*both) if all(type(count) is int for count in both) else None
+    return usage(*both) if all(type(count) is int and count >= 0 for count in both) else None
 
 
 def read_replies(answer: Any, body: Mapping[str, Any], prompt: Sequence[int] | None) -> list[AIMessage]:
@@ -193,7 +199,7 @@ def read_replies(answer: Any, body: Mapping[str, Any], prompt: Sequence[int] | N
         ScoringError: there are no replies, or no tokens where the request asked for them, or those of another prompt.
         ContextWindowError: a reply with tokens was cut before `max_tokens`.
     """
-    completion = _parsed(_Completion, answer)
+    completion = _parsed(_Completion[_Reply], answer)
     replies, n_tokens = [], 0
     for choice in completion.in_order:
         metadata = {"model_name": body["model"], "finish_reason": choice.finish_reason}
@@ -219,7 +225,7 @@ def read_scores(answer: Any, start: int, replies: Sequence[Sequence[int]]) -> li
     Raises:
         ScoringError: a log-probability is missing, or not one.
     """
-    choices = _parsed(_Completion, answer).in_order
+    choices = _parsed(_Completion[_Choice], answer).in_order
     if len(choices) != len(replies):
         raise ScoringError(f"The server scored {len(choices)} of {len(replies)} replies. Is it a vLLM server?")
     return [_score(choice, start, reply) for choice, reply in zip(choices, replies, strict=True)]
@@ -238,7 +244,7 @@ def _score(choice: _Choice, start: int, reply: Sequence[int]) -> float:
     return -math.inf if min(values, default=0.0) <= _FLOOR else math.fsum(values)
 
 
-def _log_probs(choice: _Choice, body: Mapping[str, Any]) -> dict[str, Any]:
+def _log_probs(choice: _Reply, body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tokens and log-probabilities of a reply, and whether they are all there."""
     ids, content = choice.token_ids, None if choice.logprobs is None else choice.logprobs.content
     if ids is None or content is None:
@@ -263,7 +269,7 @@ def _log_probs(choice: _Choice, body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _is_whole(choice: _Choice, ids: Sequence[int], content: Sequence[_Token]) -> bool:
+def _is_whole(choice: _Reply, ids: Sequence[int], content: Sequence[_Token]) -> bool:
     """Return whether a reply that ended by itself has its end token: the last one, which is not part of the text."""
     if choice.finish_reason != "stop" or isinstance(choice.stop_reason, str):
         return choice.finish_reason in ("stop", "length")

@@ -79,7 +79,7 @@ def test_an_answer_of_another_shape_is_our_error(place, value):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"index": "0"}, {"message": {"content": [1]}}, {"message": 5}, {"finish_reason": 1}]
+    "changes", [{"index": "0"}, {"message": {"content": [1]}}, {"message": 5}, {"message": None}, {"finish_reason": 1}]
 )
 def test_a_text_or_a_number_is_nothing_else(changes):
     with pytest.raises(ScoringError, match=r"has .* as 'choices\.0\..*Is it a vLLM server\? It said: \{'choices'"):
@@ -93,7 +93,15 @@ def test_a_log_probability_that_is_no_number_is_our_error(log_prob):
 
 
 @pytest.mark.parametrize(
-    "counts", [None, 5, {}, {"prompt_tokens": None, "completion_tokens": 3}, {"prompt_tokens": "5"}]
+    "counts",
+    [
+        None,
+        5,
+        {},
+        {"prompt_tokens": None, "completion_tokens": 3},
+        {"prompt_tokens": "5"},
+        {"prompt_tokens": -1, "completion_tokens": 2},
+    ],
 )
 def test_usage_that_is_no_counts_is_unknown_and_costs_no_reply(counts):
     replied = {**answer(choice(0, "a", [3, 9]), tokens=2), "usage": counts}
