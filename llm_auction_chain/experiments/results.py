@@ -1,5 +1,6 @@
 """What an experiment finds: estimates with intervals, tables, figures and ratios, as text, data and pictures."""
 
+import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -163,6 +164,9 @@ class Table:
         lines = [self.columns, tuple("---" for _ in self.columns), *(tuple(map(_text, row)) for row in self.rows)]
         return f"**{self.title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
+
     def to_frame(self) -> "pd.DataFrame":
         """Return the rows as a pandas DataFrame. An estimate takes three columns: `x`, `x low` and `x high`.
 
@@ -270,6 +274,11 @@ class Figure:
         if len(self.series) > 1:
             axes.legend(fontsize=8)
         return picture
+
+    def _repr_svg_(self) -> str:
+        buffer = io.StringIO()
+        self.draw().savefig(buffer, format="svg")
+        return buffer.getvalue()
 
 
 def _estimate(value: float | Estimate) -> Estimate:
