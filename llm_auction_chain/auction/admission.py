@@ -126,7 +126,12 @@ def open_tab(settings: "AuctionSettings", call: Call, waiter: Waiter) -> Tab:
     if not call.prompt or _is_blank(call.prompt[-1]):
         raise PromptError("The prompt is empty; its last message must have content.")
     billing, currency = settings.billing, _one_currency(settings.billing.currency, call.agents)
-    agents = [agent for agent in call.agents if billing.ledger and agent.currency in (None, currency)]
+    odd = _odd(call.agents)
+    agents = [
+        agent
+        for agent in call.agents
+        if billing.ledger and agent.currency in (None, currency) and agent.name not in odd
+    ]
     most, unlimited = most_owed(agents, settings.report_cap, settings.payment_rule, settings.tau)
     return Tab(
         billing.ledger,
@@ -144,9 +149,7 @@ def admit(settings: "AuctionSettings", call: Call, tab: "Tab") -> Admitted:
 
     Without a seed in the call, the hold's nonce gives one, the same in every retry; without a hold, it is fresh.
     """
-    left_out, covered = [], []
-    shared = any(agent.owner for agent in call.agents)
-    odd = {agent.name for agent in of_another_kind(call.agents)} if shared else set()
+    left_out, covered, odd = [], [], _odd(call.agents)
     for agent in call.agents:
         if agent.name in odd:
             left_out.append(LeftOut(agent=agent, reason="owner"))
@@ -227,6 +230,11 @@ def size_of(settings: "AuctionSettings") -> Size:
     if min_ess > most:
         raise refuse("min_ess", f"at most max_candidates, which is {most}", min_ess)
     return Size(n=n, most=most, min_ess=min_ess, fewest=fewest)
+
+
+def _odd(agents: Sequence[Agent]) -> set[str]:
+    """Return the names of the agents of another kind than their owner's first."""
+    return {agent.name for agent in of_another_kind(agents)} if any(agent.owner for agent in agents) else set()
 
 
 def _one_currency(currency: str, agents: Sequence[Agent]) -> str:

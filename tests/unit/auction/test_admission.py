@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_auction_chain import Agent, AuctionWarning, Billing, ConfigurationError, Policy
+from llm_auction_chain import Agent, AuctionWarning, Billing, ConfigurationError, Ledger, Policy
 from llm_auction_chain.auction.admission import without_rivals
 from llm_auction_chain.rewards import ClickReward
 from tests.unit.auction.auctions import LIKES_B, LIKES_C, auction, both
@@ -54,6 +54,17 @@ async def test_an_auction_counts_in_one_currency():
         result = auction([euros, dollars], billing=Billing(currency="USD")).run("x")
     assert [agent.name for agent in result.agents] == ["D"]
     assert [out.as_dict() for out in result.left_out] == [{"agent": "E", "reason": "currency", "category": ""}]
+
+
+def test_nothing_is_held_for_an_agent_of_another_kind_than_its_owners_first():
+    ledger = Ledger("sqlite://")
+    ledger.deposit("O", 3)
+    clicks = Agent("clicks", ClickReward(2.0, lambda prompt, reply: 0.5), owner="O")
+    for cap in (None, 100.0):
+        odd = Agent("odd", LIKES_B.reward, owner="O", report_cap=cap)
+        with pytest.warns(AuctionWarning, match="odd took no part: of one owner's agents"):
+            result = auction(lambda _, odd=odd: [clicks, odd], billing=ledger).run("x")
+        assert [agent.name for agent in result.agents] == ["clicks"]
 
 
 def test_an_agent_of_another_kind_than_its_owners_first_is_left_out_and_the_others_are_auctioned():
