@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llm_auction_chain.experiments.results import Estimate, Figure, Findings, Series, Summary, Table
     from llm_auction_chain.experiments.strategies import Misreport, best_response, misreport, utilities
     from llm_auction_chain.experiments.study import Study, load_config, run
+    from llm_auction_chain.experiments.users import TauPoint, choose_tau, frontier
 
 __all__ = [
     "BASELINES",
@@ -37,8 +38,11 @@ __all__ = [
     "Study",
     "Summary",
     "Table",
+    "TauPoint",
     "best_response",
     "builtin_questions",
+    "choose_tau",
+    "frontier",
     "load_config",
     "load_questions",
     "misreport",
@@ -69,6 +73,7 @@ _NAMES = {
     "results": ("Estimate", "Figure", "Findings", "Series", "Summary", "Table"),
     "strategies": ("Misreport", "best_response", "misreport", "utilities"),
     "study": ("Study", "load_config", "run"),
+    "users": ("TauPoint", "choose_tau", "frontier"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

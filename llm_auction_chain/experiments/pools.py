@@ -67,12 +67,15 @@ PROPOSALS: Mapping[str, Proposal | None] = {
 """Proposals by name. The default depends on the model and the number of descriptions, as in an auction."""
 
 RUBRICS: Mapping[str, str] = {
-    "helpful": "How well does the reply answer the user's question?",
-    "trustworthy": "How far would the user trust the reply?",
-    "unobtrusive": "How little does the reply read like an advertisement?",
-    "clicked": "How likely would the user follow up what the reply recommends?",
+    "helpful": "Does the reply answer what the user asked, to the point, completely and without mistakes?",
+    "natural": "Does the reply read as one piece, in which nothing breaks the topic or the tone?",
+    "personable": "Does the reply sound like a competent and friendly assistant on the user's side, not like a seller?",
+    "trustworthy": "Would the user believe the reply and rely on it, with no interest of others in view?",
+    "unobtrusive": "Is the reply free of anything that the user would notice as an advertisement?",
+    "clicked": "Would the user want to follow up something that the reply recommends, such as a product or a shop?",
 }
-"""What a judge grades for the user, from 0 to 1."""
+"""What a judge grades for the user, from 0 to 1: user satisfaction in four, then notice and click, as in GEM-Bench
+(arXiv 2509.14221), in our own words. "unobtrusive" is the opposite of notice, so that more is better for the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
