@@ -39,6 +39,7 @@ _EMPHASIS = re.compile(r"(?<!\w)_+(?=[^\W_])|(?<=[^\s_])_+(?!\w)")  # of Markdow
 _CONNECTORS = r"\u203f\u2040\u2054\ufe33\ufe34\ufe4d-\ufe4f\uff3f"
 
 _MOST_PHRASES, _MOST_LETTERS = 10_000, 100_000
+_LONGEST_PHRASE = 1000  # sorting the marks of a text, as Unicode does, takes quadratic time
 _MOST_PAID = 1 << 31
 _LONGEST_PATTERN = 1000
 _LARGEST_PROGRAM = 1_000_000
@@ -60,7 +61,7 @@ class MentionReward(Reward):
     takes no longer the more phrases there are, but for one look at each of the lengths that phrases have.
 
     Attributes:
-        phrases: the phrases to count: at most 10,000, of 100,000 characters in all.
+        phrases: the phrases to count: at most 10,000, each of at most 1,000 characters, of 100,000 in all.
         value: money per mention.
         at_most: the most mentions that are paid.
 
@@ -80,12 +81,13 @@ class MentionReward(Reward):
         """Check the settings."""
         if isinstance(self.phrases, str) or not isinstance(self.phrases, Collection) or not self.phrases:
             raise refuse("MentionReward.phrases", "a list of at least one phrase", self.phrases)
+        letters = 0
         for k, phrase in enumerate(self.phrases):
-            text(f"MentionReward.phrases[{k}]", _folded.__wrapped__(text(f"MentionReward.phrases[{k}]", phrase)))
-        letters = sum(map(len, self.phrases))
-        if len(self.phrases) > _MOST_PHRASES or letters > _MOST_LETTERS:
-            expected = f"at most {_MOST_PHRASES} phrases of {_MOST_LETTERS} characters in all"
-            raise refuse("MentionReward.phrases", expected, len(self.phrases), f"They have {letters}.")
+            letters += len(text(name := f"MentionReward.phrases[{k}]", phrase, most=_LONGEST_PHRASE))
+            if len(self.phrases) > _MOST_PHRASES or letters > _MOST_LETTERS:
+                expected = f"at most {_MOST_PHRASES} phrases of {_MOST_LETTERS} characters in all"
+                raise refuse("MentionReward.phrases", expected, len(self.phrases), "They have more.")
+            text(name, _folded.__wrapped__(phrase))
         number("MentionReward.value", self.value)
         whole_number("MentionReward.at_most", self.at_most, least=1, below=_MOST_PAID)
 

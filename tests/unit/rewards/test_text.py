@@ -249,9 +249,17 @@ def test_many_phrases_hold_up_no_other_thread_and_too_many_are_refused():
     over.set()
     other.join()
     assert longest[0] < 1
-    for phrases in (["a"] * 10_001, ["a" * 100_001]):
+    for phrases in (["a"] * 10_001, ["a" * 1000] * 101):
         with pytest.raises(ConfigurationError, match="at most 10000 phrases of 100000 characters in all"):
             MentionReward(phrases)
+
+
+def test_phrases_of_many_marks_are_refused_or_read_at_once():
+    marks, start = "a" + "\u0327\u0301" * 499, time.thread_time()  # which sorting takes quadratic time
+    MentionReward([marks] * 100)
+    with pytest.raises(ConfigurationError, match=r"phrases\[0\] must be a text of at most 1000 characters"):
+        MentionReward([marks * 100])
+    assert time.thread_time() - start < 5
 
 
 class Busy:
