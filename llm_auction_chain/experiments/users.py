@@ -134,6 +134,7 @@ def analyse(study: Study[Pool]) -> Findings:
     draws = min(len(_union(pool, "reference", first, size)[0]) for row in study.units for pool in row)
     notes = [
         f"tau = inf is the same auction without reports: what users get without sponsors. M = {size}.",
+        "Under proposals that know the sponsors its reply is near the reference only as M grows, so it has a KL, too.",
         f"Numbers are means over auctions that are dealt from the same {draws} or more draws of a question and seed.",
         f"The KL is estimated from them: it errs upwards, for the reference's draws up to {math.log(draws):.2f} nats.",
         "KL and log-probability say how far the reply is from the model's own; they do not say whether a user minds.",
