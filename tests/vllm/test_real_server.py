@@ -224,6 +224,24 @@ def test_a_stop_string_cuts_the_text_and_keeps_every_token(model):
     assert model.score(PLAIN, drawn) == pytest.approx(sampled, abs=1e-3)
 
 
+def test_a_servers_cache_changes_no_score(model, scores):
+    assert model._checked[model.base_url, "smollm2"] >= LENGTH
+
+
+def test_tokens_are_counted_as_the_local_engine_counts_them(model, local):
+    assert model.get_num_tokens("Teal & blue, or neither?") == local.get_num_tokens("Teal & blue, or neither?")
+    for prompt in (PLAIN, TOLD):
+        read = draw(model, 1, prompt)[0].usage_metadata["input_tokens"]
+        counted = [each.get_num_tokens_from_messages(prompt) for each in (model, local)]
+        assert counted == [read, read]
+
+
+def test_variables_of_the_chat_template_are_taken(server, replies):
+    quiet = ChatVLLM(base_url=server.url, max_tokens=8, chat_template_kwargs={"enable_thinking": False})
+    (reply,) = draw(quiet, 1, logprobs=True)
+    assert math.isfinite(quiet.score(PLAIN, [reply])[0])
+
+
 async def test_the_async_twin_draws_and_scores_the_same(model, replies, scores):
     result = await model.agenerate([PLAIN], n=M, logprobs=True)
     assert [generation.text for generation in result.generations[0]] == [reply.text for reply in replies[:M]]
