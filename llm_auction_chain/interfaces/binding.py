@@ -1,6 +1,7 @@
 """Bindings of an auction: keywords, tools and schemas, with the auction in the place of its model."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
@@ -94,7 +95,7 @@ def _pipeline(auction: Any, schema: Any, kwargs: dict[str, Any]) -> AnyRunnable:
     def bind(chat: BaseChatModel) -> AnyRunnable:
         head, put = _split(chat, schema, kwargs)
         parsers.append(put(RunnablePassthrough()))
-        return _Marked(bound=head, place=len(parsers) - 1)
+        return RunnableSequence(head, RunnableLambda(partial(_with_maker, len(parsers) - 1)))
 
     def parser(reply: AIMessage) -> AnyRunnable:
         place: int = reply.response_metadata.pop(_MADE_BY, 0)
@@ -103,28 +104,9 @@ def _pipeline(auction: Any, schema: Any, kwargs: dict[str, Any]) -> AnyRunnable:
     return RunnableSequence(_over(auction, bind), RunnableLambda(parser))
 
 
-class _Marked(RunnableBinding[LanguageModelInput, AIMessage]):  # type: ignore[no-redef]  # LangChain's own
-    """A model among several whose replies say which one made them.
-
-    Attributes:
-        place: of the model.
-    """
-
-    place: int
-
-    @override
-    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
-        return self._mark(super().invoke(input, config, **kwargs))
-
-    @override
-    async def ainvoke(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AIMessage:
-        return self._mark(await super().ainvoke(input, config, **kwargs))
-
-    def _mark(self, reply: AIMessage) -> AIMessage:
-        metadata = {**reply.response_metadata, _MADE_BY: self.place}
-        return reply.model_copy(update={"response_metadata": metadata})
+def _with_maker(place: int, reply: AIMessage) -> AIMessage:
+    """Return the reply with the place of the model that made it."""
+    return reply.model_copy(update={"response_metadata": {**reply.response_metadata, _MADE_BY: place}})
 
 
 def _over(auction: Any, bind: Callable[[BaseChatModel], AnyRunnable]) -> AnyRunnable:
