@@ -144,6 +144,7 @@ class _Steps:
             prompt=admitted.prompt,
             terms=terms,
             seed=admitted.seed,
+            draw_seed=admitted.seed_of_draw,
             candidates=drawn.candidates,
             agents=admitted.agents,
             components=drawn.components,

@@ -454,7 +454,7 @@ def _payments(result: AuctionResult) -> list[dict[str, Any]]:
 
     Prices per click are rounded as charges are, by owner: one click on the reply is one for all of its agents.
     """
-    settlement, prices = result.settlement, result.prices_per_click
+    settlement, prices, charges = result.settlement, result.prices_per_click, result.charges
     rounded = charges_of([price or 0.0 for price in prices], [agent.payer for agent in result.agents])
     payments = []
     for i, (agent, price) in enumerate(zip(result.agents, prices, strict=True)):
@@ -464,7 +464,7 @@ def _payments(result: AuctionResult) -> list[dict[str, Any]]:
             "contribution": float(settlement.contributions[i]),
         }
         decimals = {f"{name}_decimal": as_text(as_decimal(amount)) for name, amount in amounts.items()}
-        decimals["amount_decimal"] = as_text(result.charges[i])
+        decimals["amount_decimal"] = as_text(charges[i])
         per_click = {} if price is None else {"per_click": price, "per_click_decimal": as_text(rounded[i])}
         who = {"agent": agent.name, "owner": agent.payer, "pays": agent.pays}
         payments.append({**who, **amounts, **decimals, **per_click})

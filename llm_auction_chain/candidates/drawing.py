@@ -199,6 +199,7 @@ class Drawn:
         components: name and number of draws of every condition that was drawn from.
         causes: errors of the model calls that failed.
         usages: tokens of all calls of a model together, by its name.
+        usage: the same of all models together; None if they report none.
         contexts: whether the agents' descriptions reached the proposal; `none` if there are none.
         warning: why they did not though the plan has them; else empty.
     """
@@ -207,13 +208,9 @@ class Drawn:
     components: tuple[tuple[str, int], ...]
     causes: tuple[BaseException, ...]
     usages: Mapping[str, UsageMetadata]
+    usage: UsageMetadata | None
     contexts: Contexts = "none"
     warning: str = ""
-
-    @cached_property
-    def usage(self) -> UsageMetadata | None:
-        """Tokens of all model calls together; None if the models report none."""
-        return total_usage(self.usages.values())
 
     @cached_property
     def possible(self) -> tuple[int, ...]:
@@ -280,9 +277,14 @@ async def _draw(plan: Plan, waiter: Waiter, config: RunnableConfig | None, progr
         candidates += (Candidate(message=plan.fallback, component="fallback"),)
     drawn_from = zip(plan.conditions, counts.tolist(), strict=True)
     components = tuple((condition.name, count) for condition, count in drawn_from if count)
-    usages = usage_by_model(message for _, message in replies)
+    usages = usage_by_model([message for _, message in replies])
     return Drawn(
-        candidates=candidates, components=components, causes=tuple(causes), usages=usages, contexts=plan.contexts
+        candidates=candidates,
+        components=components,
+        causes=tuple(causes),
+        usages=usages,
+        usage=total_usage(usages.values()),
+        contexts=plan.contexts,
     )
 
 

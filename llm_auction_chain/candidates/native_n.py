@@ -16,18 +16,14 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from typing_extensions import override
 
+from llm_auction_chain.candidates.unwrapping import of_one_draw
 from llm_auction_chain.errors import CandidatesError
 from llm_auction_chain.messages import total_counts, total_usage
 from llm_auction_chain.validators import whole_number
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
-__all__ = ["COPIES", "SEEDS", "SETTINGS", "ManyReplies", "of_one_draw", "uses_responses_api"]
+__all__ = ["ManyReplies", "uses_responses_api"]
 
-COPIES = ("n", "candidate_count")
-"""Settings of how many replies a request makes, all of which are billed."""
-SEEDS = ("seed", "random_seed")
-SETTINGS = ("model_kwargs", "extra_body", "generation_config", "options")
-"""Fields and keywords that hold settings of a request."""
 _MOST = 128  # OpenAI takes no larger n
 _REFUSALS = (400, 404, 422)
 # Keywords for this library's own models, not for a provider.
@@ -247,21 +243,6 @@ def _billed_once(answers: Sequence[ChatResult]) -> list[ChatGeneration]:
             generations.append(ChatGeneration(message=message, generation_info=generation.generation_info))
     generations[0].message = generations[0].message.model_copy(update={"usage_metadata": usage})
     return generations
-
-
-def of_one_draw(settings: Mapping[str, Any], k: int) -> dict[str, Any]:
-    """Return settings for a request whose first draw is the k-th: one reply of it, and seeds of its own.
-
-    >>> of_one_draw({"n": 3, "extra_body": {"seed": 5, "n": 3}}, 2)
-    {'extra_body': {'seed': 7}}
-    """
-    changed = {name: value for name, value in settings.items() if name not in COPIES}
-    for name, value in changed.items():
-        if name in SEEDS and isinstance(value, int):
-            changed[name] = value + k
-        elif name in SETTINGS and isinstance(value, Mapping):
-            changed[name] = of_one_draw(value, k)
-    return changed
 
 
 def _for_provider(kwargs: Mapping[str, Any]) -> dict[str, Any]:

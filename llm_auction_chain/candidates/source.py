@@ -24,9 +24,17 @@ from langchain_core.runnables.config import ensure_config, get_config_list, patc
 from langchain_core.runnables.retry import RunnableRetry
 
 from llm_auction_chain.candidates.logprobs import LogitModel, SequenceScorer
-from llm_auction_chain.candidates.native_n import COPIES, SEEDS, SETTINGS, ManyReplies, of_one_draw, uses_responses_api
+from llm_auction_chain.candidates.native_n import ManyReplies, uses_responses_api
 from llm_auction_chain.candidates.proposals import PLAIN, Condition
-from llm_auction_chain.candidates.unwrapping import Untraced, asks_for_format, inside
+from llm_auction_chain.candidates.unwrapping import (
+    COPIES,
+    SEEDS,
+    SETTINGS,
+    Untraced,
+    asks_for_format,
+    inside,
+    of_one_draw,
+)
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
 from llm_auction_chain.waiting import Waiter, run
 

@@ -1,4 +1,4 @@
-"""The chat models inside the wrappers of LangChain: bindings, retries, fallbacks, sequences, alternatives."""
+"""The chat models inside the wrappers of LangChain, such as bindings, retries and fallbacks, and what they send."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -28,6 +28,9 @@ from llm_auction_chain.messages import messages_of
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
 
 __all__ = [
+    "COPIES",
+    "SEEDS",
+    "SETTINGS",
     "ChosenLater",
     "Untraced",
     "asks_for_format",
@@ -37,11 +40,17 @@ __all__ = [
     "inside",
     "is_chosen_later",
     "name_of",
+    "of_one_draw",
     "offers_tools",
     "runnables_in",
     "settings_of",
 ]
 
+COPIES = ("n", "candidate_count")
+"""Settings of how many replies a request makes, all of which are billed."""
+SEEDS = ("seed", "random_seed")
+SETTINGS = ("model_kwargs", "extra_body", "generation_config", "options")
+"""Fields and keywords that hold settings of a request."""
 _Change = Callable[[Runnable[Any, Any], Mapping[str, Any]], Runnable[Any, Any]]
 _FOR_TRACERS = frozenset({"ls_structured_output_format", "structured_output_format"})
 _UNCHOSEN = "The config of a call chooses this model. Call it with such a config."
@@ -292,6 +301,21 @@ def _requests(
         if own := _as_mapping(fields.get("output_config")):
             request["output_config"] = {**own, **_as_mapping(request["output_config"])}  # as langchain-anthropic does
         yield {**request, **_as_mapping(request.get("extra_body"))}
+
+
+def of_one_draw(settings: Mapping[str, Any], k: int) -> dict[str, Any]:
+    """Return settings for a request whose first draw is the k-th: one reply of it, and seeds of its own.
+
+    >>> of_one_draw({"n": 3, "extra_body": {"seed": 5, "n": 3}}, 2)
+    {'extra_body': {'seed': 7}}
+    """
+    changed = {name: value for name, value in settings.items() if name not in COPIES}
+    for name, value in changed.items():
+        if name in SEEDS and isinstance(value, int):
+            changed[name] = value + k
+        elif name in SETTINGS and isinstance(value, Mapping):
+            changed[name] = of_one_draw(value, k)
+    return changed
 
 
 def _as_mapping(value: Any) -> Mapping[str, Any]:

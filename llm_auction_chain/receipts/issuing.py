@@ -13,12 +13,11 @@ from llm_auction_chain.agents import Agent
 from llm_auction_chain.candidates import Candidate
 from llm_auction_chain.canonical_json import printable
 from llm_auction_chain.mechanism import Settlement
-from llm_auction_chain.mechanism.allocation import streams_of
 from llm_auction_chain.mechanism.settlement import LARGEST_REWARD
 from llm_auction_chain.money import as_text, total
 from llm_auction_chain.receipts import records
 from llm_auction_chain.receipts.figures import limits_of
-from llm_auction_chain.receipts.records import Bid, Receipt, commitment, message_digest, report_salt, salt_of
+from llm_auction_chain.receipts.records import Bid, Receipt, commitment, message_digests, report_salt, salt_of
 from llm_auction_chain.reports import Report, bounds_of, cap_of
 
 _NO_DIGEST = f"sha256:{'0' * 64}"
@@ -46,6 +45,7 @@ def open_auction(
     prompt: Sequence[BaseMessage],
     terms: Mapping[str, Any],
     seed: int,
+    draw_seed: int,
     candidates: Sequence[Candidate],
     components: Sequence[tuple[str, int]],
     agents: Sequence[Agent],
@@ -56,12 +56,12 @@ def open_auction(
     """Return the opening of an auction whose candidates are drawn.
 
     `salt` is fresh, 64 hexadecimal digits. `terms` are the time, model, tau and whatever else the reply depends on;
-    `components` have a name and a number of draws; `report_cap` is the auction's, money. The opening contains only
-    digests of the prompt and of the candidates' messages. Replies that no agent is shown have a salt of their own, so
-    that no agent can test texts against their digests.
+    `draw_seed` follows from `seed`; `components` have a name and a number of draws; `report_cap` is the auction's,
+    money. The opening contains only digests of the prompt and of the candidates' messages. Replies that no agent is
+    shown have a salt of their own, so that no agent can test texts against their digests.
     """
     possible = [one.log_weight > -math.inf for one in candidates]
-    shown, unshown = salt_of(salt, "reply"), salt_of(salt, "unshown reply")
+    weights = [float(one.log_weight) if may else None for one, may in zip(candidates, possible, strict=True)]
     draws = {
         "components": [{"component": name, "draws": count} for name, count in components],
         "candidates": [
@@ -70,16 +70,16 @@ def open_auction(
     }
     part = {"agents": [_terms_of(agent, report_cap) for agent in agents], "left_out": left_out, "bypassed": bypassed}
     plain = printable({"terms": terms, "draws": draws, "agents": part, "auction_id": auction_id})
+    shown, unshown = salt_of(salt, "reply"), salt_of(salt, "unshown reply")
+    replies = [(shown if may else unshown, [one.message]) for one, may in zip(candidates, possible, strict=True)]
+    prompt_digest, *reply_digests = message_digests([(salt_of(salt, "prompt"), prompt), *replies])
     parts = {
-        "terms": {**plain["terms"], "prompt": message_digest(salt_of(salt, "prompt"), *prompt)},
+        "terms": {**plain["terms"], "prompt": prompt_digest},
         "seed": str(seed),
-        "draw_seed": str(streams_of(seed)[1]),
-        "replies": [
-            message_digest(shown if may else unshown, one.message)
-            for one, may in zip(candidates, possible, strict=True)
-        ],
+        "draw_seed": str(draw_seed),
+        "replies": reply_digests,
         "draws": plain["draws"],
-        "weights": [float(one.log_weight) if may else None for one, may in zip(candidates, possible, strict=True)],
+        "weights": weights,
         "agents": plain["agents"],
     }
     commitments = records.part_commitments(salt, parts)

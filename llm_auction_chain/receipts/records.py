@@ -6,7 +6,7 @@ A commitment is a salted digest: it fixes a value and reveals nothing about it u
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar
 from unicodedata import normalize
 
@@ -86,9 +86,17 @@ def opening_commitment(auction_id: str, commitments: Mapping[str, str]) -> str:
 
 def message_digest(salt: str, *messages: BaseMessage) -> str:
     """Return a commitment to the role, content and tool calls of messages. Ids and metadata do not count."""
-    contents = [_content(message) for message in messages]
-    texts = all(type(one["content"]) is str and "calls" not in one for one in contents)
-    return digest({"salt": salt, "value": printable(contents)}, floats=not texts)
+    return message_digests([(salt, messages)])[0]
+
+
+def message_digests(salted: Sequence[tuple[str, Sequence[BaseMessage]]]) -> list[str]:
+    """Return the digest of each sequence of messages, which comes with its salt."""
+    contents = [(salt, [_content(message) for message in messages]) for salt, messages in salted]
+    texts = [all(type(one["content"]) is str and "calls" not in one for one in several) for _, several in contents]
+    return [
+        digest({"salt": salt, "value": printable(several)}, floats=not only_text)
+        for (salt, several), only_text in zip(contents, texts, strict=True)
+    ]
 
 
 def _content(message: BaseMessage) -> dict[str, Any]:

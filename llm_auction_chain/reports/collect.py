@@ -111,7 +111,7 @@ class _Round:
         self._agents, self._terms, self._progress, self._n = agents, terms, progress, len(replies)
         self._outcomes: dict[int, Any] = {}
         ratios = [log_ratios_of(agent.reward) if isinstance(agent.reward, Reward) else [] for agent in agents]
-        groups = groups_by_reward(ratios, prompt, replies, scorer=terms.scorer, law=terms.law)
+        groups = groups_by_reward(ratios, prompt, replies, scorer=terms.scorer, law=terms.law) if any(ratios) else {}
         self._copies = copies_of([*map(shown_to_agents, prompt)], [*map(shown_to_agents, replies)])
         self._groups = list(groups.values())
         here = copy_context()

@@ -44,7 +44,9 @@ def test_the_event_of_the_candidates_counts_draws_replies_exclusions_and_failure
         Candidate(message=AIMessage("a"), draws=2),
         Candidate(message=AIMessage("b"), draws=1, excluded=True, log_weight=-float("inf")),
     )
-    drawn = Drawn(candidates=replies, components=(("reference", 2), ("told", 1)), causes=(OSError(),), usages={})
+    drawn = Drawn(
+        candidates=replies, components=(("reference", 2), ("told", 1)), causes=(OSError(),), usages={}, usage=None
+    )
     data = candidates("id", drawn, "sha256:0").data
     assert data == {
         "auction_id": "id", "candidates": 3, "distinct_replies": 2, "excluded_replies": 1, "failed_calls": 1,

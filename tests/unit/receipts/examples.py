@@ -52,7 +52,8 @@ def receipt_of(reports, log_weights, *, tau, rule="expected", owners=None, pays=
         "contexts": "none", "currency": "EUR", "tau": tau, "payment_rule": rule, "generator": GENERATOR,
     }  # fmt: skip
     opening = open_auction(
-        auction_id="x", salt="5a" * 32, prompt=[], terms=terms, seed=seed, left_out=[], bypassed=False,
+        auction_id="x", salt="5a" * 32, prompt=[], terms=terms, seed=seed, draw_seed=streams_of(seed)[1],
+        left_out=[], bypassed=False,
         candidates=[Candidate(message=AIMessage(str(j)), log_weight=nats) for j, nats in enumerate(log_weights)],
         components=[("reference", m)], report_cap=None,
         agents=[Agent(f"agent-{k}", max, owner=owners[k], pays=pays[k]) for k in range(n)],
