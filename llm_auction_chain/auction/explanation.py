@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["AgentExplanation", "Explanation"]
+__all__ = ["AgentExplanation", "Explanation", "why_left_out"]
 
 _MANY = 1e6  # larger ratios of probabilities are shown as this
 _REASONS = {
@@ -120,8 +120,17 @@ class Explanation:
         unit = f" Amounts are in {self.currency}." if self.currency else ""
         who = f"Sponsored by {', '.join(self.sponsors)}." if self.sponsored else "No agent that pays made it likelier."
         lines = [f"Reply: {_shortened(self.reply)}", f"{who}{unit}", *map(str, self.agents)]
-        lines += [f"{out['agent']} took no part: {_REASONS[out['reason']]}{out['category']}." for out in self.left_out]
+        lines += map(why_left_out, self.left_out)
         return "\n".join(lines)
+
+
+def why_left_out(out: Mapping[str, str]) -> str:
+    """Return why an agent took no part, in a sentence.
+
+    >>> why_left_out({"agent": "A", "reason": "category", "category": "music"})
+    'A took no part: another owner holds the category music.'
+    """
+    return f"{out['agent']} took no part: {_REASONS[out['reason']]}{out['category']}."
 
 
 def _times(probability: float, without: float) -> str:

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from llm_auction_chain.auction.explanation import why_left_out
 from llm_auction_chain.cli import printable_lines
 from llm_auction_chain.cli.tables import Column, write_line, write_table
 
@@ -77,7 +78,7 @@ def _lines(result: "AuctionResult") -> list[str]:
         for agent, report in zip(result.agents, result.reports, strict=True)
         if report.status != "reported"
     ]  # fmt: skip
-    lines += [f"{out.agent.name} takes no part: a rival in {out.category} does" for out in result.left_out]
+    lines += [why_left_out(out.as_dict()) for out in result.left_out]
     lines += [result.disclosure] if result.disclosure else []
     unit = f" {result.currency}" if result.currency else ""
     lines.append(

@@ -6,7 +6,7 @@ import pytest
 from langchain_core.language_models import FakeListChatModel
 from rich.console import Console
 
-from llm_auction_chain import Agent, AuctionRunnable, Billing, Policy
+from llm_auction_chain import Agent, AuctionRunnable, AuctionWarning, Billing, Policy
 from llm_auction_chain.cli.auction_tables import show
 from llm_auction_chain.testing import MarkovChatModel
 
@@ -38,16 +38,19 @@ def test_caps_rivals_currency_and_disclosure_are_said():
     agents = [
         Agent("First", lambda prompt, reply: 9.0 * reply.text.count("b"), report_cap=1.0, categories=["music"]),
         Agent("Second", max, categories=["music"]),
+        Agent("Yen", max, currency="JPY"),
     ]
     model = MarkovChatModel(length=3)
-    result = AuctionRunnable(
+    auction = AuctionRunnable(
         model=model,
         agents=agents,
         seed=3,
         policy=Policy(exclusive_categories=["music"]),
         billing=Billing(currency="EUR"),
         disclosure="Ad: {sponsors}",
-    ).run("x")
+    )
+    with pytest.warns(AuctionWarning, match="Yen took no part"):
+        result = auction.run("x")
     console = Console(width=80, color_system=None, force_terminal=True)
     with console.capture() as captured:
         show(result, console)
@@ -55,7 +58,8 @@ def test_caps_rivals_currency_and_disclosure_are_said():
     assert result.sponsors
     for said in (
         "First reported rewards beyond its cap",
-        "Second takes no part: a rival in music does",
+        "Second took no part: another owner holds the category music.",
+        "Yen took no part: its rewards are in another currency.",
         " EUR",
         "Ad: First",
     ):
