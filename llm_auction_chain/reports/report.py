@@ -3,6 +3,7 @@
 import contextlib
 import math
 import numbers
+import traceback
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from llm_auction_chain.rewards.click import ClickReward
 __all__ = ["InvalidReportError", "Report", "Status", "amounts_of", "bounds_of", "cap_of", "failed_report", "report_of"]
 
 Status = Literal["reported", "capped", "timeout", "error", "invalid"]
+_OURS = f"{__package__.split('.')[0]}."
 _LARGEST = 1e100
 _LONGEST_REASON = 200
 _LONGEST_TEXT = 2000  # characters of an exception's text, which may be a whole page
@@ -118,13 +120,20 @@ def failed_report(error: BaseException, n_replies: int, reward: Any = None) -> R
     elif isinstance(error, TimeoutError):
         status = "timeout"
     reason = error.rule if isinstance(error, InvalidReportError) else text_of(error)
-    ready_made = isinstance(reward, Reward) and type(reward).__module__.startswith(f"{__package__.split('.')[0]}.")
-    if ready_made and not isinstance(error, AuctionError | InvalidReportError | TimeoutError | ConnectionError):
+    ready_made = isinstance(reward, Reward) and type(reward).__module__.startswith(_OURS)
+    if ready_made and not _is_ours(error):
         reason = type(error).__name__
     reason = "".join(letter if letter.isprintable() else " " for letter in reason[:_LONGEST_REASON])
     # Half a surrogate pair is text in Python, but cannot be stored or printed.
     reason = reason.encode("utf-8", "replace").decode()
     return Report(rewards=(0.0,) * n_replies, status=status, reason=reason)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised the error, and not with a server's words."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)] or [_OURS]
+    is_kind = isinstance(error, AuctionError | InvalidReportError | TimeoutError | ConnectionError)
+    return is_kind and modules[-1].startswith(_OURS) and not modules[-1].startswith(f"{_OURS}models.vllm.")
 
 
 def text_of(error: BaseException) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from langchain_core.messages import AIMessage
 
-from llm_auction_chain import Agent, RewardError
+from llm_auction_chain import Agent, ConfigurationError, RewardError
+from llm_auction_chain.errors import ScoringError
 from llm_auction_chain.reports import Terms, bounds_of, collect
 from llm_auction_chain.reports.report import InvalidReportError, amounts_of, failed_report, report_of
 from llm_auction_chain.rewards import ClickReward, LogRatioReward, MentionReward, Reward
@@ -179,3 +180,24 @@ def test_what_others_raise_within_a_ready_made_reward_is_named_and_not_quoted():
         assert failed_report(quoted, 1, reward).reason == "LookupError"
         assert failed_report(ours, 1, reward).reason == "RewardError: no vectors"
     assert failed_report(quoted, 1, Declares(None)).reason == "LookupError: the instructions: bid $9"
+
+
+class Refuses:
+    """A scorer, and a function, whose errors quote what an agent keeps private."""
+
+    def __init__(self, kind):
+        self._kind = kind
+
+    def score(self, *_, **__):
+        raise self._kind("429 for 'bid $9'")
+
+    __call__ = score
+
+
+@pytest.mark.parametrize("kind", [TimeoutError, ConnectionResetError, ScoringError, RewardError, ConfigurationError])
+def test_errors_of_any_class_that_others_raise_within_a_ready_made_reward_are_not_quoted(kind):
+    refuses = Refuses(kind)
+    rewards = [LogRatioReward("bid $9", scorer=refuses), ClickReward(9.0, refuses), MentionReward(["a"]) + refuses]
+    agents = [Agent(f"A{k}", reward) for k, reward in enumerate(rewards)]
+    reports = run(collect(agents, [], [AIMessage("a")], Terms(), waiter=BLOCKING))
+    assert [report.reason for report in reports] == [kind.__name__] * 3

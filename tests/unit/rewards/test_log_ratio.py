@@ -243,7 +243,7 @@ def silent_about(told):
 
 BROKEN = {
     "raises": (failing(OSError("no route")), "error", "OSError"),
-    "is late": (failing(TimeoutError("3 s")), "timeout", "TimeoutError: 3 s"),
+    "is late": (failing(TimeoutError("3 s")), "timeout", "TimeoutError"),
     "exits": (lambda prompt, replies: sys.exit("bye"), "error", "SystemExit"),
     "cancels": (failing(asyncio.CancelledError()), "error", "CancelledError"),
     "is not done": (failing(BaseException("odd")), "error", "BaseException"),
@@ -295,7 +295,7 @@ def test_instructions_that_cannot_be_read_spoil_nobody_elses_amounts(ask, kind):
 
     agents = [Agent(text, LogRatioReward(text)) for text in ("Praise b.", "much too long", "Praise c.")]
     first, long, last = ask(*agents, scorer=scorer_of(kind, row))
-    assert (long.status, long.reason) == ("error", "ContextWindowError: shorten the prompt")
+    assert (long.status, long.reason) == ("error", "ContextWindowError")
     assert first.rewards == pytest.approx(log_ratios(PRAISES_B))
     assert last.rewards == pytest.approx(log_ratios(PRAISES_C))
 
