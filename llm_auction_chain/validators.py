@@ -25,7 +25,10 @@ def refuse(name: str, expected: str, value: object, hint: str = "") -> Configura
     >>> str(refuse("tau", "a number above 0", -1))
     'tau must be a number above 0, got -1.'
     """
-    shown = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a larger number"
+    try:
+        shown = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a larger number"
+    except ValueError:  # it has more digits than Python writes
+        shown = "a larger number"
     return ConfigurationError(f"{name} must be {expected}, got {shown[:200]}." + (f" {hint}" if hint else ""))
 
 

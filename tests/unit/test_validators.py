@@ -12,6 +12,7 @@ from llm_auction_chain.validators import choice, number, refuse, text, whole_num
 @pytest.mark.parametrize(("check", "expected"), [
     (lambda: refuse("tau", "a number above 0", -1), "tau must be a number above 0, got -1."),
     (lambda: refuse("seed", "smaller", 10**5000), "seed must be smaller, got a larger number."),
+    (lambda: refuse("tau", "smaller", Fraction(10**5000, 3)), "tau must be smaller, got a larger number."),
     (lambda: refuse("name", "short", "x" * 999), f"name must be short, got '{'x' * 199}."),
     (lambda: refuse("k", "2", 3, "Use 2."), "k must be 2, got 3. Use 2."),
 ])  # fmt: skip
