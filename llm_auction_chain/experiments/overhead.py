@@ -42,6 +42,8 @@ That is for log-ratio rewards, a model pass each; rewards that ask no model cost
 Passes differ. A step of drawing is one token of each reply, and a local model takes it for all replies at once. \
 Scoring reads whole replies at once, behind prompts that are read once for all replies; for weights it skips equal \
 replies and log-probabilities that come with the draw. So the one slope is a summary; the two below it tell more.
+The count is for the context prompt, the paper's proposal. The default of a local model draws most replies from a \
+product of up to n + 1 prompts, each of which takes every step: passes that this count leaves out.
 Without agents an auction draws one reply, so n begins at 1. Scored tokens are in no usage that models report.
 Recording is the commitment and the receipt; there is no ledger, whose cost depends on its database.
 Memory is the process's resident memory with the model, and with what it keeps of earlier auctions; not a GPU's.
@@ -372,13 +374,16 @@ def _figures(study: Study[Costs], kinds: Sequence[tuple[str, str]], m: int) -> t
 EXPERIMENTS = {
     "overhead": Experiment(
         claim="An auction costs about M (L + n + 1) passes of the model; one plain reply costs L.",
-        config=ExperimentConfig(experiment="overhead", families=("log_ratio", "mentions"), proposals=("default",)),
+        config=ExperimentConfig(
+            experiment="overhead", families=("log_ratio", "mentions"), proposals=("default", "context prompt")
+        ),
         quick={
             "n_questions": 1,
             "seeds": (0, 1),
             "max_tokens": 8,
-            "n_candidates": (1, 4, 16),
             "families": ("log_ratio",),
+            "proposals": ("context prompt",),
+            "n_candidates": (1, 4, 16),
         },
         analyse=analyse,
         measure=measure,

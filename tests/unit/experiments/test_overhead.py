@@ -65,7 +65,7 @@ def test_memory_is_unknown_where_the_system_does_not_say_it(monkeypatch, tmp_pat
 
 def test_the_ratio_is_of_sixteen_candidates_and_two_agents(study):
     found = study.summary().findings
-    k = study.units[0][0].settings.index(Setting("log_ratio", "default", 16, 2))
+    k = study.units[0][0].settings.index(Setting("log_ratio", "context prompt", 16, 2))
     above = np.mean([unit.seconds[k] for unit in study.units[0]])
     below = np.mean([unit.reply_seconds for unit in study.units[0]])
     assert found.ratios == {
