@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, Literal
 
 from llm_auction_chain.agents import Agent
-from llm_auction_chain.errors import AuctionError, RewardError
+from llm_auction_chain.errors import AuctionError, LogProbError, RewardError
 from llm_auction_chain.rewards.base import Reward
 from llm_auction_chain.rewards.click import ClickReward
 
@@ -131,9 +131,11 @@ def failed_report(error: BaseException, n_replies: int, reward: Any = None) -> R
 
 def _is_ours(error: BaseException) -> bool:
     """Whether this package raised the error, and not with a server's words."""
+    if not isinstance(error, AuctionError | InvalidReportError | TimeoutError | ConnectionError):
+        return False
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)] or [_OURS]
-    is_kind = isinstance(error, AuctionError | InvalidReportError | TimeoutError | ConnectionError)
-    return is_kind and modules[-1].startswith(_OURS) and not modules[-1].startswith(f"{_OURS}models.vllm.")
+    of_server = modules[-1].startswith(f"{_OURS}models.vllm.") and not isinstance(error, LogProbError)
+    return modules[-1].startswith(_OURS) and not of_server
 
 
 def text_of(error: BaseException) -> str:

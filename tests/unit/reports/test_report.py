@@ -11,7 +11,7 @@ import pytest
 from langchain_core.messages import AIMessage
 
 from llm_auction_chain import Agent, ConfigurationError, RewardError
-from llm_auction_chain.errors import ScoringError
+from llm_auction_chain.errors import LogProbError, ScoringError
 from llm_auction_chain.reports import Terms, bounds_of, collect
 from llm_auction_chain.reports.report import InvalidReportError, amounts_of, failed_report, report_of
 from llm_auction_chain.rewards import ClickReward, LogRatioReward, MentionReward, Reward
@@ -201,3 +201,17 @@ def test_errors_of_any_class_that_others_raise_within_a_ready_made_reward_are_no
     agents = [Agent(f"A{k}", reward) for k, reward in enumerate(rewards)]
     reports = run(collect(agents, [], [AIMessage("a")], Terms(), waiter=BLOCKING))
     assert [report.reason for report in reports] == [kind.__name__] * 3
+
+
+@pytest.mark.parametrize(("error", "reason"), [
+    (ScoringError("400: 'bid $9'"), "ScoringError"),
+    (LogProbError("drawn with a temperature"), "LogProbError: drawn with a temperature"),
+])  # fmt: skip
+def test_the_words_of_a_model_server_are_not_quoted(error, reason):
+    def refuse(*_):
+        raise error
+
+    scores = type(refuse)(refuse.__code__, {"__name__": "llm_auction_chain.models.vllm.x"}, closure=refuse.__closure__)
+    reward = MentionReward(["a"]) + scores
+    (report,) = run(collect([Agent("A", reward)], [], [AIMessage("a")], Terms(), waiter=BLOCKING))
+    assert report.reason == reason
