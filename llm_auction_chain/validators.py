@@ -10,7 +10,21 @@ from typing import Any
 
 from llm_auction_chain.errors import ConfigurationError
 
-__all__ = ["choice", "digest_text", "name_of_account", "number", "refuse", "takes", "text", "whole_number"]
+__all__ = [
+    "Check",
+    "choice",
+    "digest_text",
+    "name_of_account",
+    "number",
+    "optional",
+    "refuse",
+    "takes",
+    "text",
+    "whole_number",
+]
+
+Check = Callable[[str, Any], Any]
+"""From a setting's name and value to the value, or a `ConfigurationError`."""
 
 _LONGEST_NAME = 255  # characters: an index of PostgreSQL takes about 2,700 bytes
 _BLANK = re.compile(
@@ -30,6 +44,11 @@ def refuse(name: str, expected: str, value: object, hint: str = "") -> Configura
     except ValueError:  # it has more digits than Python writes
         shown = "a larger number"
     return ConfigurationError(f"{name} must be {expected}, got {shown[:200]}." + (f" {hint}" if hint else ""))
+
+
+def optional(check: Check) -> Check:
+    """Return a check that also allows None."""
+    return lambda name, value: None if value is None else check(name, value)
 
 
 def whole_number(name: str, value: object, *, least: int = 0, below: int | None = None) -> int:

@@ -33,9 +33,24 @@ from queue import Empty, SimpleQueue
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatResult
 from typing_extensions import override
 
-__all__ = ["AWAITING", "BLOCKING", "Waiter", "attempt", "exit_waits", "in_thread", "outcomes_of", "run", "running"]
+__all__ = [
+    "AWAITING",
+    "BLOCKING",
+    "Waiter",
+    "WaitingChatModel",
+    "attempt",
+    "exit_waits",
+    "in_thread",
+    "outcomes_of",
+    "run",
+    "running",
+]
 
 Call = Callable[[], Any]
 T = TypeVar("T")
@@ -167,6 +182,36 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
         return result
     coroutine.close()
     raise RuntimeError("Code that is run without an event loop may wait only through its Waiter.")
+
+
+class WaitingChatModel(BaseChatModel):
+    """A chat model that waits for a server or for other models. Its work is written once, in `_reply`."""
+
+    @abstractmethod
+    async def _reply(
+        self, messages: list[BaseMessage], stop: list[str] | None, run_manager: Any, waiter: Waiter, /, **kwargs: Any
+    ) -> ChatResult:
+        """Return the replies to one prompt."""
+
+    @override
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return run(self._reply(messages, stop, run_manager, BLOCKING, **kwargs))
+
+    @override
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return await self._reply(messages, stop, run_manager, AWAITING, **kwargs)
 
 
 def _finish(call: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -1,22 +1,13 @@
 """The settings of an auction: declared, documented and validated here, once, for every interface."""
 
-import difflib
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    ModelWrapValidatorHandler,
-    SkipValidation,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import SkipValidation, model_validator
+from typing_extensions import override
 
 from llm_auction_chain.agents import AgentSource, check_agents, check_cap, check_categories
 from llm_auction_chain.auction.admission import SEEDS, size_of
@@ -30,19 +21,18 @@ from llm_auction_chain.candidates import (
     check_proposal,
     runnables_in,
 )
+from llm_auction_chain.checked_model import CheckedModel
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.ledger import AuctionLedger
 from llm_auction_chain.mechanism import PaymentRule
 from llm_auction_chain.mechanism.settlement import check_tau
 from llm_auction_chain.reports import OnAgentError
-from llm_auction_chain.validators import choice, name_of_account, number, refuse, text, whole_number
+from llm_auction_chain.validators import Check, choice, name_of_account, number, optional, refuse, text, whole_number
 
 __all__ = [
     "GROUPS",
     "AuctionSettings",
     "Billing",
-    "Check",
-    "CheckedModel",
     "Disclosure",
     "DisclosurePlace",
     "FilterLike",
@@ -58,14 +48,6 @@ OnToolCalls = Literal["auction", "bypass"]
 DisclosurePlace = Literal["metadata", "start", "end"]
 
 _LONGEST_WAIT = 1e6  # seconds
-
-
-Check = Callable[[str, Any], Any]  # from a setting's name and value to the value, or a `ConfigurationError`
-
-
-def _optional(check: Check) -> Check:
-    """Return a check that also allows None."""
-    return lambda name, value: None if value is None else check(name, value)
 
 
 def _value(check: Callable[[Any], Any]) -> Check:
@@ -107,44 +89,23 @@ def _agents(_: str, value: Any) -> Any:
     return value if callable(value) or isinstance(value, Runnable) else check_agents(value)
 
 
-class CheckedModel(BaseModel):
-    """Settings that belong together. Errors are `ConfigurationError`s that name the setting."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True)
-
-    _checks: ClassVar[Mapping[str, Check]] = {}
-    """The check of each setting, which runs before pydantic's own."""
-
-    @field_validator("*", mode="before")
+class _Settings(CheckedModel):
     @classmethod
-    def _check(cls, value: Any, info: ValidationInfo) -> Any:
-        name = str(info.field_name)
-        return cls._checks[name](name, value) if name in cls._checks else value
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _raise_configuration_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return handler(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            if first["type"] == "missing":
-                raise ConfigurationError(f"{cls.__name__} needs a {name}.") from error
-            if first["type"] not in ("extra_forbidden", "no_such_attribute"):
-                raise ConfigurationError(f"{name}: {first['msg']}, got {first['input']!r}.") from error
-            raise ConfigurationError(f"{cls.__name__} has no setting {name!r}. {_hint(cls, name)}") from error
+    @override
+    def _hint(cls, name: str) -> str:
+        group = group_of(name)
+        return f"Give it as {group}." if group else super()._hint(name)
 
 
-class Sampling(CheckedModel, frozen=True):
+class Sampling(_Settings, frozen=True):
     """How candidates are drawn and weighed."""
 
-    _checks: ClassVar[Mapping[str, Check]] = {
+    checks: ClassVar[Mapping[str, Check]] = {
         "min_candidates": partial(whole_number, least=1),
-        "min_ess": _optional(partial(number, least=1)),
-        "max_candidates": _optional(partial(whole_number, least=1)),
+        "min_ess": optional(partial(number, least=1)),
+        "max_candidates": optional(partial(whole_number, least=1)),
         "native_n": partial(choice, choices=(True, False)),
-        "scorer": _optional(_scorer),
+        "scorer": optional(_scorer),
     }
 
     min_candidates: int = 1
@@ -160,10 +121,10 @@ class Sampling(CheckedModel, frozen=True):
     """Says how likely replies are, for a model that cannot say it itself."""
 
 
-class Policy(CheckedModel, frozen=True):
+class Policy(_Settings, frozen=True):
     """What the platform allows, whatever agents report."""
 
-    _checks: ClassVar[Mapping[str, Check]] = {
+    checks: ClassVar[Mapping[str, Check]] = {
         "candidate_filter": _value(CandidateFilter),
         "fallback": _value(as_message),
         "exclusive_categories": lambda _, value: check_categories(value, "the auction"),
@@ -177,10 +138,10 @@ class Policy(CheckedModel, frozen=True):
     """In each of these categories at most one owner takes part: the first in the agents' order."""
 
 
-class Billing(CheckedModel, frozen=True):
+class Billing(_Settings, frozen=True):
     """How owners are charged."""
 
-    _checks: ClassVar[Mapping[str, Check]] = {
+    checks: ClassVar[Mapping[str, Check]] = {
         "ledger": _value(check_ledger),
         "currency": partial(name_of_account, empty=True),
         "on_error": _choice(OnLedgerError),
@@ -194,10 +155,10 @@ class Billing(CheckedModel, frozen=True):
     """Where the ledger fails, `reference` replies without sponsors and payments, and `raise` raises the error."""
 
 
-class Disclosure(CheckedModel, frozen=True):
+class Disclosure(_Settings, frozen=True):
     """The text about sponsors that users see."""
 
-    _checks: ClassVar[Mapping[str, Check]] = {"text": partial(text, empty=True), "place": _choice(DisclosurePlace)}
+    checks: ClassVar[Mapping[str, Check]] = {"text": partial(text, empty=True), "place": _choice(DisclosurePlace)}
 
     text: str = ""
     """Shown where the reply is sponsored. `{sponsors}` stands for the sponsors' names. Empty: no text."""
@@ -221,22 +182,22 @@ def _group(kind: type[CheckedModel], name: str, is_value: Callable[[Any], bool])
     return checked
 
 
-class AuctionSettings(CheckedModel):
+class AuctionSettings(_Settings):
     """The settings that every interface takes."""
 
-    _checks: ClassVar[Mapping[str, Check]] = {
+    checks: ClassVar[Mapping[str, Check]] = {
         "model": _model,
         "agents": _agents,
         "n_candidates": partial(whole_number, least=1),
         "tau": lambda _, value: check_tau(value),
         "payment_rule": _choice(PaymentRule),
-        "seed": _optional(partial(whole_number, below=SEEDS)),
+        "seed": optional(partial(whole_number, below=SEEDS)),
         "proposal": _value(check_proposal),
-        "reward_timeout": _optional(partial(number, above=0, most=_LONGEST_WAIT)),
+        "reward_timeout": optional(partial(number, above=0, most=_LONGEST_WAIT)),
         "report_cap": _value(lambda value: check_cap(value, "the auction")),
         "on_agent_error": _choice(OnAgentError),
         "on_tool_calls": _choice(OnToolCalls),
-        "on_event": _optional(_hook),
+        "on_event": optional(_hook),
         "sampling": _group(Sampling, "scorer", lambda value: isinstance(value, SequenceScorer)),
         "policy": _group(Policy, "candidate_filter", lambda value: callable(value) or isinstance(value, Runnable)),
         "billing": _group(Billing, "ledger", lambda value: callable(getattr(value, "charge", None))),
@@ -308,10 +269,3 @@ def group_of(name: str) -> str | None:
         if name in kind.model_fields:
             return f"{group}={kind.__name__}({name}=...)"
     return None
-
-
-def _hint(kind: type[BaseModel], name: str) -> str:
-    if (group := group_of(name)) and name not in kind.model_fields:
-        return f"Give it as {group}."
-    close = difflib.get_close_matches(name, kind.model_fields, n=1)
-    return f"Did you mean {close[0]!r}?" if close else f"It has {', '.join(sorted(kind.model_fields))}."

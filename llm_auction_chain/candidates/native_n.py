@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
@@ -20,7 +19,7 @@ from llm_auction_chain.candidates.unwrapping import of_one_draw
 from llm_auction_chain.errors import CandidatesError
 from llm_auction_chain.messages import total_counts, total_usage
 from llm_auction_chain.validators import whole_number
-from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
+from llm_auction_chain.waiting import Waiter, WaitingChatModel
 
 __all__ = ["ManyReplies", "uses_responses_api"]
 
@@ -30,7 +29,7 @@ _REFUSALS = (400, 404, 422)
 _OWN_KEYWORDS = frozenset({"seed", "progress", "failed", "first"})
 
 
-class ManyReplies(BaseChatModel):
+class ManyReplies(WaitingChatModel):
     """A provider's chat model that draws `n` replies with as few requests as possible.
 
     It is traced as one run of the inner model. The first message has the usage of all requests, the others have none.
@@ -75,34 +74,17 @@ class ManyReplies(BaseChatModel):
         return self.inner._combine_llm_outputs(llm_outputs)  # noqa: SLF001
 
     @override
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        return run(self._draw(messages, stop, BLOCKING, **kwargs))
-
-    @override
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        return await self._draw(messages, stop, AWAITING, **kwargs)
-
-    async def _draw(
+    async def _reply(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None,
+        run_manager: Any,
         waiter: Waiter,
+        /,
         *,
         n: int = 1,
         first: int = 0,
-        seed: int | None = None,  # noqa: ARG002
+        seed: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         failed: Callable[[Exception], None] | None = None,
         **kwargs: Any,

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict
 
-from llm_auction_chain.auction.settings import Check, CheckedModel
+from llm_auction_chain.checked_model import CheckedModel
 from llm_auction_chain.experiments import EXPERIMENTS
 from llm_auction_chain.mechanism import PAYMENT_RULES, PaymentRule
-from llm_auction_chain.validators import choice, number, refuse, whole_number
+from llm_auction_chain.validators import Check, choice, number, optional, refuse, whole_number
 
 __all__ = ["ExperimentConfig", "Family"]
 
@@ -29,10 +29,6 @@ def _each(check: Check) -> Check:
     return check_all
 
 
-def _optional(check: Check) -> Check:
-    return lambda name, value: None if value is None else check(name, value)
-
-
 class ExperimentConfig(CheckedModel):
     """What an experiment measures, and where its analysis looks.
 
@@ -49,9 +45,9 @@ class ExperimentConfig(CheckedModel):
 
     model_config = ConfigDict(frozen=True, strict=False)
 
-    _checks: ClassVar[Mapping[str, Check]] = {
+    checks: ClassVar[Mapping[str, Check]] = {
         "experiment": partial(choice, choices=tuple(EXPERIMENTS)),
-        "n_questions": _optional(whole_number),
+        "n_questions": optional(whole_number),
         "max_tokens": partial(whole_number, least=1),
         "draws": partial(whole_number, least=1),
         "draw_tau": partial(number, above=0),

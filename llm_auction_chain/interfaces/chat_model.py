@@ -13,7 +13,7 @@ from langchain_core.callbacks import (
     CallbackManager,
     CallbackManagerForLLMRun,
 )
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models import LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import RunnableConfig
@@ -25,7 +25,7 @@ from typing_extensions import override
 from llm_auction_chain.auction.result import AuctionResult
 from llm_auction_chain.candidates import chat_model_of, is_streaming, settings_of
 from llm_auction_chain.interfaces.base import STRICT, AuctionBase, CallScope, chunk_of
-from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
+from llm_auction_chain.waiting import Waiter, WaitingChatModel
 
 __all__ = ["ChatAuction"]
 
@@ -35,7 +35,7 @@ _PUBLIC = ("n_candidates", "tau", "payment_rule", "on_tool_calls")  # not the se
 _OURS = frozenset({"on_tool_calls", "seed"})
 
 
-class ChatAuction(AuctionBase, BaseChatModel):  # type: ignore[misc]  # what `bind` returns
+class ChatAuction(AuctionBase, WaitingChatModel):  # type: ignore[misc]  # what `bind` returns
     """Hold auctions behind the interface of a chat model, for slots that take nothing else.
 
     Such slots are in deepagents, in langgraph's prebuilt agents and in `create_agent`. One call is one chat-model run
@@ -209,27 +209,6 @@ class ChatAuction(AuctionBase, BaseChatModel):  # type: ignore[misc]  # what `bi
         return in_stream and not self._streaming_disabled(**kwargs)
 
     @override
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        """Hold an auction and return the drawn reply. `seed` and `on_tool_calls` may replace the settings."""
-        return run(self._result(messages, stop, run_manager, kwargs, BLOCKING))
-
-    @override
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        return await self._result(messages, stop, run_manager, kwargs, AWAITING)
-
-    @override
     def _stream(
         self,
         messages: list[BaseMessage],
@@ -252,15 +231,14 @@ class ChatAuction(AuctionBase, BaseChatModel):  # type: ignore[misc]  # what `bi
         reply = (await self._agenerate(messages, stop, run_manager, **kwargs)).generations[0].message
         yield ChatGenerationChunk(message=chunk_of(reply))
 
-    async def _result(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None,
-        run_manager: Any,
-        kwargs: dict[str, Any],
-        waiter: Waiter,
+    @override
+    async def _reply(
+        self, messages: list[BaseMessage], stop: list[str] | None, run_manager: Any, waiter: Waiter, /, **kwargs: Any
     ) -> ChatResult:
-        """Hold an auction under the run of a model call, and send the reply to the run's handlers as a chunk."""
+        """Hold an auction under the run of a model call, and send the reply to the run's handlers as a chunk.
+
+        `seed` and `on_tool_calls` may replace the settings.
+        """
         scope = self._scope or self._new_scope()
         config = scope.config.copy()
         if run_manager is not None:

@@ -1,31 +1,23 @@
 """What the chat models share: the settings of sampling, their checks, and token counts."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import BaseMessage
 from langchain_core.messages.ai import UsageMetadata
-from pydantic import (
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field
 from typing_extensions import override
 
+from llm_auction_chain.checked_model import CheckedModel
 from llm_auction_chain.errors import ConfigurationError, PromptError
 from llm_auction_chain.messages import as_turns, total_usage
-from llm_auction_chain.validators import number, refuse, whole_number
+from llm_auction_chain.validators import Check, number, optional, refuse, whole_number
 
-__all__ = ["SAMPLER", "Check", "SamplingChatModel", "optional", "usage"]
+__all__ = ["SAMPLER", "SamplingChatModel", "usage"]
 
-Check = Callable[[str, Any], Any]
 SAMPLER = ("max_tokens", "temperature", "top_p", "top_k")
 _OWN_VARIABLES = frozenset(
     {"add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages"}
@@ -33,11 +25,6 @@ _OWN_VARIABLES = frozenset(
 )
 # LangChain's own keywords, for tracing and routing. They do not change the reply.
 _LANGCHAIN = frozenset({"ls_structured_output_format", "structured_output_format", "stream"})
-
-
-def optional(check: Check) -> Check:
-    """Return a check that None passes."""
-    return lambda name, value: None if value is None else check(name, value)
 
 
 def _strings(name: str, value: Any) -> list[str]:
@@ -60,10 +47,10 @@ def _template_variables(name: str, value: Any) -> dict[str, Any]:
     return variables
 
 
-class SamplingChatModel(BaseChatModel):
+class SamplingChatModel(CheckedModel, BaseChatModel):
     """A chat model that draws `n` independent replies. `ChatTransformers` explains the fields."""
 
-    model_config = ConfigDict(populate_by_name=True, extra="forbid")
+    model_config = ConfigDict(populate_by_name=True, strict=False)
 
     native_n: ClassVar[bool] = True
     provider: ClassVar[str]
@@ -85,24 +72,6 @@ class SamplingChatModel(BaseChatModel):
     stop: list[str] | None = Field(default=None, alias="stop_sequences")
     seed: int | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _check_field(cls, value: Any, info: ValidationInfo) -> Any:
-        name = str(info.field_name)
-        return cls.checks[name](name, value) if name in cls.checks else value
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _raise_configuration_errors(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return handler(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            if first["type"] == "extra_forbidden":
-                raise ConfigurationError(f"{cls.__name__} has no setting {name!r}.") from error
-            raise ConfigurationError(f"{name}: {first['msg']}, got {first['input']!r}.") from error
 
     @property
     def _llm_type(self) -> str:

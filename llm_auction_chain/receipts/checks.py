@@ -209,7 +209,7 @@ def _check_amounts(record: Receipt | AgentView, margin: Margin, figures: Figures
     """Check an owner's sums, and each agent's share of them."""
     bids = [record.agents[k] for k in margin.agents]
     for name, computed, tolerance in (
-        ("expected", figures.expected, margin.expected),
+        ("expected", figures.expected_payments, margin.expected),
         ("payment", figures.payments, margin.payment),
     ):
         stated, of_owner = sum(getattr(bid, name) for bid in bids), float(computed[margin.agents].sum())
@@ -233,8 +233,8 @@ def _check_limits(
     bids = [record.agents[k] for k in margin.agents]
     for k, bid in zip(margin.agents, bids, strict=True):
         where, steering = f"agents[{k}]", float(figures.steering[k])
-        yield from _compare_limits(f"{where}.most_steering", bid.most_steering, limits[k].steering)
-        yield from _compare_limits(f"{where}.most_expected", bid.most_expected, limits[k].expected)
+        yield from _compare_numbers(f"{where}.most_steering", bid.most_steering, limits[k].steering, 0.0)
+        yield from _compare_numbers(f"{where}.most_expected", bid.most_expected, limits[k].expected, 0.0)
         yield from _compare_numbers(f"{where}.steering", bid.steering, steering, margin.steering)
         within = bid.most_steering is None or bid.steering <= bid.most_steering * (1.0 + RELATIVE)
         yield from _require(within, f"{where}.steering", bid.steering, f"it exceeds the limit, {bid.most_steering!r}")
@@ -242,13 +242,6 @@ def _check_limits(
     within = most is None or expected <= most * (1.0 + RELATIVE) + margin.expected
     where = f"sum(agents.expected) of {_SHORT.repr(bids[0].owner)}"
     yield from _require(within, where, expected, f"it exceeds the limit, {most!r}")
-
-
-def _compare_limits(field: str, stated: float | None, computed: float | None) -> Iterator[Difference]:
-    if stated is None or computed is None:
-        yield from _compare(field, stated, computed)
-    else:
-        yield from _compare_numbers(field, stated, computed, 0.0)
 
 
 def _check_price(where: str, bid: Bid, rule: PaymentRule, figures: Figures) -> Iterator[Difference]:
@@ -260,10 +253,7 @@ def _check_price(where: str, bid: Bid, rule: PaymentRule, figures: Figures) -> I
             rule, expected=bid.expected, paid=bid.payment, probabilities=p, clicks=bid.click_through,
             winner=figures.winner,
         )  # fmt: skip
-    if price is None or bid.price_per_click is None:
-        yield from _compare(where, bid.price_per_click, price)
-    else:
-        yield from _compare_numbers(where, bid.price_per_click, price, 0.0)
+    yield from _compare_numbers(where, bid.price_per_click, price, 0.0)
 
 
 def _require(holds: object, field: str, stated: Any, rule: str) -> Iterator[Difference]:
@@ -285,8 +275,10 @@ def _compare_rows(
 
 
 def _compare_numbers(
-    field: str, stated: float, computed: float, tolerance: float, relative: float = RELATIVE
+    field: str, stated: float | None, computed: float | None, tolerance: float, relative: float = RELATIVE
 ) -> Iterator[Difference]:
-    """Compare two numbers as closely as processors agree."""
-    if not math.isclose(stated, computed, rel_tol=relative, abs_tol=tolerance):
+    """Compare two numbers as closely as processors agree; None, where there is none, equals None alone."""
+    if stated is None or computed is None:
+        yield from _compare(field, stated, computed)
+    elif not math.isclose(stated, computed, rel_tol=relative, abs_tol=tolerance):
         yield Difference(field=field, stated=stated, computed=computed)

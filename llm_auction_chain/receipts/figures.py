@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -27,13 +27,13 @@ _WIDE = 512.0  # reports of more tau may overflow exp: settle then sums over the
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Figures:
-    """What follows from the reports, weights, terms and seed of a receipt. Amounts are of each agent in it, money."""
+    """What follows from the reports, weights, terms and seed of a receipt: fields of `Settlement` by their names."""
 
     log_probabilities: FloatArray  # (M,), nats
     noise: FloatArray  # (M,), the Gumbel noise of the draw
     winner: int
     contributions: FloatArray
-    expected: FloatArray
+    expected_payments: FloatArray
     payments: FloatArray
     steering: FloatArray  # nats, of the agent's owner
 
@@ -104,15 +104,7 @@ def _figures_of_receipt(receipt: Receipt) -> Figures:
         pays=[bid.pays for bid in receipt.agents],
         seed=int(receipt.draw_seed),
     )
-    return Figures(
-        log_probabilities=settlement.log_probabilities,
-        noise=settlement.noise,
-        winner=settlement.winner,
-        contributions=settlement.contributions,
-        expected=settlement.expected_payments,
-        payments=settlement.payments,
-        steering=settlement.steering,
-    )
+    return Figures(**{field.name: getattr(settlement, field.name) for field in fields(Figures)})
 
 
 def _figures_of_view(view: AgentView) -> Figures:
@@ -150,7 +142,7 @@ def _figures_of_view(view: AgentView) -> Figures:
             without=without,
         )
     return Figures(
-        log_probabilities=log_p, noise=noise, winner=winner, contributions=contributions, expected=expected,
+        log_probabilities=log_p, noise=noise, winner=winner, contributions=contributions, expected_payments=expected,
         payments=payments, steering=np.repeat(without.steering, len(own)),
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise, product
 from typing import Any, ClassVar, Self
 
@@ -12,9 +13,10 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
-from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import ConfigDict, model_validator
 
-from llm_auction_chain.validators import refuse, whole_number
+from llm_auction_chain.checked_model import CheckedModel
+from llm_auction_chain.validators import Check, refuse, whole_number
 
 Prompt = Sequence[BaseMessage]
 FloatArray = npt.NDArray[np.float64]
@@ -22,7 +24,7 @@ FloatArray = npt.NDArray[np.float64]
 _ROUNDING = 1e-9  # by which the sum of a distribution may miss 1
 
 
-class MarkovChatModel(BaseChatModel):
+class MarkovChatModel(CheckedModel, BaseChatModel):
     """Replies are words of a Markov chain: `log pi(y) = log start[y_1] + sum_t log transition[y_t-1, y_t]`.
 
     A phrase of `tilts` that the prompt contains adds `tilts[phrase]` to the logits of every token. So replies depend on
@@ -43,7 +45,10 @@ class MarkovChatModel(BaseChatModel):
     (9, 1.0)
     """
 
+    model_config = ConfigDict(extra="ignore", strict=False)
+
     native_n: ClassVar[bool] = True
+    checks: ClassVar[Mapping[str, Check]] = {"length": partial(whole_number, least=1)}
 
     vocabulary: str = "abc"
     start: tuple[float, ...] = (0.5, 0.2, 0.3)
@@ -51,23 +56,11 @@ class MarkovChatModel(BaseChatModel):
     length: int = 2
     tilts: Mapping[str, tuple[float, ...]] = {}
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _check(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            model = handler(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise refuse(field, "a valid value", first["input"], f"{first['msg']}.") from error
-        model._check_chain()  # noqa: SLF001 - its own
-        return model
-
-    def _check_chain(self) -> None:
+    @model_validator(mode="after")
+    def _check_chain(self) -> Self:
         k = len(self.vocabulary)
         if k < 1 or len(set(self.vocabulary)) < k:
             raise refuse("vocabulary", "at least one character, each once", self.vocabulary)
-        whole_number("length", self.length, least=1)
         if len(self.transition) != k:
             raise refuse("transition", f"{k} rows, one per token", self.transition)
         _check_distribution("start", self.start, k)
@@ -76,6 +69,7 @@ class MarkovChatModel(BaseChatModel):
         for phrase, tilt in self.tilts.items():
             if len(tilt) != k or not np.all(np.isfinite(tilt)):
                 raise refuse(f"tilts[{phrase!r}]", f"{k} finite numbers, one per token", tilt)
+        return self
 
     def enumerate(self, prompts: Sequence[Prompt] = ((),), powers: Sequence[float] = (1.0,)) -> dict[str, float]:
         """Return every reply with its log-probability in nats.

@@ -18,8 +18,8 @@ from typing_extensions import override
 from llm_auction_chain.errors import LogProbError
 from llm_auction_chain.models.local.templates import check_rows
 from llm_auction_chain.models.local.weights import EMBEDDED_MODEL, check_installed, embedded_model_path
-from llm_auction_chain.models.sampling import SAMPLER, Check, SamplingChatModel, optional, usage
-from llm_auction_chain.validators import refuse, text, whole_number
+from llm_auction_chain.models.sampling import SAMPLER, SamplingChatModel, usage
+from llm_auction_chain.validators import Check, optional, refuse, text, whole_number
 
 if TYPE_CHECKING:
     from llm_auction_chain.models.local.engine import Engine, Progress

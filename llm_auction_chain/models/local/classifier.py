@@ -1,7 +1,6 @@
 """A transformers sequence classifier that rates replies, many in one pass."""
 
 import math
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ try:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from llm_auction_chain.models.local.capabilities import load_once
+    from llm_auction_chain.models.local.capabilities import load_once, window_of
     from llm_auction_chain.models.local.passes import packs
 except ImportError as error:
     raise MissingDependencyError(f"{error.name} is not installed. Run: {INSTALL_EXTRA}") from error
@@ -44,8 +43,7 @@ class RewardModel:
         self.model = model
         self.tokenizer = tokenizer
         config = model.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None) or -1
-        self.window = min(positions if positions > 0 else sys.maxsize, tokenizer.model_max_length)
+        self.window = min(window_of(config), tokenizer.model_max_length)
         tokenizer.truncation_side = "left"
         self._turn = threading.Lock()
         pad = getattr(config, "pad_token_id", None)

@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import PrivateAttr, SecretStr
@@ -17,7 +16,7 @@ from typing_extensions import override
 from llm_auction_chain.candidates.logprobs import read_log_probs
 from llm_auction_chain.errors import AuctionError, CandidatesError, ContextWindowError, LogProbError, ScoringError
 from llm_auction_chain.messages import total_usage
-from llm_auction_chain.models.sampling import SAMPLER, Check, SamplingChatModel, optional
+from llm_auction_chain.models.sampling import SAMPLER, SamplingChatModel
 from llm_auction_chain.models.vllm.responses import (
     is_plain,
     read_failure,
@@ -27,8 +26,8 @@ from llm_auction_chain.models.vllm.responses import (
     read_tokens,
     read_usage,
 )
-from llm_auction_chain.validators import number, refuse, whole_number
-from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, run
+from llm_auction_chain.validators import Check, number, optional, refuse, whole_number
+from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, WaitingChatModel, run
 
 if TYPE_CHECKING:
     from langchain_core.messages.ai import UsageMetadata
@@ -47,7 +46,7 @@ def _url(name: str, value: Any) -> str:
     return value
 
 
-class ChatVLLM(SamplingChatModel):
+class ChatVLLM(WaitingChatModel, SamplingChatModel):
     """Draws `n` independent replies from a vLLM server, in one request.
 
     Every request sends all sampling settings, so the server's own defaults never apply. Replies drawn with
@@ -109,26 +108,6 @@ class ChatVLLM(SamplingChatModel):
             for name in ("base_url", "model", *SAMPLER, "stop", "seed", "chat_template_kwargs")
         }
 
-    @override
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        return run(self._draw(BLOCKING, messages, stop, **kwargs))
-
-    @override
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        return await self._draw(AWAITING, messages, stop, **kwargs)
-
     def score(self, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], **kwargs: Any) -> list[float]:
         """Return `log pi(reply | prompt)` in nats, (M,), the end token included; `-inf` where the server says so.
 
@@ -149,11 +128,14 @@ class ChatVLLM(SamplingChatModel):
         """Return what `score` returns, awaiting."""
         return await self._score(AWAITING, prompt, replies, kwargs)
 
-    async def _draw(
+    @override
+    async def _reply(
         self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run_manager: Any,
         waiter: Waiter,
-        messages: Sequence[BaseMessage],
-        stop: list[str] | None = None,
+        /,
         *,
         n: int = 1,
         seed: int | None = None,
@@ -164,9 +146,10 @@ class ChatVLLM(SamplingChatModel):
         """Draw `n` replies in one request, and in further ones where the server returns fewer.
 
         Args:
-            waiter: how the caller waits.
             messages: system, human and AI messages of text.
             stop: replaces the field of the same name.
+            run_manager: unused. A whole request reports nothing before its end.
+            waiter: how the caller waits.
             n: how many replies.
             seed: replaces the field of the same name.
             logprobs: puts tokens and log-probabilities into `response_metadata["logprobs"]`. They are the model's or

@@ -165,7 +165,7 @@ def test_a_law_with_rivals_who_do_not_exist_is_found_in_the_receipt():
     for k, name in enumerate("BC"):
         figures = figures_of(Receipt.from_dict(forged).view(name))
         bid = forged["agents"][k]
-        bid["expected"], bid["payment"] = figures.expected.item(), figures.payments.item()
+        bid["expected"], bid["payment"] = figures.expected_payments.item(), figures.payments.item()
         bid["steering"] = figures.steering.item()
         bid["contribution"], bid["charge"] = figures.contributions.item(), as_text(as_decimal(figures.payments.item()))
     assert verify(Receipt.from_dict(with_new_digest(forged)).view("B")).ok  # a view trusts p

@@ -17,7 +17,7 @@ def test_a_setting_that_cannot_be_sampled_with_is_named(kind, name, value):
 
 @BOTH
 def test_a_misspelled_setting_is_named(kind):
-    with pytest.raises(ConfigurationError, match=rf"^{kind.__name__} has no setting 'best_of'\.$"):
+    with pytest.raises(ConfigurationError, match=rf"^{kind.__name__} has no setting 'best_of'\."):
         kind(best_of=3)
 
 

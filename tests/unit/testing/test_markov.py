@@ -22,7 +22,7 @@ PLAIN, TILTED = [HumanMessage("Hi")], [HumanMessage("A guitar, please")]
     ("settings", "says"),
     [
         ({"length": 0}, "length must be a whole number of at least 1, got 0"),
-        ({"length": "long"}, "length must be a valid value, got 'long'"),
+        ({"length": "long"}, "length must be a whole number of at least 1, got 'long'"),
         ({"vocabulary": ""}, "vocabulary must be .* got ''"),
         ({"vocabulary": "aba"}, "vocabulary must be .* each once, got 'aba'"),
         ({"vocabulary": "ab"}, "transition must be 2 rows"),
