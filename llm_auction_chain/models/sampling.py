@@ -50,7 +50,7 @@ def _template_variables(name: str, value: Any) -> dict[str, Any]:
 class SamplingChatModel(CheckedModel, BaseChatModel):
     """A chat model that draws `n` independent replies. `ChatTransformers` explains the fields."""
 
-    model_config = ConfigDict(populate_by_name=True, strict=False)
+    model_config = ConfigDict(populate_by_name=True, extra="forbid", strict=False)
 
     native_n: ClassVar[bool] = True
     provider: ClassVar[str]

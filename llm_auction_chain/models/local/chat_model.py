@@ -1,12 +1,11 @@
 """A LangChain chat model that runs a transformers model in this process. The first reply imports torch."""
 
-import asyncio
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatTransformers"]
 
+T = TypeVar("T")
 Prompts = Sequence[Sequence[BaseMessage]]
 Powers = Sequence[float]
 
@@ -178,11 +178,7 @@ class ChatTransformers(SamplingChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         """Run `_generate` in a thread. If the await is cancelled, the thread stops before its next token."""
-        cancel = threading.Event()
-        try:
-            return await run_in_executor(None, self._generate, messages, stop, None, cancel=cancel, **kwargs)
-        finally:
-            cancel.set()
+        return await _in_thread(self._generate, messages, stop, **kwargs)
 
     @override
     def _stream(
@@ -270,11 +266,7 @@ class ChatTransformers(SamplingChatModel):
         self, conditions: Sequence[tuple[Prompts, Powers]], replies: Sequence[AIMessage], **kwargs: Any
     ) -> list[list[float]]:
         """Run `score_conditions` in a thread. If the await is cancelled, the thread stops before its next pass."""
-        cancel = threading.Event()
-        try:
-            return await asyncio.to_thread(self.score_conditions, conditions, replies, cancel=cancel, **kwargs)
-        finally:
-            cancel.set()
+        return await _in_thread(self.score_conditions, conditions, replies, **kwargs)
 
     def load(self) -> None:
         """Load the weights now, so that no reply waits for them. Later calls do nothing.
@@ -309,6 +301,15 @@ class ChatTransformers(SamplingChatModel):
         if settings["seed"] is None:
             settings["seed"] = secrets.randbits(64)
         return settings
+
+
+async def _in_thread(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Return what a call returns in a thread. If the await is cancelled, the event `cancel` stops the call."""
+    cancel = threading.Event()
+    try:
+        return await run_in_executor(None, call, *args, cancel=cancel, **kwargs)
+    finally:
+        cancel.set()
 
 
 def _token_ids(reply: AIMessage) -> list[int]:
