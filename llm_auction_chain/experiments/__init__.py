@@ -55,12 +55,12 @@ EXPERIMENTS: Mapping[str, str] = {
     "welfare": "welfare",
     "users": "users",
     "overhead": "overhead",
-    "misreports": "strategies",
-    "false_names": "strategies",
-    "collusion": "strategies",
-    "free_riding": "strategies",
-    "entry": "strategies",
-    "budgets": "strategies",
+    "misreports": "misreports",
+    "false_names": "strategic_agents",
+    "collusion": "strategic_agents",
+    "free_riding": "strategic_agents",
+    "entry": "strategic_agents",
+    "budgets": "strategic_agents",
     "steering": "steering",
 }
 """The module of each experiment."""

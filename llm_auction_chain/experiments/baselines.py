@@ -38,6 +38,7 @@ __all__ = [
     "segment_prices",
     "soft_best_of_n",
     "sponsors_in_prompt",
+    "utility_of",
     "vcg",
 ]
 
@@ -480,14 +481,16 @@ def largest_gain(rule: Rule, candidates: Candidates, agent: int, misreports: npt
     >>> largest_gain(best_of_n("first price"), bed, 0, [[0, 1.0], [0, 0.25]])
     1.75
     """
-
-    def utility(report: FloatArray) -> float:
-        reports = candidates.rewards.copy()
-        reports[agent] = report
-        return float(rule(candidates, reports).utilities(candidates.rewards)[agent])
-
     lies = np.asarray(misreports, dtype=np.float64)
-    return max(utility(lie) for lie in lies) - utility(candidates.rewards[agent])
+    honest = utility_of(rule, candidates, agent, candidates.rewards[agent])
+    return max(utility_of(rule, candidates, agent, lie) for lie in lies) - honest
+
+
+def utility_of(rule: Rule, candidates: Candidates, agent: int, report: FloatArray) -> float:
+    """Return the expected utility of an agent that reports this (M,) while the others report the truth, money."""
+    reports = candidates.rewards.copy()
+    reports[agent] = report
+    return float(rule(candidates, reports).utilities(candidates.rewards)[agent])
 
 
 def kl_to_reference(outcome: Outcome, candidates: Candidates) -> float:

@@ -55,7 +55,7 @@ class Estimate:
 
 def _digits(value: float) -> str:
     """Return three digits; 0 for what is 0 up to rounding."""
-    return f"{value if abs(value) > _ROUNDING else 0.0:.3g}"
+    return f"{0.0 if abs(value) <= _ROUNDING else value:.3g}"
 
 
 def mean(values: npt.ArrayLike) -> Estimate:

@@ -25,13 +25,18 @@ from llm_auction_chain.experiments.results import Cell, Estimate, Figure, Findin
 from llm_auction_chain.experiments.study import Experiment, Study
 from llm_auction_chain.mechanism import settle
 
-__all__ = ["EXPERIMENTS", "Measured", "at_loss", "measured"]
+__all__ = ["EXPERIMENTS", "PROPOSAL_OF", "Measured", "at_loss", "measured"]
 
 Floats = npt.NDArray[np.float64]
 _SUBSETS = 4  # auctions of a pool for each of its draws; they add up to 1/8 nat to the loss
 _ROUNDING = 1e-9
 _OURS = "default"
-_PROPOSALS = {"sponsors in the prompt": "context prompt", "segment auction": OWN_POLICIES, "after-policy": OWN_POLICIES}
+PROPOSAL_OF = {
+    "sponsors in the prompt": "context prompt",
+    "segment auction": OWN_POLICIES,
+    "after-policy": OWN_POLICIES,
+}
+"""What the candidates of a rule are drawn from, where it is not the reference."""
 _VALUE, _REVENUE, _LOSS, _SPREAD, _GAIN = range(5)  # the fields of Measured
 _MONEY = ("value to sponsors (money)", "revenue (money)", "user's loss: KL to the reference (nats)")
 
@@ -142,7 +147,7 @@ def _figures(of_pool: Callable[[Pool], Measured], pool: Pool) -> tuple[float, ..
 def _rules(proposals: Sequence[str], taus: Sequence[float]) -> Iterator[tuple[str, float | None, Rule, str]]:
     """Yield every rule with its name, its tau and the proposal that its candidates come from."""
     for name, rule in BASELINES.items():
-        yield name, None, rule, _PROPOSALS.get(name, "reference")
+        yield name, None, rule, PROPOSAL_OF.get(name, "reference")
     for tau in taus:
         yield "soft best of n, first price", tau, soft_best_of_n(tau=tau), "reference"
         for proposal in proposals:

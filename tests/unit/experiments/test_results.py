@@ -111,3 +111,8 @@ def test_a_missing_package_is_named(package, act, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(MissingDependencyError, match=f"pip install {package.partition('.')[0]}"):
         act()
+
+
+def test_a_number_that_is_not_defined_is_not_shown_as_zero():
+    assert str(Estimate(value=math.nan)) == "nan"
+    assert str(Estimate(value=1e-17)) == "0"
