@@ -122,60 +122,38 @@ class ChatAuction(AuctionBase, WaitingChatModel):  # type: ignore[misc]  # what 
         return chat_model_of(self.model).get_num_tokens_from_messages(messages, tools)
 
     @override
-    def invoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
+    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         scope = self._new_scope(_for_auction(config))
         with scope.delivery:
-            return super(ChatAuction, self._with(scope)).invoke(input, config, stop=stop, **kwargs)
+            return super(ChatAuction, self._with(scope)).invoke(input, config, **kwargs)
 
     @override
     async def ainvoke(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AIMessage:
         scope = self._new_scope(_for_auction(config))
         async with scope.delivery:
-            return await super(ChatAuction, self._with(scope)).ainvoke(input, config, stop=stop, **kwargs)
+            return await super(ChatAuction, self._with(scope)).ainvoke(input, config, **kwargs)
 
     @override
     def stream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
         """Yield the drawn reply as one chunk."""
         config, scope = self._scope_of_stream(config, CallbackManager)
         with scope.delivery:
-            for chunk in super(ChatAuction, self._with(scope)).stream(input, config, stop=stop, **kwargs):
+            for chunk in super(ChatAuction, self._with(scope)).stream(input, config, **kwargs):
                 scope.delivery.complete()
                 yield _with_usage(chunk, scope)
 
     @override
     async def astream(
-        self,
-        input: LanguageModelInput,
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
         """Yield the drawn reply as one chunk."""
         config, scope = self._scope_of_stream(config, AsyncCallbackManager)
         async with scope.delivery:
-            async for chunk in super(ChatAuction, self._with(scope)).astream(input, config, stop=stop, **kwargs):
+            async for chunk in super(ChatAuction, self._with(scope)).astream(input, config, **kwargs):
                 scope.delivery.complete()
                 yield _with_usage(chunk, scope)
 

@@ -14,9 +14,9 @@ _LONGEST_HOLD = timedelta(days=366)
 _LONGEST_NAME = 255  # characters: an index of PostgreSQL takes about 2,700 bytes
 
 
-def checked_text(name: str, value: Any, *, empty: bool = True) -> str:
+def checked_text(name: str, value: Any, *, empty: bool = True, most: int | None = None) -> str:
     """Return a text that a database and canonical JSON can hold, or raise `ConfigurationError`."""
-    checked = text(name, value, empty=empty)
+    checked = text(name, value, empty=empty, most=most)
     if "\0" in checked or any("\ud800" <= letter <= "\udfff" for letter in checked):
         raise refuse(name, "a text without null characters and half surrogates", value)
     return checked
@@ -24,10 +24,7 @@ def checked_text(name: str, value: Any, *, empty: bool = True) -> str:
 
 def checked_name(name: str, value: Any) -> str:
     """Return a text that can be a key in the database, or raise `ConfigurationError`."""
-    checked = checked_text(name, value, empty=False)
-    if len(checked) > _LONGEST_NAME:
-        raise refuse(name, f"a text of at most {_LONGEST_NAME} characters", value)
-    return checked
+    return checked_text(name, value, empty=False, most=_LONGEST_NAME)
 
 
 def checked_amount(name: str, value: Any, *, negative: bool = False) -> Decimal:

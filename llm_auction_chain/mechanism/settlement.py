@@ -185,10 +185,8 @@ def check_tau(tau: float) -> float:
     try:
         number = _numbers(tau)
         value = math.nan if number.ndim else number.item()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
-    except OverflowError:
-        value = math.inf
     if not _TAU_RANGE[0] <= value <= _TAU_RANGE[1]:
         hint = "With a small tau the agents decide, with a large tau the reference model."
         raise refuse("tau", "a number above 0, from 1e-100 to 1e100", tau, hint)
