@@ -265,9 +265,10 @@ class Figure:
                 style = _STYLES[k % len(_STYLES)]
                 axes.errorbar(series.x, heights, np.nan_to_num(ends), marker=marker, ms=4, ls=style, capsize=2, **look)
         if self.diagonal:
-            axes.axline((0, 0), slope=1, color="black", lw=0.8)
+            ends = np.quantile(np.concatenate([series.x for series in self.series]), (0, 1))
+            axes.plot(ends, ends, color="black", lw=0.8)
         if self.x_log:
-            axes.set_xscale("log", base=2)
+            axes.set_xscale("log", base=10 if self.diagonal else 2)
         if self.y_log:
             axes.set_yscale("log")
         axes.set(title=self.title, xlabel=self.x_label, ylabel=self.y_label)

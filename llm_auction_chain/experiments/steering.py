@@ -20,6 +20,7 @@ __all__ = ["EXPERIMENTS"]
 
 Floats = npt.NDArray[np.float64]
 _DRAWS = 4  # of each auction
+_SHOWN = 1e-3  # of its bound: figures leave out what is less
 _NATS, _MOST_NATS, _PAID, _MOST_PAID, _SQUARE = range(5)
 
 
@@ -125,7 +126,7 @@ def _figures(config: ExperimentConfig, found: Found, family: str) -> list[Figure
             points = np.concatenate(
                 [agents for proposal in config.proposals for row in found[proposal, tau] for agents in row]
             )
-            points = points[points[:, happened] > 0.0]  # nothing else has a logarithm
+            points = points[points[:, happened] > _SHOWN * points[:, bound]]
             if len(points):
                 x, y = points[:, bound].tolist(), points[:, happened].tolist()
                 series.append(Series(label=f"tau = {tau:g}", x=x, y=y))
@@ -146,7 +147,8 @@ _NOTES = tuple(
     " ".join(note.split())
     for note in (
         """s is what an agent's report spans over the candidates: the tightest bound. Receipts state the bound for what
-        its cap allows, which is known before any report, and is wider.""",
+        its cap allows, which is known before any report, and is wider. The figures leave out what is below a thousandth
+        of its bound.""",
         """No reply becomes likelier or less likely by a factor beyond e^(s/tau). The bound of the expected payment is
         tau * (u - 1 - log u) with u = (s/tau) / (1 - e^(-s/tau)), at most s^2 / (8 tau) and at most s.""",
         """largest_share_of_bound is the largest of all, of steering, of expected payments, and of charges for single

@@ -17,7 +17,7 @@ from llm_auction_chain.experiments.study import Experiment, Study
 from llm_auction_chain.mechanism import Settlement, settle
 from llm_auction_chain.mechanism.payments import most_charged
 
-__all__ = ["EXPERIMENTS", "QUICK", "auction_size", "auctions", "usual_proposal"]
+__all__ = ["EXPERIMENTS", "QUICK", "auction_size", "auctions"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,18 +31,13 @@ _COPIES = (1, 2, 4, 8, 16, 32)
 _HORIZON = 24  # auctions
 _SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the payments over the horizon that a budget covers
 _PACES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25)  # of the truth, in the reports of an agent with a budget
-_OURS = "default"
+_PROPOSAL = "reference"  # what strategies gain depends on it little; its weights add no noise
 _ROUNDING = 1e-9
 
 
 def auction_size(config: ExperimentConfig) -> int:
     """Return M of the analyses: the largest of `n_candidates` that two auctions of a pool can have."""
     return max((size for size in config.n_candidates if 2 * size <= config.draws), default=min(config.n_candidates))
-
-
-def usual_proposal(config: ExperimentConfig) -> str:
-    """Return an auction's default proposal, or the first that was drawn from where that one was not."""
-    return _OURS if _OURS in config.proposals else config.proposals[0]
 
 
 def auctions(pool: Pool, proposal: str, m: int, family: str, *, centred: bool = True) -> Iterator[Candidates]:
@@ -83,7 +78,7 @@ Statistic = Callable[[Candidates, float], list[Floats]]
 """From an auction and tau to a list with one array for each agent, pair or other subject of the analysis."""
 
 
-def _measured(study: Study[Pool], statistic: Statistic, proposal: str, family: str) -> Floats:
+def _measured(study: Study[Pool], statistic: Statistic, family: str) -> Floats:
     """Return the mean of a statistic over the subjects of a pool's auctions, (Q, S, ...).
 
     Raises:
@@ -92,7 +87,7 @@ def _measured(study: Study[Pool], statistic: Statistic, proposal: str, family: s
     config, m = study.config, auction_size(study.config)
 
     def of_pool(pool: Pool) -> Floats:
-        found = [each for one in auctions(pool, proposal, m, family) for each in statistic(one, config.tau)]
+        found = [each for one in auctions(pool, _PROPOSAL, m, family) for each in statistic(one, config.tau)]
         if not found:
             raise ConfigurationError(
                 f"The experiment {config.experiment!r} compares two agents, and {pool.question.id!r} has one sponsor."
@@ -102,17 +97,17 @@ def _measured(study: Study[Pool], statistic: Statistic, proposal: str, family: s
     return study.values(of_pool)
 
 
-def _title(text: str, study: Study[Pool], proposal: str, family: str) -> str:
+def _title(text: str, study: Study[Pool], family: str) -> str:
     config = study.config
-    return f"{text} ({family}, {proposal}, M = {auction_size(config)}, tau = {config.tau:g})"
+    return f"{text} ({family}, M = {auction_size(config)}, tau = {config.tau:g})"
 
 
 Part = tuple[Table, tuple[Figure, ...], Mapping[str, float]]
 
 
-def _of_families(study: Study[Pool], part: Callable[[str, str], Part], notes: Sequence[str], proposal: str) -> Findings:
+def _of_families(study: Study[Pool], part: Callable[[str], Part], notes: Sequence[str]) -> Findings:
     """Return the findings of every family of rewards; the ratios are of the first in which they are defined."""
-    parts = [part(family, proposal) for family in study.config.families]
+    parts = [part(family) for family in study.config.families]
     return Findings(
         tables=tuple(table for table, _, _ in parts),
         figures=tuple(figure for _, figures, _ in parts for figure in figures),
@@ -127,8 +122,8 @@ def false_names(study: Study[Pool]) -> Findings:
     def statistic(one: Candidates, tau: float) -> list[Floats]:
         return [np.array([_of_names(one, agent, k, tau) for k in _NAMES]) for agent in range(len(one.rewards))]
 
-    def part(family: str, proposal: str) -> Part:
-        values = _measured(study, statistic, proposal, family)
+    def part(family: str) -> Part:
+        values = _measured(study, statistic, family)
         columns = (
             "identities k", "payment, other owners (money)", "gain (money)", "gain with the best exaggeration (money)",
             "payment, one owner (money)", "gain (money), one owner",
@@ -144,9 +139,7 @@ def false_names(study: Study[Pool]) -> Findings:
             name=f"false_names_{family}", title=f"False names avoid the payment, but not inside an owner ({family})",
             x_label="identities k", y_label="payment / payment under one name", series=tuple(paid), x_log=True,
         )  # fmt: skip
-        table = Table(
-            title=_title("One agent as k identities", study, proposal, family), columns=columns, rows=tuple(rows)
-        )
+        table = Table(title=_title("One agent as k identities", study, family), columns=columns, rows=tuple(rows))
         honest = values[:, :, 0]
         return table, (figure,), {
             "payment_of_256_names": ratio(values[:, :, -1, 0], honest[..., 0]).value,
@@ -161,7 +154,7 @@ def false_names(study: Study[Pool]) -> Findings:
         exaggeration costs nothing either. Inside one owner reports are summed first, so k changes nothing. The rule is
         only as good as the platform's knowledge of who is behind an account.""",
     )
-    return _of_families(study, part, notes, usual_proposal(study.config))
+    return _of_families(study, part, notes)
 
 
 def _of_names(one: Candidates, agent: int, k: int, tau: float) -> tuple[float, ...]:
@@ -187,8 +180,8 @@ def collusion(study: Study[Pool]) -> Findings:
     def statistic(one: Candidates, tau: float) -> list[Floats]:
         return [_of_pair(one, pair, tau) for pair in combinations(range(len(one.rewards)), 2)]
 
-    def part(family: str, proposal: str) -> Part:
-        values = _measured(study, statistic, proposal, family)
+    def part(family: str) -> Part:
+        values = _measured(study, statistic, family)
         scale = values[:, :, honest, 2]
         columns = (
             "both report", "gain of both, two owners (money)", "/ payments of both if honest",
@@ -211,7 +204,7 @@ def collusion(study: Study[Pool]) -> Findings:
             name=f"collusion_{family}", title=f"What two agents gain together ({family})",
             x_label="report / truth, of both", y_label="gain of both (money)", series=tuple(lines),
         )  # fmt: skip
-        table = Table(title=_title("Two agents together", study, proposal, family), columns=columns, rows=rows)
+        table = Table(title=_title("Two agents together", study, family), columns=columns, rows=rows)
         return table, (figure,), {
             "joint_gain": ratio(values[:, :, -1, 0], scale).value,
             "joint_gain_inside_an_owner": ratio(values[:, :, -1, 4], scale).value,
@@ -224,7 +217,7 @@ def collusion(study: Study[Pool]) -> Findings:
         that neither owes alone if both exaggerate. Truth is dominant for one payer, not for a coalition, as in every
         Clarke mechanism. Inside an owner the two are one payer, and no joint report gains.""",
     )
-    return _of_families(study, part, notes, usual_proposal(study.config))
+    return _of_families(study, part, notes)
 
 
 def _of_pair(one: Candidates, pair: tuple[int, int], tau: float) -> Floats:
@@ -263,8 +256,8 @@ def free_riding(study: Study[Pool]) -> Findings:
     def statistic(one: Candidates, tau: float) -> list[Floats]:
         return [np.array([_of_copies(truth, one, n, tau) for n in _COPIES]) for truth in one.rewards]
 
-    def part(family: str, proposal: str) -> Part:
-        values = _measured(study, statistic, proposal, family)
+    def part(family: str) -> Part:
+        values = _measured(study, statistic, family)
         columns = (
             "agents n", "payment of each (money)", "revenue (money)", "value to each, over no auction (money)",
             "utility of each (money)", "utility of one that stays silent (money)",
@@ -280,9 +273,7 @@ def free_riding(study: Study[Pool]) -> Findings:
             name=f"free_riding_{family}", title=f"n equal agents pay for what the others would not bring ({family})",
             x_label="agents n", y_label="money", series=tuple(lines), x_log=True,
         )  # fmt: skip
-        table = Table(
-            title=_title("n equal agents, no others", study, proposal, family), columns=columns, rows=tuple(rows)
-        )
+        table = Table(title=_title("n equal agents, no others", study, family), columns=columns, rows=tuple(rows))
         return table, (figure,), {
             "payment_of_each_of_32": ratio(values[:, :, -1, 0], values[:, :, 0, 0]).value,
             "revenue_of_32": ratio(values[:, :, -1, 1], values[:, :, 0, 1]).value,
@@ -291,11 +282,12 @@ def free_riding(study: Study[Pool]) -> Findings:
     notes = (
         """Each question's agents in turn are copied n times, each copy with an owner of its own, without other agents.
         Utilities are over no auction.""",
-        """Each pays for the difference that it alone makes. So one of many equal agents pays little, and staying silent
-        costs it little, too: revenue falls where interests are common, and with it the reason to take part if that has
-        a cost. Honesty stays a best report for every n.""",
+        """Each pays for the difference that it alone makes. While n agents are too few to decide the reply, payments
+        and revenue may rise with n; when they are enough, one more or less changes nothing, so payments vanish and
+        revenue with them. Then staying silent costs little, too, and an agent for whom taking part has a cost stays away.
+        Honesty stays a best report for every n.""",
     )
-    return _of_families(study, part, notes, usual_proposal(study.config))
+    return _of_families(study, part, notes)
 
 
 def _of_copies(truth: Floats, one: Candidates, n: int, tau: float) -> tuple[float, ...]:
@@ -313,8 +305,8 @@ def entry(study: Study[Pool]) -> Findings:
     def statistic(one: Candidates, tau: float) -> list[Floats]:
         return [_of_entrant(one, agent, tau)[0] for agent in range(len(one.rewards)) if len(one.rewards) > 1]
 
-    def part(family: str, proposal: str) -> Part:
-        values = _measured(study, statistic, proposal, family)
+    def part(family: str) -> Part:
+        values = _measured(study, statistic, family)
         labels = (
             "payment of each of the others (money)", "utility of each of the others (money)", "revenue (money)",
             "user's loss: KL to the weights alone (nats)",
@@ -326,20 +318,20 @@ def entry(study: Study[Pool]) -> Findings:
         ]
         rows.append(("share of the others that gain", "", mean(values[:, :, -1]), ""))
         table = Table(
-            title=_title("A new agent", study, proposal, family),
+            title=_title("A new agent", study, family),
             columns=("in the mean", "before it", "with it", "change"),
             rows=tuple(rows),
         )
-        figure = _entry_figure(study, proposal, family)
+        figure = _entry_figure(study, family)
         return table, (figure,), {"revenue_with_entrant": ratio(pairs[2][1], pairs[2][0]).value}
 
     notes = (
-        """Each agent in turn is the new one. Utilities are over no auction. Candidates are draws of the reference, so
-        that the newcomer changes none of them; under a proposal that knows descriptions it would.""",
+        """Each agent in turn is the new one. Utilities are over no auction. The newcomer
+        changes no candidate, since they come from the reference; under a proposal that knows descriptions it would.""",
         """A newcomer may help or harm: those whose reports rise where its reports rise gain, the others lose. Revenue
         may fall with it, since friends pay less: the Clarke payment is not monotone in the number of agents.""",
     )
-    return _of_families(study, part, notes, "reference")
+    return _of_families(study, part, notes)
 
 
 def _of_entrant(one: Candidates, entrant: int, tau: float) -> tuple[Floats, Floats]:
@@ -369,13 +361,13 @@ def _of_entrant(one: Candidates, entrant: int, tau: float) -> tuple[Floats, Floa
     return figures, np.column_stack([others @ (apart * before.probabilities), change])
 
 
-def _entry_figure(study: Study[Pool], proposal: str, family: str) -> Figure:
+def _entry_figure(study: Study[Pool], family: str) -> Figure:
     m = auction_size(study.config)
     points = [
         _of_entrant(one, agent, study.config.tau)[1]
         for row in study.units
         for pool in row
-        for one in [next(auctions(pool, proposal, m, family))]
+        for one in [next(auctions(pool, _PROPOSAL, m, family))]
         for agent in range(len(one.rewards))
     ]
     x, y = np.concatenate(points).T
@@ -391,9 +383,9 @@ def budgets(study: Study[Pool]) -> Findings:
     """Return what an agent gains by shading over many auctions, where its owner's cover runs out before their end."""
     config, m, honest = study.config, auction_size(study.config), _PACES.index(1.0)
 
-    def part(family: str, proposal: str) -> Part:
+    def part(family: str) -> Part:
         def of_pool(pool: Pool) -> Floats:
-            held = list(auctions(pool, proposal, m, family))
+            held = list(auctions(pool, _PROPOSAL, m, family))
             agents = range(len(held[0].rewards))
             return np.asarray(np.mean([_of_budgets(held, agent, config.tau) for agent in agents], axis=0))
 
@@ -417,7 +409,7 @@ def budgets(study: Study[Pool]) -> Findings:
             series=tuple(lines),
         )  # fmt: skip
         table = Table(
-            title=_title(f"A budget over {_HORIZON} auctions", study, proposal, family),
+            title=_title(f"A budget over {_HORIZON} auctions", study, family),
             columns=(
                 "budget / payments of honesty", "report / truth", "share of the auctions entered",
                 "utility / without a limit", "gain over honesty", "gain, cap shaded too",
@@ -445,7 +437,7 @@ def budgets(study: Study[Pool]) -> Findings:
         """What may close it: an owner with a budget takes part in a share of the auctions by lot, or the platform
         scales its reports for it (pacing). Neither is measured here.""",
     )
-    return _of_families(study, part, notes, usual_proposal(config))
+    return _of_families(study, part, notes)
 
 
 def _of_budgets(held: Sequence[Candidates], agent: int, tau: float) -> Floats:
@@ -498,7 +490,9 @@ EXPERIMENTS = {
     ),
     "collusion": _experiment("collusion", "Two agents can gain together, unless they have one owner.", collusion),
     "free_riding": _experiment(
-        "free_riding", "The more agents want the same, the less each of them pays.", free_riding
+        "free_riding",
+        "Each of n equal agents pays for the change that it alone makes, which vanishes as n grows.",
+        free_riding,
     ),
     "entry": _experiment("entry", "A new agent helps those who like the same replies and costs the others.", entry),
     "budgets": _experiment(

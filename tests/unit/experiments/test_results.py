@@ -116,3 +116,13 @@ def test_a_missing_package_is_named(package, act, monkeypatch):
 def test_a_number_that_is_not_defined_is_not_shown_as_zero():
     assert str(Estimate(value=math.nan)) == "nan"
     assert str(Estimate(value=1e-17)) == "0"
+
+
+@pytest.mark.parametrize("logs", [{}, {"x_log": True, "y_log": True}])
+def test_the_diagonal_is_where_both_are_equal(logs):
+    points = Series(label="points", x=[1.0, 100.0], y=[0.1, 50.0])
+    figure = Figure(
+        name="d", title="d", x_label="x", y_label="y", series=(points,), kind="points", diagonal=True, **logs
+    )
+    line = figure.draw().axes[0].lines[-1]
+    assert line.get_xdata().tolist() == line.get_ydata().tolist() == [1.0, 100.0]
