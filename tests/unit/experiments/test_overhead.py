@@ -73,6 +73,7 @@ def test_the_ratio_is_of_sixteen_candidates_and_two_agents(study):
         "tokens_written_vs_one_reply": pytest.approx(16.0),
     }
     assert "M = 16, n = 2, log_ratio" in found.notes[0]
+    assert "count 24 (24 to 24) times the passes" in found.notes[0]  # 16 (6 + 2 + 1) / 6
 
 
 def test_tables_and_figures_show_every_auction(study):
