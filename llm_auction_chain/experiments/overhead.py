@@ -248,8 +248,8 @@ def analyse(study: Study[Costs]) -> Findings:
     count = study.ratio(lambda one: one.passes[chosen], lambda one: one.reply_tokens[:, 1].mean())
     sentence = (
         f"The ratios are of M = {m}, n = {_N}, {first.family}, {first.proposal!r}. Against one plain reply an auction "
-        f"takes {times} times the seconds (by the paper's count {count} times the passes) and {tokens} times the written "
-        "tokens. The two took turns in one run."
+        f"takes {times} times the seconds (by the paper's count {count} times the passes) and {tokens} times the "
+        "written tokens. The two took turns in one run."
     )
     return Findings(
         tables=(_totals(study), _stages(study), _fits(study, kinds)),
