@@ -149,9 +149,10 @@ def false_names(study: Study[Pool]) -> Findings:
 
     notes = (
         """Each identity reports 1/k of the truth. A gain is the utility less what silence would give. The best
-        exaggeration is the best of 1, 2, 4 and 8 times the truth, split in the same way.""",
+        exaggeration is the best of 1, 2, 4 and 8 times the truth, split in the same way. The ratios are over one
+        honest name.""",
         """MOSAIC is not false-name proof: identities with owners of their own drive the payment to 0, and then
-        exaggeration costs nothing either. Inside one owner reports are summed first, so k changes nothing. The rule is
+        exaggeration costs little, too. Inside one owner reports are summed first, so k changes nothing. The rule is
         only as good as the platform's knowledge of who is behind an account.""",
     )
     return _of_families(study, part, notes)
@@ -212,10 +213,11 @@ def collusion(study: Study[Pool]) -> Findings:
 
     notes = (
         """Gains are over honesty, the mean over all pairs. The best pair of factors is chosen for each pair, among
-        all combinations of the factors above but honesty; a cleverer search would find more.""",
-        """Two agents of different owners can gain: rivals save payments if both shade, and friends share a payment
-        that neither owes alone if both exaggerate. Truth is dominant for one payer, not for a coalition, as in every
-        Clarke mechanism. Inside an owner the two are one payer, and no joint report gains.""",
+        all combinations of the factors above but honesty; a cleverer search would find more. The ratios
+        are of that pair, over the payments of both if honest.""",
+        """Two agents of different owners can gain. Rivals save payments if both shade. Friends save some if both
+        exaggerate, since then neither alone changes much. Truth is a best report for one payer, not for a coalition, as
+        in every Clarke mechanism. Inside an owner the two are one payer, and no joint report gains.""",
     )
     return _of_families(study, part, notes)
 
@@ -275,16 +277,17 @@ def free_riding(study: Study[Pool]) -> Findings:
         )  # fmt: skip
         table = Table(title=_title("n equal agents, no others", study, family), columns=columns, rows=tuple(rows))
         return table, (figure,), {
-            "payment_of_each_of_32": ratio(values[:, :, -1, 0], values[:, :, 0, 0]).value,
-            "revenue_of_32": ratio(values[:, :, -1, 1], values[:, :, 0, 1]).value,
+            f"{name}_of_{n}": ratio(values[:, :, _COPIES.index(n), c], values[:, :, 0, c]).value
+            for name, n, c in (("payment_of_each", 4, 0), ("revenue", 4, 1), ("revenue", 32, 1))
         }  # fmt: skip
 
     notes = (
         """Each question's agents in turn are copied n times, each copy with an owner of its own, without other agents.
-        Utilities are over no auction.""",
+        Utilities are over no auction. The ratios are over the figures of one agent.""",
         """Each pays for the difference that it alone makes. While n agents are too few to decide the reply, payments
         and revenue may rise with n; when they are enough, one more or less changes nothing, so payments vanish and
-        revenue with them. Then staying silent costs little, too, and an agent for whom taking part has a cost stays away.
+        revenue with them. Then staying silent costs little, too, and an agent for whom taking part has a cost may stay
+        away.
         Honesty stays a best report for every n.""",
     )
     return _of_families(study, part, notes)
