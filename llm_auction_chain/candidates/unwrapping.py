@@ -55,16 +55,17 @@ _Change = Callable[[Runnable[Any, Any], Mapping[str, Any]], Runnable[Any, Any]]
 _FOR_TRACERS = frozenset({"ls_structured_output_format", "structured_output_format"})
 _UNCHOSEN = "The config of a call chooses this model. Call it with such a config."
 _TOOLS = frozenset({"tools", "functions"})
-# Providers' words for a format, and for what may hold one. Without underscores: some have both spellings.
+# Providers' words for a format, and for what may hold one or tools. Without underscores: some have both spellings.
 _FORMATS = frozenset({
-    "ebnf", "format", "grammar", "guidedchoice", "guidedgrammar", "guidedjson", "guidedregex", "jsonschema",
-    "lsstructuredoutputformat", "outputformat", "regex", "responseformat", "responsejsonschema", "responsemimetype",
-    "responseschema", "structuraltag", "structuredoutputformat", "structuredoutputs", "textformat",
+    "ebnf", "format", "grammar", "guidedchoice", "guidedgrammar", "guidedjson", "guidedregex", "jsonmode",
+    "jsonschema", "lsstructuredoutputformat", "outputformat", "regex", "responseformat", "responsejsonschema",
+    "responsemimetype", "responseschema", "structuraltag", "structuredoutputformat", "structuredoutputs", "textformat",
 })  # fmt: skip
 _WITH_FORMAT = frozenset(
-    {"additionalmodelrequestfields", "generationconfig", "nvext", "outputconfig", "params", "text"}
+    {"additionalmodelrequestfields", "generationconfig", "nvext", "options", "outputconfig", "params", "text"}
 )
-_NO_FORMAT: tuple[Any, ...] = (None, "", "text", "text/plain", {}, {"type": "text"})
+_WITH_TOOLS = frozenset({"additionalmodelrequestfields", "toolconfig"})
+_NO_FORMAT: tuple[Any, ...] = (None, False, "", "text", "text/plain", {}, {"type": "text"})
 _INIT_CHAT_MODEL = ("langchain.chat_models.base", "_ConfigurableModel")  # by name: langchain is optional
 
 
@@ -268,7 +269,12 @@ def settings_of(model: Runnable[Any, Any]) -> dict[str, Any]:
 
 def offers_tools(model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
     """Whether a request of a call with these keywords offers tools, bound or set anywhere in the model."""
-    return any(any(request.get(name) for name in _TOOLS) for request in _requests(model, config, kwargs))
+    return any(map(_has_tools, _requests(model, config, kwargs)))
+
+
+def _has_tools(settings: Mapping[str, Any]) -> bool:
+    within = (_as_mapping(value) for name, value in settings.items() if _word(name) in _WITH_TOOLS)
+    return any(settings.get(name) for name in _TOOLS) or any(map(_has_tools, within))
 
 
 def asks_for_format(model: Runnable[Any, Any], config: RunnableConfig | None, kwargs: Mapping[str, Any]) -> bool:
@@ -278,12 +284,16 @@ def asks_for_format(model: Runnable[Any, Any], config: RunnableConfig | None, kw
 
 def _has_format(settings: Mapping[str, Any]) -> bool:
     for name, value in settings.items():
-        word = str(name).replace("_", "").lower()
+        word = _word(name)
         if word in _FORMATS and value not in _NO_FORMAT:
             return True
         if word in _WITH_FORMAT and _has_format(_as_mapping(value)):
             return True
     return False
+
+
+def _word(name: str) -> str:
+    return str(name).replace("_", "").lower()
 
 
 def _requests(

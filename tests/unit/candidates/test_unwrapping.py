@@ -226,12 +226,15 @@ ASKING = [
     {"json_schema": SHAPE["schema"]},
     {"structured_outputs": {"choice": ["a", "b"]}},
     {"additional_model_request_fields": {"output_config": {"format": SHAPE}}},
+    {"json_mode": True},
+    {"options": {"format": "json"}},
     {"ls_structured_output_format": {"schema": {}}},
 ]
 PLAIN = [
     {"response_format": {"type": "text"}}, {"response_format": None}, {"format": ""}, {"format": None},
     {"response_mime_type": "text/plain"}, {"output_config": {"effort": "low"}}, {"text": {"verbosity": "low"}},
-    {"text": {"format": {"type": "text"}}}, {"reasoning_format": "parsed"}, {"tools": TOOLS},
+    {"json_mode": False}, {"options": {"num_ctx": 9}}, {"text": {"format": {"type": "text"}}},
+    {"reasoning_format": "parsed"}, {"tools": TOOLS},
 ]  # fmt: skip
 
 
@@ -262,6 +265,13 @@ def test_tools_are_seen_in_model_kwargs(name):
     assert offers_tools(model, None, {})
     assert not offers_tools(model, None, {name: []})
     assert offers_tools(Provided(extra_body={name: TOOLS}), None, {})
+
+
+@pytest.mark.parametrize("name", ["tool_config", "toolConfig", "additional_model_request_fields"])
+def test_tools_are_seen_in_what_bedrock_takes_them_in(name):
+    assert offers_tools(Provided(), None, {name: {"tools": TOOLS}})
+    assert offers_tools(Provided(model_kwargs={name: {"tools": TOOLS}}), None, {})
+    assert not offers_tools(Provided(), None, {name: {"function_calling_config": {"mode": "NONE"}}})
 
 
 async def test_an_untraced_call_is_counted_by_no_callback_and_hands_on_no_keyword_for_tracers():
