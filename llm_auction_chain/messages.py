@@ -20,6 +20,7 @@ __all__ = [
     "as_turns",
     "calls_of",
     "copies_of",
+    "is_deep",
     "json_of",
     "messages_of",
     "parsed",
@@ -36,6 +37,8 @@ _NOTHING: dict[str, Any] = {  # what LangChain counts in whole numbers
 }  # fmt: skip
 ENDS = ("finish_reason", "stop_reason", "stopReason", "done_reason", "status", "incomplete_details")
 """The metadata that say how a reply ended, in the words of OpenAI, Anthropic, Bedrock, Ollama and the Responses API."""
+_CALLS = frozenset({"function_call", "tool_call", "tool_use"})  # types of content blocks
+_DEEPEST = 200  # levels that recursive code can walk, with the frames of a graph around it
 _SHOWN = frozenset({"model_name", *ENDS})
 _ROLES = ((HumanMessage, "user"), (AIMessage, "assistant"), (SystemMessage, "system"))
 
@@ -90,6 +93,10 @@ def calls_of(message: AIMessage) -> list[tuple[str, Any]]:
     legacy = message.additional_kwargs.get("function_call")
     if not calls and isinstance(legacy, dict):  # beside other calls it repeats one of them
         calls = [(str(legacy.get("name")), parsed(legacy.get("arguments")))]
+    blocks = [block for block in message.content if isinstance(block, dict) and block.get("type") in _CALLS]
+    for block in () if calls else blocks:  # of a provider's package that leaves them there
+        arguments = next((block[name] for name in ("input", "args", "arguments") if name in block), None)
+        calls.append((str(block.get("name")), parsed(arguments)))
     return calls
 
 
@@ -112,6 +119,19 @@ def json_of(value: Any) -> str:
         return json.dumps(value)
     except (TypeError, ValueError):
         return json.dumps(to_jsonable_python(value, bytes_mode="base64", serialize_unknown=True))
+
+
+def is_deep(value: Any) -> bool:
+    """Whether lists and mappings lie in each other more than 200 levels deep, as they do in what contains itself.
+
+    >>> is_deep({"a": [{"b": 1}]})
+    False
+    """
+    layer = [value]
+    for _ in range(_DEEPEST):
+        parts = (part for one in layer for part in (one.values() if isinstance(one, dict) else one))
+        layer = list({id(part): part for part in parts if isinstance(part, dict | list | tuple)}.values())
+    return bool(layer)
 
 
 def shown_to_agents(message: M) -> M:

@@ -36,6 +36,7 @@ from llm_auction_chain.candidates.unwrapping import (
     of_one_draw,
 )
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
+from llm_auction_chain.messages import calls_of, is_deep
 from llm_auction_chain.waiting import Waiter, run
 
 __all__ = ["Sample", "Source", "hidden", "is_streaming", "native", "quiet"]
@@ -314,6 +315,11 @@ def _sample_of(replies: Sequence[tuple[int, Any]]) -> Sample:
                 "The model contains an auction already: its reply was drawn in one. Replies that lose in the outer "
                 "auction would be charged in the inner one. Auction the model itself."
             )
+        if is_deep(
+            [reply.content, reply.additional_kwargs, reply.response_metadata, *(args for _, args in calls_of(reply))]
+        ):
+            causes.append(CandidatesError("A reply has parts that are nested too deeply, or that contain themselves."))
+            continue
         messages.append((place, reply))
     return Sample(replies=tuple(messages), causes=tuple(causes))
 

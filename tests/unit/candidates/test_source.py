@@ -507,3 +507,55 @@ async def test_without_runs_progress_and_limit_of_concurrency_are_the_same(waite
     await sampling if waiter is AWAITING else run(sampling)
     assert model.busiest == [1, 1]
     assert seen == [(1, 5.0), (2, 10.0), (2, None)]
+
+
+class Nested(Scripted):
+    """Every reply has the part that it is given; every other one has none."""
+
+    part: Any
+    always: bool = True
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        result = super()._generate(messages)
+        if self.always or len(self.calls) % 2:
+            result.generations[0].message = result.generations[0].message.model_copy(update=self.part)
+        return result
+
+
+def nested(levels):
+    value = 1
+    for _ in range(levels):
+        value = {"a": [value]}
+    return value
+
+
+ROUND = {"a": []}
+ROUND["a"] += [ROUND, ROUND]
+DEEP = pytest.mark.parametrize("value", [nested(200), nested(5000), ROUND], ids=["deep", "deeper", "round"])
+PARTS = pytest.mark.parametrize("part", [
+    lambda value: {"tool_calls": [{"name": "f", "args": value, "id": "1"}]},
+    lambda value: {"additional_kwargs": {"function_call": {"name": "f", "arguments": value}}},
+    lambda value: {"content": [{"type": "text", "text": "Hi"}, {"type": "tool_use", "input": value}]},
+    lambda value: {"response_metadata": {"status": value}},
+])  # fmt: skip
+
+
+@DEEP
+@PARTS
+@pytest.mark.parametrize("auction", [AuctionRunnable, ChatAuction])
+async def test_a_reply_that_is_nested_too_deeply_is_a_call_that_failed(auction, part, value):
+    model = Nested(part=part(value))
+    held = auction(model=model, agents=[Agent("A", lambda prompt, reply: 1.0)], n_candidates=4)
+    for ask in (lambda: held.invoke("x"), lambda: list(held.stream("x"))):
+        with pytest.raises(CandidatesError, match="nested too deeply"):
+            ask()
+    with pytest.raises(CandidatesError, match="nested too deeply"):
+        await held.ainvoke("x")
+    model.always = False
+    assert held.run("x").draws == 2
+
+
+@PARTS
+def test_a_reply_that_is_nested_as_deeply_as_code_can_walk_is_a_reply(part):
+    held = ChatAuction(model=Nested(part=part(nested(95))), agents=[], n_candidates=2)
+    assert list(held.stream("x"))

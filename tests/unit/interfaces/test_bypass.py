@@ -57,8 +57,12 @@ def legacy(messages, number):
     return AIMessage("", additional_kwargs={"function_call": called})
 
 
+def in_content(messages, number):
+    return AIMessage([{"type": "tool_use", "id": "1", "name": "note", "input": {"text": str(number)}}])
+
+
 @UNSEEN
-@pytest.mark.parametrize("say", [once, unreadable, legacy])
+@pytest.mark.parametrize("say", [once, unreadable, legacy, in_content])
 async def test_a_turn_whose_replies_call_tools_unseen_asks_nobody_and_follows_the_reference(interface, wrap, say):
     spy = Spy(lambda reply: 100.0 * bool(reply.tool_calls))
     auction = interface(model=wrap(Caller(say=say)), agents=[spy.agent()], n_candidates=M)
