@@ -23,6 +23,7 @@ __all__ = ["Cell", "Cost", "Estimate", "Figure", "Findings", "Series", "Summary"
 Floats = npt.NDArray[np.float64]
 _RESAMPLES = 2000
 _ROUNDING = 1e-12
+_MANY = 200  # points of a series, more of which are drawn as pixels
 _LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 _MARKERS = "osD^vPX*"
@@ -162,7 +163,8 @@ class Table:
     def to_markdown(self) -> str:
         """Return the table in Markdown, the title in bold above it."""
         lines = [self.columns, tuple("---" for _ in self.columns), *(tuple(map(_text, row)) for row in self.rows)]
-        return f"**{self.title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+        return f"**{self.title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in escaped)
 
     def _repr_markdown_(self) -> str:
         return self.to_markdown()
@@ -245,14 +247,15 @@ class Figure:
             from matplotlib.figure import Figure as Picture
         except ImportError as error:
             raise MissingDependencyError("A figure needs matplotlib: pip install matplotlib") from error
-        picture = Picture(figsize=(6.4, 4.0), layout="constrained")
+        picture = Picture(figsize=(8.0 if len(self.series) > 1 else 6.4, 4.0), layout="constrained")
         axes = picture.subplots()
         for k, series in enumerate(self.series):
             values = [_estimate(y) for y in series.y]
             heights = [value.value for value in values]
             ends = ([abs(each.value - each.low) for each in values], [abs(each.high - each.value) for each in values])
             look: dict[str, Any] = {"color": f"C{k}", "label": series.label}
-            marker = _MARKERS[k % len(_MARKERS)]
+            hollow = self.kind == "points" or k // len(_MARKERS) % 2
+            points: dict[str, Any] = {"marker": _MARKERS[k % len(_MARKERS)], "ms": 4, "mfc": "none" if hollow else None}
             if self.kind == "bars":
                 step = 0.8 / len(self.series)
                 places = np.arange(len(heights)) + step * (k - (len(self.series) - 1) / 2)
@@ -260,20 +263,19 @@ class Figure:
                 axes.barh(places, heights, step, xerr=np.nan_to_num(ends), hatch=hatch, edgecolor="black", **look)
                 axes.set_yticks(np.arange(len(heights)), [str(x) for x in series.x])
             elif self.kind == "points":
-                axes.plot(series.x, heights, marker, ms=4, mfc="none", **look)
+                axes.plot(series.x, heights, ls="", rasterized=len(heights) > _MANY, **points, **look)
             else:
                 style = _STYLES[k % len(_STYLES)]
-                axes.errorbar(series.x, heights, np.nan_to_num(ends), marker=marker, ms=4, ls=style, capsize=2, **look)
-        if self.diagonal:
-            ends = np.quantile(np.concatenate([series.x for series in self.series]), (0, 1))
-            axes.plot(ends, ends, color="black", lw=0.8)
+                axes.errorbar(series.x, heights, np.nan_to_num(ends), ls=style, capsize=2, **points, **look)
         if self.x_log:
             axes.set_xscale("log", base=10 if self.diagonal else 2)
         if self.y_log:
             axes.set_yscale("log")
+        if self.diagonal:
+            axes.axline((1, 1), (2, 2), color="black", lw=0.8)
         axes.set(title=self.title, xlabel=self.x_label, ylabel=self.y_label)
         if len(self.series) > 1:
-            axes.legend(fontsize=8)
+            picture.legend(loc="outside right upper", fontsize=8)
         return picture
 
     def _repr_svg_(self) -> str:
