@@ -272,7 +272,8 @@ class Figure:
         if self.y_log:
             axes.set_yscale("log")
         if self.diagonal:
-            axes.axline((1, 1), (2, 2), color="black", lw=0.8)
+            corners = np.quantile(np.concatenate([series.x for series in self.series]), (0, 1))
+            axes.plot(corners, corners, color="black", lw=0.8)
         axes.set(title=self.title, xlabel=self.x_label, ylabel=self.y_label)
         if len(self.series) > 1:
             picture.legend(loc="outside right upper", fontsize=8)

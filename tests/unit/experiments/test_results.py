@@ -106,13 +106,6 @@ def test_a_figure_reads_without_colours(kind, tmp_path):
     assert image.imread(tmp_path / "figure.png").shape[1] == 800
 
 
-def test_the_diagonal_is_where_both_axes_agree_on_any_scale():
-    figure = Figure(**{**vars(FIGURE), "kind": "points", "diagonal": True, "y_log": True}).draw()
-    figure.canvas.draw()
-    (line,) = [line for line in figure.axes[0].lines if line.get_color() == "black"]
-    assert (line.get_xy1(), line.get_xy2()) == ((1, 1), (2, 2))
-
-
 def test_a_bar_in_a_heading_ends_no_cell():
     table = Table(title="T", columns=("|x|",), rows=((1,),))
     assert table.to_markdown().splitlines()[2] == r"| \|x\| |"
