@@ -93,7 +93,8 @@ def _move(ledger: "Ledger", options: Namespace) -> None:
     """Deposit or withdraw. A deposit without a currency is a mistake where the ledger has currencies with names."""
     move = ledger.deposit if options.ledger_command == "deposit" else ledger.withdraw
     names = [repr(one.currency) for one in ledger.totals() if one.currency] if options.currency is None else []
-    if names and options.ledger_command == "deposit":
+    repeated = options.key is not None and ledger.has_booked("deposit", options.key)
+    if names and options.ledger_command == "deposit" and not repeated:
         raise ConfigurationError(
             f"Give --currency: the ledger has accounts in {', '.join(names)}. Without a name: --currency ''."
         )

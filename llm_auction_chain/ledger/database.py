@@ -2,7 +2,8 @@
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -33,6 +34,18 @@ _SQLITE_ADVICE = {
     "SQLITE_CORRUPT": "is damaged. Restore it from a backup.",
     "SQLITE_ERROR": "holds another application's tables, or has lost its own. Use a database of its own, or a backup.",
 }
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Raise LedgerError for what code of ours raises over a row that it has not written so."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise LedgerError(
+            f"The ledger holds a value that it never writes ({type(error).__name__}: {error!s:.200}). Run verify, and "
+            "restore a backup."
+        ) from error
 
 
 class Database:
@@ -88,7 +101,7 @@ class Database:
         """Return what work returns in a transaction, which is repeated where that may help."""
 
         def once() -> T:
-            with engine().begin() as connection:
+            with reading(), engine().begin() as connection:
                 return work(connection)
 
         try:

@@ -246,6 +246,10 @@ class Ledger:
         """
         return self._move("withdrawal", owner, amount, currency, key, note)
 
+    def has_booked(self, kind: str, key: str) -> bool:
+        """Whether a `deposit` or a `withdrawal` of this key is booked."""
+        return self._database.read(by_key, key_of(kind, check.checked_name("key", key))) is not None
+
     def _move(self, kind: str, owner: str, amount: Any, currency: str, key: str | None, note: str) -> Booking:
         owner, currency = name_of_account("owner", owner), _currency(currency)
         exact, note = check.checked_amount("amount", amount), check.checked_text("note", note)

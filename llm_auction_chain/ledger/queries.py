@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ColumnElement, Connection, Select, func, literal_column, select, tuple_
 
 from llm_auction_chain.ledger import tables
+from llm_auction_chain.ledger.database import reading
 from llm_auction_chain.ledger.records import Account, Booking, Charge, ChargeLine, Delivered, Entry, Head, Hold, Totals
 from llm_auction_chain.ledger.transaction import AuctionRow, Booked
 from llm_auction_chain.money import FINEST, from_units, plus
@@ -21,6 +22,7 @@ _CASH, _REVENUE = ("deposit", "withdrawal"), ("charge", "reversal")
 _b, _e = tables.bookings.c, tables.entries.c
 
 
+@reading()
 def booking_record(booking: Booked) -> Booking:
     """Return the record of a booking."""
     row, lines = booking
@@ -44,6 +46,7 @@ def _columns(row: Any, *names: str) -> dict[str, Any]:
     return {**{name: getattr(row, name) for name in names}, "at": datetime.fromisoformat(row.at)}
 
 
+@reading()
 def hold_record(booking: Booked, nonce: str, most: Mapping[str, Decimal], delivered: Delivered | None) -> Hold:
     """Return the record of a hold; `most` is the request."""
     row = booking.row
@@ -58,6 +61,7 @@ def hold_record(booking: Booked, nonce: str, most: Mapping[str, Decimal], delive
     )
 
 
+@reading()
 def charge_record(booking: Booked) -> Charge:
     """Return the record of a charge."""
     row = booking.row

@@ -11,6 +11,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import text
 
+from llm_auction_chain.errors import LedgerError
 from llm_auction_chain.ledger import Ledger, tables
 
 RECEIPT = {"digest": "sha256:00", "winner": 1}
@@ -199,3 +200,40 @@ def test_a_file_full_of_nonsense_is_reported_and_raises_nothing(empty_file, tmp_
         found = ledger.verify()
         assert not found.ok
         assert all(isinstance(one, str) for one in found.differences)
+
+
+@pytest.mark.parametrize(("edited", "calls"), [
+    ("accounts SET balance = 'x'", ["balance", "accounts", "deposit"]),
+    ("accounts SET held = x'ff'", ["balance", "accounts"]),
+    ("entries SET amount = 'x'", ["entries", "statement", "charge_of"]),
+    ("bookings SET at = 'soon'", ["entries", "statement", "charge_of"]),
+    ("bookings SET scale = 'x'", ["entries", "charge_of"]),
+    ("currencies SET scale = 'x'", ["balance", "statement", "totals", "deposit"]),
+    ("head SET at = x'ff'", ["deposit"]),
+    ("auctions SET state = 'x'", ["hold"]),
+    ("receipts SET body = '7'", ["receipt_of"]),
+    ("receipts SET body = '{'", ["receipt_of"]),
+])  # fmt: skip
+def test_a_value_that_the_ledger_never_writes_is_our_error_in_every_call(empty_file, tmp_path, edited, calls):
+    copy(empty_file, tmp_path / "ledger.db")
+    ask = {
+        "balance": lambda ledger: ledger.balance("A"),
+        "accounts": lambda ledger: ledger.accounts(),
+        "entries": lambda ledger: list(ledger.entries()),
+        "statement": lambda ledger: ledger.statement("A"),
+        "totals": lambda ledger: ledger.totals(),
+        "charge_of": lambda ledger: ledger.charge_of("x"),
+        "receipt_of": lambda ledger: ledger.receipt_of("x"),
+        "deposit": lambda ledger: ledger.deposit("A", 1),
+        "hold": lambda ledger: ledger.hold("x", {"A": 1}),
+    }
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}", credit=9) as ledger:
+        ledger.charge("x", {"A": 1}, receipt=RECEIPT)
+        with closing(sqlite3.connect(tmp_path / "ledger.db")) as connection, connection:
+            for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+                connection.execute(f"DROP TRIGGER {trigger}")
+            connection.execute(f"UPDATE {edited}")
+        ledger.close()
+        for call in calls:
+            with pytest.raises(LedgerError, match="never writes"):
+                ask[call](ledger)

@@ -203,6 +203,15 @@ def test_a_deposit_without_a_currency_is_refused_where_currencies_have_names(say
     assert say("ledger", "deposit", "A", "1", "--currency", "").code == 0
 
 
+def test_a_deposit_that_was_booked_without_a_currency_may_be_repeated(say, path):
+    assert say("ledger", "deposit", "A", "1", "--key", "k").code == 0
+    assert say("ledger", "deposit", "A", "1", "--currency", "EUR").code == 0
+    said = say("ledger", "deposit", "A", "1", "--key", "k")
+    assert said.code == 0
+    assert "booked before" in said.err
+    assert say("ledger", "deposit", "A", "1", "--key", "other").code == 2
+
+
 def test_a_head_noted_elsewhere_is_looked_for(say, booked):
     number, noted = say("ledger", "head").out.split()
     say("ledger", "deposit", "Later", "1", "--currency", "EUR")
