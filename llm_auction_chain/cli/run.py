@@ -120,7 +120,7 @@ def load_agents(path: Path | None, *, allow_code: bool = False) -> "list[Agent]"
     where = "the default agents" if path is None else str(path)
     try:
         source = files("llm_auction_chain") / "agents.yaml" if path is None else path
-        loaded = yaml.safe_load(source.read_text(encoding="utf-8"))
+        loaded = yaml.load(source.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
     except OSError as error:
         raise ConfigurationError(f"{where} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # PyYAML lets errors of its constructors pass, as for the date 2026-02-30
@@ -131,6 +131,20 @@ def load_agents(path: Path | None, *, allow_code: bool = False) -> "list[Agent]"
     if not isinstance(entries, list):
         raise ConfigurationError(f"{where}: write a list of agents under `agents:`.")
     return [_agent(entry, f"{where}, agent {number}", allow_code=allow_code) for number, entry in enumerate(entries, 1)]
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader. It refuses a key that is written twice, of which YAML would take the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if key.value in keys:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            keys.add(key.value)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _agent(entry: Any, where: str, *, allow_code: bool) -> "Agent":

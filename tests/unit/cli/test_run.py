@@ -130,6 +130,18 @@ def test_an_agents_file_that_says_something_else_is_refused(text, tmp_path, caps
     assert "agents.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("text", "key"), [
+    ("agents:\n- name: A\n  owner: B\n  reward: {length: {target: 5, tolerance: 3}}\n  owner: C\n", "owner"),
+    ("- {name: A, reward: {mention: {value: 2.0, phrases: [a], value: 9.0}}}", "value"),
+    ("agents: []\nagents: []", "agents"),
+])  # fmt: skip
+def test_a_key_of_the_agents_file_that_is_there_twice_is_refused_by_name(text, key, tmp_path, capsys):
+    path = tmp_path / "agents.yaml"
+    path.write_text(text)
+    assert main(["run", "Hi", "--agents", str(path)]) == 2
+    assert f"'{key}' is there twice" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
