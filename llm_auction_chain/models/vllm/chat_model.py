@@ -25,6 +25,7 @@ from llm_auction_chain.models.vllm.responses import (
     read_scores,
     read_tokens,
     read_usage,
+    without_key,
 )
 from llm_auction_chain.validators import Check, number, optional, refuse, whole_number
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, WaitingChatModel, run
@@ -259,6 +260,9 @@ class ChatVLLM(WaitingChatModel, SamplingChatModel):
                 yield session
         except HTTPError as error:
             raise read_failure(error, self.base_url, kind, api_key=key, timeout=self.timeout) from error
+        except ScoringError as error:  # which may quote the server
+            error.args = (without_key(str(error), key),)
+            raise
 
     def _body(self, stop: list[str] | None, seed: int | None, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the sampling settings of a request."""

@@ -31,7 +31,16 @@ from llm_auction_chain.models.sampling import usage
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["is_plain", "read_failure", "read_names", "read_replies", "read_scores", "read_tokens", "read_usage"]
+__all__ = [
+    "is_plain",
+    "read_failure",
+    "read_names",
+    "read_replies",
+    "read_scores",
+    "read_tokens",
+    "read_usage",
+    "without_key",
+]
 
 _TOO_LONG = ("context length", "max_model_len", "model length")
 _BAD_REQUEST, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _TOO_MANY, _SERVER = 400, 401, 403, 404, 429, 500
@@ -42,6 +51,7 @@ _CLASSES: dict[int, type[ModelError]] = {
     _TOO_MANY: ModelRateLimitError,
 }
 
+_SHORT = 100  # characters of a value that an error quotes
 _FLOOR = -9999.0  # what vLLM writes for minus infinity, which JSON cannot hold
 _LEAST = -20.0  # nats. The likeliest of 2 ** 20 tokens has at least -14, so no reply has rarer ones alone
 _LOGITS = "The server returns logits in place of log-probabilities; start it with --logprobs-mode raw_logprobs."
@@ -55,7 +65,7 @@ def is_plain(settings: Mapping[str, Any]) -> bool:
 class _Part(BaseModel):
     """A part of an answer: numbers are numbers, texts are texts, and what is not read may be there."""
 
-    model_config = ConfigDict(strict=True, protected_namespaces=())
+    model_config = ConfigDict(strict=True, protected_namespaces=(), hide_input_in_errors=True)
 
 
 class _Token(_Part):
@@ -124,9 +134,10 @@ def _parsed(kind: type[_P], answer: Any) -> _P:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or next(iter(kind.model_fields))
         lacks = first["type"] == "missing" or not first["loc"]
-        fault = f"no {place!r}" if lacks else f"{first['input']!r:.100} as {place!r}"
-        said = str(answer)[:200]
-        raise ScoringError(f"The server's answer has {fault}. Is it a vLLM server? It said: {said}") from error
+        value = repr(first["input"])
+        value = value if len(value) <= _SHORT else f"a {type(first['input']).__name__}"
+        fault = f"no {place!r}" if lacks else f"{value} as {place!r}"
+        raise ScoringError(f"The server's answer has {fault}. Is it a vLLM server? It said: {answer}") from error
 
 
 def read_names(answer: Any) -> list[str]:
@@ -152,7 +163,7 @@ def read_failure(
 
     cause: type[ModelError] = ModelConnectionError
     if isinstance(error, httpx.HTTPStatusError):
-        text = error.response.text[:500].replace(api_key or "\0", "***")
+        text = without_key(error.response.text, api_key)
         if error.response.status_code == _BAD_REQUEST and any(words in text for words in _TOO_LONG):
             return ContextWindowError(f"{url} says: {text} Shorten the prompt or lower max_tokens.")
         path, status = error.request.url.path, error.response.status_code
@@ -175,6 +186,11 @@ def read_failure(
         message = f"cannot be reached ({error}). Start a server: vllm serve MODEL --port 8000, or set base_url."
     message = f"{url} {message}"
     return CandidatesError(message, [cause(message)]) if kind is CandidatesError else kind(message)
+
+
+def without_key(text: str, api_key: str | None) -> str:
+    """Return the beginning of what a server said, without the key."""
+    return text.replace(api_key or "\0", "***")[:500]
 
 
 def read_usage(answer: Any) -> UsageMetadata | None:

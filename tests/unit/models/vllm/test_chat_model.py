@@ -311,7 +311,10 @@ def test_the_key_is_sent_and_never_shown(server, model):
     server.script["/v1/chat/completions"] = refuse(401, "Unauthorized")
     with pytest.raises(CandidatesError, match="refuses the API key") as unauthorized:
         draw(model)
-    for error in (failed.value, unauthorized.value):
+    server.script["/v1/chat/completions"] = lambda body: (200, {"choices": [{"token_ids": KEY}], KEY: "x" * 180 + KEY})
+    with pytest.raises(ScoringError, match=r"said: .*\*\*\*") as odd:
+        draw(model)
+    for error in (failed.value, unauthorized.value, odd.value):
         assert KEY not in f"{error} {error!r} {error.__cause__}"
 
 
