@@ -1,6 +1,7 @@
 """MOSAIC auctions for LangChain: agents bid to steer a language model's reply, and honest bidding pays best."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         DeliveredError,
         LedgerError,
         LedgerUnavailableError,
+        LogitsError,
         LogProbError,
         MissingDependencyError,
         PromptError,
@@ -64,6 +66,7 @@ __all__ = [
     "LedgerError",
     "LedgerUnavailableError",
     "LogProbError",
+    "LogitsError",
     "MissingDependencyError",
     "OpenTelemetryHandler",
     "Policy",
@@ -96,11 +99,13 @@ _NAMES = {
     "models.vllm.chat_model": ("ChatVLLM",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
+if find_spec("sqlalchemy") is None:  # an import of all names is none of the ledger
+    __all__[:] = [name for name in __all__ if name != "Ledger"]
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first used, so that importing the package costs nothing."""
-    if name not in __all__:
+    if name not in __all__ and name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value

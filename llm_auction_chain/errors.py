@@ -6,6 +6,7 @@
     ├── RewardError               a report is not a finite number for every candidate
     ├── CandidatesError           too few replies could be drawn; of the class that its `.causes` share, too
     ├── LogProbError              a log-probability that is not exactly the one asked for
+    │   └── LogitsError               the model's logits are not finite numbers
     ├── ScoringError              a scorer failed: unreachable, another model, the feature missing
     ├── ContextWindowError        a prompt is longer than the model can read; LangChain's ContextOverflowError, too
     ├── LedgerError               a booking that the ledger refuses
@@ -38,6 +39,7 @@ __all__ = [
     "LedgerError",
     "LedgerUnavailableError",
     "LogProbError",
+    "LogitsError",
     "MissingDependencyError",
     "PromptError",
     "RewardError",
@@ -126,6 +128,10 @@ def _counts(kind: type) -> bool:
 
 class LogProbError(AuctionError):
     """A log-probability is not exactly that of the whole reply under the law asked for: no weight can be made of it."""
+
+
+class LogitsError(LogProbError):
+    """The model's logits behind a prompt are not finite numbers, so no token has a probability."""
 
 
 class ScoringError(AuctionError):

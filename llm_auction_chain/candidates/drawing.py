@@ -29,7 +29,7 @@ from llm_auction_chain.candidates.proposals import (
 )
 from llm_auction_chain.candidates.source import Sample, Source
 from llm_auction_chain.descriptions import descriptions_of
-from llm_auction_chain.errors import CandidatesError, ConfigurationError, ContextWindowError
+from llm_auction_chain.errors import CandidatesError, ConfigurationError, ContextWindowError, LogitsError
 from llm_auction_chain.mechanism.diagnostics import effective_sample_size
 from llm_auction_chain.messages import ENDS, calls_of, parsed, total_usage, usage_by_model
 from llm_auction_chain.waiting import Waiter
@@ -239,7 +239,7 @@ async def draw(
     """
     try:
         return await _draw(plan, waiter, config, progress)
-    except (ConfigurationError, ContextWindowError) as error:
+    except (ConfigurationError, ContextWindowError, LogitsError) as error:
         if len(plan.conditions) == 1:
             raise
         alone = replace(plan, conditions=plan.conditions[:1], shares=(1.0,), contexts="unused")

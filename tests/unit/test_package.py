@@ -30,6 +30,19 @@ def test_importing_loads_nothing_heavy(what):
     assert done.stdout.strip() == "[]"
 
 
+def test_an_import_of_all_names_needs_no_extra():
+    hidden = "import sys, importlib.util as u; find = u.find_spec; sys.modules['sqlalchemy'] = None"
+    code = f"""{hidden}
+u.find_spec = lambda name, *rest: None if name == 'sqlalchemy' else find(name, *rest)
+from llm_auction_chain import *
+try:
+    from llm_auction_chain import Ledger
+except MissingDependencyError as error:
+    print(error)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert "pip install 'llm-auction-chain[ledger]'" in done.stdout
+
+
 DOCUMENTS = [
     str(path.relative_to(ROOT))
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "cookbook").glob("*.md"))]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from llm_auction_chain.errors import LogProbError
+from llm_auction_chain.errors import LogitsError
 
 __all__ = ["Sampler"]
 
@@ -91,7 +91,7 @@ def _combined(parts: torch.Tensor, powers: Sequence[float]) -> torch.Tensor:
 def _checked(logits: torch.Tensor) -> torch.Tensor:
     """Return the logits if each row has a largest one. An overflow leaves nan or infinity."""
     if not bool(logits.amax(-1).isfinite().all()):
-        raise LogProbError(
+        raise LogitsError(
             "The model's logits are not finite numbers, so no token has a probability. Try dtype='float32', or another "
             "prompt."
         )

@@ -22,6 +22,7 @@ from llm_auction_chain import (
     ContextPrompt,
     ContextWindowError,
     DefensiveMixture,
+    LogitsError,
     LogProbError,
     Reference,
     Sampling,
@@ -462,7 +463,9 @@ class NoSystem(MarkovChatModel):
 
 @pytest.mark.parametrize("proposal", [None, ContextPrompt(), MIXTURE])
 @pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("error", [ConfigurationError("No system messages."), ContextWindowError("Too long.")])
+@pytest.mark.parametrize(
+    "error", [ConfigurationError("No system messages."), ContextWindowError("Too long."), LogitsError("No numbers.")]
+)
 async def test_a_description_that_the_model_cannot_read_costs_nobody_the_reply(error, late, proposal):
     """All is drawn from the reference, as without descriptions, and a warning says so."""
     model = NoSystem(length=3, error=error, late=late)
