@@ -184,7 +184,7 @@ def total_usage(usages: Iterable[UsageMetadata | None]) -> UsageMetadata | None:
     >>> total_usage([usage, None, {**usage, "output_tokens": None, "output_token_details": {"reasoning": 4}}])
     {'input_tokens': 2, 'output_tokens': 2, 'total_tokens': 6, 'output_token_details': {'reasoning': 4}}
     """
-    if not (there := [usage for usage in usages if usage is not None]):
+    if not (there := [usage for usage in usages if isinstance(usage, Mapping)]):
         return None
     total = total_counts([_NOTHING, *there])
     total |= {name: _in_whole_numbers(total[name]) for name in _NOTHING}

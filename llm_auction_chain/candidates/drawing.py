@@ -419,7 +419,7 @@ def _joined(blocks: list[Any]) -> list[Any]:
 def _readable(value: Any) -> Any:
     """Return what can be read of a content block or of another part of a reply; nothing of a part without anything."""
     if isinstance(value, list):
-        return [part for one in value if (part := _readable(one)) not in (None, [])]
+        return [part for one in value if not _is_empty(part := _readable(one), list)]
     if not isinstance(value, dict):
         return value
     parts = {
@@ -427,8 +427,12 @@ def _readable(value: Any) -> Any:
         for name, inner in value.items()
         if not _is_sealed(str(name), value)
     }
-    said = [(name, part) for name, part in sorted(parts.items()) if part not in (None, "", [])]
+    said = [(name, part) for name, part in sorted(parts.items()) if not _is_empty(part, list | str)]
     return said if {name for name, _ in said} - {"type"} else []
+
+
+def _is_empty(part: Any, kinds: Any) -> bool:  # by kind: arrays do not compare with a list
+    return part is None or (isinstance(part, kinds) and not part)
 
 
 def _is_sealed(name: str, block: Mapping[str, Any]) -> bool:

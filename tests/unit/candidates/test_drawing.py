@@ -679,6 +679,7 @@ DIFFERENT = {
         ended(status="incomplete", incomplete_details={"reason": why}) for why in ("max_output_tokens", "safety")
     ],
     "an empty list and an empty mapping": [calling({"a": empty}) for empty in ([], {})],
+    "arrays": [extra(embedding=np.array([k, 2.0])) for k in (1, 2)],
     "texts around something else": [
         AIMessage([{"type": "text", "text": "Hi "}, {"type": "image", "url": "x"}, {"type": "text", "text": "there"}]),
         AIMessage([{"type": "text", "text": "Hi there"}, {"type": "image", "url": "x"}]),
