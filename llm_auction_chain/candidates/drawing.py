@@ -43,7 +43,8 @@ _LONGEST_WARNING = 400
 _Replies = Sequence[tuple[int, AIMessage]]  # each with the place of the condition that it was drawn from
 # What a provider makes up anew for every reply, and what only it can read.
 _UNREADABLE = frozenset({
-    "call_id", "container_id", "created_at", "expires_at", "id", "index", "item_id", "response_id", "tool_use_id",
+    "approval_request_id", "call_id", "container_id", "created_at", "expires_at", "id", "index", "item_id",
+    "response_id", "tool_call_id", "tool_use_id",
 })  # fmt: skip
 _SEALED = ("encrypted", "redacted", "signature")
 _FILES, _BY_ID = frozenset({"audio", "file", "image", "video"}), frozenset({"id", "mime_type", "source_type", "type"})

@@ -691,6 +691,10 @@ DIFFERENT = {
 }  # fmt: skip
 EQUAL = {
     "ids of audio": [extra(audio={"id": f"a{k}", "data": "x", "expires_at": k}) for k in (1, 2)],
+    "ids of a tool's result": [AIMessage([{"type": "server_tool_result", "tool_call_id": f"w{k}"}]) for k in (1, 2)],
+    "ids of approvals": [
+        AIMessage([{"type": "mcp_call", "name": "f", "approval_request_id": f"a{k}"}]) for k in (1, 2)
+    ],
     "raw calls": [extra(tool_calls=[{"id": f"c{k}", "function": {"name": "f"}}]) for k in (1, 2)],
     "order of legacy arguments": [
         extra(function_call={"name": "f", "arguments": text}) for text in ('{"a": 1, "b": 2}', '{"b":2,"a":1}')
