@@ -99,8 +99,9 @@ _NAMES = {
     "models.vllm.chat_model": ("ChatVLLM",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
-if find_spec("sqlalchemy") is None:  # an import of all names is none of the ledger
-    __all__[:] = [name for name in __all__ if name != "Ledger"]
+_LIBRARIES = {"AuctionMiddleware": "langchain", "Ledger": "sqlalchemy"}
+# An import of all names is not one of those whose libraries are missing.
+__all__[:] = [name for name in __all__ if name not in _LIBRARIES or find_spec(_LIBRARIES[name])]
 
 
 def __getattr__(name: str) -> Any:
