@@ -100,8 +100,17 @@ _NAMES = {
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 _LIBRARIES = {"AuctionMiddleware": "langchain", "Ledger": "sqlalchemy"}
+
+
+def _is_installed(library: str) -> bool:
+    try:
+        return find_spec(library) is not None
+    except (ImportError, ValueError):  # of import hooks, and of modules that something else put in place
+        return False
+
+
 # An import of all names is not one of those whose libraries are missing.
-__all__[:] = [name for name in __all__ if name not in _LIBRARIES or find_spec(_LIBRARIES[name])]
+__all__[:] = [name for name in __all__ if name not in _LIBRARIES or _is_installed(_LIBRARIES[name])]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,5 @@
 """The ledger: what agents owe, in SQLite or PostgreSQL. Only `Ledger` itself needs SQLAlchemy."""
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from llm_auction_chain.errors import MissingDependencyError
@@ -35,10 +34,6 @@ __all__ = [
     "Statement",
     "Totals",
 ]
-
-
-if find_spec("sqlalchemy") is None:  # an import of all names is not one of it
-    __all__[:] = [name for name in __all__ if name != "Ledger"]
 
 
 def __getattr__(name: str) -> Any:

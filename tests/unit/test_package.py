@@ -35,7 +35,6 @@ def test_an_import_of_all_names_needs_no_extra():
     code = f"""import sys
 sys.modules.update(dict.fromkeys({libraries}))
 from llm_auction_chain import *
-from llm_auction_chain.ledger import *
 import llm_auction_chain
 for name in ("AuctionMiddleware", "Ledger"):
     try:
