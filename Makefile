@@ -29,7 +29,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Architectures of transformers, and laws that take many auctions over a real model to see.
+# Architectures of transformers, laws that take many auctions over a real model to see, and the notebook of the docs.
 test-models: $(STAMP)
 	$(BIN)/pytest tests/models
 
