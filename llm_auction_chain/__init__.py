@@ -100,6 +100,7 @@ _NAMES = {
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 _LIBRARIES = {"AuctionMiddleware": "langchain", "Ledger": "sqlalchemy"}
+_PUBLIC = frozenset(globals().pop("__all__"))  # `__getattr__` returns it: the libraries are looked for when asked
 
 
 def _is_installed(library: str) -> bool:
@@ -109,13 +110,11 @@ def _is_installed(library: str) -> bool:
         return False
 
 
-# An import of all names is not one of those whose libraries are missing.
-__all__[:] = [name for name in __all__ if name not in _LIBRARIES or _is_installed(_LIBRARIES[name])]
-
-
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first used, so that importing the package costs nothing."""
-    if name not in __all__ and name not in _HOMES:
+    if name == "__all__":  # for an import of all names, which is not one of those whose libraries are missing
+        return [name for name in sorted(_PUBLIC) if name not in _LIBRARIES or _is_installed(_LIBRARIES[name])]
+    if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value
@@ -123,4 +122,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted(_PUBLIC)
