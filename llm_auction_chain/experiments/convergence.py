@@ -131,8 +131,10 @@ def _statistics(pool: Pool, *, proposal: str, m: int, family: str, tau: float) -
 
 def _best(pool: Pool, family: str, tau: float) -> float:
     """Return an estimate of J* / tau from all draws of a pool; its mean is at most J* / tau."""
-    weights = log_weights(pool.log_probs, pool.counts)
-    return settle(pool.rewards[family], weights, tau=tau, seed=0).diagnostics.log_normaliser / tau
+    known = not np.isnan(pool.log_probs).any()
+    rewards = pool.rewards[family] if known else pool.rewards[family][:, pool.sources == 0]
+    weights = log_weights(pool.log_probs, pool.counts) if known else None
+    return settle(rewards, weights, tau=tau, seed=0).diagnostics.log_normaliser / tau
 
 
 EXPERIMENTS = {

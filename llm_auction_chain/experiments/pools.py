@@ -5,6 +5,7 @@ All that is downstream of a pool is arithmetic: M, tau, proposals of its conditi
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +21,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from llm_auction_chain.candidates import (
     ContextProduct,
     ContextPrompt,
+    DefensiveMixture,
     Proposal,
     Reference,
     SequenceScorer,
@@ -38,7 +40,7 @@ from llm_auction_chain.candidates.proposals import (
     stratify,
 )
 from llm_auction_chain.descriptions import descriptions_of
-from llm_auction_chain.errors import CandidatesError, ConfigurationError
+from llm_auction_chain.errors import AuctionWarning, CandidatesError, ConfigurationError
 from llm_auction_chain.experiments.baselines import CONTEXT_PROMPT, REFERENCE, Candidates
 from llm_auction_chain.experiments.config import ExperimentConfig
 from llm_auction_chain.experiments.questions import Question
@@ -48,7 +50,7 @@ from llm_auction_chain.rewards.judge import JudgeReward
 from llm_auction_chain.validators import choice
 from llm_auction_chain.waiting import BLOCKING, run
 
-__all__ = ["OWN_POLICIES", "PROPOSALS", "RUBRICS", "Bench", "Pool", "measure_pool"]
+__all__ = ["OWN_POLICIES", "PROPOSALS", "RUBRICS", "Bench", "Pool", "measure_pool", "within_reach"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -168,7 +170,8 @@ class Pool:
         """Return disjoint sets of M candidates, as an auction draws them: the places of the draws, and the candidates.
 
         There are as many as the pool has draws for. A set consists of independent draws, so means over sets are means
-        over auctions.
+        over auctions. Where the model says nothing of probabilities all log-weights are 0: draws of other conditions
+        than the reference then serve rules that use no weights.
 
         Args:
             proposal: a name of `shares`.
@@ -195,7 +198,7 @@ class Pool:
         for k in range(number):
             places = np.concatenate([starts[c] + np.arange(k * wanted[c], (k + 1) * wanted[c]) for c in drawn])
             log_probs = self.log_probs[:, places]
-            plain = drawn.tolist() == [0]
+            plain = drawn.tolist() == [0] or bool(np.isnan(log_probs).any())
             yield (
                 places,
                 Candidates(
@@ -207,6 +210,28 @@ class Pool:
             )
 
 
+def within_reach(bench: Bench) -> ExperimentConfig:
+    """Return the configuration without the proposals and families that need more than the model can do, and warn.
+
+    The reference and mentions, which any chat model serves, take the place of a list that would be empty.
+    """
+    config = bench.config
+    _, logits, scores = _abilities(bench)
+
+    def can(name: str) -> bool:
+        proposal = bench.proposals.get(name)
+        weighed = name in bench.proposals and proposal not in (None, Reference())
+        return not weighed or (scores and (logits or not _needs_logits(proposal)))
+
+    proposals = [name for name in config.proposals if can(name)]
+    families = [family for family in config.families if scores or family != "log_ratio"]
+    if left := [name for name in (*config.proposals, *config.families) if name not in (*proposals, *families)]:
+        model = type(bench.model).__name__
+        message = f"{model} does not expose what these need, so they are left out: {', '.join(left)}."
+        warnings.warn(message, AuctionWarning, stacklevel=3)
+    return config.changed(proposals=proposals or ("reference",), families=families or ("mentions",))
+
+
 def measure_pool(bench: Bench, question: Question, seed: int) -> Pool:
     """Return the pool of a question, from the store where it holds it.
 
@@ -216,10 +241,8 @@ def measure_pool(bench: Bench, question: Question, seed: int) -> Pool:
     """
     config = bench.config
     prompt: list[BaseMessage] = [HumanMessage(question.text)]
-    source = Source(bench.model, RunnableConfig(), native_n=True, kwargs={})
-    scorer = bench.scorer or source.scorer
-    logits = source.logits and scorer is source.scorer
-    conditions, shares, own = _conditions(bench, prompt, question, seed, scores=scorer is not None, logits=logits)
+    source, logits, scores = _abilities(bench)
+    conditions, shares, own = _conditions(bench, prompt, question, seed, scores=scores, logits=logits)
     counts = np.array([stratify(each.tolist(), config.draws) for each in shares.values()]).max(axis=0)
     drawn_on = {
         "measures": "draws",
@@ -231,7 +254,7 @@ def measure_pool(bench: Bench, question: Question, seed: int) -> Pool:
         "counts": counts.tolist(),
         "seed": seed,
     }
-    arrays = bench.store.get(drawn_on, lambda: _draw(source, scorer, conditions, counts, seed))
+    arrays = bench.store.get(drawn_on, lambda: _draw(source, bench.scorer or source.scorer, conditions, counts, seed))
     texts = tuple(str(text) for text in arrays["texts"])
     replies = [AIMessage(text) for text in texts]
     return Pool(
@@ -248,6 +271,17 @@ def measure_pool(bench: Bench, question: Question, seed: int) -> Pool:
         relevance=_relevance(bench, question, texts),
         grades=_grades(bench, prompt, replies),
     )
+
+
+def _abilities(bench: Bench) -> tuple[Source, bool, bool]:
+    """Return the model as a source, whether it exposes its logits, and whether something scores its replies."""
+    source = Source(bench.model, RunnableConfig(), native_n=True, kwargs={})
+    return source, source.logits and bench.scorer is None, bench.scorer is not None or source.scorer is not None
+
+
+def _needs_logits(proposal: Proposal | None) -> bool:
+    parts = proposal.parts() if isinstance(proposal, DefensiveMixture) else [(proposal, 1.0)]
+    return any(isinstance(part, ContextProduct) for part, _ in parts)
 
 
 def _conditions(

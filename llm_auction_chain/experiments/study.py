@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,7 +17,7 @@ from llm_auction_chain.candidates import Proposal, SequenceScorer
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.experiments import EXPERIMENTS
 from llm_auction_chain.experiments.config import ExperimentConfig
-from llm_auction_chain.experiments.pools import PROPOSALS, Bench, measure_pool
+from llm_auction_chain.experiments.pools import PROPOSALS, Bench, measure_pool, within_reach
 from llm_auction_chain.experiments.questions import Question, builtin_questions, load_questions
 from llm_auction_chain.experiments.results import Cost, Estimate, Findings, Summary, mean, ratio
 from llm_auction_chain.experiments.store import Store
@@ -162,7 +162,8 @@ def run(
     """Measure what an experiment needs, for every question and seed.
 
     Measurements are stored as soon as they are made. A run in the same folder goes on where the last one was stopped,
-    and shares what it can with other experiments there.
+    and shares what it can with other experiments there. Proposals and families of rewards that need more than the model
+    can do are left out, with a warning.
 
     Args:
         config: of the experiment, or its name for its own configuration.
@@ -203,6 +204,8 @@ def run(
             embeddings=embeddings,
             proposals={**PROPOSALS, **(proposals or {})},
         )
+        config = within_reach(bench)
+        bench = replace(bench, config=config)
         places = [(question, seed) for question in questions for seed in config.seeds]
         units: list[Any] = []
         start, measured = time.perf_counter(), 0

@@ -48,7 +48,7 @@ class Measured:
     Attributes:
         value: sum of what the returned reply is worth to sponsors, money.
         revenue: sum of the payments, money.
-        loss: KL to the reference, nats.
+        loss: KL to the reference, nats; nan where the model does not say how likely replies are.
         spread: standard deviation of an auction's revenue over the returned reply, money.
         gain: the largest expected gain from a lie, money, of all agents and lies tried.
     """
@@ -67,11 +67,12 @@ def measured(pool: Pool, rule: Rule, *, proposal: str, m: int, draws: int, famil
     sources, counts = np.unique(one.sources, return_counts=True)
     of_sources = dict(zip(sources.tolist(), counts.tolist(), strict=True))
     outcome = on_subsets(rule, of_sources, repeats=_SUBSETS * draws)(whole, whole.rewards)
+    known = proposal == "reference" or not np.isnan(whole.log_reference).any()
     charged, revenue = outcome.payments.sum(axis=0), outcome.revenue()
     return Measured(
         value=outcome.welfare(whole.rewards),
         revenue=revenue,
-        loss=kl_to_reference(outcome, whole),
+        loss=kl_to_reference(outcome, whole) if known else np.nan,
         spread=float(np.sqrt(max(0.0, outcome.probabilities @ charged**2 - revenue**2))),
         gain=max(largest_gain(rule, one, i, _lies(report)) for i, report in enumerate(one.rewards)),
     )
@@ -208,8 +209,9 @@ def _revenue_over_fees(study: Study[Pool], points: Points, family: str) -> Estim
 
 
 def _over(above: Floats, below: Floats) -> Floats:
-    """Return the quotients; nan where the denominator is 0 up to rounding."""
-    return np.asarray(np.divide(above, below, out=np.full_like(above, np.nan), where=np.abs(below) > _ROUNDING))
+    """Return the quotients; nan where one of both is unknown or the denominator is 0 up to rounding."""
+    defined = np.isfinite(above) & np.isfinite(below) & (np.abs(below) > _ROUNDING)
+    return np.asarray(np.divide(above, below, out=np.full_like(above, np.nan), where=defined))
 
 
 def _fees(pool: Pool, family: str) -> float:
