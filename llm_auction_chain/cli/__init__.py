@@ -105,6 +105,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from importlib.metadata import version
+
     try:
         from llm_auction_chain.cli.experiment import add_experiment
         from llm_auction_chain.cli.ledger import add_ledger
@@ -118,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 
         raise MissingDependencyError("The command needs the cli extra: pip install 'llm-auction-chain[cli]'") from error
     parser = _Parser(prog="llm-auction", description="Auctions over the replies of a language model.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('llm-auction-chain')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_run(commands)
     add_verify(commands)

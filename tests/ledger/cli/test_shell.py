@@ -9,7 +9,7 @@ import pytest
 from llm_auction_chain import Ledger
 from llm_auction_chain.cli import without_passwords
 
-COMMAND = [sys.executable, "-m", "llm_auction_chain.cli"]
+COMMAND = [sys.executable, "-m", "llm_auction_chain"]
 
 
 def run(*arguments, **options):

@@ -1,4 +1,4 @@
-"""`python -m llm_auction_chain.cli`."""
+"""`python -m llm_auction_chain`: the command `llm-auction`."""
 
 import sys
 
