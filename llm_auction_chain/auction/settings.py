@@ -26,6 +26,7 @@ from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.ledger import AuctionLedger
 from llm_auction_chain.mechanism import PaymentRule
 from llm_auction_chain.mechanism.settlement import check_tau
+from llm_auction_chain.models.by_name import model_by_name
 from llm_auction_chain.reports import OnAgentError
 from llm_auction_chain.validators import Check, choice, name_of_account, number, optional, refuse, text, whole_number
 
@@ -78,8 +79,11 @@ def _hook(name: str, value: Any) -> Any:
 
 
 def _model(name: str, value: Any) -> Any:
+    if isinstance(value, str) and ":" in value:
+        value = model_by_name(value)
     if not isinstance(value, Runnable):
-        raise refuse(name, "a LangChain chat model (any Runnable chat model)", value)
+        hint = "For a model on this machine: ChatTransformers(model=...)." if isinstance(value, str) else ""
+        raise refuse(name, "a LangChain chat model, or the name of one such as 'openai:gpt-4o-mini'", value, hint)
     if any(isinstance(one, AuctionSettings) for one in runnables_in(value)):
         raise refuse(name, "a model that is not an auction already", type(value).__name__, "Losers would be charged.")
     return value
@@ -205,7 +209,7 @@ class AuctionSettings(_Settings):
     }
 
     model: SkipValidation[Runnable[Any, Any]]
-    """Any Runnable chat model."""
+    """Any Runnable chat model, or `provider:model` for LangChain's `init_chat_model`, as in "openai:gpt-4o-mini"."""
     agents: SkipValidation[AgentSource] = ()
     """The agents that bid: a list, or a callable or Runnable that returns one for a call's input.
     `config={"configurable": {"auction_agents": [...]}}` replaces it for one call."""

@@ -7,6 +7,7 @@ import math
 
 import pytest
 from langchain_core.runnables import RunnableLambda
+from langchain_openai import ChatOpenAI
 from pydantic import ValidationError
 
 from llm_auction_chain import Agent, AuctionRunnable, ChatAuction, ConfigurationError
@@ -89,7 +90,11 @@ def _refusal(**settings):
     ({"on_tool_calls": None}, "on_tool_calls must be 'auction' or 'bypass', got None."),
     ({"on_event": "print"}, "on_event must be a function of an AuctionEvent, got 'print'."),
     ({"report_cap": "soft"}, "report_cap of the auction must be a number above 0, got 'soft'."),
-    ({"model": "gpt"}, "model must be a LangChain chat model (any Runnable chat model), got 'gpt'."),
+    ({"model": 3}, "model must be a LangChain chat model, or the name of one such as 'openai:gpt-4o-mini', got 3."),
+    ({"model": "gpt"}, (
+        "model must be a LangChain chat model, or the name of one such as 'openai:gpt-4o-mini', got 'gpt'. "
+        "For a model on this machine: ChatTransformers(model=...)."
+    )),
     ({"sampling": {"min_candidates": 0}}, "min_candidates must be a whole number of at least 1, got 0."),
     ({"sampling": {"min_ess": 0.5}}, "min_ess must be a number of at least 1, got 0.5."),
     ({"sampling": {"max_candidates": 1.5}}, "max_candidates must be a whole number of at least 1, got 1.5."),
@@ -188,3 +193,13 @@ def test_a_missing_model_is_named_and_no_setting_is_repeated(interface):
 def test_a_mapping_whose_keys_are_no_names_is_refused(group):
     with pytest.raises(ConfigurationError, match="1: Keys should be strings, got 1"):
         auction(agents=[], **{group: {1: 2}})
+
+
+@pytest.mark.parametrize("interface", [AuctionRunnable, ChatAuction])
+def test_a_model_may_be_the_name_that_langchain_gives_it(interface, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk")
+    model = interface(model="openai:gpt-4o-mini").model
+    assert isinstance(model, ChatOpenAI)
+    assert model.model_name == "gpt-4o-mini"
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert _refusal(model="openai:gpt-4o-mini").startswith("The model 'openai:gpt-4o-mini' could not be set up: ")

@@ -12,6 +12,7 @@ from llm_auction_chain.models.local.chat_model import ChatTransformers
 
 def test_a_path_or_no_name_is_a_local_model_that_is_not_loaded_yet(tmp_path):
     assert model_by_name(None, max_tokens=3) == ChatTransformers(max_tokens=3)
+    assert model_by_name(None) == ChatTransformers()
     folder = tmp_path / "llama:7b"
     folder.mkdir()
     assert model_by_name(str(folder), max_tokens=3).model == str(folder)
@@ -22,6 +23,7 @@ def test_a_provider_and_a_model_are_what_langchain_makes_of_them(monkeypatch):
     model = model_by_name("openai:gpt-4.1", max_tokens=3)
     assert isinstance(model, ChatOpenAI)
     assert (model.model_name, model.max_tokens) == ("gpt-4.1", 3)
+    assert model_by_name("openai:gpt-4.1").max_tokens is None
 
 
 def test_what_cannot_be_set_up_is_named(monkeypatch):
