@@ -96,6 +96,11 @@ class AuctionResult:
     charge: "Charge | None"
 
     @property
+    def text(self) -> str:
+        """The text of the reply, as the user reads it; a disclosure in the reply is part of it."""
+        return str(self.reply.text)
+
+    @property
     def distinct_replies(self) -> int:
         """How many different replies were drawn; each is one candidate."""
         return len(self.candidates)

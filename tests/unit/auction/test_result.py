@@ -150,6 +150,12 @@ def test_a_disclosure_stays_in_the_metadata_or_goes_where_it_is_put():
     assert free.reply.text == free.candidates[0].message.text
 
 
+def test_the_text_is_what_the_user_reads():
+    plain, marked = sponsored(), sponsored("end")
+    assert plain.text == plain.reply.text == plain.candidates[plain.settlement.winner].message.text
+    assert marked.text == f"{plain.text}\n\nAd: B."
+
+
 def disclosed(content, place):
     """Return the reply of an auction whose every candidate has this content, and a disclosure in its place."""
 
