@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property, lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -144,9 +145,17 @@ class AuctionResult:
         """
         return charges_of(self.settlement.payments.tolist(), [agent.payer for agent in self.agents])
 
+    @cached_property
+    def payments(self) -> Mapping[str, Decimal]:
+        """What each agent pays, by its name: its part of `charges`. They sum to `revenue`.
+
+        It is a zero for an agent that never pays, and for one whose report changes nothing.
+        """
+        return MappingProxyType({agent.name: due for agent, due in zip(self.agents, self.charges, strict=True)})
+
     @property
     def revenue(self) -> Decimal:
-        """The sum of `charges`, exact."""
+        """The sum of `payments`, exact."""
         return total(self.charges)
 
     @property

@@ -35,6 +35,20 @@ def test_the_decimals_of_the_metadata_add_up_and_are_those_of_the_floats(rule):
             assert float(payment[f"{name}_decimal"]) == pytest.approx(payment[name], abs=5.1e-7)
 
 
+@pytest.mark.parametrize("rule", PAYMENT_RULES)
+def test_payments_by_name_are_the_charges_and_sum_to_the_revenue(rule):
+    user = Agent("user", LIKES_C.reward, pays=False)
+    twins = [Agent(name, LIKES_B.reward, owner="one") for name in ("T1", "T2")]
+    result = auction([user, *twins, LIKES_C], payment_rule=rule).run("x")
+    assert list(result.payments) == ["user", "T1", "T2", "C"]
+    assert tuple(result.payments.values()) == result.charges
+    assert sum(result.payments.values()) == result.revenue
+    assert result.payments["user"] == 0
+    with pytest.raises(TypeError):
+        result.payments["C"] = Decimal(0)
+    assert auction([]).run("x").payments == {}
+
+
 async def test_a_player_that_never_pays_moves_the_reply_and_is_charged_nothing():
     user = Agent("user", LengthReward(2, 1, value=3.0, unit="characters"), pays=False)
     for result in await both(auction([user, LIKES_B])):
