@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm_auction_chain.agents import Agent
+    from llm_auction_chain.agents import Agent, load_agents
     from llm_auction_chain.auction.events import AuctionEvent, Progress
     from llm_auction_chain.auction.result import AuctionResult
     from llm_auction_chain.auction.settings import Billing, Disclosure, Policy, Sampling
@@ -78,11 +78,12 @@ __all__ = [
     "ScoringError",
     "TauPoint",
     "lint_context",
+    "load_agents",
     "tau_sweep",
 ]
 
 _NAMES = {
-    "agents": ("Agent",),
+    "agents": ("Agent", "load_agents"),
     "auction.events": ("AuctionEvent", "Progress"),
     "auction.result": ("AuctionResult",),
     "auction.settings": ("Billing", "Disclosure", "Policy", "Sampling"),

@@ -1,14 +1,16 @@
 """Agents that bid for the reply."""
 
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Protocol, SupportsFloat
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol, Self, SupportsFloat
 
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable
 
-from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
 from llm_auction_chain.validators import choice, name_of_account, number, refuse, takes, text
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "check_agents",
     "check_cap",
     "check_categories",
+    "load_agents",
     "of_another_kind",
 ]
 
@@ -97,6 +100,42 @@ class Agent:
         elif callable(reward) and not isinstance(reward, Runnable):
             takes(f"reward of {self.name!r}", reward, "(prompt, reply)")
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, allow_code: bool = False) -> Self:
+        """Return the agent that plain data describes, such as an entry of an agents file.
+
+        Args:
+            data: the settings of an agent. The reward is `{name: settings}` with the name of a ready-made reward:
+                click, embedding, judge, length, log_ratio, mention, regex, reward_model or webhook.
+            allow_code: whether you trust the data, which may then name a function as its reward,
+                `package.module:function`. Its module is imported.
+
+        Raises:
+            ConfigurationError: a setting is unknown, missing or out of range; the message names it.
+            MissingDependencyError: the reward needs a package that is not installed.
+
+        >>> Agent.from_dict({"name": "TuneTown", "reward": {"mention": {"phrases": ["guitar"], "value": 2.0}}}).reward
+        MentionReward(phrases=['guitar'], value=2.0, at_most=1)
+        """
+        return cls._from_data(data, "The agent", allow_code=allow_code)
+
+    @classmethod
+    def _from_data(cls, data: Any, where: str, *, allow_code: bool) -> Self:
+        """Return the agent that data describes. Errors name its place. They show no values: one may be a secret."""
+        from llm_auction_chain.rewards.from_data import refuse_unknown, reward_from_data
+
+        if isinstance(data, Mapping):
+            where = f"{where}, {data['name']!r}" if "name" in data else where
+            refuse_unknown(data, [setting.name for setting in fields(cls)], f"{where}: an agent")
+        if not isinstance(data, Mapping) or not {"name", "reward"} <= data.keys():
+            what = [*data] if isinstance(data, Mapping) else type(data).__name__
+            raise ConfigurationError(f"{where} must be a mapping with a name and a reward, got {what}.")
+        reward = reward_from_data(data["reward"], where, allow_code=allow_code)
+        try:
+            return cls(**{**data, "reward": reward})
+        except (TypeError, ConfigurationError) as error:
+            raise ConfigurationError(f"{where}: {error}") from error
+
     @cached_property
     def payer(self) -> str:
         """The owner, or the agent itself where it has none."""
@@ -106,6 +145,75 @@ class Agent:
     def per_click(self) -> bool:
         """Whether it pays per click: its whole reward is a `ClickReward`."""
         return hasattr(self.reward, "value_per_click")
+
+
+def load_agents(path: str | Path | None, *, allow_code: bool = False) -> list[Agent]:
+    """Return the agents of a YAML or JSON file.
+
+    Args:
+        path: a file with a list of agents under `agents:`, each with the settings that `Agent.from_dict` takes. None
+            is the file of the demo, which comes with the package.
+        allow_code: whether you trust the file, which may then name functions as rewards.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or a setting is unknown, missing, written twice or out of range;
+            the message names the file, the agent and the setting.
+        MissingDependencyError: a package is not installed.
+
+    >>> [agent.name for agent in load_agents(None)]
+    ['StringSchool', 'TuneTown', 'SongBook']
+    """
+    from llm_auction_chain.rewards.from_data import refuse_unknown
+
+    where = "the default agents" if path is None else str(path)
+    source = files("llm_auction_chain") / "agents.yaml" if path is None else Path(path)
+    try:
+        content = source.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{where} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{where} is not UTF-8: {error}.") from error
+    data = _from_yaml(content, where)
+    if isinstance(data, dict):
+        refuse_unknown(data, ["agents"], f"{where}: it")
+    entries = data.get("agents") if isinstance(data, dict) else data
+    if not isinstance(entries, list):
+        raise ConfigurationError(f"{where}: write a list of agents under `agents:`.")
+    agents = [
+        Agent._from_data(entry, f"{where}, agent {number}", allow_code=allow_code)  # noqa: SLF001 - of this module
+        for number, entry in enumerate(entries, 1)
+    ]
+    try:
+        return [*check_agents(agents)]
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}") from error
+
+
+def _from_yaml(content: str, where: str) -> Any:
+    """Return what YAML says. It refuses a key that is written twice, of which YAML would take the last value."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingDependencyError("An agents file needs PyYAML: pip install 'llm-auction-chain[cli]'") from error
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+            keys: set[str] = set()
+            for key, _ in node.value:
+                if key.value in keys:
+                    problem = f"{key.value!r} is there twice"
+                    raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+                keys.add(key.value)
+            return super().construct_mapping(node, deep=deep)
+
+    try:
+        return yaml.load(content, Loader)  # noqa: S506 - a safe loader
+    except yaml.MarkedYAMLError as error:  # its own text shows the line, which may hold a secret
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigurationError(f"{where} is not YAML: {place}{error.problem}.") from None
+    except Exception as error:  # PyYAML lets errors of its constructors pass, as for the date 2026-02-30
+        raise ConfigurationError(f"{where} is not YAML: {error}") from error
 
 
 def check_agents(agents: Iterable[Agent], *, owners: bool = True) -> tuple[Agent, ...]:

@@ -108,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     from importlib.metadata import version
 
     try:
+        import yaml  # noqa: F401 - files of agents are YAML
+
         from llm_auction_chain.cli.experiment import add_experiment
         from llm_auction_chain.cli.ledger import add_ledger
         from llm_auction_chain.cli.receipts import add_verify

@@ -1,14 +1,18 @@
-"""Chat models by their names: what a shell or a configuration can say of them."""
+"""Models by their names, which is how a shell or a file refers to them."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import BaseChatModel
+
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
 
-__all__ = ["model_by_name"]
+__all__ = ["embeddings_by_name", "model_by_name"]
 
 
-def model_by_name(name: str | None, *, max_tokens: int | None = None) -> Any:
+def model_by_name(name: str | None, *, max_tokens: int | None = None) -> BaseChatModel:
     """Return a chat model, whose weights are not loaded yet.
 
     Args:
@@ -25,12 +29,36 @@ def model_by_name(name: str | None, *, max_tokens: int | None = None) -> Any:
         from llm_auction_chain.models.local.chat_model import ChatTransformers
 
         return ChatTransformers(model=name, **limit)
+    model: BaseChatModel = _of_langchain("langchain.chat_models", "init_chat_model", name, limit)
+    return model
+
+
+def embeddings_by_name(name: str | None) -> Embeddings:
+    """Return embeddings.
+
+    Args:
+        name: `provider:model`. None is the model of the extra `embeddings`.
+
+    Raises:
+        ConfigurationError: the provider's model cannot be set up.
+        MissingDependencyError: a package is not installed.
+    """
+    if name is None:
+        from llm_auction_chain.models.local.embeddings import StaticEmbeddings
+
+        return StaticEmbeddings()
+    embeddings: Embeddings = _of_langchain("langchain.embeddings", "init_embeddings", name, {})
+    return embeddings
+
+
+def _of_langchain(module: str, function: str, name: str, settings: dict[str, Any]) -> Any:
+    """Return the model of a name from the function of LangChain that knows all providers."""
     try:
-        from langchain.chat_models import init_chat_model
+        make = getattr(import_module(module), function)
     except ImportError as error:
         raise MissingDependencyError(f"{name!r} needs langchain: pip install langchain") from error
     try:
-        return init_chat_model(name, **limit)
+        return make(name, **settings)
     except ImportError as error:
         raise MissingDependencyError(str(error)) from error
     except Exception as error:

@@ -1,11 +1,15 @@
 """Agents: what their settings may be."""
 
+import json
+import math
+import sys
+
 import pytest
 from langchain_core.runnables import RunnableLambda
 
-from llm_auction_chain import Agent, ConfigurationError
+from llm_auction_chain import Agent, ConfigurationError, MissingDependencyError, load_agents
 from llm_auction_chain.agents import check_agents
-from llm_auction_chain.rewards import ClickReward
+from llm_auction_chain.rewards import ClickReward, MentionReward
 
 BLANK = [
     "half \ud800",
@@ -74,3 +78,65 @@ def test_a_reward_that_can_be_called_is_taken(reward):
 def test_a_description_of_a_whole_book_is_refused():
     with pytest.raises(ConfigurationError, match="context of 'A' must be a text of at most 100000 characters"):
         Agent("A", max, context="x" * 100_001)
+
+
+def test_an_agent_from_a_dict_is_the_agent_from_its_settings():
+    settings = {"name": "A", "owner": "O", "context": "Sells.", "pays": False, "report_cap": 2.0, "categories": ["c"]}
+    agent = Agent.from_dict({**settings, "reward": {"mention": {"phrases": ["a"]}}})
+    assert agent == Agent(**settings, reward=MentionReward(["a"]))
+
+
+def test_an_agent_of_a_subclass_stays_one():
+    class Own(Agent):
+        pass
+
+    assert type(Own.from_dict({"name": "A", "reward": {"mention": {"phrases": ["a"]}}})) is Own
+
+
+@pytest.mark.parametrize(("data", "says"), [
+    (3, "The agent must be a mapping with a name and a reward, got int."),
+    ({"reward": {"webhook": {"secret": "s"}}}, "The agent must be a mapping with a name and a reward, got ['reward']."),
+    ({"name": "A", "reward": {}, "bid": 3}, "The agent, 'A': an agent has no setting 'bid'."),
+    ({"name": "A", "reward": {"mention": {}}}, "The agent, 'A': mention needs phrases."),
+    ({"name": "A", "reward": "math:dist"}, "The agent, 'A': reward 'math:dist' names code, which would run."),
+    ({"name": "A", "reward": {"mention": {"phrases": ["a"]}}, "pays": 2}, "The agent, 'A': pays of 'A' must be True"),
+])  # fmt: skip
+def test_an_error_of_data_names_the_agent_and_the_setting(data, says):
+    with pytest.raises(ConfigurationError) as caught:
+        Agent.from_dict(data)
+    assert str(caught.value).startswith(says)
+
+
+def test_agents_of_a_file_are_those_of_their_entries(tmp_path):
+    entries = [{"name": name, "reward": {"mention": {"phrases": [name]}}} for name in ("A", "B")]
+    for path in (tmp_path / "agents.json", tmp_path / "agents.yaml"):
+        path.write_text(json.dumps({"agents": entries}))
+        assert load_agents(path) == load_agents(str(path)) == [Agent.from_dict(entry) for entry in entries]
+    path.write_text("- {name: A, reward: 'math:dist'}")
+    assert load_agents(path, allow_code=True)[0].reward is math.dist
+    with pytest.raises(ConfigurationError, match=r"agents.yaml, agent 1, 'A': reward 'math:dist' names code"):
+        load_agents(path)
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    (b"- {name: A, secret: swordfish: }", r"agents.yaml is not YAML: line 1, column \d+: "),
+    (b"\xff", "agents.yaml is not UTF-8: "),
+    (b"", "agents.yaml: write a list of agents under `agents:`"),
+    (2 * b"- {name: A, reward: {mention: {phrases: [a]}}}\n", "agents.yaml: Two agents are called 'A'"),
+])  # fmt: skip
+def test_a_file_that_holds_no_agents_is_refused_without_its_lines(content, says, tmp_path):
+    (tmp_path / "agents.yaml").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        load_agents(tmp_path / "agents.yaml")
+    assert "swordfish" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"none.yaml cannot be read: No such file"):
+        load_agents(tmp_path / "none.yaml")
+
+
+def test_without_the_extra_an_agents_file_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'llm-auction-chain\[cli\]'"):
+        load_agents(None)

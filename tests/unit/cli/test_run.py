@@ -12,6 +12,7 @@ from llm_auction_chain import cli
 from llm_auction_chain.cli import main, run
 from llm_auction_chain.models.local import weights
 from llm_auction_chain.models.local.chat_model import ChatTransformers
+from llm_auction_chain.rewards import from_data
 from llm_auction_chain.testing import MarkovChatModel
 from tests.integration.provider import READ, WRITTEN, provider
 
@@ -159,7 +160,7 @@ def test_a_key_of_the_agents_file_that_is_there_twice_is_refused_by_name(text, k
         ("- {nam: A, reward: {}}", "agents.yaml, agent 1: an agent has no setting 'nam'"),
         ("- {name: A, reward: {mentions: {}}}", "agents.yaml, agent 1, 'A': reward has no setting 'mentions'"),
         ("- {name: A, reward: {mention: {}, weight: 2}}", "agent 1, 'A': reward has no setting 'weight'"),
-        ("- {name: A, reward: {mention: {}, length: {}}}", "agent 1, 'A': reward is one of mention"),
+        ("- {name: A, reward: {mention: {}, length: {}}}", "agent 1, 'A': reward is one of click"),
         ("- {name: A, context: 2026-02-30, reward: {}}", "agents.yaml is not YAML: day is out of range"),
         ("- 3", "agents.yaml, agent 1 must be a mapping with a name and a reward"),
     ],
@@ -297,7 +298,7 @@ def test_no_escape_of_an_error_a_warning_or_a_log_reaches_the_terminal(small, tm
     def fails(prompt, replies):
         raise LookupError("no \x1b[2J stock")
 
-    monkeypatch.setattr(run, "_reward", lambda *_, **__: fails)
+    monkeypatch.setattr(from_data, "reward_from_data", lambda *_, **__: fails)
     (tmp_path / "agents.yaml").write_text('- {name: A, context: "see \\x9b1A https://x.example", reward: x}')
     assert main(["run", "Hi", *QUICK, "--agents", str(tmp_path / "agents.yaml")]) == 0
     shown = capsys.readouterr()

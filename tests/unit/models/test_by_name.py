@@ -1,13 +1,14 @@
-"""Chat models by their names."""
+"""Models by their names."""
 
 import sys
 
 import pytest
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
-from llm_auction_chain.models.by_name import model_by_name
+from llm_auction_chain.models.by_name import embeddings_by_name, model_by_name
 from llm_auction_chain.models.local.chat_model import ChatTransformers
+from llm_auction_chain.models.local.embeddings import StaticEmbeddings
 
 
 def test_a_path_or_no_name_is_a_local_model_that_is_not_loaded_yet(tmp_path):
@@ -35,3 +36,13 @@ def test_what_cannot_be_set_up_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "langchain.chat_models", None)
     with pytest.raises(MissingDependencyError, match="'openai:gpt-4' needs langchain"):
         model_by_name("openai:gpt-4", max_tokens=3)
+
+
+def test_embeddings_have_names_as_chat_models_have(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk")
+    assert isinstance(embeddings_by_name(None), StaticEmbeddings)
+    embeddings = embeddings_by_name("openai:text-embedding-3-small")
+    assert isinstance(embeddings, OpenAIEmbeddings)
+    assert embeddings.model == "text-embedding-3-small"
+    with pytest.raises(ConfigurationError, match="The model 'small' could not be set up"):
+        embeddings_by_name("small")

@@ -162,7 +162,8 @@ def test_the_published_schemas_are_those_of_the_models(schemas):
 
 
 def test_the_schemas_describe_every_field_and_need_all_of_them(schemas):
-    for schema in schemas.values():
+    for name in ("receipt-1.json", "agent-view-1.json"):
+        schema = schemas[name]
         for kind in (schema, *schema["$defs"].values()):
             assert set(kind["required"]) == set(kind["properties"])
             assert all(field["description"] for field in kind["properties"].values())
