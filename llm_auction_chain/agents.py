@@ -165,14 +165,18 @@ def load_agents(path: str | Path | None, *, allow_code: bool = False) -> list[Ag
     """
     from llm_auction_chain.rewards.from_data import refuse_unknown
 
+    if path is not None and not (isinstance(path, str | Path) and str(path).strip()):
+        raise refuse("The path of an agents file", "a path", path)
     where = "the default agents" if path is None else str(path)
     source = files("llm_auction_chain") / "agents.yaml" if path is None else Path(path)
     try:
         content = source.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"{where} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise ConfigurationError(f"{where} is not UTF-8: {error}.") from error
+    except ValueError as error:  # the path has a null
+        raise ConfigurationError(f"{where} cannot be read: {error}.") from error
     data = _from_yaml(content, where)
     if isinstance(data, dict):
         refuse_unknown(data, ["agents"], f"{where}: it")

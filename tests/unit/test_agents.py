@@ -134,6 +134,14 @@ def test_a_file_that_holds_no_agents_is_refused_without_its_lines(content, says,
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigurationError, match=r"none.yaml cannot be read: No such file"):
         load_agents(tmp_path / "none.yaml")
+    with pytest.raises(ConfigurationError, match="cannot be read: embedded null"):
+        load_agents("a\0b")
+
+
+@pytest.mark.parametrize("path", [3, "", " ", b"agents.yaml"])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(ConfigurationError, match="The path of an agents file must be a path, got"):
+        load_agents(path)
 
 
 def test_without_the_extra_an_agents_file_says_what_to_install(monkeypatch):
