@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["AgentExplanation", "Explanation", "why_left_out"]
+__all__ = ["AgentExplanation", "Explanation", "shortened", "why_left_out"]
 
 _MANY = 1e6  # larger ratios of probabilities are shown as this
 _REASONS = {
@@ -68,7 +68,7 @@ class AgentExplanation:
         moved = f"moved the draw by {self.influence:.1%}"
         made = f"made this reply {_times(self.probability, self.probability_without)}"
         if self.changed_the_reply:
-            instead = f"Without it: {_shortened(self.reply_without)}"
+            instead = f"Without it: {shortened(self.reply_without)}"
         else:
             instead = "Without it the same reply would have been drawn."
         cost = f"pays {self.charge}" if self.pays else "never pays"
@@ -119,7 +119,7 @@ class Explanation:
         """Return a few lines for people."""
         unit = f" Amounts are in {self.currency}." if self.currency else ""
         who = f"Sponsored by {', '.join(self.sponsors)}." if self.sponsored else "No agent that pays made it likelier."
-        lines = [f"Reply: {_shortened(self.reply)}", f"{who}{unit}", *map(str, self.agents)]
+        lines = [f"Reply: {shortened(self.reply)}", f"{who}{unit}", *map(str, self.agents)]
         lines += map(why_left_out, self.left_out)
         return "\n".join(lines)
 
@@ -139,6 +139,13 @@ def _times(probability: float, without: float) -> str:
     return f"{min(probability / without, _MANY):.2f} times as likely"
 
 
-def _shortened(text: str) -> str:
-    line = " ".join(text.split())
-    return f'"{line}"' if len(line) <= _SHORT else f'"{line[: _SHORT - 1]}…"'
+def shortened(text: str) -> str:
+    r"""Return a text in quotes on one line, cut after 60 characters, with control characters spelled out.
+
+    >>> print(shortened("a\nb \x1b[2J"))
+    "a b \x1b[2J"
+    """
+    line = " ".join(text[: 100 * _SHORT].split())
+    cut = line if len(line) <= _SHORT else f"{line[: _SHORT - 1]}…"
+    plain = "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in cut)
+    return f'"{plain}"'

@@ -17,7 +17,8 @@ from langchain_core.messages.ai import UsageMetadata
 from llm_auction_chain.agents import Agent
 from llm_auction_chain.auction.admission import Admitted, LeftOut
 from llm_auction_chain.auction.billing import with_charge
-from llm_auction_chain.auction.explanation import AgentExplanation, Explanation
+from llm_auction_chain.auction.display import summary
+from llm_auction_chain.auction.explanation import AgentExplanation, Explanation, shortened
 from llm_auction_chain.auction.settings import AuctionSettings, DisclosurePlace
 from llm_auction_chain.candidates import Candidate, Contexts, Drawn, Plan
 from llm_auction_chain.descriptions import lint_context
@@ -48,7 +49,7 @@ _lint = lru_cache(maxsize=4096)(lint_context)
 _ROUNDING = 1e-9  # by which p may differ from p_-i though the agent did nothing
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AuctionResult:
     """Everything about one auction.
 
@@ -95,6 +96,27 @@ class AuctionResult:
     seed: int
     opening: Opening
     charge: "Charge | None"
+
+    def __str__(self) -> str:
+        """Return about ten lines for people: question, reply, payments, and which agents moved the reply.
+
+        >>> from llm_auction_chain import Agent, AuctionRunnable
+        >>> from llm_auction_chain.testing import MarkovChatModel
+        >>> agent = Agent("B", lambda prompt, reply: 4.0 * reply.text.count("b"))
+        >>> print(AuctionRunnable(model=MarkovChatModel(), agents=[agent], seed=7).run("Say something"))
+        Question: "Say something"
+        Reply:    "bb"
+        Sponsored by B.
+          B: pays 1.887806, moved the draw by 83.8%, same reply without it
+        Revenue 1.887806, tau 1, payment rule expected
+        7 distinct replies of 16 draws, effective sample size 1.1
+        Seed 7, auction ...
+        """
+        return summary(self)
+
+    def __repr__(self) -> str:
+        """Return one line, without private rewards: traces and logs show it."""
+        return f"<AuctionResult {self.auction_id}: {shortened(self.text)}, revenue {as_text(self.revenue)}>"
 
     @property
     def text(self) -> str:
