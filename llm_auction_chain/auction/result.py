@@ -1,5 +1,6 @@
 """The result of an auction, from reports to reply, and the metadata that travel with the reply."""
 
+import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from llm_auction_chain.auction.billing import with_charge
 from llm_auction_chain.auction.display import summary
 from llm_auction_chain.auction.explanation import AgentExplanation, Explanation, shortened
 from llm_auction_chain.auction.settings import AuctionSettings, DisclosurePlace
+from llm_auction_chain.auction.storage import as_dict, fields_from
 from llm_auction_chain.candidates import Candidate, Contexts, Drawn, Plan
 from llm_auction_chain.descriptions import lint_context
 from llm_auction_chain.errors import AuctionWarning
@@ -232,6 +234,38 @@ class AuctionResult:
             agents=tuple(self._explained(i) for i in range(len(self.agents))),
             left_out=tuple(out.as_dict() for out in self.left_out),
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything about the auction as plain JSON, for storing; `from_dict` reads it.
+
+        It has all reports and the receipt's salt: keep it for the platform and its auditor. Agents' rewards, which are
+        code, are left out. In messages, what JSON does not have becomes text.
+        """
+        return as_dict(self)
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """Return `as_dict()` as a JSON text; `AuctionResult.from_dict(json.loads(text))` reads it."""
+        return json.dumps(self.as_dict(), allow_nan=False, indent=indent)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the result that `as_dict` returned as plain JSON: same figures, explanation and receipt.
+
+        `tau_sweep` and `experiments.best_response` work on it as on the first. Its agents have no rewards.
+
+        Raises:
+            ConfigurationError: the data are not those of a result.
+
+        >>> from llm_auction_chain import Agent, AuctionRunnable
+        >>> from llm_auction_chain.testing import MarkovChatModel
+        >>> agent = Agent("B", lambda prompt, reply: 4.0 * reply.text.count("b"))
+        >>> held = AuctionRunnable(model=MarkovChatModel(), agents=[agent], seed=7).run("Say something")
+        >>> stored = held.to_json()
+        >>> again = AuctionResult.from_dict(json.loads(stored))
+        >>> again.text, again.payments == held.payments, again.receipt == held.receipt
+        ('bb', True, True)
+        """
+        return cls(**fields_from(data))
 
     def _explained(self, i: int) -> AgentExplanation:
         settlement, agent = self.settlement, self.agents[i]
