@@ -18,7 +18,7 @@ from langchain_core.messages.ai import UsageMetadata
 from llm_auction_chain.agents import Agent
 from llm_auction_chain.auction.admission import Admitted, LeftOut
 from llm_auction_chain.auction.billing import with_charge
-from llm_auction_chain.auction.display import summary
+from llm_auction_chain.auction.display import as_html, summary
 from llm_auction_chain.auction.explanation import AgentExplanation, Explanation, shortened
 from llm_auction_chain.auction.settings import AuctionSettings, DisclosurePlace
 from llm_auction_chain.auction.storage import as_dict, fields_from
@@ -119,6 +119,10 @@ class AuctionResult:
     def __repr__(self) -> str:
         """Return one line, without private rewards: traces and logs show it."""
         return f"<AuctionResult {self.auction_id}: {shortened(self.text)}, revenue {as_text(self.revenue)}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: question, reply, and tables of agents and candidates."""
+        return as_html(self)
 
     @property
     def text(self) -> str:

@@ -1,5 +1,8 @@
 """What a result looks like: a few lines that say the settlement's own figures, and no private reward."""
 
+from html.parser import HTMLParser
+
+from langchain_core.language_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 
 from llm_auction_chain import Agent, Billing, Policy
@@ -69,3 +72,75 @@ def test_a_repr_is_one_line_without_rewards():
     assert repr(result).startswith(f'<AuctionResult {result.auction_id}: "{result.text}"')
     assert len(repr(result)) < 200
     assert "0.1234" not in f"{result!r} {result}"
+
+
+class Page(HTMLParser):
+    """Collects the elements of a page and its texts, and checks that every element is closed in its turn."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.opened, self.tags, self.texts = [], [], []
+        self.feed(source)
+        assert self.opened == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag != "br":
+            self.opened.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.opened.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+async def test_a_notebook_shows_question_reply_agents_and_candidates():
+    for result in await both(auction()):
+        page = Page(result._repr_html_())
+        assert page.tags[0] == ("section", {"aria-label": "Auction"})
+        for text in ("x", " " + result.text, "Agents", "Candidates", "B", str(result.payments["B"])):
+            assert text in page.texts or f" {text}" in page.texts
+        assert [text for text in page.texts if text.endswith(" (the reply)")] == [f"{result.text} (the reply)"]
+        assert any(result.auction_id in text for text in page.texts)
+
+
+def test_every_table_has_a_caption_and_headings_for_rows_and_columns():
+    page = Page(auction().run("x")._repr_html_())
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("table") == tags.count("caption") == tags.count("thead") == 2
+    assert {attrs.get("scope") for tag, attrs in page.tags if tag == "th"} == {"row", "col"}
+
+
+def test_no_text_of_a_reply_or_a_prompt_becomes_html():
+    attack = "<script>alert(1)</script><img src=x onerror='a'>&amp; $x$"
+    model = FakeMessagesListChatModel(responses=[AIMessage(f"{attack}{text}") for text in "abcd"])
+    page = Page(auction(model=model, n_candidates=4).run(attack)._repr_html_())
+    names = {tag for tag, _ in page.tags}
+    assert names <= {"section", "p", "strong", "table", "caption", "thead", "tbody", "tr", "th", "td", "br", "span"}
+    assert {name for _, attrs in page.tags for name in attrs} <= {"aria-label", "scope"}
+    assert "".join(page.texts).count(attack) >= 6
+    assert "$" not in auction(model=model, n_candidates=4).run(attack)._repr_html_()
+
+
+def test_a_page_stays_small_and_has_the_reply():
+    many = FakeMessagesListChatModel(responses=[AIMessage(f"{k} " * 5000) for k in range(60)])
+    for seed in range(5):
+        result = auction(model=many, n_candidates=60, seed=seed).run("x" * 100_000)
+        shown = result._repr_html_()
+        assert len(shown) < 100_000
+        assert "Candidates, 2" in shown
+        assert shown.count(" (the reply)") == 1
+
+
+def test_a_page_without_agents_has_the_candidates_alone():
+    shown = auction([]).run("x")._repr_html_()
+    assert "<caption>Agents" not in shown
+    assert "<caption>Candidates</caption>" in shown
+
+
+def test_a_page_has_the_agents_that_moved_the_draw_most():
+    agents = [Agent(f"A{k}", lambda prompt, reply, k=k: 0.001 * k * reply.text.count("b")) for k in range(30)]
+    shown = auction(agents).run("x")._repr_html_()
+    assert "<caption>Agents, 20 of 30</caption>" in shown
+    assert ('<th scope="row">A29</th>' in shown, '<th scope="row">A3</th>' in shown) == (True, False)
