@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
     from llm_auction_chain.interfaces.telemetry import OpenTelemetryHandler
     from llm_auction_chain.ledger import Ledger
+    from llm_auction_chain.messages import public_reply
     from llm_auction_chain.models.local.chat_model import ChatTransformers
     from llm_auction_chain.models.vllm.chat_model import ChatVLLM
 
@@ -79,6 +80,7 @@ __all__ = [
     "TauPoint",
     "lint_context",
     "load_agents",
+    "public_reply",
     "tau_sweep",
 ]
 
@@ -96,6 +98,7 @@ _NAMES = {
     "interfaces.runnable": ("AuctionRunnable",),
     "interfaces.telemetry": ("OpenTelemetryHandler",),
     "ledger": ("Ledger",),
+    "messages": ("public_reply",),
     "models.local.chat_model": ("ChatTransformers",),
     "models.vllm.chat_model": ("ChatVLLM",),
 }

@@ -24,6 +24,7 @@ __all__ = [
     "json_of",
     "messages_of",
     "parsed",
+    "public_reply",
     "shown_to_agents",
     "total_counts",
     "total_usage",
@@ -40,6 +41,7 @@ ENDS = ("finish_reason", "stop_reason", "stopReason", "done_reason", "status", "
 _CALLS = frozenset({"function_call", "tool_call", "tool_use"})  # types of content blocks
 _DEEPEST = 200  # levels that recursive code can walk, with the frames of a graph around it
 _SHOWN = frozenset({"model_name", *ENDS})
+_PUBLIC = ("sponsored", "disclosure")  # what a user may know of an auction
 _ROLES = ((HumanMessage, "user"), (AIMessage, "assistant"), (SystemMessage, "system"))
 
 
@@ -151,6 +153,25 @@ def shown_to_agents(message: M) -> M:
     private = {"usage_metadata": None, "artifact": None}
     kept = {name: value for name, value in private.items() if getattr(message, name, None) is not None}
     return message.model_copy(update={"response_metadata": metadata, **kept})
+
+
+def public_reply(reply: M) -> M:
+    """Return a copy of an auction's reply that may leave the platform, for a user or another service.
+
+    It has the reply's content, calls of tools and id, the model's name and how the reply ended. Of the auction it has
+    whether the reply is sponsored, and the disclosure. Payments, agents, seeds, log-probabilities and the tokens of
+    hidden calls stay behind, and so does all metadata that is not named here. A message without an auction is treated
+    alike.
+
+    >>> auction = {"sponsored": True, "disclosure": "Ad: B.", "seed": 7, "payments": [{"agent": "B", "amount": 1.5}]}
+    >>> public_reply(AIMessage("Hi", response_metadata={"model_name": "m", "auction": auction})).response_metadata
+    {'model_name': 'm', 'auction': {'sponsored': True, 'disclosure': 'Ad: B.'}}
+    """
+    metadata = {name: value for name, value in reply.response_metadata.items() if name in _SHOWN}
+    if isinstance(auction := reply.response_metadata.get("auction"), Mapping):
+        metadata["auction"] = {name: auction[name] for name in _PUBLIC if name in auction}
+    usage = {"usage_metadata": None} if getattr(reply, "usage_metadata", None) is not None else {}
+    return reply.model_copy(update={"response_metadata": metadata, **usage})
 
 
 def copies_of(

@@ -9,7 +9,15 @@ from langchain_core.messages.ai import add_usage
 from langchain_core.prompt_values import StringPromptValue
 
 from llm_auction_chain import ConfigurationError, PromptError
-from llm_auction_chain.messages import as_turns, copies_of, messages_of, shown_to_agents, total_counts, total_usage
+from llm_auction_chain.messages import (
+    as_turns,
+    copies_of,
+    messages_of,
+    public_reply,
+    shown_to_agents,
+    total_counts,
+    total_usage,
+)
 
 RICH = AIMessage(
     [{"type": "text", "text": "a"}],
@@ -161,3 +169,33 @@ def test_agents_see_the_tokens_of_a_reply_and_not_how_likely_each_prompt_makes_i
     seen = shown_to_agents(reply).response_metadata.get("logprobs", {})
     assert seen.get("token_ids") == (tokens if isinstance(tokens, list) else None)
     assert not {-1.0, -2.0, -3.0, -4.0} & {*seen.get("token_logprobs", ()), *seen.get("prompt_totals", ())}
+
+
+def test_a_public_reply_has_what_the_user_may_know_and_nothing_else():
+    call = ToolCall(name="buy", args={"items": ["pick"]}, id="1")
+    auction = {"schema": "s", "sponsored": True, "sponsors": ["B"], "disclosure": "Ad: B.", "payments": [1], "seed": 7}
+    reply = AIMessage(
+        [{"type": "text", "text": "a"}],
+        id="run-1",
+        tool_calls=[call],
+        response_metadata={
+            "model_name": "m", "finish_reason": "stop", "token_usage": {"total_tokens": 9}, "logprobs": {"content": []},
+            "auction": auction,
+        },
+        usage_metadata={"input_tokens": 1, "output_tokens": 1, "total_tokens": 2},
+    )  # fmt: skip
+    public = public_reply(reply)
+    assert (public.content, public.id, public.tool_calls) == (reply.content, "run-1", reply.tool_calls)
+    assert public.response_metadata == {
+        "model_name": "m", "finish_reason": "stop", "auction": {"sponsored": True, "disclosure": "Ad: B."}
+    }  # fmt: skip
+    assert public.usage_metadata is None
+    assert reply.response_metadata["auction"] is auction  # the platform's own message keeps all
+    assert reply.usage_metadata is not None
+    assert public_reply(public) == public
+
+
+def test_a_public_reply_of_no_auction_has_none():
+    assert public_reply(AIMessage("Hi", response_metadata={"x": 1})) == AIMessage("Hi")
+    assert public_reply(AIMessage("Hi", response_metadata={"auction": "x"})).response_metadata == {}
+    assert public_reply(HumanMessage("Hi")) == HumanMessage("Hi")

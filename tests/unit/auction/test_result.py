@@ -16,6 +16,7 @@ from llm_auction_chain import (
     DefensiveMixture,
     Disclosure,
     Reference,
+    public_reply,
 )
 from llm_auction_chain.mechanism import PAYMENT_RULES, settle
 from llm_auction_chain.money import as_decimal
@@ -168,6 +169,15 @@ def test_the_text_is_what_the_user_reads():
     plain, marked = sponsored(), sponsored("end")
     assert plain.text == plain.reply.text == plain.candidates[plain.settlement.winner].message.text
     assert marked.text == f"{plain.text}\n\nAd: B."
+
+
+def test_a_public_reply_has_the_disclosure_and_no_figure_of_the_auction():
+    result = sponsored()
+    public = public_reply(result.reply)
+    assert public.text == result.text
+    assert public.response_metadata["auction"] == {"sponsored": True, "disclosure": "Ad: B."}
+    private = [result.auction_id, result.opening.commitment, str(result.revenue)]
+    assert not any(secret in public.model_dump_json(exclude={"id"}) for secret in private)
 
 
 def disclosed(content, place):
