@@ -12,9 +12,18 @@ from llm_auction_chain.experiments import EXPERIMENTS
 from llm_auction_chain.mechanism import PAYMENT_RULES, PaymentRule
 from llm_auction_chain.validators import Check, choice, number, optional, refuse, whole_number
 
-__all__ = ["ExperimentConfig", "Family"]
+__all__ = ["QUICK", "ExperimentConfig", "Family"]
 
 Family = Literal["mentions", "log_ratio", "judge"]
+QUICK: Mapping[str, Any] = {
+    "domains": ("money", "learning"),
+    "n_questions": 2,
+    "draws": 8,
+    "max_tokens": 12,
+    "proposals": ("reference", "context prompt", "default"),
+    "n_candidates": (2, 4, 8),
+}
+"""Settings of a quick run. Experiments that have them share their draws."""
 
 
 def _each(check: Check) -> Check:

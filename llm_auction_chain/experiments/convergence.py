@@ -7,7 +7,7 @@ from operator import attrgetter
 import numpy as np
 
 from llm_auction_chain.candidates.proposals import log_weights, stratify
-from llm_auction_chain.experiments.config import ExperimentConfig
+from llm_auction_chain.experiments.config import QUICK, ExperimentConfig
 from llm_auction_chain.experiments.exact import ExactBed, Point
 from llm_auction_chain.experiments.pools import Pool
 from llm_auction_chain.experiments.results import Figure, Findings, Series, Table, mean
@@ -141,7 +141,7 @@ EXPERIMENTS = {
     "convergence": Experiment(
         claim="Replies approach the optimally fine-tuned model as M grows, sooner where proposals know the agents.",
         config=ExperimentConfig(experiment="convergence"),
-        quick={"n_questions": 2, "draws": 8, "max_tokens": 16, "n_candidates": (2, 4, 8)},
+        quick=QUICK,
         analyse=analyse,
     )
 }

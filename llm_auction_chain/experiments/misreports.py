@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_auction_chain.experiments.baselines import Candidates, Rule, mosaic, rules_at, utility_of
-from llm_auction_chain.experiments.config import ExperimentConfig
+from llm_auction_chain.experiments.config import QUICK, ExperimentConfig
 from llm_auction_chain.experiments.pools import Pool
 from llm_auction_chain.experiments.results import Cell, Figure, Findings, Series, Table, mean
-from llm_auction_chain.experiments.strategic_agents import QUICK, auction_size, auctions
+from llm_auction_chain.experiments.strategic_agents import auction_size, auctions
 from llm_auction_chain.experiments.study import Experiment, Study
 from llm_auction_chain.experiments.welfare import PROPOSAL_OF
 from llm_auction_chain.mechanism import PaymentRule, settle

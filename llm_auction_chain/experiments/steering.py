@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_auction_chain.experiments.baselines import Candidates
-from llm_auction_chain.experiments.config import ExperimentConfig
+from llm_auction_chain.experiments.config import QUICK, ExperimentConfig
 from llm_auction_chain.experiments.pools import Pool
 from llm_auction_chain.experiments.results import Cell, Figure, Findings, Series, Table, mean
-from llm_auction_chain.experiments.strategic_agents import QUICK, auction_size, auctions
+from llm_auction_chain.experiments.strategic_agents import auction_size, auctions
 from llm_auction_chain.experiments.study import Experiment, Study
 from llm_auction_chain.mechanism import PaymentRule, settle
 from llm_auction_chain.mechanism.payments import most_charged

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, product
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.experiments.baselines import Candidates
-from llm_auction_chain.experiments.config import ExperimentConfig
+from llm_auction_chain.experiments.config import QUICK, ExperimentConfig
 from llm_auction_chain.experiments.exact import divergence
 from llm_auction_chain.experiments.pools import Pool
 from llm_auction_chain.experiments.results import Cell, Figure, Findings, Series, Table, mean, ratio
@@ -17,12 +16,9 @@ from llm_auction_chain.experiments.study import Experiment, Study
 from llm_auction_chain.mechanism import Settlement, settle
 from llm_auction_chain.mechanism.payments import most_charged
 
-__all__ = ["EXPERIMENTS", "QUICK", "auction_size", "auctions"]
+__all__ = ["EXPERIMENTS", "auction_size", "auctions"]
 
 Floats = npt.NDArray[np.float64]
-
-QUICK: Mapping[str, Any] = {"n_questions": 2, "draws": 12, "max_tokens": 16, "n_candidates": (2, 6)}
-"""Settings of a quick run: those of `welfare`, so that they share their draws."""
 
 _NAMES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TIMES = (1.0, 2.0, 4.0, 8.0)  # what an agent with false names may exaggerate by

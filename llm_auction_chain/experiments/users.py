@@ -13,7 +13,7 @@ import numpy.typing as npt
 from llm_auction_chain.candidates.proposals import stratify
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.experiments.baselines import Candidates, Outcome, kl_to_reference
-from llm_auction_chain.experiments.config import ExperimentConfig
+from llm_auction_chain.experiments.config import QUICK, ExperimentConfig
 from llm_auction_chain.experiments.pools import RUBRICS, Pool
 from llm_auction_chain.experiments.results import Estimate, Figure, Findings, Series, Table, mean
 from llm_auction_chain.experiments.study import Experiment, Study
@@ -304,13 +304,7 @@ EXPERIMENTS = {
         config=ExperimentConfig(
             experiment="users", n_candidates=(16,), taus=(0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
         ),
-        quick={
-            "n_questions": 2,
-            "draws": 8,
-            "max_tokens": 16,
-            "n_candidates": (4,),
-            "proposals": ("reference", "default"),
-        },
+        quick={**QUICK, "n_candidates": (4,)},
         analyse=analyse,
     )
 }

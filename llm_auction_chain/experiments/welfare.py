@@ -18,7 +18,7 @@ from llm_auction_chain.experiments.baselines import (
     on_subsets,
     soft_best_of_n,
 )
-from llm_auction_chain.experiments.config import ExperimentConfig
+from llm_auction_chain.experiments.config import QUICK, ExperimentConfig
 from llm_auction_chain.experiments.exact import SmallBed, divergence
 from llm_auction_chain.experiments.pools import OWN_POLICIES, Pool
 from llm_auction_chain.experiments.results import Cell, Estimate, Figure, Findings, Series, Table, mean, of_means
@@ -326,7 +326,7 @@ EXPERIMENTS = {
     "welfare": Experiment(
         claim="The auction raises sponsors' value and the platform's revenue, at a loss of the user that tau sets.",
         config=ExperimentConfig(experiment="welfare"),
-        quick={"n_questions": 2, "draws": 12, "max_tokens": 16, "n_candidates": (2, 6)},
+        quick=QUICK,
         analyse=analyse,
     )
 }
