@@ -20,7 +20,6 @@ __all__ = [
     "as_turns",
     "calls_of",
     "copies_of",
-    "is_deep",
     "json_of",
     "messages_of",
     "parsed",
@@ -39,7 +38,6 @@ _NOTHING: dict[str, Any] = {  # what LangChain counts in whole numbers
 ENDS = ("finish_reason", "stop_reason", "stopReason", "done_reason", "status", "incomplete_details")
 """The metadata that say how a reply ended, in the words of OpenAI, Anthropic, Bedrock, Ollama and the Responses API."""
 _CALLS = frozenset({"function_call", "tool_call", "tool_use"})  # types of content blocks
-_DEEPEST = 200  # levels that recursive code can walk, with the frames of a graph around it
 _SHOWN = frozenset({"model_name", *ENDS})
 _PUBLIC = ("sponsored", "disclosure")  # what a user may know of an auction
 _ROLES = ((HumanMessage, "user"), (AIMessage, "assistant"), (SystemMessage, "system"))
@@ -121,19 +119,6 @@ def json_of(value: Any) -> str:
         return json.dumps(value)
     except (TypeError, ValueError):
         return json.dumps(to_jsonable_python(value, bytes_mode="base64", serialize_unknown=True))
-
-
-def is_deep(value: Any) -> bool:
-    """Whether lists and mappings lie in each other more than 200 levels deep, as they do in what contains itself.
-
-    >>> is_deep({"a": [{"b": 1}]})
-    False
-    """
-    layer = [value]
-    for _ in range(_DEEPEST):
-        parts = (part for one in layer for part in (one.values() if isinstance(one, dict) else one))
-        layer = list({id(part): part for part in parts if isinstance(part, dict | list | tuple)}.values())
-    return bool(layer)
 
 
 def shown_to_agents(message: M) -> M:

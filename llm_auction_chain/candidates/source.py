@@ -36,7 +36,7 @@ from llm_auction_chain.candidates.unwrapping import (
     of_one_draw,
 )
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
-from llm_auction_chain.messages import calls_of, is_deep
+from llm_auction_chain.messages import calls_of
 from llm_auction_chain.waiting import Waiter, run
 
 __all__ = ["Sample", "Source", "hidden", "is_streaming", "native", "quiet"]
@@ -45,6 +45,7 @@ Progress = Callable[[int, float | None], None]
 _Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
 _LAW = ("temperature", "top_p", "top_k")  # keywords of the sampler that a scorer needs
 _ROOM = 3  # seeds for each draw: a request that is refused or answered in part is followed by others
+_DEEPEST = 200  # levels that recursive code can walk, with the frames of a graph around it
 _OF_RUNS = ("callbacks", "tags", "metadata", "run_name")  # what a chat model takes of a config
 _SCHEMA = "llm_auction_chain.auction/"  # prefix of the schema in an auction's metadata
 _RESERVED = frozenset({"conditions", "n", "progress", "seed"})
@@ -315,13 +316,23 @@ def _sample_of(replies: Sequence[tuple[int, Any]]) -> Sample:
                 "The model contains an auction already: its reply was drawn in one. Replies that lose in the outer "
                 "auction would be charged in the inner one. Auction the model itself."
             )
-        if is_deep(
-            [reply.content, reply.additional_kwargs, reply.response_metadata, *(args for _, args in calls_of(reply))]
-        ):
+        calls = list(calls_of(reply)) if reply.additional_kwargs else reply.tool_calls
+        if _is_deep([reply.content, reply.additional_kwargs, reply.response_metadata, calls]):
             causes.append(CandidatesError("A reply has parts that are nested too deeply, or that contain themselves."))
             continue
         messages.append((place, reply))
     return Sample(replies=tuple(messages), causes=tuple(causes))
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and mappings lie in each other more than 200 levels deep, as they do in what contains itself."""
+    layer = [value]
+    for _ in range(_DEEPEST):
+        parts = [part for one in layer for part in (one.values() if isinstance(one, dict) else one)]
+        layer = list({id(part): part for part in parts if isinstance(part, dict | list | tuple)}.values())
+        if not layer:
+            return False
+    return True
 
 
 def _progress_keywords(progress: Progress | None, requests: int) -> list[dict[str, Any]]:
