@@ -76,7 +76,7 @@ def as_html(result: "AuctionResult") -> str:
         )
         for j in [*order[:_ROWS], *(j for j in order[_ROWS:] if j == settlement.winner)]
     ]
-    title = _counted("Candidates", len(candidates), len(order))
+    title = _with_count("Candidates", len(candidates), len(order))
     _question, _reply, *lines = summary(result).splitlines()
     notes = [line for line in lines if not line.startswith("  ")]
     parts = [
@@ -85,7 +85,7 @@ def as_html(result: "AuctionResult") -> str:
     ]
     if agents:
         heads = ("agent", "owner", f"pays{unit}", "moved the draw", "reply without it", "report")
-        parts.append(_table(_counted("Agents", len(agents), len(result.agents)), heads, agents))
+        parts.append(_table(_with_count("Agents", len(agents), len(result.agents)), heads, agents))
     parts += [
         _table(title, ("reply", "draws", "probability"), candidates),
         f"<p>{'<br>'.join(map(_escaped, [*notes, *(why_left_out(out.as_dict()) for out in result.left_out)]))}</p>",
@@ -108,8 +108,8 @@ def _by_effect(result: "AuctionResult") -> list[AgentExplanation]:
     return sorted(result.explain().agents, key=lambda agent: -agent.influence)
 
 
-def _counted(caption: str, shown: int, n: int) -> str:
-    return caption if shown == n else f"{caption}, {shown} of {n}"
+def _with_count(caption: str, rows: int, n: int) -> str:
+    return caption if rows == n else f"{caption}, {rows} of {n}"
 
 
 def _cut(text: str) -> str:

@@ -428,8 +428,8 @@ def _readable(value: Any) -> Any:
         for name, inner in value.items()
         if not _is_sealed(str(name), value)
     }
-    said = [(name, part) for name, part in sorted(parts.items()) if not _is_empty(part, list | str)]
-    return said if {name for name, _ in said} - {"type"} else []
+    contents = [(name, part) for name, part in sorted(parts.items()) if not _is_empty(part, list | str)]
+    return contents if {name for name, _ in contents} - {"type"} else []
 
 
 def _is_empty(part: Any, kinds: Any) -> bool:  # by kind: arrays do not compare with a list

@@ -277,7 +277,7 @@ def soft_best_of_n(*, tau: float, free: bool = False) -> Rule:
 
     Args:
         tau: money per nat, above 0.
-        free: False if each agent pays its report for the returned reply, at least 0. True if nobody pays.
+        free: False if each agent pays its report for the returned reply, at least 0. True if no agent pays.
 
     Raises:
         ConfigurationError: tau is not valid. From the rule: no candidate comes from the reference (-1).

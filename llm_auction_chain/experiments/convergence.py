@@ -31,11 +31,11 @@ def analyse(study: Study[Pool]) -> Findings:
         for k, (name, shares) in enumerate(_SHARES.items())
     }
     at = {name: curve[_AT].distance for name, curve in curves.items()}
-    found = [_of_family(study, family) for family in study.config.families]
+    parts = [_of_family(study, family) for family in study.config.families]
     broken = sum(point.slack[0] + 3 * point.slack[1] < 0 for curve in curves.values() for point in curve.values())
     return Findings(
-        tables=(_exact_table(bed, curves), *(table for table, _ in found)),
-        figures=(*_exact_figures(bed, curves), *(figure for _, figures in found for figure in figures)),
+        tables=(_exact_table(bed, curves), *(table for table, _ in parts)),
+        figures=(*_exact_figures(bed, curves), *(figure for _, figures in parts for figure in figures)),
         ratios={
             "mixture_vs_context": at["mixture, 1/4 + 3/4"] / at["context prompt"],
             "mixture_vs_reference": at["mixture, 1/4 + 3/4"] / at["reference"],
@@ -119,13 +119,13 @@ def _of_family(study: Study[Pool], family: str) -> tuple[Table, tuple[Figure, ..
 
 def _statistics(pool: Pool, *, proposal: str, m: int, family: str, tau: float) -> tuple[float, float, float]:
     """Return E[G_M] / tau, the mean log pi* of the returned reply and the mean ESS, over the auctions of a pool."""
-    best, found = _best(pool, family, tau), []
+    best, statistics = _best(pool, family, tau), []
     for _, candidates in pool.sets(proposal, m, family):
         settled = settle(candidates.rewards, candidates.log_weights, tau=tau, seed=0)
         likely = candidates.log_reference + candidates.rewards.sum(axis=0) / tau - best
         diagnostics = settled.diagnostics
-        found.append((diagnostics.log_normaliser / tau, settled.probabilities @ likely, diagnostics.ess_weights))
-    normaliser, chance, ess = np.mean(found, axis=0)
+        statistics.append((diagnostics.log_normaliser / tau, settled.probabilities @ likely, diagnostics.ess_weights))
+    normaliser, chance, ess = np.mean(statistics, axis=0)
     return float(normaliser), float(chance), float(ess)
 
 

@@ -85,9 +85,9 @@ class ExactBed:
             tilts={"Ellis": (0, 0, 0, 0, tilt, 0), "Farrow": (0, 0, 0, 0, 0, tilt)},
         )
         tokens = np.array(list(product(range(6), repeat=_LENGTH)))
-        asked = (HumanMessage("Speak"),)
+        question = (HumanMessage("Speak"),)
         log_probs = []
-        for prompt in (asked, ContextPrompt().describe(asked, ["Ellis", "Farrow"], 0)):
+        for prompt in (question, ContextPrompt().describe(question, ["Ellis", "Farrow"], 0)):
             first, following = model.log_probabilities([prompt], [1.0])
             log_probs.append(first[tokens[:, 0]] + following[tokens[:, :-1], tokens[:, 1:]].sum(axis=1))
         mentions = np.minimum(np.stack([(tokens == token).sum(axis=1) for token in (4, 5)]), _MOST_MENTIONS)
@@ -176,9 +176,11 @@ class SmallBed:
     def make(cls, *, tilt: float = 1.5, value: float = 1.0) -> "SmallBed":
         """Return the bed. A description adds `tilt` nats to the agent's token, which it pays `value` money for."""
         model = MarkovChatModel(tilts={"Ellis": (0, tilt, 0), "Farrow": (0, 0, tilt)})
-        asked = (HumanMessage("Speak"),)
+        question = (HumanMessage("Speak"),)
         described = {REFERENCE: (), CONTEXT_PROMPT: ("Ellis", "Farrow"), 0: ("Ellis",), 1: ("Farrow",)}
-        prompts = {k: ContextPrompt().describe(asked, names, 0) if names else asked for k, names in described.items()}
+        prompts = {
+            k: ContextPrompt().describe(question, names, 0) if names else question for k, names in described.items()
+        }
         laws = {source: np.exp(list(model.enumerate([prompt]).values())) for source, prompt in prompts.items()}
         words = list(model.enumerate())
         return cls(laws=laws, rewards=value * np.array([[word.count(letter) for word in words] for letter in "bc"]))

@@ -111,7 +111,7 @@ def _ours(
 
     The last axis is the mean over agents and their maximum in expectation, and the maximum for draws with equal noise.
     """
-    found = np.empty((len(proposals), len(rules), len(KINDS), 3))
+    results = np.empty((len(proposals), len(rules), len(KINDS), 3))
     for a, proposal in enumerate(proposals):
         one = next(auctions(pool, proposal, m, family))
         misreports = [
@@ -121,8 +121,8 @@ def _ours(
             least = 0.0 if name == "proportional" else -np.inf
             allowed = [{kind: np.maximum(each, least) for kind, each in of_agent.items()} for of_agent in misreports]
             gains = np.array([_of_liar(one, i, of_agent, name, tau) for i, of_agent in enumerate(allowed)])
-            found[a, b] = np.column_stack([gains[..., 0].mean(axis=0), gains.max(axis=0)])
-    return found
+            results[a, b] = np.column_stack([gains[..., 0].mean(axis=0), gains.max(axis=0)])
+    return results
 
 
 def _theirs(pool: Pool, *, m: int, family: str, tau: float) -> Floats:
@@ -130,15 +130,15 @@ def _theirs(pool: Pool, *, m: int, family: str, tau: float) -> Floats:
 
     The last axis is the mean over agents and their maximum.
     """
-    found = []
+    results = []
     for name, rule in rules_at(tau).items():
         one = next(auctions(pool, PROPOSAL_OF.get(name, "reference"), m, family, centred=False))
         climbing = mosaic(tau=tau) if name == "MOSAIC, pivot" else rule  # of the same mean, and much faster
         misreports = [_lies_with_ascent(climbing, one, i, tau, pool.seed, climb_from=None) for i in _agents(one)]
         gains = _gains(rule, one, misreports, tau)
         gains = np.column_stack([gains, gains.max(axis=1)])
-        found.append(np.stack([gains.mean(axis=0), gains.max(axis=0)], axis=-1))
-    return np.array(found)
+        results.append(np.stack([gains.mean(axis=0), gains.max(axis=0)], axis=-1))
+    return np.array(results)
 
 
 def _agents(candidates: Candidates) -> range:
@@ -155,21 +155,21 @@ def _lies_with_ascent(
 ) -> dict[str, Floats]:
     """Return the misreports of all kinds. The ascent begins at a lie of this kind, or at the truth."""
     truth, spread = candidates.rewards[agent], _spread(candidates, agent, tau)
-    found = lies(truth, spread, np.random.default_rng([seed, agent]))
-    start = truth if climb_from is None else found[climb_from][0]
-    found["gradient ascent"] = ascend(rule, candidates, agent, start, spread)[None]
-    return found
+    results = lies(truth, spread, np.random.default_rng([seed, agent]))
+    start = truth if climb_from is None else results[climb_from][0]
+    results["gradient ascent"] = ascend(rule, candidates, agent, start, spread)[None]
+    return results
 
 
 def _gains(rule: Rule, candidates: Candidates, misreports: Sequence[Mapping[str, Floats]], tau: float) -> Floats:
     """Return the largest gain in expectation of each agent by each kind of lie, (N, kinds), in spreads."""
-    found = []
+    results = []
     for i, of_agent in enumerate(misreports):
         utility = partial(utility_of, rule, candidates, i)
         honest = utility(candidates.rewards[i])
         gains = [max(map(utility, of_agent[kind])) - honest for kind in KINDS]
-        found.append(np.array(gains) / _spread(candidates, i, tau))
-    return np.array(found)
+        results.append(np.array(gains) / _spread(candidates, i, tau))
+    return np.array(results)
 
 
 def _of_liar(
@@ -186,15 +186,15 @@ def _of_liar(
         reports = candidates.rewards.copy()
         reports[agent] = report
         outcome = rule(candidates, reports)
-        found = [float((values - outcome.payments[agent]) @ outcome.probabilities)]
+        results = [float((values - outcome.payments[agent]) @ outcome.probabilities)]
         for seed, noise in enumerate(noises):
             if name == "pivot":
                 one = settle(reports, weights, tau=tau, payment_rule=name, seed=seed)
-                found.append(values[one.winner] - one.payments[agent])
+                results.append(values[one.winner] - one.payments[agent])
             else:  # the payment depends on the reply alone
                 winner = int(np.argmax(weights + reports.sum(axis=0) / tau + noise))
-                found.append(values[winner] - outcome.payments[agent, winner])
-        return np.array(found)
+                results.append(values[winner] - outcome.payments[agent, winner])
+        return np.array(results)
 
     honest = utilities(values)
     gains = [np.max([utilities(lie) - honest for lie in of_agent[kind]], axis=0) for kind in KINDS]

@@ -129,11 +129,11 @@ class _Clock:
         ends = self.ends
         drawn = ends["candidates"]
         scored = max(drawn, ends.get("weights", drawn))
-        committed, asked, settled = (ends[f"auction.{name}"] for name in ("candidates", "scored", "settled"))
-        recorded = committed - scored + ends["receipt"] - ends["reply"]
-        rest = ends["auction.started"] - ends["begin"] + ends["reply"] - settled
+        commitment, reports, settlement = (ends[f"auction.{name}"] for name in ("candidates", "scored", "settled"))
+        recorded = commitment - scored + ends["receipt"] - ends["reply"]
+        rest = ends["auction.started"] - ends["begin"] + ends["reply"] - settlement
         return [
-            drawn - ends["auction.started"], scored - drawn, asked - committed, settled - asked, recorded, rest,
+            drawn - ends["auction.started"], scored - drawn, reports - commitment, settlement - reports, recorded, rest,
         ]  # fmt: skip
 
 
@@ -331,12 +331,12 @@ def _figures(study: Study[Costs], kinds: Sequence[tuple[str, str]], m: int) -> t
     settings = study.units[0][0].settings
 
     def against(name: str, kept: Callable[[Setting], bool]) -> tuple[Series, ...]:
-        found = []
+        lines = []
         for kind in kinds:
             places = [k for k, one in enumerate(settings) if one[:2] == kind and kept(one)]
             times = [study.ratio(lambda one, k=k: one.seconds[k], lambda one: one.reply_seconds.mean()) for k in places]  # type: ignore[misc]
-            found.append(Series(label=", ".join(kind), x=[getattr(settings[k], name) for k in places], y=times))
-        return tuple(found)
+            lines.append(Series(label=", ".join(kind), x=[getattr(settings[k], name) for k in places], y=times))
+        return tuple(lines)
 
     typical = [settings.index(Setting(*kind, m, _N)) for kind in kinds]
     passes = study.values(lambda one: one.passes).reshape(-1, len(settings))

@@ -389,10 +389,10 @@ def _rewards(
 def _relevance(bench: Bench, question: Question, texts: Sequence[str]) -> Floats:
     if bench.embeddings is None:
         return np.full(len(texts), np.nan)
-    asked = np.array(bench.embeddings.embed_query(question.text))
+    question_vector = np.array(bench.embeddings.embed_query(question.text))
     vectors = np.array(bench.embeddings.embed_documents(list(texts)))
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(asked)
-    return np.asarray(np.divide(vectors @ asked, lengths, out=np.zeros(len(texts)), where=lengths > 0))
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(question_vector)
+    return np.asarray(np.divide(vectors @ question_vector, lengths, out=np.zeros(len(texts)), where=lengths > 0))
 
 
 def _grades(bench: Bench, prompt: list[BaseMessage], replies: list[AIMessage]) -> dict[str, Floats]:

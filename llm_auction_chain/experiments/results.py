@@ -356,17 +356,17 @@ class Summary:
 
     def __str__(self) -> str:
         """Return claim, tables, notes, cost and the line of JSON."""
-        found = self.findings
-        parts = (self.claim, *map(str, found.tables), "\n".join(found.notes), str(self.cost), self.json_line)
+        findings = self.findings
+        parts = (self.claim, *map(str, findings.tables), "\n".join(findings.notes), str(self.cost), self.json_line)
         return "\n\n".join(part for part in parts if part)
 
     def to_markdown(self) -> str:
         """Return the same in Markdown, with links to the figures that `save` writes beside it."""
-        found = self.findings
-        pictures = (f"![{figure.title}]({figure.name}.svg)" for figure in found.figures)
+        findings = self.findings
+        pictures = (f"![{figure.title}]({figure.name}.svg)" for figure in findings.figures)
         parts = (
-            f"# {self.experiment}", self.claim, *(table.to_markdown() for table in found.tables), *pictures,
-            *found.notes, str(self.cost), f"```json\n{self.json_line}\n```",
+            f"# {self.experiment}", self.claim, *(table.to_markdown() for table in findings.tables), *pictures,
+            *findings.notes, str(self.cost), f"```json\n{self.json_line}\n```",
         )  # fmt: skip
         return "\n\n".join(parts) + "\n"
 

@@ -31,22 +31,22 @@ def analyse(study: Study[Pool]) -> Findings:
     figures: list[Figure] = []
     largest = 0.0
     for family in config.families:
-        found = {
+        measurements = {
             (proposal, tau): [[_of_pool(pool, proposal, family, tau, m) for pool in row] for row in study.units]
             for proposal in config.proposals
             for tau in config.taus
         }
         draws = study.values(partial(_of_draws, rules=config.payment_rules, family=family, tau=config.tau, m=m))
-        tables += [_table(found, m, family), _draws_table(config, draws, m, family)]
-        figures += _figures(config, found, family)
-        shares = [_shares(agents).max() for rows in found.values() for row in rows for agents in row]
+        tables += [_table(measurements, m, family), _draws_table(config, draws, m, family)]
+        figures += _figures(config, measurements, family)
+        shares = [_shares(agents).max() for rows in measurements.values() for row in rows for agents in row]
         largest = max(largest, *shares, draws[..., 1].max())
     return Findings(
         tables=tuple(tables), figures=tuple(figures), ratios={"largest_share_of_bound": float(largest)}, notes=_NOTES
     )
 
 
-Found = Mapping[tuple[str, float], Sequence[Sequence[Floats]]]
+Measurements = Mapping[tuple[str, float], Sequence[Sequence[Floats]]]
 """By proposal and tau, for each question and seed: what `_of_auction` returns, for all auctions of the pool."""
 
 
@@ -63,9 +63,9 @@ def _of_auction(one: Candidates, tau: float) -> Floats:
     return np.column_stack([settled.steering, bounds[0], settled.expected_payments, bounds[1], spans**2 / (8.0 * tau)])
 
 
-def _shares(found: Floats) -> Floats:
+def _shares(measurements: Floats) -> Floats:
     """Return which shares of the bounds were reached: of steering, and of the expected payment, (K, 2)."""
-    happened, bounds = found[:, [_NATS, _PAID]], found[:, [_MOST_NATS, _MOST_PAID]]
+    happened, bounds = measurements[:, [_NATS, _PAID]], measurements[:, [_MOST_NATS, _MOST_PAID]]
     return np.divide(happened, bounds, out=np.where(happened > 0.0, np.inf, 0.0), where=bounds > 0.0)
 
 
@@ -84,9 +84,9 @@ def _of_draws(pool: Pool, *, rules: Sequence[PaymentRule], family: str, tau: flo
     return np.array([(np.mean(each), np.max(each)) if each else (0.0, 0.0) for each in shares])
 
 
-def _table(found: Found, m: int, family: str) -> Table:
+def _table(measurements: Measurements, m: int, family: str) -> Table:
     rows: list[tuple[Cell, ...]] = []
-    for (proposal, tau), units in found.items():
+    for (proposal, tau), units in measurements.items():
         means = np.array([[agents.mean(axis=0) for agents in row] for row in units])
         shares = np.array([[_shares(agents).mean(axis=0) for agents in row] for row in units])
         largest = np.max([_shares(agents).max(axis=0) for row in units for agents in row], axis=0)
@@ -119,12 +119,12 @@ def _draws_table(config: ExperimentConfig, draws: Floats, m: int, family: str) -
     )
 
 
-def _figures(config: ExperimentConfig, found: Found, family: str) -> list[Figure]:
+def _figures(config: ExperimentConfig, measurements: Measurements, family: str) -> list[Figure]:
     def figure(name: str, title: str, unit: str, happened: int, bound: int) -> Figure:
         series = []
         for tau in config.taus:
             points = np.concatenate(
-                [agents for proposal in config.proposals for row in found[proposal, tau] for agents in row]
+                [agents for proposal in config.proposals for row in measurements[proposal, tau] for agents in row]
             )
             points = points[points[:, happened] > _SHOWN * points[:, bound]]
             if len(points):

@@ -83,12 +83,12 @@ def _measured(study: Study[Pool], statistic: Statistic, family: str) -> Floats:
     config, m = study.config, auction_size(study.config)
 
     def of_pool(pool: Pool) -> Floats:
-        found = [each for one in auctions(pool, _PROPOSAL, m, family) for each in statistic(one, config.tau)]
-        if not found:
+        subjects = [each for one in auctions(pool, _PROPOSAL, m, family) for each in statistic(one, config.tau)]
+        if not subjects:
             raise ConfigurationError(
                 f"The experiment {config.experiment!r} compares two agents, and {pool.question.id!r} has one sponsor."
             )
-        return np.asarray(np.mean(found, axis=0))
+        return np.asarray(np.mean(subjects, axis=0))
 
     return study.values(of_pool)
 
@@ -239,7 +239,7 @@ def _of_pair(one: Candidates, pair: tuple[int, int], tau: float) -> Floats:
     apart = {factors: outcome(factors, None) for factors in grid}
     inside = {factors: outcome(factors, owners) for factors in grid}
     equal, lying = [(factor, factor) for factor in _FACTORS], [factors for factors in grid if factors != (1.0, 1.0)]
-    best, best_inside = (max(lying, key=lambda factors: found[factors][0]) for found in (apart, inside))
+    best, best_inside = (max(lying, key=lambda factors: outcomes[factors][0]) for outcomes in (apart, inside))
     honest, honest_inside = apart[1.0, 1.0], inside[1.0, 1.0]
     rows = []
     for a, b in zip([*equal, best], [*equal, best_inside], strict=True):
@@ -384,9 +384,9 @@ def budgets(study: Study[Pool]) -> Findings:
 
     def part(family: str) -> Part:
         def of_pool(pool: Pool) -> Floats:
-            held = list(auctions(pool, _PROPOSAL, m, family))
-            agents = range(len(held[0].rewards))
-            return np.asarray(np.mean([_of_budgets(held, agent, config.tau) for agent in agents], axis=0))
+            sequence = list(auctions(pool, _PROPOSAL, m, family))
+            agents = range(len(sequence[0].rewards))
+            return np.asarray(np.mean([_of_budgets(sequence, agent, config.tau) for agent in agents], axis=0))
 
         values = study.values(of_pool)
         goal = values[:, :, -1, honest, 1]  # honesty whose budget never ends
@@ -439,23 +439,23 @@ def budgets(study: Study[Pool]) -> Findings:
     return _of_families(study, part, notes)
 
 
-def _of_budgets(held: Sequence[Candidates], agent: int, tau: float) -> Floats:
+def _of_budgets(sequence: Sequence[Candidates], agent: int, tau: float) -> Floats:
     """Return, for each budget and pace, what a sequence of auctions brings: (shares, paces, 3).
 
     The last axis is the share of the auctions entered, and the gain over never entering with the cap of the truth and
     with a cap shaded like the report, money per auction.
     """
-    offers = np.array([[_of_offer(one, agent, pace, tau) for pace in _PACES] for one in held])
-    offers = offers[np.arange(_HORIZON) % len(held)]  # (auctions, paces, payment and gain)
-    cap = max(float(np.ptp(one.rewards[agent])) for one in held)
+    offers = np.array([[_of_offer(one, agent, pace, tau) for pace in _PACES] for one in sequence])
+    offers = offers[np.arange(_HORIZON) % len(sequence)]  # (auctions, paces, payment and gain)
+    cap = max(float(np.ptp(one.rewards[agent])) for one in sequence)
     whole = float(offers[:, _PACES.index(1.0), 0].sum())
-    found = np.empty((len(_SHARES), len(_PACES), 3))
+    results = np.empty((len(_SHARES), len(_PACES), 3))
     for s, share in enumerate(_SHARES):
         budget = most_charged("expected", cap, tau) + share * whole
         for k, pace in enumerate(_PACES):
             entered, gain = _run_down(offers[:, k], budget, most_charged("expected", max(pace, 1.0) * cap, tau))
-            found[s, k] = entered, gain, _run_down(offers[:, k], budget, most_charged("expected", pace * cap, tau))[1]
-    return found
+            results[s, k] = entered, gain, _run_down(offers[:, k], budget, most_charged("expected", pace * cap, tau))[1]
+    return results
 
 
 def _of_offer(one: Candidates, agent: int, pace: float, tau: float) -> tuple[float, float]:

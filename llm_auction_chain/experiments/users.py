@@ -254,7 +254,7 @@ def _figures(values: dict[str, Floats], taus: Sequence[float], shown: Sequence[i
         )
 
     losses, worths = against_tau(0), against_tau(1)
-    found = [
+    sentences = [
         Figure(
             name=f"users_{family}_loss", title=f"A larger tau keeps the reply near the model's own ({family})",
             x_label=_TAU, y_label=_LOSS, series=losses, x_log=True,
@@ -269,7 +269,7 @@ def _figures(values: dict[str, Floats], taus: Sequence[float], shown: Sequence[i
         ),
     ]  # fmt: skip
     graded = [k for k, name in enumerate(_MEASURES) if k in shown and (name == _RELEVANT or name in RUBRICS)]
-    return found + [
+    return sentences + [
         Figure(
             name=f"users_{family}_{_MEASURES[k].split()[0]}", title=f"{_MEASURES[k]} against tau ({family})",
             x_label=_TAU, y_label=_MEASURES[k], series=against_tau(k), x_log=True,

@@ -192,11 +192,11 @@ def _over_after_policy(config: ExperimentConfig, points: Points, proposal: str, 
 
     def ratios(means: Floats) -> Floats:
         losses, values = np.maximum(means[:, ::2], 0.0), means[:, 1::2]
-        n, found = len(ours), []
+        n, pairs = len(ours), []
         for loss, value in zip(losses, values, strict=True):
             common = min(loss[:n].max(), loss[n:].max())
-            found.append((at_loss(loss[:n], value[:n], common), at_loss(loss[n:], value[n:], common)))
-        return _over(*np.array(found).T)
+            pairs.append((at_loss(loss[:n], value[:n], common), at_loss(loss[n:], value[n:], common)))
+        return _over(*np.array(pairs).T)
 
     return of_means(ratios, *samples)
 
@@ -281,12 +281,12 @@ def _sizes_table(study: Study[Pool], family: str) -> Table:
 
 def _of_size(pool: Pool, *, proposal: str, m: int, family: str, tau: float) -> Floats:
     """Return value, revenue and G_M of an auction, the mean over a pool's sets of M candidates."""
-    found = []
+    rows = []
     for _, each in pool.sets(proposal, m, family):
         settled = settle(each.rewards, each.log_weights, tau=tau, seed=0)
         value = settled.probabilities @ each.rewards.sum(axis=0)
-        found.append((value, settled.expected_payments.sum(), settled.diagnostics.log_normaliser))
-    return np.asarray(np.mean(found, axis=0))
+        rows.append((value, settled.expected_payments.sum(), settled.diagnostics.log_normaliser))
+    return np.asarray(np.mean(rows, axis=0))
 
 
 def _equity(study: Study[Pool], m: int, family: str) -> tuple[Figure, float]:
