@@ -20,8 +20,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turn links that are right in the repository into those that are right on the site."""
-    recipe = page.file.src_uri.startswith("cookbook/")
-    return markdown.replace("](../docs/", "](../") if recipe else markdown.replace("](../cookbook/", "](cookbook/")
+    if page.file.src_uri.startswith("cookbook/"):
+        return markdown.replace("](../docs/", "](../")
+    return re.sub(r"\]\(((?:\.\./)*)\.\./cookbook/", r"](\1cookbook/", markdown)
 
 
 class Doctests(griffe.Extension):

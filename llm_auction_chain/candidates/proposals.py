@@ -218,7 +218,7 @@ def check_proposal(proposal: object) -> None:
 def default_proposal(descriptions: Sequence[str], *, scores: bool, logits: bool) -> Proposal:
     """Return the proposal for agents with these descriptions and a model with these abilities.
 
-    The shares did best over three families of rewards: see docs/convergence.md.
+    The shares did best over three families of rewards: see docs/concepts/convergence.md.
     """
     if not descriptions or not (scores or logits):
         return Reference()

@@ -1,4 +1,4 @@
-"""Every identity of docs/mechanism.md, on random and on extreme auctions."""
+"""Every identity of docs/concepts/mechanism.md, on random and on extreme auctions."""
 
 import math
 

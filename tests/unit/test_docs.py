@@ -46,12 +46,12 @@ class Page(HTMLParser):
 
 def documents():
     """Return the sources of pages, by their names on the site."""
-    pages = {path.name: path for path in (ROOT / "docs").glob("*.md")}
+    pages = {str(path.relative_to(ROOT / "docs")): path for path in (ROOT / "docs").rglob("*.md")}
     return pages | {f"cookbook/{path.name}": path for path in (ROOT / "cookbook").glob("*.md")}
 
 
 def test_every_public_name_is_in_the_reference(site):
-    described = Page(site / "reference.html").ids
+    described = Page(site / "reference" / "index.html").ids
     homes = {
         "": llm_auction_chain.__all__,
         "rewards.": ["Reward", *READY_MADE],
@@ -103,7 +103,7 @@ def test_the_site_loads_nothing_from_other_servers(site):
 
 
 def test_doctests_are_shown_as_code(site):
-    shown = (site / "reference.html").read_text(encoding="utf-8")
+    shown = (site / "reference" / "index.html").read_text(encoding="utf-8")
     assert shown.count('class="gp"') > 20
     assert "<blockquote>" not in shown
 

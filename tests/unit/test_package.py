@@ -53,7 +53,7 @@ for name in ("AuctionMiddleware", "Ledger"):
 
 DOCUMENTS = [
     str(path.relative_to(ROOT))
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "cookbook").glob("*.md"))]
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "cookbook").glob("*.md"))]
     if "```python" in path.read_text(encoding="utf-8") and "VLLM_URL" not in path.read_text(encoding="utf-8")
 ]
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["ChatVLLM"]
 
 _CHECKED = 1024  # tokens of a text that has blocks of every cache
-_ROUNDED = 0.5  # nats by which two scores may differ, times the root of their tokens (docs/scaling.md: Rounding)
+_ROUNDED = 0.5  # nats by which two scores may differ, times the root of their tokens (docs/how_to/scaling.md: Rounding)
 
 
 def _url(name: str, value: Any) -> str:

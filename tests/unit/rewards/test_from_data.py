@@ -141,7 +141,7 @@ def test_the_published_schema_knows_every_reward_and_its_settings(fits, kind):
 
 
 def test_the_example_of_the_documents_fits_the_schema_and_is_read(fits):
-    document = Path(__file__).parents[3] / "docs/agents.md"
+    document = Path(__file__).parents[3] / "docs/how_to/agents.md"
     (example,) = re.findall(r"```yaml\n(.*?)```", document.read_text("utf-8"), re.DOTALL)
     agents = yaml.safe_load(example)
     assert fits(agents)
