@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from llm_auction_chain.cli import printable_lines
+from llm_auction_chain.cli.tables import add_format
 from llm_auction_chain.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def add_experiment(commands: Any) -> None:
     command.add_argument("--judge", metavar="MODEL", help="a chat model that grades replies, as for --model")
     command.add_argument("--seeds", type=int, metavar="N", help="repetitions of the whole experiment, seeds 0 to N - 1")
     command.add_argument("--questions", type=int, metavar="N", help="the first questions only")
+    add_format(command, "in JSON the ratios alone, which are the last line of the table too")
 
 
 def _run(options: Namespace) -> None:
@@ -65,5 +67,6 @@ def _run(options: Namespace) -> None:
         summary = study.summary()
         written = summary.save(options.out)
     console = Console()
-    console.print(printable_lines(str(summary)), markup=False, highlight=False, soft_wrap=True)
+    text = summary.json_line if options.format == "json" else str(summary)
+    console.print(printable_lines(text), markup=False, highlight=False, soft_wrap=True)
     Console(stderr=True).print(f"Wrote {', '.join(path.name for path in written)} to {options.out}.", soft_wrap=True)

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from llm_auction_chain.cli import printable_text
-from llm_auction_chain.cli.tables import write_json
+from llm_auction_chain.cli.tables import add_format, plain, write_json
 from llm_auction_chain.errors import ConfigurationError, LedgerError
 from llm_auction_chain.validators import digest_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from llm_auction_chain.ledger import Booking, Ledger, Totals
 
@@ -71,7 +71,9 @@ def _add_bookings(commands: Any) -> None:
     reverse.add_argument("--owner", metavar="O", help="only this owner's line")
     reverse.add_argument("--reason", default="", metavar="TEXT", help="kept with it")
     about = "release holds whose time is over, and print their auctions, one a line"
-    add_command(commands, "expire-holds", _expire_holds, about)
+    expire_holds = add_command(commands, "expire-holds", _expire_holds, about)
+    for parser in (deposit, withdraw, reverse, expire_holds):
+        add_format(parser)
 
 
 def _add_upkeep(commands: Any) -> None:
@@ -79,13 +81,15 @@ def _add_upkeep(commands: Any) -> None:
     verify = add_command(commands, "verify", _verify, about)
     verify.add_argument("--head", metavar="HASH", help="one that `head` printed before; it must be in the chain")
     about = "print number and hash of the last booking: noted elsewhere, it fixes all before it"
-    add_command(commands, "head", _head, about)
+    head = add_command(commands, "head", _head, about)
     receipt = add_command(commands, "receipt", _receipt, "print the stored receipt of an auction, JSON for `verify`")
     receipt.add_argument("auction", metavar="AUCTION_ID")
     receipt.add_argument("--agent", metavar="NAME", help="the view of this agent, without other agents' reports")
     about = "delete stored receipts; the chain keeps their digests and verifies"
     erase = add_command(commands, "erase-receipts", _erase_receipts, about)
     erase.add_argument("--before", required=True, metavar="DATE", help="of auctions charged before; ISO date or time")
+    for parser in (verify, head, erase):
+        add_format(parser)
     add_command(commands, "migrate", _migrate, "bring the schema to the newest revision; back up the database before")
 
 
@@ -99,46 +103,53 @@ def _move(ledger: "Ledger", options: Namespace) -> None:
             f"Give --currency: the ledger has accounts in {', '.join(names)}. Without a name: --currency ''."
         )
     about = {"currency": options.currency or "", "key": options.key, "note": options.note}
-    _book(ledger, lambda: move(options.owner, options.amount, **about))
+    _book(ledger, options, lambda: move(options.owner, options.amount, **about))
 
 
 def _reverse(ledger: "Ledger", options: Namespace) -> None:
-    _book(ledger, lambda: ledger.reverse(options.auction, owner=options.owner, reason=options.reason))
+    _book(ledger, options, lambda: ledger.reverse(options.auction, owner=options.owner, reason=options.reason))
 
 
-def _book(ledger: "Ledger", book: "Callable[[], Booking]") -> None:
+def _book(ledger: "Ledger", options: Namespace, book: "Callable[[], Booking]") -> None:
     """Book, and print the booking and the balances after it."""
     last = ledger.head().seq
     booking = book()
     if booking.seq <= last:
         at = f"{booking.at:%Y-%m-%d %H:%M:%S} UTC"
         sys.stderr.write(f"llm-auction: booked before, at {at}; nothing was booked now\n")
-    lines = [f"booking     {booking.seq}", f"hash        {booking.hash}"]
+    lines, entries = [f"booking     {booking.seq}", f"hash        {booking.hash}"], []
     for entry in booking.entries:
         account = ledger.balance(entry.owner, currency=entry.currency)
         unit = f" {entry.currency}" if entry.currency else ""
         lines.append(f"{booking.kind:<10}  {entry.amount:f}{unit}, {entry.owner}")
         lines.append(f"balance     {account.balance:f}{unit}")
-    _print(*lines)
+        entries.append({"owner": entry.owner, "amount": plain(entry.amount), "balance": plain(account.balance)})
+    data = {name: plain(getattr(booking, name)) for name in ("seq", "hash", "kind", "at", "currency")}
+    _write(options, {**data, "entries": entries}, lines)
 
 
-def _print(*lines: str) -> None:
-    """Print lines. Whatever a ledger holds, they move no cursor and hide nothing."""
-    sys.stdout.writelines(f"{printable_text(line)}\n" for line in lines)
+def _write(options: Namespace, data: "Mapping[str, Any]", lines: "Iterable[str]") -> None:
+    """Write the data as JSON, or the lines. Whatever a ledger holds, they move no cursor and hide nothing."""
+    if options.format == "json":
+        write_json(data)
+    else:
+        sys.stdout.writelines(f"{printable_text(line)}\n" for line in lines)
 
 
-def _expire_holds(ledger: "Ledger", _: Namespace) -> None:
-    _print(*ledger.expire_holds())
+def _expire_holds(ledger: "Ledger", options: Namespace) -> None:
+    expired = ledger.expire_holds()
+    _write(options, {"expired": expired}, expired)
 
 
 def _verify(ledger: "Ledger", options: Namespace) -> int:
     if options.head is not None:
         digest_text("--head", options.head, "`llm-auction ledger head` prints it behind the number.")
     audit, totals = ledger.verify(head=options.head), ledger.totals()
-    _print(f"bookings  {audit.bookings}", f"head      {audit.head or 'none'}", *map(_total, totals))
-    _print(*(f"  {difference}" for difference in audit.differences))
     ok = audit.ok and all(one.cash == one.revenue + one.balances for one in totals)
-    _print("OK" if ok else "DIFFERS")
+    lines = [f"bookings  {audit.bookings}", f"head      {audit.head or 'none'}", *map(_total, totals)]
+    lines += [f"  {difference}" for difference in audit.differences]
+    sums = [{name: plain(value) for name, value in vars(one).items()} for one in totals]
+    _write(options, {**vars(audit), "ok": ok, "totals": sums}, [*lines, "OK" if ok else "DIFFERS"])
     return 0 if ok else 1
 
 
@@ -148,9 +159,9 @@ def _total(one: "Totals") -> str:
     return f"{one.currency:<8}  {sums}; held {one.held:f}; residual {one.residual:f}"
 
 
-def _head(ledger: "Ledger", _: Namespace) -> None:
+def _head(ledger: "Ledger", options: Namespace) -> None:
     head = ledger.head()
-    _print(f"{head.seq} {head.hash}".rstrip())
+    _write(options, vars(head), [f"{head.seq} {head.hash}".rstrip()])
 
 
 def _receipt(ledger: "Ledger", options: Namespace) -> None:
@@ -165,7 +176,8 @@ def _receipt(ledger: "Ledger", options: Namespace) -> None:
 
 
 def _erase_receipts(ledger: "Ledger", options: Namespace) -> None:
-    _print(f"erased  {ledger.erase_receipts(read_time(options.before, '--before'))}")
+    erased = ledger.erase_receipts(read_time(options.before, "--before"))
+    _write(options, {"erased": erased}, [f"erased  {erased}"])
 
 
 def _migrate(ledger: "Ledger", _: Namespace) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console
 
 from llm_auction_chain.canonical_json import loads, printable
-from llm_auction_chain.cli.tables import Column, write_json, write_line, write_list, write_table
+from llm_auction_chain.cli.tables import Column, add_format, write_json, write_line, write_list, write_table
 from llm_auction_chain.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def add_verify(commands: Any) -> None:
     about = "the commitment that agents received, which they must open: sha256:..."
     verify.add_argument("--opening", metavar="DIGEST", help=about)
     verify.add_argument("--key", metavar="PUBLIC.pem", help="the Ed25519 public key that must have signed them")
-    verify.add_argument("--json", action="store_true", help="print an object for one receipt, a list for several")
+    add_format(verify, "in JSON an object for one receipt, a list for several")
 
 
 def _verify(options: Namespace) -> int:
@@ -45,13 +45,13 @@ def _verify(options: Namespace) -> int:
     results = ((source, value, verify(value, **expected)) for source, value in _receipts(options.files, errors))
     first = list(islice(results, 2))
     if len(options.files) > 1 or len(first) > 1:
-        write = _write_list if options.json else _write_lines
+        write = _write_list if options.format == "json" else _write_lines
         code = write(chain(first, results), with_files=len(options.files) > 1)
     else:
         code = 0
         for _, value, verification in first:
             code = 0 if verification.ok else 1
-            if options.json:
+            if options.format == "json":
                 write_json(_as_json(value, verification))
             else:
                 _show(Console(), value, verification, key_given=key is not None)

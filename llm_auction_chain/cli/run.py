@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from llm_auction_chain.cli.auction_tables import show
-from llm_auction_chain.cli.tables import write_json
+from llm_auction_chain.cli.tables import add_format, write_json
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.validators import text, whole_number
 
@@ -37,7 +37,7 @@ def add_run(commands: Any) -> None:
     run.add_argument("--payment-rule", default="expected", metavar="RULE", help=", ".join(PAYMENT_RULES))
     run.add_argument("--seed", type=int, help="gives the same auction again")
     run.add_argument("--max-tokens", type=int, default=64, metavar="N", help="longest reply (64)")
-    run.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    add_format(run)
 
 
 def _run(options: Namespace) -> None:
@@ -52,7 +52,7 @@ def _run(options: Namespace) -> None:
         if value is not None:
             text(option, value)
     result = _hold(options, Console(stderr=True))
-    if options.json:
+    if options.format == "json":
         write_json(_as_json(result))
     else:
         show(result, Console())

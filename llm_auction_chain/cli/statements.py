@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from llm_auction_chain.cli.ledger import add_command, read_time
-from llm_auction_chain.cli.tables import minute, plain, write_json, write_rows
+from llm_auction_chain.cli.tables import add_format, minute, plain, write_json, write_rows
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.money import negated, plus
 from llm_auction_chain.validators import name_of_account
@@ -18,9 +18,9 @@ _OF_ACCOUNTS = ("owner", "currency", "balance", "held", "available")
 _OF_STATEMENTS = ("at", "seq", "kind", "auction_id", "note", "amount", "residual", "balance")
 _OF_ENTRIES = ("seq", "line", "at", "kind", "auction_id", "owner", "currency")
 _OF_EXPORTS = (*_OF_ENTRIES, "debit", "credit", "amount", "residual", "held", "note")
-_FORMATS = """table (the default, on a terminal or not), csv or json; amounts are exact decimals, in JSON as text. In
-CSV control characters are spelled out, and a text that begins with = + - @ or ' gets one more ' in front, at its start
-and behind each semicolon, so that no spreadsheet takes it for a formula"""
+_FORMATS = """amounts are exact decimals, in JSON as text. In CSV control characters are spelled out, and a text that
+begins with = + - @ or ' gets one more ' in front, at its start and behind each semicolon, so that no spreadsheet takes
+it for a formula"""
 _CASH = ("deposit", "withdrawal")
 _REVENUE = ("charge", "reversal")
 
@@ -42,7 +42,7 @@ charge; `held` is the change of what is held, which moves no money."""
     export.add_argument("--owner", metavar="O", help="only this owner's")
     for parser in (balance, statement, export):
         parser.add_argument("--currency", metavar="C", help="only this currency")
-        parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help=_FORMATS)
+        add_format(parser, _FORMATS, csv=True)
     for parser in (statement, export):
         parser.add_argument("--since", metavar="DATE", help="ISO date or time, inclusive; UTC without a zone")
         parser.add_argument("--until", metavar="DATE", help="the same, exclusive")

@@ -7,6 +7,7 @@ import csv
 import json
 import re
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +30,13 @@ _FIGURES = frozenset({"seq", "amount", "balance", "held", "available"})
 _FORMULA = ("=", "+", "-", "@", "'")  # and letters that look like them, such as a full-width =
 _UNSEEN = ("Cc", "Cf")  # of Unicode: control and format characters
 _ENDS = re.compile(r"([;\t\r\n])")  # of cells, where lists are separated by semicolons or tabs
+
+
+def add_format(parser: ArgumentParser, about: str = "", *, csv: bool = False) -> None:
+    """Add `--format`, which is the same option in every command, and what its help says besides."""
+    forms = ("table", "csv", "json") if csv else ("table", "json")
+    usual = "table (the default, on a terminal or not), " + ("csv or json" if csv else "or json")
+    parser.add_argument("--format", choices=forms, default="table", help="; ".join(filter(None, (usual, about))))
 
 
 def write_line(console: Console, text: str, style: str = "") -> None:

@@ -87,6 +87,30 @@ def test_expired_holds_are_printed_one_a_line(say, path):
     assert json.loads(say("ledger", "balance", "--format", "json").out)[0]["held"] == "0.000000"
 
 
+def test_json_has_what_the_lines_have(say, booked, receipts):
+    def read(*arguments):
+        said = say("ledger", *arguments, "--format", "json")
+        assert said.code == 0
+        return json.loads(said.out)
+
+    booking = read("deposit", "C", "1.5", "--currency", "EUR", "--note", "more")
+    assert booking == {
+        **{name: booking[name] for name in ("seq", "hash", "at")},
+        "kind": "deposit",
+        "currency": "EUR",
+        "entries": [{"owner": "C", "amount": "1.50", "balance": booking["entries"][0]["balance"]}],
+    }
+    assert fields(say("ledger", "withdraw", "C", "1.5", "--currency", "EUR").out)["balance"] != "0.00 EUR"
+    assert read("head").keys() == {"seq", "hash"}
+    assert f"{read('head')['seq']} {read('head')['hash']}\n" == say("ledger", "head").out
+    verified = read("verify")
+    assert (verified["ok"], verified["differences"], verified["head"]) == (True, [], read("head")["hash"])
+    assert {one["currency"] for one in verified["totals"]} == {"EUR", "USD"}
+    assert read("expire-holds") == {"expired": []}
+    assert read("reverse", receipts[1].auction_id, "--owner", "C")["kind"] == "reversal"
+    assert read("erase-receipts", "--before", "2100-01-01") == {"erased": len(receipts)}
+
+
 READING = [
     ["balance"],
     ["statement", "A"],

@@ -97,7 +97,7 @@ def others(say, booked, receipts):
 
 def test_other_json_of_ours_is_named_and_is_exit_code_2(say, saved, others):
     for name, value in others.items():
-        for more in ([], ["--json"]):
+        for more in ([], ["--format", "json"]):
             said = say("verify", saved(value), *more)
             assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
             assert re.search(rf"receipt.json: this is .*{name.split()[-1]}.*, not a receipt", said.err)
@@ -157,7 +157,7 @@ def test_several_files_are_verified_each_and_what_cannot_be_read_is_said_last(sa
     assert (said.code, said.err) == (0, "")
     lines = [f"OK  {receipt.auction_id}  {file}" for receipt, file in zip(receipts, files, strict=True)]
     assert said.out.splitlines() == [*lines, "3 receipts: all OK"]
-    read = json.loads(say("verify", "--json", *files).out)
+    read = json.loads(say("verify", "--format", "json", *files).out)
     assert [(one["file"], one["ok"]) for one in read] == [(str(file), True) for file in files]
     outcome, forged = saved(others["outcome"], "run.json"), saved({**receipts[1].as_dict(), "winner": 0}, "forged.json")
     said = say("verify", files[0], outcome, "missing.json", forged, files[2])
@@ -183,7 +183,7 @@ def test_a_valid_view_of_another_auction_differs_from_what_is_expected(say, save
 
 def test_json_tells_the_same(say, saved, receipts):
     told = receipts[0].as_dict()
-    said = say("verify", saved(told), "--json")
+    said = say("verify", saved(told), "--format", "json")
     assert json.loads(said.out) == {
         "auction_id": told["auction_id"],
         "schema": told["schema"],
@@ -192,7 +192,7 @@ def test_json_tells_the_same(say, saved, receipts):
         "more": 0,
         "signed_by": None,
     }
-    said = say("verify", saved([told, {**told, "tau": float("nan")}]), "--json")
+    said = say("verify", saved([told, {**told, "tau": float("nan")}]), "--format", "json")
     first, second = json.loads(said.out, parse_constant=pytest.fail)
     assert (said.code, first["ok"], second["ok"]) == (1, True, False)
     assert all({"field", "stated", "computed", "rule"} == set(difference) for difference in second["differences"])
@@ -206,7 +206,7 @@ def test_a_key_says_who_must_have_signed(say, saved, receipts, public):
     said = say("verify", signed, "--key", file)
     assert (said.code, f"by {hexadecimal}, the key given" in said.out) == (0, True)
     assert "check it by --key" in say("verify", signed).out
-    assert json.loads(say("verify", signed, "--json").out)["signed_by"] == hexadecimal
+    assert json.loads(say("verify", signed, "--format", "json").out)["signed_by"] == hexadecimal
     said = say("verify", signed, "--key", stranger)
     assert (said.code, "the key given" in said.out) == (1, False)
     said = say("verify", saved(receipts[0].as_dict()), "--key", file)
@@ -222,7 +222,7 @@ def test_who_signed_another_content_did_not_sign_this_one(say, saved, receipts, 
         assert said.code == 1
         assert "signed     not as it should be" in said.out
         assert key.public_key().public_bytes_raw().hex() not in said.out
-    assert json.loads(say("verify", forged, "--json").out)["signed_by"] is None
+    assert json.loads(say("verify", forged, "--format", "json").out)["signed_by"] is None
 
 
 def test_a_hundred_differences_are_printed_and_the_others_counted(say, saved, receipts):
@@ -231,7 +231,7 @@ def test_a_hundred_differences_are_printed_and_the_others_counted(say, saved, re
     assert said.out.startswith("DIFFERS: 150 of its statements")
     assert said.out.endswith("  and 50 more\n")
     assert len(said.out.splitlines()) == 102
-    found = json.loads(say("verify", saved(told), "--json").out)
+    found = json.loads(say("verify", saved(told), "--format", "json").out)
     assert (len(found["differences"]), found["more"]) == (100, 50)
 
 

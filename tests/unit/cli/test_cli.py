@@ -1,12 +1,22 @@
 """`llm-auction` itself: how it starts, and what it says of itself."""
 
+import argparse
 import subprocess
 import sys
 from importlib.metadata import version
 
 import pytest
 
+from llm_auction_chain import cli
 from llm_auction_chain.cli import main
+
+
+def commands(parser=None):
+    """Return the parsers of all commands, those of commands of commands too."""
+    parser = parser or cli._parser()
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    inner = [one for group in groups for one in group.choices.values()]
+    return [parser, *(deeper for one in inner for deeper in commands(one))]
 
 
 def test_the_version_is_that_of_the_distribution(capsys):
@@ -14,6 +24,15 @@ def test_the_version_is_that_of_the_distribution(capsys):
         main(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"llm-auction {version('llm-auction-chain')}\n"
+
+
+def test_every_command_with_a_format_spells_it_alike():
+    formats = [action for command in commands() for action in command._actions if "--format" in action.option_strings]
+    assert len(formats) == 13
+    assert {(action.default, *sorted(action.choices)) for action in formats} == {
+        ("table", "json", "table"),
+        ("table", "csv", "json", "table"),
+    }
 
 
 def test_the_package_is_the_command():

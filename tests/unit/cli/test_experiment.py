@@ -26,6 +26,11 @@ def test_the_last_line_is_json_and_tables_stand_above(tmp_path, capsys):
     assert (tmp_path / "new" / "measurements.sqlite").exists()
 
 
+def test_json_is_the_last_line_alone(tmp_path, capsys):
+    assert main(["experiment", "welfare", "--out", str(tmp_path), "--seeds", "1", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"experiment": "welfare", "ratios": {"r": 2.0}}
+
+
 def test_options_change_the_configuration(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("n_questions: 1\n")
     assert main(["experiment", "welfare", "--out", str(tmp_path), "--config", str(tmp_path / "c.yaml"), "--quick"]) == 0

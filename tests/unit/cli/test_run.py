@@ -46,7 +46,7 @@ def test_the_demo_shows_everything_needed_to_believe_it(capsys):
 def test_the_same_seed_is_the_same_auction(small, capsys):
     outcomes = []
     for _ in range(2):
-        assert main(["run", "Hi", *QUICK, "--json"]) == 0
+        assert main(["run", "Hi", *QUICK, "--format", "json"]) == 0
         outcome = json.loads(capsys.readouterr().out)
         outcome.pop("auction_id")
         outcome.pop("commitment")
@@ -205,7 +205,7 @@ def test_an_agents_file_may_say_all_that_agents_and_plain_rewards_take(small, tm
 - {name: U, reward: {length: {target: 5, tolerance: 3}}, pays: false}
 - {name: L, reward: {log_ratio: {instructions: Praise drums.}}, owner: drums}
 """)
-    assert main(["run", "Hi", *QUICK, "--json", "--agents", str(path)]) == 0
+    assert main(["run", "Hi", *QUICK, "--format", "json", "--agents", str(path)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [agent["status"] for agent in told["agents"]] == ["capped", "reported", "reported"]
     assert [payment["pays"] for payment in told["payments"]] == [True, False, True]
@@ -252,7 +252,7 @@ def run_small(*arguments, first="", **streams):
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **streams)  # noqa: S603  our own code
 
 
-@pytest.mark.parametrize("arguments", [[], ["--json"]])
+@pytest.mark.parametrize("arguments", [[], ["--format", "json"]])
 def test_output_that_cannot_be_written_is_said_and_is_exit_code_1(arguments):
     with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
         done = run_small(*arguments, stdout=full)
@@ -363,7 +363,7 @@ def test_a_provider_and_a_model_name_reach_any_chat_model(capsys, monkeypatch):
         monkeypatch.setenv("OPENAI_API_KEY", "none")
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         arguments = ["--model", "openai:some-model", "--candidates", "4", "--max-tokens", "9", "--seed", "5"]
-        assert main(["run", "Hi", *arguments, "--json"]) == 0
+        assert main(["run", "Hi", *arguments, "--format", "json"]) == 0
     said = capsys.readouterr()
     outcome = json.loads(said.out)
     assert [asked["model"] for asked in server.asked] == ["some-model"]
