@@ -11,7 +11,10 @@ from llm_auction_chain.cli import printable_lines
 from llm_auction_chain.cli.tables import Column, write_line, write_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llm_auction_chain.auction.result import AuctionResult
+    from llm_auction_chain.auction.tau_sweep import TauPoint
 
 _MOST = 1e5  # a reward from here on is written with an exponent
 
@@ -25,6 +28,25 @@ def show(result: "AuctionResult", console: Console) -> None:
         _write_agents(result, console)
     for line in _lines(result):
         write_line(console, line)
+
+
+def show_sweep(result: "AuctionResult", points: "Sequence[TauPoint]", console: Console) -> None:
+    """Print the figures of the same candidates at other values of tau; the auction's own is in bold."""
+    figures = [("tau", ""), ("welfare", ""), ("revenue", ""), ("distance in nats", "nats"), ("ESS", ""), ("drawn", "")]
+    rows = [
+        [
+            f"{point.tau:g}",
+            f"{point.welfare:.4f}",
+            f"{point.expected_revenue:.4f}",
+            f"{point.distance:.4f}",
+            f"{point.settlement.diagnostics.ess_probabilities:.2f}",
+            str(point.settlement.winner),
+        ]
+        for point in points
+    ]
+    own = next((k for k, point in enumerate(points) if point.tau == result.settlement.tau), None)
+    columns = [Column(heading=name, short=short, figure=True) for name, short in figures]
+    write_table(console, "The same candidates at other values of tau", columns, rows, bold=own)
 
 
 def _write_candidates(result: "AuctionResult", console: Console) -> None:

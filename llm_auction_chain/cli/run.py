@@ -1,91 +1,163 @@
 """`llm-auction run`: holds one auction and shows all of it."""
 
-from argparse import Namespace
+import json
+from argparse import ArgumentParser, Namespace
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from llm_auction_chain.cli.auction_tables import show
+from llm_auction_chain.cli.auction_tables import show, show_sweep
+from llm_auction_chain.cli.files import whole_file
 from llm_auction_chain.cli.tables import add_format, write_json
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.validators import text, whole_number
+from llm_auction_chain.validators import number, text, whole_number
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from langchain_core.language_models import LanguageModelInput
+
     from llm_auction_chain.auction.events import Progress
     from llm_auction_chain.auction.result import AuctionResult
+    from llm_auction_chain.auction.tau_sweep import TauPoint
+    from llm_auction_chain.interfaces.runnable import AuctionRunnable
 
 DEFAULT_QUESTION = "How do I learn to play the guitar?"
+_FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of tau, for the sweep
 _LABELS = {"candidates": "drawing candidates", "weights": "weighing them", "rewards": "asking agents"}
 
 
 def add_run(commands: Any) -> None:
     """Add the command to those of the parser."""
-    from llm_auction_chain.mechanism import PAYMENT_RULES
-
     run = commands.add_parser("run", help="hold one auction and show all of it")
     run.set_defaults(do=_run)
     run.add_argument("question", nargs="?", default=DEFAULT_QUESTION, metavar="QUESTION", help="what the user asks")
-    about = "name, reward, owner, context, ... of each agent; a reward `module:function` is code, see --allow-code"
-    run.add_argument("--agents", metavar="FILE.yaml", help=about)
-    about = "import the modules that the agents file names, and run their functions: only for a file that you trust"
-    run.add_argument("--allow-code", action="store_true", help=about)
-    run.add_argument("--model", metavar="MODEL", help="a local path or hub id for transformers, or provider:model")
-    run.add_argument("--candidates", type=int, default=16, metavar="M", help="replies to draw from (16)")
-    run.add_argument("--tau", type=float, default=4.0, help="weight of the reference model, money per nat (4)")
-    run.add_argument("--payment-rule", default="expected", metavar="RULE", help=", ".join(PAYMENT_RULES))
-    run.add_argument("--seed", type=int, help="gives the same auction again")
-    run.add_argument("--max-tokens", type=int, default=64, metavar="N", help="longest reply (64)")
+    add_settings(run)
+    about = "settle the same candidates at other values of tau, too: welfare, revenue, distance from the model"
+    run.add_argument("--tau-sweep", action="store_true", help=about)
+    about = "write the receipt as JSON, for `llm-auction verify`: with all reports, for the platform alone"
+    run.add_argument("--receipt", metavar="FILE", type=Path, help=about)
+    about = "write the whole result as JSON, for `AuctionResult.from_dict`: with all reports, too"
+    run.add_argument("--save", metavar="FILE", type=Path, help=about)
     add_format(run)
 
 
+def add_settings(command: ArgumentParser) -> None:
+    """Add the settings of an auction."""
+    from llm_auction_chain.mechanism import PAYMENT_RULES
+
+    about = "name, reward, owner, context, ... of each agent; a reward `module:function` is code, see --allow-code"
+    command.add_argument("--agents", metavar="FILE.yaml", help=about)
+    about = "import the modules that the agents file names, and run their functions: only for a file that you trust"
+    command.add_argument("--allow-code", action="store_true", help=about)
+    command.add_argument("--model", metavar="MODEL", help="a local path or hub id for transformers, or provider:model")
+    command.add_argument("--candidates", type=int, default=16, metavar="M", help="replies to draw from (16)")
+    command.add_argument("--tau", type=float, default=4.0, help="weight of the reference model, money per nat (4)")
+    command.add_argument("--currency", metavar="C", help="the unit of rewards, payments and tau, such as EUR")
+    command.add_argument("--payment-rule", default="expected", metavar="RULE", help=", ".join(PAYMENT_RULES))
+    command.add_argument("--seed", type=int, help="gives the same auction again")
+    command.add_argument("--max-tokens", type=int, default=64, metavar="N", help="longest reply (64)")
+    command.add_argument("--temperature", type=float, metavar="T", help="of the model: the lower, the likelier replies")
+    command.add_argument(
+        "--top-p", type=float, metavar="P", help="the likeliest tokens that together have probability P"
+    )
+
+
 def _run(options: Namespace) -> None:
-    if not options.question.strip():
+    question = checked_question(options.question)
+    auction = checked_auction(options)
+    if options.receipt is not None and options.receipt == options.save:
+        raise ConfigurationError(f"--receipt and --save are both {options.save}. Name two files.")
+    with ExitStack() as files:
+        paths = {"--receipt": options.receipt, "--save": options.save}
+        written = {name: files.enter_context(whole_file(name, path)) for name, path in paths.items() if path}
+        with progress_bars() as bars:
+            load_model(auction, options, bars)
+            result = hold(auction, question, bars)
+        if file := written.get("--receipt"):
+            file.write(f"{json.dumps(result.receipt.as_dict(), indent=2, allow_nan=False)}\n")
+        if file := written.get("--save"):
+            file.write(f"{result.to_json(indent=2)}\n")
+    points = _swept(result) if options.tau_sweep else ()
+    if options.format == "json":
+        write_json({**_as_json(result), **({"tau_sweep": [_point(point) for point in points]} if points else {})})
+    else:
+        console = Console()
+        show(result, console)
+        if points:
+            show_sweep(result, points, console)
+
+
+def checked_question(question: str) -> str:
+    """Return the question, unless there is none or it is no text."""
+    if not question.strip():
         raise ConfigurationError("The question is empty. Leave it out for the demo's.")
     try:
-        options.question.encode()
+        question.encode()
     except UnicodeEncodeError as error:  # the shell passed bytes that are no text
         raise ConfigurationError("The question is not UTF-8.") from error
+    return question
+
+
+def checked_auction(options: Namespace) -> "AuctionRunnable":
+    """Return the auction of the options, all of them checked. Its model comes with `load_model`."""
+    from langchain_core.runnables import RunnablePassthrough
+
+    from llm_auction_chain.agents import load_agents
+    from llm_auction_chain.auction.settings import Billing
+    from llm_auction_chain.interfaces.runnable import AuctionRunnable
+
     whole_number("--max-tokens", options.max_tokens, least=1)
     for option, value in (("--agents", options.agents), ("--model", options.model)):
         if value is not None:
             text(option, value)
-    result = _hold(options, Console(stderr=True))
-    if options.format == "json":
-        write_json(_as_json(result))
-    else:
-        show(result, Console())
+    if options.temperature is not None:
+        number("--temperature", options.temperature, least=0)
+    if options.top_p is not None:
+        number("--top-p", options.top_p, above=0, most=1)
+    return AuctionRunnable(
+        model=RunnablePassthrough(),
+        agents=load_agents(options.agents, allow_code=options.allow_code),
+        n_candidates=options.candidates,
+        tau=options.tau,
+        payment_rule=options.payment_rule,
+        seed=options.seed,
+        billing=Billing(currency=options.currency or ""),
+    )
 
 
-def _hold(options: Namespace, errors: Console) -> "AuctionResult":
-    """Hold the auction, and show its progress. All settings are checked before the model is loaded."""
-    from langchain_core.runnables import RunnablePassthrough
-
-    from llm_auction_chain.agents import load_agents
-    from llm_auction_chain.interfaces.runnable import AuctionRunnable
-
-    agents = load_agents(options.agents, allow_code=options.allow_code)
-    rules = {"tau": options.tau, "payment_rule": options.payment_rule, "seed": options.seed}
-    checked = AuctionRunnable(model=RunnablePassthrough(), agents=agents, n_candidates=options.candidates, **rules)
+def progress_bars(*, transient: bool = False) -> Bars:
+    """Return bars on standard error; transient ones vanish."""
     texts = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
-    with Bars(texts[0], BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), texts[1], console=errors) as bars:
-        loading = bars.add_task("loading the model", total=None, rate="")
-        tasks: dict[str, Any] = {}
+    columns = (texts[0], BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), texts[1])
+    return Bars(*columns, console=Console(stderr=True), transient=transient)
 
-        def advance(progress: "Progress") -> None:
-            if progress.stage not in tasks:
-                tasks[progress.stage] = bars.add_task(_LABELS[progress.stage], total=progress.total, rate="")
-            bars.start_task(tasks[progress.stage])
-            rate = f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else ""
-            bars.update(tasks[progress.stage], completed=progress.done, total=progress.total, rate=rate)
 
-        tasks["candidates"] = bars.add_task(_LABELS["candidates"], total=options.candidates, start=False, rate="")
-        model = _load_model(options.model, options.max_tokens, bars, loading)
-        bars.update(loading, total=1, completed=1)
-        bars.start_task(tasks["candidates"])
-        checked.model = model
-        return checked.run(options.question, progress=advance)
+def load_model(auction: "AuctionRunnable", options: Namespace, bars: Bars) -> None:
+    """Load the model of the options into the auction."""
+    loading = bars.add_task("loading the model", total=None, rate="")
+    model = _load_model(options.model, options.max_tokens, bars, loading)
+    bars.update(loading, total=1, completed=1)
+    sampling = {"temperature": options.temperature, "top_p": options.top_p}
+    sampling = {name: value for name, value in sampling.items() if value is not None}
+    auction.model = model.bind(**sampling) if sampling else model
+
+
+def hold(auction: "AuctionRunnable", prompt: "LanguageModelInput", bars: Bars) -> "AuctionResult":
+    """Hold the auction, and show its progress."""
+    tasks = {"candidates": bars.add_task(_LABELS["candidates"], total=auction.n_candidates, rate="")}
+
+    def advance(progress: "Progress") -> None:
+        if progress.stage not in tasks:
+            tasks[progress.stage] = bars.add_task(_LABELS[progress.stage], total=progress.total, rate="")
+        rate = f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else ""
+        bars.update(tasks[progress.stage], completed=progress.done, total=progress.total, rate=rate)
+
+    return auction.run(prompt, progress=advance)
 
 
 def _load_model(name: str | None, max_tokens: int, bars: Bars, loading: Any) -> Any:
@@ -101,6 +173,24 @@ def _load_model(name: str | None, max_tokens: int, bars: Bars, loading: Any) -> 
             bars.update(loading, description="loading the model")
         load()
     return model
+
+
+def _swept(result: "AuctionResult") -> "Sequence[TauPoint]":
+    from llm_auction_chain.auction.tau_sweep import tau_sweep
+
+    return tau_sweep(result, [result.settlement.tau * factor for factor in _FACTORS])
+
+
+def _point(point: "TauPoint") -> dict[str, Any]:
+    return {
+        "tau": point.tau,
+        "welfare": point.welfare,
+        "expected_revenue": point.expected_revenue,
+        "distance": point.distance,
+        "ess": point.settlement.diagnostics.ess_probabilities,
+        "winner": point.settlement.winner,
+        "probabilities": point.settlement.probabilities.tolist(),
+    }
 
 
 def _as_json(result: "AuctionResult") -> dict[str, Any]:

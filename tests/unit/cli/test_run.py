@@ -9,7 +9,10 @@ import pytest
 from langchain_core.language_models import FakeListChatModel
 
 from llm_auction_chain import cli
+from llm_auction_chain.auction.result import AuctionResult
+from llm_auction_chain.auction.tau_sweep import tau_sweep
 from llm_auction_chain.cli import main, run
+from llm_auction_chain.errors import CandidatesError
 from llm_auction_chain.models.local import weights
 from llm_auction_chain.models.local.chat_model import ChatTransformers
 from llm_auction_chain.rewards import from_data
@@ -92,6 +95,15 @@ def test_bad_input_gets_one_clear_line_and_exit_code_2(small, arguments, says, c
         (["Hi", "--max-tokens", "0"], "max-tokens"),
         (["Hi", "--agents", "missing.yaml"], "missing.yaml"),
         (["Hi", "--agents", "twice.yaml"], "'A'"),
+        (["Hi", "--temperature", "-1"], "--temperature must be a number of at least 0, got -1.0"),
+        (["Hi", "--temperature", "nan"], "--temperature"),
+        (["Hi", "--top-p", "0"], "--top-p must be a number above 0 and at most 1, got 0.0"),
+        (["Hi", "--top-p", "1.1"], "--top-p"),
+        (["Hi", "--currency", " EUR"], "currency"),
+        (["Hi", "--receipt", "none/a.json"], "--receipt none/a.json cannot be written: No such file"),
+        (["Hi", "--save", "."], "--save . is not a file"),
+        (["Hi", "--receipt", "new.json", "--save", "new.json"], "--receipt and --save are both new.json"),
+        (["Hi", "--receipt", "new.json", "--save", "twice.yaml/a"], "--save twice.yaml/a cannot be written"),
     ],
 )
 def test_no_model_is_loaded_for_arguments_that_are_wrong(arguments, says, capsys, monkeypatch, tmp_path):
@@ -100,6 +112,7 @@ def test_no_model_is_loaded_for_arguments_that_are_wrong(arguments, says, capsys
     (tmp_path / "twice.yaml").write_text(2 * twice)
     monkeypatch.setattr(run, "_load_model", lambda *_: pytest.fail("loaded"))
     assert main(["run", *arguments]) == 2
+    assert [one.name for one in tmp_path.iterdir()] == ["twice.yaml"]
     error = capsys.readouterr().err
     assert says in error
     assert "Traceback" not in error
@@ -339,6 +352,58 @@ def test_other_warnings_are_left_as_they_are(monkeypatch):
     monkeypatch.setattr(run, "_load_model", warns)
     with pytest.warns(DeprecationWarning, match="not ours"):
         assert main(["run", "Hi", *QUICK]) == 0
+
+
+def test_the_receipt_and_the_result_are_written_for_other_programs(small, tmp_path, capsys):
+    files = tmp_path / "receipt.json", tmp_path / "result.json"
+    options = ["--currency", "EUR", "--receipt", str(files[0]), "--save", str(files[1])]
+    assert main(["run", "Hi", *QUICK, *options, "--format", "json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert main(["verify", str(files[0]), "--auction-id", outcome["auction_id"]]) == 0
+    result = AuctionResult.from_dict(json.loads(files[1].read_text("utf-8")))
+    assert result.receipt.as_dict() == json.loads(files[0].read_text("utf-8"))
+    assert (result.text, result.currency) == (outcome["reply"], outcome["currency"]) == (outcome["reply"], "EUR")
+
+
+def test_an_auction_that_fails_writes_nothing(monkeypatch, tmp_path):
+    def fails(*_):
+        raise CandidatesError("no reply")
+
+    monkeypatch.setattr(run, "_load_model", fails)
+    (tmp_path / "old.json").write_text("old")
+    options = ["--receipt", str(tmp_path / "new.json"), "--save", str(tmp_path / "old.json")]
+    assert main(["run", "Hi", *QUICK, *options]) == 1
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("old.json", "old")]
+
+
+def test_the_sweep_settles_the_same_candidates_at_other_values_of_tau(small, tmp_path, capsys):
+    assert main(["run", "Hi", *QUICK, "--tau-sweep", "--save", str(tmp_path / "result.json"), "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)["tau_sweep"]
+    taus = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
+    points = tau_sweep(AuctionResult.from_dict(json.loads((tmp_path / "result.json").read_text())), taus)
+    assert [one["tau"] for one in told] == taus
+    assert [one["welfare"] for one in told] == [point.welfare for point in points]
+    assert [one["probabilities"] for one in told] == [point.settlement.probabilities.tolist() for point in points]
+    assert main(["run", "Hi", *QUICK, "--tau-sweep"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.partition("at other values of tau")[2].splitlines()[3:]]
+    assert [row[:2] for row in rows] == [[f"{point.tau:g}", f"{point.welfare:.4f}"] for point in points]
+
+
+def test_temperature_and_top_p_reach_the_model(monkeypatch, capsys):
+    monkeypatch.setattr(run, "_load_model", lambda *_: Sharp(responses=[]))
+    candidates = []
+    for options in ([], ["--temperature", "0.5", "--top-p", "0.9"]):
+        assert main(["run", "Hi", *QUICK, *options, "--format", "json"]) == 0
+        candidates.append({one["text"] for one in json.loads(capsys.readouterr().out)["candidates"]})
+    assert candidates == [{"None None"}, {"0.5 0.9"}]
+
+
+class Sharp(FakeListChatModel):
+    """Says with which temperature it is called."""
+
+    def _call(self, messages, stop=None, run_manager=None, **kwargs):
+        return f"{kwargs.get('temperature')} {kwargs.get('top_p')}"
 
 
 class Recorded:
