@@ -1,4 +1,4 @@
-"""For tests of auctions, yours and ours: an exactly solvable chat model, and laws as test classes to inherit from."""
+"""For tests of auctions, yours and ours: chat models without weights, and laws as test classes to inherit from."""
 
 from llm_auction_chain.testing.conformance import (
     LedgerConformance,
@@ -7,5 +7,13 @@ from llm_auction_chain.testing.conformance import (
     ScorerConformance,
 )
 from llm_auction_chain.testing.markov import MarkovChatModel
+from llm_auction_chain.testing.scripted import ScriptedChatModel
 
-__all__ = ["LedgerConformance", "MarkovChatModel", "ProposalConformance", "RewardConformance", "ScorerConformance"]
+__all__ = [
+    "LedgerConformance",
+    "MarkovChatModel",
+    "ProposalConformance",
+    "RewardConformance",
+    "ScorerConformance",
+    "ScriptedChatModel",
+]

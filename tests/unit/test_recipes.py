@@ -1,0 +1,42 @@
+"""The programs of cookbook/ run, and are those that the tutorials build."""
+
+import ast
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "cookbook").glob("*.py"))
+CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+
+
+def statements(code):
+    """Return a program's statements and its imports, without what it does only when it is started."""
+    rest, imports = [], set()
+    for statement in ast.parse(code).body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            imports |= {(getattr(statement, "module", None), one.name) for one in statement.names}
+        elif not (isinstance(statement, ast.If) and "__main__" in ast.unparse(statement.test)):
+            rest.append(ast.unparse(statement))
+    return rest, imports
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_what_its_tutorial_builds(recipe):
+    tutorial = (ROOT / "docs" / "tutorials" / f"{recipe.stem}.md").read_text(encoding="utf-8")
+    assert f"`cookbook/{recipe.name}`" in tutorial
+    shown, imported = statements("\n".join(CODE.findall(tutorial)))
+    (docstring, *parts), needed = statements(recipe.read_text(encoding="utf-8"))
+    assert "pip install" in docstring
+    places = iter(shown)
+    assert [part for part in parts if part not in places] == []  # all of them, in this order
+    assert needed - imported == set()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_short_and_runs(recipe, tmp_path, monkeypatch):
+    assert len(recipe.read_text(encoding="utf-8").splitlines()) < 80
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(recipe))
