@@ -59,7 +59,7 @@ test-oldest: $(STAMP)
 
 # The pages of docs/, with the reference made from docstrings; a link or a name that leads nowhere is an error.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+	$(BIN)/python docs/build_site.py build/docs
 
 BENCHMARKS := agents directory engine ledger mechanism overhead
 
