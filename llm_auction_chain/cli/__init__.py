@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-__all__ = ["main", "printable_lines", "printable_text", "without_passwords"]
+__all__ = ["fail", "main", "printable_lines", "printable_text", "without_passwords"]
 
 _BAD_INPUT = 2
 _FAILED = 1
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             from llm_auction_chain import errors
     except KeyboardInterrupt:
-        return _fail("interrupted", _INTERRUPTED)
+        return fail("interrupted", _INTERRUPTED)
     try:
         with _interrupts(), _short_warnings(errors.AuctionWarning):
             options = _parser().parse_args(arguments)
@@ -46,18 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = options.do(options) or 0
             sys.stdout.flush()
     except (errors.ConfigurationError, errors.MissingDependencyError, errors.PromptError) as error:
-        code = _fail(str(error), _BAD_INPUT)
+        code = fail(str(error), _BAD_INPUT)
     except errors.AuctionError as error:
-        code = _fail(str(error), _FAILED)
+        code = fail(str(error), _FAILED)
     except BrokenPipeError:
         _drop_output()
         code = _FAILED
     except OSError as error:
         _drop_output()
         where = f": {error.filename}" if error.filename else ""
-        code = _fail(f"{error.strerror or error}{where}", _FAILED)
+        code = fail(f"{error.strerror or error}{where}", _FAILED)
     except KeyboardInterrupt:
-        code = _fail("interrupted", _INTERRUPTED)
+        code = fail("interrupted", _INTERRUPTED)
     return code
 
 
@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     try:
         import yaml  # noqa: F401 - files of agents are YAML
 
+        from llm_auction_chain.cli.chat import add_chat
         from llm_auction_chain.cli.experiment import add_experiment
         from llm_auction_chain.cli.ledger import add_ledger
         from llm_auction_chain.cli.receipts import add_verify
@@ -125,13 +126,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('llm-auction-chain')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_run(commands)
+    add_chat(commands)
     add_verify(commands)
     add_experiment(commands)
     add_statements(add_ledger(commands))
     return parser
 
 
-def _fail(message: str, code: int) -> int:
+def fail(message: str, code: int) -> int:
+    """Say in one line what failed, and return the exit code."""
     sys.stderr.write(f"llm-auction: {printable_lines(without_passwords(message))}\n")
     return code
 

@@ -28,7 +28,7 @@ def test_the_version_is_that_of_the_distribution(capsys):
 
 def test_every_command_with_a_format_spells_it_alike():
     formats = [action for command in commands() for action in command._actions if "--format" in action.option_strings]
-    assert len(formats) == 13
+    assert len(formats) == 14
     assert {(action.default, *sorted(action.choices)) for action in formats} == {
         ("table", "json", "table"),
         ("table", "csv", "json", "table"),
