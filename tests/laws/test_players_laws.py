@@ -110,7 +110,7 @@ def test_cloning_or_inflating_identities_inside_one_owner_gains_nothing(auction,
 
 
 def test_splitting_over_owners_that_nobody_detects_drives_the_payment_to_nothing():
-    """docs/how_to/agents.md warns of this: one report is split into k equal ones of k owners."""
+    """docs/concepts/truthfulness.md warns of this: one report is split into k equal ones of k owners."""
     rng = np.random.default_rng(5)
     report, others = 2 * rng.random(16), 2 * rng.random((2, 16))
     paid = []
