@@ -111,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         import yaml  # noqa: F401 - files of agents are YAML
 
         from llm_auction_chain.cli.chat import add_chat
+        from llm_auction_chain.cli.completion import add_completion
         from llm_auction_chain.cli.experiment import add_experiment
         from llm_auction_chain.cli.ledger import add_ledger
         from llm_auction_chain.cli.receipts import add_verify
@@ -130,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     add_verify(commands)
     add_experiment(commands)
     add_statements(add_ledger(commands))
+    add_completion(commands, parser)
     return parser
 
 

@@ -1,6 +1,5 @@
 """`llm-auction` itself: how it starts, and what it says of itself."""
 
-import argparse
 import subprocess
 import sys
 from importlib.metadata import version
@@ -9,14 +8,7 @@ import pytest
 
 from llm_auction_chain import cli
 from llm_auction_chain.cli import main
-
-
-def commands(parser=None):
-    """Return the parsers of all commands, those of commands of commands too."""
-    parser = parser or cli._parser()
-    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    inner = [one for group in groups for one in group.choices.values()]
-    return [parser, *(deeper for one in inner for deeper in commands(one))]
+from llm_auction_chain.cli.completion import parsers_of
 
 
 def test_the_version_is_that_of_the_distribution(capsys):
@@ -27,7 +19,12 @@ def test_the_version_is_that_of_the_distribution(capsys):
 
 
 def test_every_command_with_a_format_spells_it_alike():
-    formats = [action for command in commands() for action in command._actions if "--format" in action.option_strings]
+    formats = [
+        action
+        for command in parsers_of(cli._parser())
+        for action in command._actions
+        if "--format" in action.option_strings
+    ]
     assert len(formats) == 14
     assert {(action.default, *sorted(action.choices)) for action in formats} == {
         ("table", "json", "table"),
