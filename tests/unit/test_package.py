@@ -62,7 +62,8 @@ EXAMPLE = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<output>.*?
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_the_examples_of_the_documents_run_and_print_what_is_shown(document):
+def test_the_examples_of_the_documents_run_and_print_what_is_shown(document, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where examples may leave a file
     examples = [*EXAMPLE.finditer((ROOT / document).read_text(encoding="utf-8"))]
     assert examples
     names = {}

@@ -26,7 +26,7 @@ def statements(code):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_what_its_tutorial_builds(recipe):
     tutorial = (ROOT / "docs" / "tutorials" / f"{recipe.stem}.md").read_text(encoding="utf-8")
-    assert f"`cookbook/{recipe.name}`" in tutorial
+    assert f"](../../cookbook/{recipe.name})" in tutorial
     shown, imported = statements("\n".join(CODE.findall(tutorial)))
     (docstring, *parts), needed = statements(recipe.read_text(encoding="utf-8"))
     assert "pip install" in docstring
