@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llm_auction_chain.agents import Agent, load_agents
     from llm_auction_chain.auction.events import AuctionEvent, Progress
+    from llm_auction_chain.auction.plots import plot_tau_sweep
     from llm_auction_chain.auction.result import AuctionResult
     from llm_auction_chain.auction.settings import Billing, Disclosure, Policy, Sampling
     from llm_auction_chain.auction.tau_sweep import TauPoint, tau_sweep
@@ -80,6 +81,7 @@ __all__ = [
     "TauPoint",
     "lint_context",
     "load_agents",
+    "plot_tau_sweep",
     "public_reply",
     "tau_sweep",
 ]
@@ -87,6 +89,7 @@ __all__ = [
 _NAMES = {
     "agents": ("Agent", "load_agents"),
     "auction.events": ("AuctionEvent", "Progress"),
+    "auction.plots": ("plot_tau_sweep",),
     "auction.result": ("AuctionResult",),
     "auction.settings": ("Billing", "Disclosure", "Policy", "Sampling"),
     "auction.tau_sweep": ("TauPoint", "tau_sweep"),
@@ -103,7 +106,7 @@ _NAMES = {
     "models.vllm.chat_model": ("ChatVLLM",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
-_LIBRARIES = {"AuctionMiddleware": "langchain", "Ledger": "sqlalchemy"}
+_LIBRARIES = {"AuctionMiddleware": "langchain", "Ledger": "sqlalchemy", "plot_tau_sweep": "matplotlib"}
 _PUBLIC = frozenset(globals().pop("__all__"))  # `__getattr__` returns it: the libraries are looked for when asked
 
 

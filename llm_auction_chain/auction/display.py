@@ -12,7 +12,7 @@ from llm_auction_chain.money import as_text
 if TYPE_CHECKING:
     from llm_auction_chain.auction.result import AuctionResult
 
-__all__ = ["as_html", "summary"]
+__all__ = ["as_html", "by_effect", "summary", "with_count"]
 
 _AGENTS = 5  # agents with a line of their own
 _ROWS = 20  # agents, and candidates, with a row of their own
@@ -26,7 +26,7 @@ def summary(result: "AuctionResult") -> str:
     """
     settlement = result.settlement
     unit = f" {result.currency}" if result.currency else ""
-    moved = _by_effect(result)
+    moved = by_effect(result)
     lines = [f"Question: {shortened(question_of(result))}", f"Reply:    {shortened(result.text)}", _sponsors(result)]
     for agent in moved[:_AGENTS]:
         state = "" if agent.status == "reported" else f" ({agent.status})"
@@ -65,7 +65,7 @@ def as_html(result: "AuctionResult") -> str:
             _cut(agent.reply_without) if agent.changed_the_reply else "the same",
             agent.status,
         )
-        for agent in _by_effect(result)[:_ROWS]
+        for agent in by_effect(result)[:_ROWS]
     ]
     order = sorted(range(len(result.candidates)), key=lambda j: -settlement.probabilities[j])
     candidates = [
@@ -76,7 +76,7 @@ def as_html(result: "AuctionResult") -> str:
         )
         for j in [*order[:_ROWS], *(j for j in order[_ROWS:] if j == settlement.winner)]
     ]
-    title = _with_count("Candidates", len(candidates), len(order))
+    title = with_count("Candidates", len(candidates), len(order))
     _question, _reply, *lines = summary(result).splitlines()
     notes = [line for line in lines if not line.startswith("  ")]
     parts = [
@@ -85,7 +85,7 @@ def as_html(result: "AuctionResult") -> str:
     ]
     if agents:
         heads = ("agent", "owner", f"pays{unit}", "moved the draw", "reply without it", "report")
-        parts.append(_table(_with_count("Agents", len(agents), len(result.agents)), heads, agents))
+        parts.append(_table(with_count("Agents", len(agents), len(result.agents)), heads, agents))
     parts += [
         _table(title, ("reply", "draws", "probability"), candidates),
         f"<p>{'<br>'.join(map(_escaped, [*notes, *(why_left_out(out.as_dict()) for out in result.left_out)]))}</p>",
@@ -103,13 +103,14 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) ->
     return f"<table><caption>{_escaped(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _by_effect(result: "AuctionResult") -> list[AgentExplanation]:
+def by_effect(result: "AuctionResult") -> list[AgentExplanation]:
     """Return what each agent did, those that moved the draw most first."""
     return sorted(result.explain().agents, key=lambda agent: -agent.influence)
 
 
-def _with_count(caption: str, rows: int, n: int) -> str:
-    return caption if rows == n else f"{caption}, {rows} of {n}"
+def with_count(caption: str, rows: int, n: int, what: str = "") -> str:
+    """Return the caption, with how many of them are shown where some are not."""
+    return caption if rows == n else f"{caption}, {rows} of {n} {what}".rstrip()
 
 
 def _cut(text: str) -> str:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["AuctionEvent", "EventHook", "Progress", "ProgressHook", "candidates", "scored", "settled", "started"]
 
 Stage = Literal["candidates", "weights", "rewards"]
+_LABELS: Mapping[Stage, str] = {
+    "candidates": "drawing candidates",
+    "weights": "weighing them",
+    "rewards": "asking agents",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +42,29 @@ class Progress:
     total: int
     tokens_per_second: float | None = None
 
+    @property
+    def label(self) -> str:
+        """The stage in words, for a bar."""
+        return _LABELS[self.stage]
+
+    @property
+    def note(self) -> str:
+        """What a bar shows beside the counts: tokens per second, where the model counts them."""
+        return f"{self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else ""
+
     @staticmethod
-    def of_candidates(hook: "ProgressHook") -> Callable[[Stage, int, int, float | None], None]:
-        """Return the callback for the drawing of candidates."""
+    def of_candidates(hook: "ProgressHook", total: int) -> Callable[[Stage, int, int, float | None], None]:
+        """Return the callback for the drawing of candidates, of which none is there yet."""
+        hook(Progress(stage="candidates", done=0, total=total))
         return lambda stage, done, total, rate: hook(
             Progress(stage=stage, done=done, total=total, tokens_per_second=rate)
         )
 
     @staticmethod
     def of_rewards(hook: "ProgressHook", total: int) -> Callable[[int], None]:
-        """Return the callback for the asking of agents."""
+        """Return the callback for the asking of agents, none of which has answered yet."""
+        if total:
+            hook(Progress(stage="rewards", done=0, total=total))
         return lambda done: hook(Progress(stage="rewards", done=done, total=total))
 
 

@@ -139,13 +139,13 @@ def _times(probability: float, without: float) -> str:
     return f"{min(probability / without, _MANY):.2f} times as likely"
 
 
-def shortened(text: str) -> str:
-    r"""Return a text in quotes on one line, cut after 60 characters, with control characters spelled out.
+def shortened(text: str, longest: int = _SHORT) -> str:
+    r"""Return a text in quotes on one line, cut after some characters, with control characters spelled out.
 
     >>> print(shortened("a\nb \x1b[2J"))
     "a b \x1b[2J"
     """
-    line = " ".join(text[: 100 * _SHORT].split())
-    cut = line if len(line) <= _SHORT else f"{line[: _SHORT - 1]}…"
+    line = " ".join(text[: 100 * longest].split())
+    cut = line if len(line) <= longest else f"{line[: longest - 1]}…"
     plain = "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in cut)
     return f'"{plain}"'

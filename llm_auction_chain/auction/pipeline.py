@@ -109,7 +109,7 @@ class _Steps:
 
     async def draw(self, plan: Plan) -> Drawn:
         """Draw the candidates and weigh them."""
-        progress = events.Progress.of_candidates(self.call.progress) if self.call.progress else None
+        progress = events.Progress.of_candidates(self.call.progress, plan.size.n) if self.call.progress else None
         return await self._within(draw(plan, self.waiter, config=self.call.config, progress=progress))
 
     async def bypass_if_tools_are_called(self, admitted: Admitted, drawn: Drawn, tab: Tab) -> Admitted:

@@ -33,6 +33,9 @@ from llm_auction_chain.reports import Report
 from llm_auction_chain.rewards import Reward
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from llm_auction_chain.ledger import Charge
 
 __all__ = ["AuctionResult", "settle_auction"]
@@ -238,6 +241,31 @@ class AuctionResult:
             agents=tuple(self._explained(i) for i in range(len(self.agents))),
             left_out=tuple(out.as_dict() for out in self.left_out),
         )
+
+    def plot(self, *, axes: "Sequence[Axes] | None" = None) -> "Figure":
+        """Return a figure: the probability of each reply with all agents and without each, and what each agent pays.
+
+        Without an agent means without the other agents of its owner, too. The ten agents that moved the draw most have
+        a column, and the twenty likeliest replies a row; the others are added up. Characters that matplotlib's font
+        lacks are boxes: `matplotlib.rcParams["font.family"]` names other fonts.
+
+        Args:
+            axes: two of matplotlib's, to draw into. None makes a figure, which notebooks show and `savefig` writes.
+
+        Raises:
+            ConfigurationError: there are not two axes.
+            MissingDependencyError: matplotlib is not installed.
+
+        >>> from llm_auction_chain import Agent, AuctionRunnable
+        >>> from llm_auction_chain.testing import MarkovChatModel
+        >>> agent = Agent("B", lambda prompt, reply: 4.0 * reply.text.count("b"))
+        >>> held = AuctionRunnable(model=MarkovChatModel(), agents=[agent], seed=7).run("Say something")
+        >>> [axes.get_title("left") for axes in held.plot().axes]
+        ['Probability of each reply; the outline is that with all agents', 'Payments']
+        """
+        from llm_auction_chain.auction.plots import plot_result
+
+        return plot_result(self, axes=axes)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything about the auction as plain JSON, for storing; `from_dict` reads it.

@@ -25,8 +25,6 @@ _RESAMPLES = 2000
 _ROUNDING = 1e-12
 _MANY = 200  # points of a series, more of which are drawn as pixels
 _LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
-_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
-_MARKERS = "osD^vPX*"
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++")
 
 
@@ -243,19 +241,17 @@ class Figure:
         Raises:
             MissingDependencyError: matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure as Picture
-        except ImportError as error:
-            raise MissingDependencyError("A figure needs matplotlib: pip install matplotlib") from error
-        picture = Picture(figsize=(8.0 if len(self.series) > 1 else 6.4, 4.0), layout="constrained")
+        from llm_auction_chain.auction.plots import MARKERS, STYLES, new_figure
+
+        picture = new_figure(8.0 if len(self.series) > 1 else 6.4, 4.0)
         axes = picture.subplots()
         for k, series in enumerate(self.series):
             values = [_estimate(y) for y in series.y]
             heights = [value.value for value in values]
             ends = ([abs(each.value - each.low) for each in values], [abs(each.high - each.value) for each in values])
             look: dict[str, Any] = {"color": f"C{k}", "label": series.label}
-            hollow = self.kind == "points" or k // len(_MARKERS) % 2
-            points: dict[str, Any] = {"marker": _MARKERS[k % len(_MARKERS)], "ms": 4, "mfc": "none" if hollow else None}
+            hollow = self.kind == "points" or k // len(MARKERS) % 2
+            points: dict[str, Any] = {"marker": MARKERS[k % len(MARKERS)], "ms": 4, "mfc": "none" if hollow else None}
             if self.kind == "bars":
                 step = 0.8 / len(self.series)
                 places = np.arange(len(heights)) + step * (k - (len(self.series) - 1) / 2)
@@ -265,7 +261,7 @@ class Figure:
             elif self.kind == "points":
                 axes.plot(series.x, heights, ls="", rasterized=len(heights) > _MANY, **points, **look)
             else:
-                style = _STYLES[k % len(_STYLES)]
+                style = STYLES[k % len(STYLES)]
                 axes.errorbar(series.x, heights, np.nan_to_num(ends), ls=style, capsize=2, **points, **look)
         if self.x_log:
             axes.set_xscale("log", base=10 if self.diagonal else 2)

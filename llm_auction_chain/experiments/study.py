@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import yaml
 from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import Runnable
 
+from llm_auction_chain.auction.progress_bar import shown
 from llm_auction_chain.candidates import Proposal, SequenceScorer
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.experiments import EXPERIMENTS
@@ -45,6 +46,12 @@ class Progress:
     done: int
     total: int
     seconds_left: float | None
+    label: ClassVar[str] = "measuring"
+
+    @property
+    def note(self) -> str:
+        """What a bar shows beside the counts: the time left, where it can be estimated."""
+        return "" if self.seconds_left is None else f"about {self.seconds_left:,.0f} s left"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +164,7 @@ def run(
     embeddings: Embeddings | None = None,
     proposals: Mapping[str, Proposal] | None = None,
     out: Path | str | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: bool | Callable[[Progress], None] | None = None,
 ) -> Study[Any]:
     """Measure what an experiment needs, for every question and seed.
 
@@ -175,7 +182,8 @@ def run(
         embeddings: for the relevance of replies to the question.
         proposals: further proposals, by the names that the configuration uses.
         out: a folder for what is measured. None keeps it in memory.
-        progress: called after each question and seed.
+        progress: True shows a bar on standard error, in a shell or a notebook; a function is called after each question
+            and seed.
 
     Raises:
         ConfigurationError: a setting is invalid, or the model cannot do what the configuration asks for.
@@ -194,7 +202,7 @@ def run(
         settings["seeds"] = (seed,) if isinstance(seed, int) else tuple(seed)
     config = config.changed(**settings)
     questions = _questions(config)
-    with Store(None if out is None else Path(out) / STORE) as store:
+    with Store(None if out is None else Path(out) / STORE) as store, shown(progress=progress) as hook:
         bench = Bench(
             config=config,
             model=model_by_name(config.model, max_tokens=config.max_tokens) if model is None else model,
@@ -213,9 +221,9 @@ def run(
             reused = store.cost.reused
             units.append(experiment.measure(bench, question, each))
             measured += store.cost.reused == reused
-            if progress is not None:
+            if hook is not None:
                 left = (time.perf_counter() - start) / measured * (len(places) - done) if measured else None
-                progress(Progress(done=done, total=len(places), seconds_left=left))
+                hook(Progress(done=done, total=len(places), seconds_left=left))
         seeds = len(config.seeds)
         rows = tuple(tuple(units[k : k + seeds]) for k in range(0, len(units), seeds))
         return Study(config=config, questions=questions, units=rows, cost=store.cost)

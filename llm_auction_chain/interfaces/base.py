@@ -22,6 +22,7 @@ from llm_auction_chain.auction.admission import SEEDS, Call
 from llm_auction_chain.auction.billing import Delivery
 from llm_auction_chain.auction.events import AuctionEvent, ProgressHook
 from llm_auction_chain.auction.pipeline import hold_auction
+from llm_auction_chain.auction.progress_bar import shown
 from llm_auction_chain.auction.result import AuctionResult
 from llm_auction_chain.auction.settings import GROUPS, AuctionSettings, OnToolCalls, group_of
 from llm_auction_chain.candidates import hidden, offers_tools, quiet
@@ -159,13 +160,25 @@ class AuctionBase(AuctionSettings):
         input: LanguageModelInput,
         config: RunnableConfig | None = None,
         *,
-        progress: ProgressHook | None = None,
+        progress: bool | ProgressHook | None = None,
         **kwargs: Any,
     ) -> AuctionResult:
-        """Hold an auction and return the whole result: candidates, reports, settlement, reply."""
-        scope = self._scope_of_run(progress)
-        with scope.delivery:
-            _as_runnable(self._with(scope)).invoke(input, config, **kwargs)
+        """Hold an auction and return the whole result: candidates, reports, settlement, reply.
+
+        Args:
+            input: as for `invoke`.
+            config: as for `invoke`.
+            progress: True shows a bar on standard error, in a shell or a notebook; a function is called with each
+                `Progress`.
+            **kwargs: as for `invoke`.
+
+        Raises:
+            MissingDependencyError: there shall be a bar, and tqdm is not installed.
+        """
+        with shown(progress=progress) as hook:
+            scope = replace(self._new_scope(), progress=hook, whole=True)
+            with scope.delivery:
+                _as_runnable(self._with(scope)).invoke(input, config, **kwargs)
         return scope.delivery.results[0]
 
     async def arun(
@@ -173,13 +186,14 @@ class AuctionBase(AuctionSettings):
         input: LanguageModelInput,
         config: RunnableConfig | None = None,
         *,
-        progress: ProgressHook | None = None,
+        progress: bool | ProgressHook | None = None,
         **kwargs: Any,
     ) -> AuctionResult:
         """Do what `run` does, in an event loop."""
-        scope = self._scope_of_run(progress)
-        async with scope.delivery:
-            await _as_runnable(self._with(scope)).ainvoke(input, config, **kwargs)
+        with shown(progress=progress) as hook:
+            scope = replace(self._new_scope(), progress=hook, whole=True)
+            async with scope.delivery:
+                await _as_runnable(self._with(scope)).ainvoke(input, config, **kwargs)
         return scope.delivery.results[0]
 
     def _new_scope(self, config: RunnableConfig | None = None) -> CallScope:
@@ -188,11 +202,6 @@ class AuctionBase(AuctionSettings):
         if outer is None:
             return CallScope(delivery=Delivery(ledger), config=config or RunnableConfig())
         return replace(outer, delivery=Delivery(ledger, outer.delivery), config=config or outer.config)
-
-    def _scope_of_run(self, progress: ProgressHook | None) -> CallScope:
-        if progress is not None and not callable(progress):
-            raise refuse("progress", "a function of a Progress", progress)
-        return replace(self._new_scope(), progress=progress, whole=True)
 
     def _with(self, scope: CallScope) -> Self:
         """Return a copy that serves one call."""

@@ -29,19 +29,22 @@ def test_all_is_sorted_and_can_be_imported():
     "what", ["import llm_auction_chain", "from llm_auction_chain import Agent, AuctionRunnable, ChatTransformers"]
 )
 def test_importing_loads_nothing_heavy(what):
-    heavy = ("torch", "transformers", "langchain.agents", "sqlalchemy")
+    heavy = ("torch", "transformers", "langchain.agents", "sqlalchemy", "matplotlib", "tqdm")
     code = f"import sys; {what}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout.strip() == "[]"
 
 
 def test_an_import_of_all_names_needs_no_extra():
-    libraries = ("langchain", "langgraph", "opentelemetry", "regex", "rich", "sqlalchemy", "torch", "transformers")
+    libraries = (
+        "langchain", "langgraph", "matplotlib", "opentelemetry", "regex", "rich", "sqlalchemy", "torch", "tqdm",
+        "transformers",
+    )  # fmt: skip
     code = f"""import sys
 sys.modules.update(dict.fromkeys({libraries}))
 from llm_auction_chain import *
 import llm_auction_chain
-for name in ("AuctionMiddleware", "Ledger"):
+for name in ("AuctionMiddleware", "Ledger", "plot_tau_sweep"):
     try:
         getattr(llm_auction_chain, name)
     except MissingDependencyError as error:
@@ -49,6 +52,7 @@ for name in ("AuctionMiddleware", "Ledger"):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert "llm-auction-chain[agents]" in done.stdout
     assert "llm-auction-chain[ledger]" in done.stdout
+    assert "llm-auction-chain[plot]" in done.stdout
 
 
 DOCUMENTS = [

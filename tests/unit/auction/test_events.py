@@ -54,9 +54,9 @@ def test_the_event_of_the_candidates_counts_draws_replies_exclusions_and_failure
     }  # fmt: skip
 
 
-def test_progress_of_rewards_counts_up_to_the_number_of_agents():
+def test_progress_of_rewards_counts_from_zero_up_to_the_number_of_agents():
     steps = []
     step = Progress.of_rewards(steps.append, 3)
     for done in (1, 3):
         step(done)
-    assert steps == [Progress(stage="rewards", done=1, total=3), Progress(stage="rewards", done=3, total=3)]
+    assert steps == [Progress(stage="rewards", done=done, total=3) for done in (0, 1, 3)]

@@ -71,7 +71,7 @@ async def test_run_returns_the_result_whose_reply_invoke_returns(interface):
         assert result.reply.text == auction.invoke("x").text
         assert [report.status for report in result.reports] == ["reported"]
         assert result.explain().agents[0].agent == "B"
-    assert [step.total for step in counted if step.stage == "rewards"] == [1, 1]
+    assert [step.done for step in counted if step.stage == "rewards"] == [0, 1, 0, 1]
 
 
 @BOTH
@@ -288,7 +288,7 @@ async def test_concurrent_runs_count_their_own_progress_and_return_their_own_res
     assert [result.seed for result in results] == list(counted)
     assert len({result.auction_id for result in results}) == 4
     for steps in counted.values():
-        assert [(step.done, step.total) for step in steps if step.stage == "rewards"] == [(1, 1)]
+        assert [(step.done, step.total) for step in steps if step.stage == "rewards"] == [(0, 1), (1, 1)]
 
 
 async def _agents(given):
