@@ -46,7 +46,7 @@ PLAIN = (1.0,)
 _LONGEST_BLOCK = 4000  # characters of all descriptions in one prompt
 _MANY_AGENTS = 4  # with more descriptions, the product costs more than it gains
 # Short, with quotation marks and no markup: a small model repeats longer instructions and delimiters, and an agent
-# takes the repetition for a reply that it likes (docs/convergence.md).
+# takes the repetition for a reply that it likes (docs/concepts/convergence.md).
 _INSTRUCTIONS = "Mention in your answer:\n\n{descriptions}"
 
 
