@@ -49,7 +49,7 @@ which every `Reward` is; or a Runnable over `{"prompt": ..., "reply": ...}`."""
 
 @dataclass(frozen=True)
 class Agent:
-    """A bidder, who would pay for some replies rather than others.
+    """A bidder: a party to which some replies are worth more than others.
 
     Attributes:
         name: unique within an auction. Names of agents, owners and categories are compared in Unicode's NFKC.
@@ -58,7 +58,7 @@ class Agent:
         owner: the payer. Agents of one owner are one report and one payer; None: the agent pays itself.
         context: public description, fixed before the auction, without any bid; at most 100,000 characters, of which
             models read 400.
-        pays: False for a player whose welfare counts and who is never charged: the user, the platform's own rules.
+        pays: False for a player whose welfare counts and that is never charged: the user, the platform's own rules.
             It has no reason to be honest, so its reward should be the platform's.
         report_cap: money; every reward is cut to within plus and minus this. None: the auction's cap.
         currency: the unit its rewards are in; None is the auction's. Another than the auction's is refused.

@@ -69,8 +69,8 @@ class CandidatesError(AuctionError):
     """Fewer candidates than `min_candidates` could be drawn.
 
     Its `__cause__` is the first of the causes. It is also an instance of every class that all of them share, with the
-    attributes of the first. So whoever catches, retries or falls back on a provider's error or on LangChain's
-    `ModelError` does so with an auction, too. A `ModelError` is retryable if one of the causes is. `StopIteration` and
+    attributes of the first. So code that catches, retries or falls back on a provider's error, or on LangChain's
+    `ModelError`, also works with an auction. A `ModelError` is retryable if one of the causes is. `StopIteration` and
     LangGraph's errors do not count, because they steer loops and graphs.
 
     Attributes:
@@ -127,7 +127,7 @@ def _counts(kind: type) -> bool:
 
 
 class LogProbError(AuctionError):
-    """A log-probability is not exactly that of the whole reply under the law asked for: no weight can be made of it."""
+    """A log-probability is not exactly that of the whole reply under the right distribution, so it is no weight."""
 
 
 class LogitsError(LogProbError):
@@ -151,7 +151,7 @@ class ChargeConflictError(LedgerError):
 
 
 class DeliveredError(ChargeConflictError):
-    """The auction of this id was charged and its reply delivered, and this call would have another outcome.
+    """This auction was charged and its reply delivered, and the repeated call would have another outcome.
 
     Attributes:
         charge: the `Charge` of the delivered reply.
@@ -165,11 +165,11 @@ class DeliveredError(ChargeConflictError):
 
 
 class CoverError(LedgerError):
-    """An account's balance, less what is held on it, does not cover the amount."""
+    """An account's balance, less its holds, does not cover the amount."""
 
 
 class LedgerUnavailableError(LedgerError):
-    """The database is unreachable, full or locked: whether the booking was made is not known. Asking again is safe."""
+    """The database is unreachable, full or locked. The booking may have been made; a repeated request is safe."""
 
 
 class MissingDependencyError(AuctionError, ImportError):

@@ -54,7 +54,7 @@ class Progress:
 
     @staticmethod
     def of_candidates(hook: "ProgressHook", total: int) -> Callable[[Stage, int, int, float | None], None]:
-        """Return the callback for the drawing of candidates, of which none is there yet."""
+        """Report that no candidate is drawn yet, and return the callback that counts them."""
         hook(Progress(stage="candidates", done=0, total=total))
         return lambda stage, done, total, rate: hook(
             Progress(stage=stage, done=done, total=total, tokens_per_second=rate)
@@ -62,7 +62,7 @@ class Progress:
 
     @staticmethod
     def of_rewards(hook: "ProgressHook", total: int) -> Callable[[int], None]:
-        """Return the callback for the asking of agents, none of which has answered yet."""
+        """Report that no agent has answered yet, and return the callback that counts them."""
         if total:
             hook(Progress(stage="rewards", done=0, total=total))
         return lambda done: hook(Progress(stage="rewards", done=done, total=total))

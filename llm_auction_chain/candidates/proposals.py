@@ -80,7 +80,7 @@ class Component(Protocol):
 
 @dataclass(frozen=True)
 class Reference:
-    """The prompt as it stands, which gives the reply that a user gets without agents. On its own, every weight is 0."""
+    """Draws from the user's prompt alone, as an auction without agents does. On its own, every log-weight is 0."""
 
     def condition(self, prompt: Prompt, descriptions: Sequence[str], *, tau: float, seed: int) -> Condition:
         """Return the prompt."""
@@ -125,7 +125,7 @@ class ContextPrompt:
 
 @dataclass(frozen=True)
 class ContextProduct:
-    """Every token is drawn from `pi_ref ** (1 - n * strength) * prod_i pi_i ** strength`, normalised.
+    """Draws every token from `pi_ref ** (1 - n * strength) * prod_i pi_i ** strength`, normalised.
 
     pi_i is the model under agent i's description alone. For rewards `log(pi_i / pi_ref)` the target itself is
     `pi_ref * prod_i (pi_i / pi_ref) ** (1 / tau)`, hence the strength 1/tau. Needs logits: local models only.

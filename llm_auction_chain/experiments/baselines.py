@@ -210,7 +210,7 @@ def _check(reports: npt.ArrayLike, candidates: Candidates) -> FloatArray:
 
 
 def no_auction(candidates: Candidates, reports: FloatArray) -> Outcome:
-    """Return the reference's own distribution, `softmax(lw)`. Nobody pays.
+    """Return the reference's own distribution, `softmax(lw)`. No agent pays.
 
     >>> bed = Candidates(log_weights=[0, 0], rewards=[[0, 2]], log_reference=[-1, -1], sources=[-1, -1])
     >>> no_auction(bed, bed.rewards).welfare(bed.rewards)

@@ -1,4 +1,4 @@
-"""Questions of users, and the sponsors who would pay for their replies: 40 that ship with the package, or your own."""
+"""Questions of users, and the sponsors that would pay for their replies: 40 that ship with the package, or your own."""
 
 import csv
 import json

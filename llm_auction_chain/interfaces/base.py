@@ -74,7 +74,7 @@ class AuctionBase(AuctionSettings):
 
     @property
     def reference(self) -> Runnable[LanguageModelInput, AIMessage]:
-        """The plain model, for calls whose payments nobody is shown: of a summariser, a classifier, a title."""
+        """The plain model, for calls that no user reads: a summary, a classification, a title."""
         return self.model
 
     @property

@@ -272,7 +272,7 @@ class Ledger:
     def erase_receipts(self, before: datetime) -> int:
         """Delete stored receipts of charges before a time, with their salts, and return the number of receipts.
 
-        The chain keeps the digests, which then reveal nothing about anybody.
+        The chain keeps the digests, which then reveal nothing.
         """
         until = check.checked_time("before", before)
         return self._database.write(queries.erase_receipts, until)

@@ -36,7 +36,7 @@ _OPERATORS: dict[str, Callable[[float, float], float]] = {"+": operator.add, "*"
 
 @dataclass(frozen=True, kw_only=True)
 class AskedBy:
-    """The auction that asks: what is public of it before any report.
+    """What is public, before any report, about the auction that asks.
 
     Attributes:
         auction_id: the id in the result.

@@ -49,7 +49,7 @@ class JudgeReward(WaitingReward):
     Attributes:
         judge: a chat model with structured output, or a LangChain decision model, which answers a `Score` question
             with an expected level that may lie between two.
-        rubric: what to judge, for example "How useful is the reply to somebody who wants to learn the guitar?".
+        rubric: what to judge, for example "How useful is the reply to a person who wants to learn the guitar?".
         value: money at the best level.
         levels: what each level means, from worst to best, numbered from 0.
 

@@ -26,7 +26,7 @@ _SPACELESS = (
 # What goes on with a character though it is no mark: Thai and Lao am, jamo behind a jamo, skin tones, tags.
 _CONTINUING = r"\u0e33\u0eb3\u1160-\u11ff\ud7b0-\ud7fb\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f"
 _JOINERS = r"\u200c\u200d"
-# Punctuation that models and people write in different ways, and what nobody sees: soft hyphens, and selectors, which
+# Punctuation that models and people write in different ways, and what is invisible: soft hyphens, and selectors, which
 # choose how the character before them looks.
 _ALIKE = {
     **dict.fromkeys([0xAD, 0x2060, 0xFEFF, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)], ""),

@@ -70,9 +70,9 @@ class WebhookReward(WaitingReward):
         secret: a text that only the bidder has too; in no message and no repr.
         timeout: seconds, from the look-up of the address to the last byte of the answer.
         max_bytes: the most bytes of an answer, its head included. No more are read.
-        allow_http: whether the URL may be `http://`, so that everybody on the way can read the prompt.
-        allow_private: whether the host may be at an address that is not public. Whoever chooses the URL then chooses
-            what this process talks to in your own network.
+        allow_http: whether the URL may be `http://`, so that the network between can read the prompt.
+        allow_private: whether the host may be at an address that is not public. The URL then decides what this
+            process talks to in your own network.
         tls: the certificate authorities to trust, instead of the usual ones.
 
     Raises:
