@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-__all__ = ["fail", "main", "printable_lines", "printable_text", "without_passwords"]
+__all__ = ["command_parser", "fail", "main", "printable_lines", "printable_text", "without_passwords"]
 
 _BAD_INPUT = 2
 _FAILED = 1
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail("interrupted", _INTERRUPTED)
     try:
         with _interrupts(), _short_warnings(errors.AuctionWarning):
-            options = _parser().parse_args(arguments)
+            options = command_parser().parse_args(arguments)
             _show_logs()
             if hasattr(sys.stdout, "reconfigure"):
                 sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a reply is no failure
@@ -104,7 +104,8 @@ class _Parser(argparse.ArgumentParser):
         super().error(printable_lines(without_passwords(message)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     from importlib.metadata import version
 
     try:

@@ -18,7 +18,7 @@ def add_completion(commands: Any, parser: ArgumentParser) -> None:
         description='Prints a script. In ~/.bashrc, `eval "$(llm-auction completion bash)"` loads it; in ~/.zshrc, the '
         "same line with zsh, below compinit. Faster: write it to a file that the shell loads at its start.",
     )
-    completion.add_argument("shell", choices=("bash", "zsh"), help="bash or zsh")
+    completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh"), help="bash or zsh")
     completion.set_defaults(do=lambda options: _print(parser, options))
 
 

@@ -22,11 +22,16 @@ def add_experiment(commands: Any) -> None:
     """Add the command to those of the parser."""
     from llm_auction_chain.experiments import EXPERIMENTS
 
-    command = commands.add_parser("experiment", help="run one of the paper's experiments")
+    command = commands.add_parser(
+        "experiment",
+        help="run one of the paper's experiments",
+        description="Runs one of the paper's experiments, prints what it finds, and writes tables, figures and "
+        "measurements to a folder. It needs the extra `experiments`.",
+    )
     command.set_defaults(do=_run)
-    command.add_argument("name", metavar="NAME", choices=tuple(EXPERIMENTS), help=", ".join(EXPERIMENTS))
+    command.add_argument("name", metavar="NAME", choices=tuple(EXPERIMENTS), help=f"one of {', '.join(EXPERIMENTS)}")
     command.add_argument("--quick", action="store_true", help="fewer questions and draws: less than a minute")
-    about = "where measurements, tables and figures go; a stopped run goes on there (%(default)s)"
+    about = "where measurements, tables and figures go; a stopped run goes on there (default: %(default)s)"
     command.add_argument("--out", metavar="DIR", type=Path, default=Path(_OUT), help=about)
     command.add_argument("--config", metavar="FILE", type=Path, help="YAML with settings of the experiment")
     command.add_argument("--model", metavar="MODEL", help="a local path or hub id for transformers, or provider:model")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from llm_auction_chain.ledger import Booking, Ledger, Totals
 
-_URL = "sqlite:///file.db, or postgresql+psycopg://user@host/database"
+_URL = "database, as in sqlite:///file.db or postgresql+psycopg://user@host/database"
 _VARIABLE = "LLM_AUCTION_LEDGER"
 _DEFAULT_URL = "sqlite:///llm_auction.db"
 _CREATE = ("deposit", "migrate")  # a ledger, where there is none
@@ -60,16 +60,16 @@ def _add_bookings(commands: Any) -> None:
     withdraw = add_command(commands, "withdraw", _move, "book money that goes out, and print the booking")
     for parser in (deposit, withdraw):
         parser.add_argument("owner", metavar="OWNER", help="the account's owner")
-        parser.add_argument("amount", metavar="AMOUNT", help="such as 12.50")
-        parser.add_argument("--currency", metavar="C", help="of the amount; '' for one without a name")
-        parser.add_argument("--key", help="books it once, however often you repeat it, such as the bank's reference")
-        parser.add_argument("--note", default="", metavar="TEXT", help="kept with it")
-    decimals = "of the currency, 0 to 6, set by its first booking; the default is 6"
+        parser.add_argument("amount", metavar="AMOUNT", help="sum of money, such as 12.50")
+        parser.add_argument("--currency", metavar="C", help="currency of the amount; '' for one without a name")
+        parser.add_argument("--key", help="name of the booking, such as the bank's reference; the same key books once")
+        parser.add_argument("--note", default="", metavar="TEXT", help="text that is kept with it")
+    decimals = "decimals of the currency, 0 to 6, set by its first booking (6)"
     deposit.add_argument("--decimals", type=int, metavar="N", help=decimals)
     reverse = add_command(commands, "reverse", _reverse, "give back what an auction charged, and print the booking")
-    reverse.add_argument("auction", metavar="AUCTION_ID")
+    reverse.add_argument("auction", metavar="AUCTION_ID", help="the auction that charged")
     reverse.add_argument("--owner", metavar="O", help="only this owner's line")
-    reverse.add_argument("--reason", default="", metavar="TEXT", help="kept with it")
+    reverse.add_argument("--reason", default="", metavar="TEXT", help="text that is kept with it")
     about = "release holds whose time is over, and print their auctions, one a line"
     expire_holds = add_command(commands, "expire-holds", _expire_holds, about)
     for parser in (deposit, withdraw, reverse, expire_holds):
@@ -79,15 +79,20 @@ def _add_bookings(commands: Any) -> None:
 def _add_upkeep(commands: Any) -> None:
     about = "compute the chain again, and print bookings, head, and totals: cash = revenue + balances"
     verify = add_command(commands, "verify", _verify, about)
-    verify.add_argument("--head", metavar="HASH", help="one that `head` printed before; it must be in the chain")
+    verify.add_argument("--head", metavar="HASH", help="hash that `head` printed before; it must be in the chain")
     about = "print number and hash of the last booking: noted elsewhere, it fixes all before it"
     head = add_command(commands, "head", _head, about)
     receipt = add_command(commands, "receipt", _receipt, "print the stored receipt of an auction, JSON for `verify`")
-    receipt.add_argument("auction", metavar="AUCTION_ID")
+    receipt.add_argument("auction", metavar="AUCTION_ID", help="the auction of the receipt")
     receipt.add_argument("--agent", metavar="NAME", help="the view of this agent, without other agents' reports")
     about = "delete stored receipts; the chain keeps their digests and verifies"
     erase = add_command(commands, "erase-receipts", _erase_receipts, about)
-    erase.add_argument("--before", required=True, metavar="DATE", help="of auctions charged before; ISO date or time")
+    erase.add_argument(
+        "--before",
+        required=True,
+        metavar="DATE",
+        help="ISO date or time: of auctions charged before it",
+    )
     for parser in (verify, head, erase):
         add_format(parser)
     add_command(commands, "migrate", _migrate, "bring the schema to the newest revision; back up the database before")

@@ -27,12 +27,12 @@ def add_verify(commands: Any) -> None:
         "code 0: all hold; 1: something differs; 2: the input cannot be read, or is no receipt.",
     )
     verify.set_defaults(do=_verify)
-    about = "JSON of one, a list of them, or JSON Lines; - is standard input"
+    about = "a receipt or a view as JSON, a list of them, or JSON Lines; - is standard input"
     verify.add_argument("files", nargs="+", metavar="FILE", help=about)
-    verify.add_argument("--auction-id", metavar="ID", help="the auction that they must be of")
-    about = "the commitment that agents received, which they must open: sha256:..."
+    verify.add_argument("--auction-id", metavar="ID", help="id of the auction that they must be of")
+    about = "commitment that agents received, which they must open"
     verify.add_argument("--opening", metavar="DIGEST", help=about)
-    verify.add_argument("--key", metavar="PUBLIC.pem", help="the Ed25519 public key that must have signed them")
+    verify.add_argument("--key", metavar="PUBLIC.pem", help="Ed25519 public key that must have signed them")
     add_format(verify, "in JSON an object for one receipt, a list for several")
 
 

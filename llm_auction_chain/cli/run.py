@@ -27,21 +27,27 @@ if TYPE_CHECKING:
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
 
 DEFAULT_QUESTION = "How do I learn to play the guitar?"
+_MODEL = "local path or hub id for transformers, or provider:model; without it, the embedded model"
 _FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of tau, for the sweep
 _LABELS = {"candidates": "drawing candidates", "weights": "weighing them", "rewards": "asking agents"}
 
 
 def add_run(commands: Any) -> None:
     """Add the command to those of the parser."""
-    run = commands.add_parser("run", help="hold one auction and show all of it")
+    run = commands.add_parser(
+        "run",
+        help="hold one auction and show all of it",
+        description="Holds one auction, and prints the candidates, the reply, and what each agent pays. Without "
+        "arguments it is a demo: three agents, and a small language model that runs on your CPU.",
+    )
     run.set_defaults(do=_run)
     run.add_argument("question", nargs="?", default=DEFAULT_QUESTION, metavar="QUESTION", help="what the user asks")
     add_settings(run)
     about = "settle the same candidates at other values of tau, too: welfare, revenue, distance from the model"
     run.add_argument("--tau-sweep", action="store_true", help=about)
-    about = "write the receipt as JSON, for `llm-auction verify`: with all reports, for the platform alone"
+    about = "write the receipt as JSON, for `llm-auction verify`; it has all reports, so keep it to yourself"
     run.add_argument("--receipt", metavar="FILE", type=Path, help=about)
-    about = "write the whole result as JSON, for `AuctionResult.from_dict`: with all reports, too"
+    about = "write the whole result as JSON, for `AuctionResult.from_dict`; it has all reports, too"
     run.add_argument("--save", metavar="FILE", type=Path, help=about)
     add_format(run)
 
@@ -50,21 +56,20 @@ def add_settings(command: ArgumentParser) -> None:
     """Add the settings of an auction."""
     from llm_auction_chain.mechanism import PAYMENT_RULES
 
-    about = "name, reward, owner, context, ... of each agent; a reward `module:function` is code, see --allow-code"
+    about = "file of agents: name, reward, owner, context, ...; a reward `module:function` is code, see --allow-code"
     command.add_argument("--agents", metavar="FILE.yaml", help=about)
     about = "import the modules that the agents file names, and run their functions: only for a file that you trust"
     command.add_argument("--allow-code", action="store_true", help=about)
-    command.add_argument("--model", metavar="MODEL", help="a local path or hub id for transformers, or provider:model")
-    command.add_argument("--candidates", type=int, default=16, metavar="M", help="replies to draw from (16)")
+    command.add_argument("--model", metavar="MODEL", help=_MODEL)
+    command.add_argument("--candidates", type=int, default=16, metavar="M", help="how many replies to draw (16)")
     command.add_argument("--tau", type=float, default=4.0, help="weight of the reference model, money per nat (4)")
-    command.add_argument("--currency", metavar="C", help="the unit of rewards, payments and tau, such as EUR")
-    command.add_argument("--payment-rule", default="expected", metavar="RULE", help=", ".join(PAYMENT_RULES))
-    command.add_argument("--seed", type=int, help="gives the same auction again")
-    command.add_argument("--max-tokens", type=int, default=64, metavar="N", help="longest reply (64)")
-    command.add_argument("--temperature", type=float, metavar="T", help="of the model: the lower, the likelier replies")
-    command.add_argument(
-        "--top-p", type=float, metavar="P", help="the likeliest tokens that together have probability P"
-    )
+    command.add_argument("--currency", metavar="C", help="unit of rewards, payments and tau, such as EUR")
+    about = f"how the charge follows from the draw: {', '.join(PAYMENT_RULES)} (expected)"
+    command.add_argument("--payment-rule", default="expected", metavar="RULE", help=about)
+    command.add_argument("--seed", type=int, help="a number; the same one gives the same auction again")
+    command.add_argument("--max-tokens", type=int, default=64, metavar="N", help="most tokens of a reply (64)")
+    command.add_argument("--temperature", type=float, metavar="T", help="the lower, the likelier the model's replies")
+    command.add_argument("--top-p", type=float, metavar="P", help="sample only the likeliest tokens that make up P")
 
 
 def _run(options: Namespace) -> None:

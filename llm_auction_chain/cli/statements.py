@@ -45,8 +45,8 @@ charge; `held` is the change of what is held, which moves no money."""
         add_format(parser, _FORMATS, csv=True)
     for parser in (statement, export):
         parser.add_argument("--since", metavar="DATE", help="ISO date or time, inclusive; UTC without a zone")
-        parser.add_argument("--until", metavar="DATE", help="the same, exclusive")
-        parser.add_argument("--month", metavar="2026-11", help="a month in UTC, in place of the two")
+        parser.add_argument("--until", metavar="DATE", help="ISO date or time, exclusive; UTC without a zone")
+        parser.add_argument("--month", metavar="YYYY-MM", help="month in UTC, in place of --since and --until")
 
 
 def _balance(ledger: "Ledger", options: Namespace) -> None:

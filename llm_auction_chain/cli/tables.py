@@ -35,7 +35,7 @@ _ENDS = re.compile(r"([;\t\r\n])")  # of cells, where lists are separated by sem
 def add_format(parser: ArgumentParser, about: str = "", *, csv: bool = False) -> None:
     """Add `--format`, which is the same option in every command, and what its help says besides."""
     forms = ("table", "csv", "json") if csv else ("table", "json")
-    usual = "table (the default, on a terminal or not), " + ("csv or json" if csv else "or json")
+    usual = "how data is printed (default: table, on a terminal or not)"
     parser.add_argument("--format", choices=forms, default="table", help="; ".join(filter(None, (usual, about))))
 
 

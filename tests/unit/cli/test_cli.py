@@ -1,14 +1,18 @@
 """`llm-auction` itself: how it starts, and what it says of itself."""
 
+import runpy
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
 from llm_auction_chain import cli
 from llm_auction_chain.cli import main
 from llm_auction_chain.cli.completion import parsers_of
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 def test_the_version_is_that_of_the_distribution(capsys):
@@ -21,7 +25,7 @@ def test_the_version_is_that_of_the_distribution(capsys):
 def test_every_command_with_a_format_spells_it_alike():
     formats = [
         action
-        for command in parsers_of(cli._parser())
+        for command in parsers_of(cli.command_parser())
         for action in command._actions
         if "--format" in action.option_strings
     ]
@@ -30,6 +34,14 @@ def test_every_command_with_a_format_spells_it_alike():
         ("table", "json", "table"),
         ("table", "csv", "json", "table"),
     }
+
+
+def test_the_page_of_the_command_line_is_the_commands_help():
+    page = runpy.run_path(str(DOCS / "write_cli.py"))["page"]()
+    assert (DOCS / "reference" / "cli.md").read_text("utf-8") == page, "python docs/write_cli.py writes it"
+    for command in parsers_of(cli.command_parser()):
+        assert command.description
+        assert all(action.help for action in command._actions if action.metavar != "COMMAND"), command.prog
 
 
 def test_the_package_is_the_command():

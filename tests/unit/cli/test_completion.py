@@ -65,6 +65,6 @@ def test_without_the_extra_the_error_names_what_to_install(monkeypatch, capsys):
 
 
 def test_the_start_needs_no_library_of_completion():
-    code = "import sys; from llm_auction_chain import cli; cli._parser(); print('shtab' in sys.modules)"
+    code = "import sys; from llm_auction_chain import cli; cli.command_parser(); print('shtab' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout == "False\n"
