@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from langchain_core.language_models import FakeListChatModel
@@ -137,10 +138,13 @@ def test_on_a_terminal_there_is_a_prompt_and_both_keys_end_with_the_sums(end, co
         os.write(terminal, b"Hi\n")
         read_until("payments: ")
         read_until("> ", 2)
-        if end == "Ctrl-D":
-            os.write(terminal, b"\x04")
-        else:
-            process.send_signal(signal.SIGINT)
+        while process.poll() is None:  # a key that is pressed before the line editor waits for one may be lost
+            if end == "Ctrl-D":
+                os.write(terminal, b"\x04")
+            else:
+                process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
         read_until("Paid in all")
         error = process.stderr.read().decode()
     os.close(terminal)
