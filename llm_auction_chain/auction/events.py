@@ -119,7 +119,7 @@ def candidates(auction_id: str, drawn: Drawn, commitment: str) -> AuctionEvent:
 def scored(auction_id: str, reports: Sequence[Report]) -> AuctionEvent:
     """Return the event of the reports: how many agents reported, and how many abstained for which reason."""
     statuses = Counter(report.status for report in reports)
-    reported = statuses["reported"]
+    reported = statuses["reported"] + statuses["capped"]
     data = {"reported": reported, "abstained": len(reports) - reported, "statuses": dict(statuses)}
     return AuctionEvent(name="auction.scored", data={"auction_id": auction_id, **data})
 

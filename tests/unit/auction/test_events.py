@@ -6,8 +6,9 @@ import pytest
 from langchain_core.messages import AIMessage
 
 from llm_auction_chain import Agent, AuctionRunnable, CandidatesError
-from llm_auction_chain.auction.events import Progress, candidates
+from llm_auction_chain.auction.events import Progress, candidates, scored
 from llm_auction_chain.candidates import Candidate, Drawn
+from llm_auction_chain.reports import Report
 from tests.unit.auction.auctions import LIKES_B, WORDS, auction
 
 NAMES = ["auction.started", "auction.candidates", "auction.scored", "auction.settled"]
@@ -52,6 +53,13 @@ def test_the_event_of_the_candidates_counts_draws_replies_exclusions_and_failure
         "auction_id": "id", "candidates": 3, "distinct_replies": 2, "excluded_replies": 1, "failed_calls": 1,
         "input_tokens": None, "output_tokens": None, "commitment": "sha256:0",
     }  # fmt: skip
+
+
+def test_an_agent_whose_report_is_cut_to_its_cap_has_reported():
+    reports = [Report(rewards=(1.0,), status=status) for status in ("reported", "capped", "timeout")]
+    data = scored("id", reports).data
+    assert (data["reported"], data["abstained"]) == (2, 1)
+    assert data["statuses"] == {"reported": 1, "capped": 1, "timeout": 1}
 
 
 def test_progress_of_rewards_counts_from_zero_up_to_the_number_of_agents():
