@@ -236,13 +236,13 @@ class AuctionSettings(_Settings):
     """Called with an `AuctionEvent` after every stage, sync or async: counts and numbers, without texts. The same
     events reach `astream_events` as custom events."""
     sampling: Sampling = Sampling()
-    """How candidates are drawn: `Sampling(min_candidates, min_ess, max_candidates, native_n, scorer)`, or a scorer."""
+    """How candidates are drawn: a `Sampling`, as in `Sampling(min_ess=8.0)`, or a scorer."""
     policy: Policy = Policy()
-    """What is allowed: `Policy(candidate_filter, fallback, exclusive_categories)`, or a candidate filter."""
+    """What is allowed: a `Policy`, as in `Policy(fallback="...")`, or a candidate filter."""
     billing: Billing = Billing()
-    """How owners are charged: `Billing(ledger, currency, on_error)`, or a `Ledger`."""
+    """How owners are charged: a `Billing`, as in `Billing(ledger=..., currency="EUR")`, or a `Ledger`."""
     disclosure: Disclosure = Disclosure()
-    """The text about sponsors that users see: `Disclosure(text, place)`, or a text."""
+    """The text about sponsors that users see: `Disclosure(text="...", place="end")`, or a text alone."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
