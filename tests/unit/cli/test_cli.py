@@ -22,6 +22,18 @@ def test_the_version_is_that_of_the_distribution(capsys):
     assert capsys.readouterr().out == f"llm-auction {version('llm-auction-chain')}\n"
 
 
+def test_help_loads_nothing_heavy():
+    heavy = ("torch", "transformers", "langchain_core.language_models", "matplotlib", "pandas", "sqlalchemy", "shtab")
+    code = f"""import sys
+from llm_auction_chain.cli import main
+try:
+    main(["run", "--help"])
+finally:
+    print([name for name in {heavy} if name in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_every_command_with_a_format_spells_it_alike():
     formats = [
         action

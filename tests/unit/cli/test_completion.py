@@ -62,9 +62,3 @@ def test_without_the_extra_the_error_names_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 2
     assert "pip install 'llm-auction-chain[cli]'" in capsys.readouterr().err
-
-
-def test_the_start_needs_no_library_of_completion():
-    code = "import sys; from llm_auction_chain import cli; cli.command_parser(); print('shtab' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
-    assert done.stdout == "False\n"
