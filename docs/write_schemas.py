@@ -1,4 +1,4 @@
-"""Writes the JSON Schemas of receipts and of agents files into docs/schemas: `python docs/write_schemas.py`.
+"""Writes the JSON Schemas of what the package publishes into docs/schemas: `python docs/write_schemas.py`.
 
 The descriptions are the docstrings of the fields. They are read here and not when the package is imported, since that
 takes a tenth of a second.
@@ -6,16 +6,24 @@ takes a tenth of a second.
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import griffe
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
+from llm_auction_chain import AuctionResult
 from llm_auction_chain.agents import Agent
-from llm_auction_chain.receipts import AgentView, Receipt
+from llm_auction_chain.auction.admission import LeftOut
+from llm_auction_chain.auction.metadata import AuctionMetadata
+from llm_auction_chain.candidates import Candidate, Contexts
+from llm_auction_chain.ledger import Charge, ChargeLine
+from llm_auction_chain.mechanism import Diagnostics, Settlement
+from llm_auction_chain.mechanism.allocation import FloatArray
+from llm_auction_chain.receipts import AgentView, Opening, Receipt
+from llm_auction_chain.reports import Report
 from llm_auction_chain.rewards.from_data import FORMS, REWARDS, required_settings, settings_of
 
 _FOLDER = Path(__file__).parent / "schemas"
@@ -28,20 +36,23 @@ class _WithoutTitles(GenerateJsonSchema):
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON Schema of each kind of receipt and of an agents file, by file name."""
-    records = griffe.load("llm_auction_chain.receipts.records", search_paths=[_FOLDER.parents[1]])
+    """Return the JSON Schema of receipts, of an agents file, of a reply's metadata and of a result, by file name."""
     return {
-        "receipt-1.json": _schema(Receipt, records),
-        "agent-view-1.json": _schema(AgentView, records),
+        "receipt-1.json": _schema(Receipt),
+        "agent-view-1.json": _schema(AgentView),
         "agents-1.json": _agents_file(),
+        "metadata-1.json": _schema(AuctionMetadata),
+        "result-1.json": _stored_result(),
     }
 
 
-def _schema(model: type[BaseModel], records: Any) -> dict[str, Any]:
-    schema = model.model_json_schema(schema_generator=_WithoutTitles)
+def _schema(model: Any) -> dict[str, Any]:
+    """Return the schema of a model or a typed dictionary; the descriptions are the docstrings of its fields."""
+    module = _source(model)
+    schema = TypeAdapter(model).json_schema(schema_generator=_WithoutTitles)
     for name, part in {model.__name__: schema, **schema["$defs"]}.items():
         part["description"] = part["description"].partition("\n\n")[0]  # without the example
-        fields = {field.removesuffix("_"): member for field, member in records[name].all_members.items()}
+        fields = {field.removesuffix("_"): member for field, member in module[name].all_members.items()}
         for field, description in part["properties"].items():
             description["description"] = " ".join(fields[field].docstring.value.split())
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
@@ -93,30 +104,150 @@ def _one_of(kinds: Any, description: str) -> dict[str, Any]:
 
 def _settings(kind: Any, names: list[str], required: list[str], forms: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of the settings of a dataclass; the descriptions are in its docstring."""
-    module = griffe.load(kind.__module__, search_paths=[_FOLDER.parents[1]])
-    sections = module[kind.__name__].docstring.parse("google", warnings=False)
-    docs = {one.name: one.description for part in sections if part.kind.value == "attributes" for one in part.value}
-    hints, defaults = get_type_hints(kind), {field.name: field.default for field in dataclasses.fields(kind)}
+    docs, hints = _docs(kind), get_type_hints(kind)
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     properties = {}
     for name in names:
         if form := forms.get(name):
             properties[name] = {**form.schema, "description": form.description}
         elif name != "reward":
-            hint = list[str] if hints[name] == Collection[str] else hints[name]  # for pydantic
-            schema = _plain(TypeAdapter(hint).json_schema())
+            schema = _json_type(hints[name])
             if defaults[name] not in (dataclasses.MISSING, None):
                 schema["default"] = json.loads(json.dumps(defaults[name]))
-            description = " ".join(docs[name].split())
-            properties[name] = {**schema, "description": description[:1].upper() + description[1:]}
+            properties[name] = {**schema, "description": docs[name]}
         else:
             properties[name] = {}
+    return {**_object(docs[""], properties), "required": required}
+
+
+def _stored_result() -> dict[str, Any]:
+    """Return the schema of a result as `AuctionResult.as_dict` stores it."""
+    amount = {"type": "string", "pattern": r"^-?\d+(\.\d+)?$"}
+    seed = {"type": "string", "pattern": r"^\d+$"}
+    nats = {"anyOf": [{"type": "number"}, {"type": "null"}]}
+    mapping = {"type": "object"}
+    message = _object("A message, as LangChain's `messages_to_dict` writes it.", {"type": _TEXT, "data": mapping})
+    component = _object("A component of the proposal.", {"component": _TEXT, "draws": {"type": "integer"}})
+    agent = {
+        "agent": {**_TEXT, "description": "The agent's name."},
+        **_fields(Agent, ["owner", "context", "pays", "report_cap", "currency", "categories"]),
+        "per_click": {"type": "boolean", "description": "Whether it pays per click."},
+    }
+    settlement = {
+        "diagnostics": _ref("Diagnostics"),
+        "seed": {"anyOf": [seed, {"type": "null"}]},
+        "log_probabilities": {"type": "array", "items": nats},
+        "counterfactuals": {"type": "array", "items": _json_type(FloatArray)},
+    }
+    booked = {"lines": _list("ChargeLine"), "total": amount, "at": {**_TEXT, "format": "date-time"}}
+    types = {
+        "schema": {"const": "llm_auction_chain.result/1", "type": "string"},
+        "text": _TEXT,
+        "payments": {"type": "object", "additionalProperties": amount},
+        "revenue": amount,
+        "auction_id": _TEXT,
+        "contexts": _json_type(Contexts),
+        "usage": {"anyOf": [mapping, {"type": "null"}]},
+        "currency": _TEXT,
+        "disclosure": _TEXT,
+        "bypassed": {"type": "boolean"},
+        "prompt": _list("Message"),
+        "reply": _ref("Message"),
+        "candidates": _list("Candidate"),
+        "components": _list("Component"),
+        "agents": _list("Agent"),
+        "left_out": _list("LeftOut"),
+        "reports": _list("Report"),
+        "settlement": _ref("Settlement"),
+        "usages": {"type": "object", "additionalProperties": mapping},
+        "failures": {"type": "array", "items": _TEXT},
+        "warnings": {"type": "array", "items": _TEXT},
+        "seed": seed,
+        "opening": _ref("Opening"),
+        "charge": {"anyOf": [_ref("Charge"), {"type": "null"}]},
+    }
+    docs = {"schema": "Name and version of this schema.", **_docs(AuctionResult)}
+    about = (
+        "Everything about one auction, as `AuctionResult.as_dict` stores it and `AuctionResult.from_dict` reads it. "
+        "Amounts to bill and seeds are texts of digits, and minus infinity is null."
+    )
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$defs": {
+            "Message": message,
+            "Candidate": _record(Candidate, {"message": _ref("Message"), "log_weight": nats}),
+            "Component": component,
+            "Agent": _object("An agent without its reward, which is code.", agent),
+            "LeftOut": _object(_docs(LeftOut)[""], {**agent, **_fields(LeftOut, ["reason", "category"])}),
+            "Report": _record(Report),
+            "Settlement": _record(Settlement, settlement),
+            "Diagnostics": _record(Diagnostics),
+            "Opening": _record(Opening, {"parts": mapping}),
+            "Charge": _record(Charge, booked),
+            "ChargeLine": _record(ChargeLine, {"amount": amount, "residual": amount}),
+        },
+        **_object(about, {name: {**schema, "description": docs[name]} for name, schema in types.items()}),
+    }
+
+
+_TEXT = {"type": "string"}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _list(name: str) -> dict[str, Any]:
+    return {"type": "array", "items": _ref(name)}
+
+
+def _record(kind: Any, types: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the schema of a dataclass as it is stored. Types are those of its fields that JSON has in another form."""
+    return _object(_docs(kind)[""], _fields(kind, [field.name for field in dataclasses.fields(kind)], types))
+
+
+def _fields(kind: Any, names: Iterable[str], types: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    docs, hints, types = _docs(kind), get_type_hints(kind), types or {}
+    return {
+        name: {**(types.get(name) or _json_type(hints[name])), **({"description": docs[name]} if name in docs else {})}
+        for name in names
+    }
+
+
+def _object(description: str, properties: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object that has all of these properties and no other."""
     return {
         "type": "object",
-        "description": sections[0].value.partition("\n")[0],
+        "description": description,
         "properties": properties,
-        "required": required,
+        "required": list(properties),
         "additionalProperties": False,
     }
+
+
+def _source(kind: Any) -> Any:
+    """Return the module of a class, as griffe reads it."""
+    return griffe.load(kind.__module__, search_paths=[_FOLDER.parents[1]])
+
+
+def _docs(kind: Any) -> dict[str, str]:
+    """Return the descriptions of a class's attributes and properties, and its own first line under no name."""
+    source = _source(kind)[kind.__name__]
+    sections = source.docstring.parse("google", warnings=False)
+    texts = {one.name: one.description for part in sections if part.kind.value == "attributes" for one in part.value}
+    properties = {name: one.docstring.value for name, one in source.members.items() if one.docstring}
+    lines = {name: " ".join(text.split("\n\n")[0].split()) for name, text in {**properties, **texts}.items()}
+    return {
+        "": sections[0].value.partition("\n")[0],
+        **{name: f"{it[:1].upper()}{it[1:]}" for name, it in lines.items()},
+    }
+
+
+def _json_type(hint: Any) -> dict[str, Any]:
+    """Return the schema of a type."""
+    if hint == FloatArray:
+        return {"type": "array", "items": {"type": "number"}}
+    return _plain(TypeAdapter(list[str] if hint == Collection[str] else hint).json_schema())
 
 
 def _plain(schema: dict[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from llm_auction_chain.waiting import Waiter
 if TYPE_CHECKING:
     from llm_auction_chain.auction.settings import AuctionSettings
 
-__all__ = ["SEEDS", "Admitted", "Call", "LeftOut", "admit", "open_tab", "size_of", "without_rivals"]
+__all__ = ["SEEDS", "Admitted", "Call", "LeftOut", "LeftOutReason", "admit", "open_tab", "size_of", "without_rivals"]
 
+LeftOutReason = Literal["category", "owner", "currency", "cap", "cover", "ledger"]
 SEEDS = 2**128
 _ONE = Size(n=1, most=1, min_ess=0.0, fewest=1)  # without agents, one has the distribution of the reference model
 
@@ -72,7 +73,7 @@ class LeftOut:
 
     agent: Agent
     category: str = ""
-    reason: Literal["category", "owner", "currency", "cap", "cover", "ledger"] = "category"
+    reason: LeftOutReason = "category"
 
     def as_dict(self) -> dict[str, str]:
         """Return it as plain JSON."""

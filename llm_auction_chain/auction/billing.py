@@ -21,6 +21,7 @@ from llm_auction_chain.validators import refuse
 from llm_auction_chain.waiting import AWAITING, Waiter
 
 if TYPE_CHECKING:
+    from llm_auction_chain.auction.metadata import ChargeMetadata
     from llm_auction_chain.auction.result import AuctionResult
     from llm_auction_chain.ledger import Charge, Hold
 
@@ -289,7 +290,7 @@ class Delivery:
 
 def with_charge(reply: AIMessage, charge: "Charge") -> AIMessage:
     """Return a reply with the ledger's charge in its metadata."""
-    booked = {"seq": charge.seq, "hash": charge.hash, "receipt": charge.receipt}
+    booked: ChargeMetadata = {"seq": charge.seq, "hash": charge.hash, "receipt": charge.receipt}
     metadata = {**reply.response_metadata["auction"], "charge": booked}
     return reply.model_copy(update={"response_metadata": {**reply.response_metadata, "auction": metadata}})
 

@@ -20,6 +20,7 @@ from llm_auction_chain.auction.admission import Admitted, LeftOut
 from llm_auction_chain.auction.billing import with_charge
 from llm_auction_chain.auction.display import as_html, summary
 from llm_auction_chain.auction.explanation import AgentExplanation, Explanation, shortened
+from llm_auction_chain.auction.metadata import metadata_of
 from llm_auction_chain.auction.settings import AuctionSettings, DisclosurePlace
 from llm_auction_chain.auction.storage import as_dict, fields_from
 from llm_auction_chain.candidates import Candidate, Contexts, Drawn, Plan
@@ -27,7 +28,7 @@ from llm_auction_chain.descriptions import lint_context
 from llm_auction_chain.errors import AuctionWarning
 from llm_auction_chain.mechanism import Settlement, settle
 from llm_auction_chain.mechanism.payments import price_per_click
-from llm_auction_chain.money import as_decimal, as_text, charges_of, total
+from llm_auction_chain.money import as_text, charges_of, total
 from llm_auction_chain.receipts import Opening, Receipt, issue
 from llm_auction_chain.reports import Report
 from llm_auction_chain.rewards import Reward
@@ -42,7 +43,6 @@ __all__ = ["AuctionResult", "settle_auction"]
 
 FloatArray = npt.NDArray[np.float64]
 _logger = logging.getLogger(__name__)
-_SCHEMA = "llm_auction_chain.auction/1"
 _LEFT_OUT = {
     "owner": "of one owner's agents all pay or none does, and all per click or none. Give each kind an owner.",
     "currency": "their rewards are in another currency than the auction's. Convert them before the auction.",
@@ -410,7 +410,7 @@ def _reply(result: AuctionResult, plan: Plan, place: DisclosurePlace) -> AIMessa
     place = "metadata" if plan.source.asked_for_format else place
     return result.reply.model_copy(
         update={
-            "response_metadata": {**metadata, "auction": _metadata_of(result)},
+            "response_metadata": {**metadata, "auction": metadata_of(result)},
             "usage_metadata": result.usage,
             "content": _with_disclosure(result.reply.content, result.disclosure, place),
         }
@@ -502,72 +502,3 @@ def _cause(agent: Agent, report: Report, rewards: Sequence[float], replies: Sequ
 def _matrix_of(reports: Sequence[Report], candidates: Sequence[Candidate]) -> FloatArray:
     """Return the reports as a matrix (N, candidates), money."""
     return np.array([report.rewards for report in reports], dtype=np.float64).reshape(len(reports), len(candidates))
-
-
-def _metadata_of(result: AuctionResult) -> dict[str, Any]:
-    """Return the outcome as plain JSON: finite Python numbers, without rewards."""
-    settlement = result.settlement
-    diagnostics = settlement.diagnostics
-    sponsors = result.sponsors
-    return {
-        "schema": _SCHEMA,
-        "auction_id": result.auction_id,
-        "winner": settlement.winner,
-        "probabilities": settlement.probabilities.tolist(),
-        "payments": _payments(result),
-        "agents": [
-            {"agent": agent.name, "status": report.status, "reason": report.reason}
-            for agent, report in zip(result.agents, result.reports, strict=True)
-        ],
-        "left_out": [out.as_dict() for out in result.left_out],
-        "revenue": settlement.revenue,
-        "revenue_decimal": as_text(result.revenue),
-        "currency": result.currency,
-        "sponsored": bool(sponsors),
-        "sponsors": [agent.name for agent in sponsors],
-        "disclosure": result.disclosure,
-        "bypassed": result.bypassed,
-        "diagnostics": {
-            "candidates": result.draws,
-            "failed_calls": len(result.failures),
-            "distinct_replies": result.distinct_replies,
-            "excluded_replies": sum(candidate.excluded for candidate in result.candidates),
-            "ess_weights": diagnostics.ess_weights,
-            "ess_probabilities": diagnostics.ess_probabilities,
-            "largest_share": diagnostics.largest_share,
-            "log_normaliser": diagnostics.log_normaliser,
-            "k_hat": diagnostics.k_hat,
-        },
-        "proposal": {
-            "contexts": result.contexts,
-            "components": [{"component": name, "draws": count} for name, count in result.components],
-        },
-        "warnings": list(result.warnings),
-        "tau": settlement.tau,
-        "payment_rule": settlement.payment_rule,
-        "seed": result.seed,
-        "commitment": result.opening.commitment,
-        "charge": None,
-    }
-
-
-def _payments(result: AuctionResult) -> list[dict[str, Any]]:
-    """Return what each agent pays: the computed numbers, and beside them the decimals that are billed.
-
-    Prices per click are rounded as charges are, by owner: one click on the reply is one for all of its agents.
-    """
-    settlement, prices, charges = result.settlement, result.prices_per_click, result.charges
-    rounded = charges_of([price or 0.0 for price in prices], [agent.payer for agent in result.agents])
-    payments = []
-    for i, (agent, price) in enumerate(zip(result.agents, prices, strict=True)):
-        amounts = {
-            "amount": float(settlement.payments[i]),
-            "expected": float(settlement.expected_payments[i]),
-            "contribution": float(settlement.contributions[i]),
-        }
-        decimals = {f"{name}_decimal": as_text(as_decimal(amount)) for name, amount in amounts.items()}
-        decimals["amount_decimal"] = as_text(charges[i])
-        per_click = {} if price is None else {"per_click": price, "per_click_decimal": as_text(rounded[i])}
-        who = {"agent": agent.name, "owner": agent.payer, "pays": agent.pays}
-        payments.append({**who, **amounts, **decimals, **per_click})
-    return payments

@@ -3,7 +3,9 @@
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 from langchain_core.language_models import FakeMessagesListChatModel
@@ -15,9 +17,15 @@ from llm_auction_chain.ledger import Charge, ChargeLine
 from llm_auction_chain.rewards import ClickReward
 from tests.unit.auction.auctions import LIKES_B, LIKES_C, auction, both
 
+SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "schemas" / "result-1.json").read_text("utf-8"))
+FITS = jsonschema.Draft202012Validator(SCHEMA)
+
 
 def restored(result):
-    return AuctionResult.from_dict(json.loads(result.to_json()))
+    """Return the result after it was stored, which the published schema describes."""
+    stored = json.loads(result.to_json())
+    FITS.validate(stored)
+    return AuctionResult.from_dict(stored)
 
 
 def fails(prompt, reply):
@@ -112,6 +120,32 @@ def test_what_is_no_stored_result_is_refused(change, message):
         AuctionResult.from_dict({**auction().run("x").as_dict(), **change})
     with pytest.raises(ConfigurationError, match="must have the schema"):
         AuctionResult.from_dict([])
+
+
+def test_from_dict_and_the_schema_need_the_same_keys():
+    stored = auction().run("x").as_dict()
+    derived = {"text", "payments", "revenue"}  # for readers of the JSON; a result computes them
+    for name in stored.keys() - derived:
+        without = {key: value for key, value in stored.items() if key != name}
+        assert not FITS.is_valid(without)
+        with pytest.raises(ConfigurationError):
+            AuctionResult.from_dict(without)
+    for name in derived:
+        assert AuctionResult.from_dict({**stored, name: None}).as_dict() == stored
+    for name in stored["settlement"]:
+        without = {key: value for key, value in stored["settlement"].items() if key != name}
+        assert not FITS.is_valid({**stored, "settlement": without})
+        with pytest.raises(ConfigurationError):
+            AuctionResult.from_dict({**stored, "settlement": without})
+
+
+@pytest.mark.parametrize("change", [
+    {"seed": 7}, {"revenue": 1.5}, {"prompt": "x"}, {"failures": [3]}, {"settlement": []}, {"charge": {}}, {"more": 1},
+])  # fmt: skip
+def test_the_schema_refuses_what_is_no_stored_result(change):
+    stored = auction().run("x").as_dict()
+    assert FITS.is_valid(stored)
+    assert not FITS.is_valid({**stored, **change})
 
 
 def test_a_json_text_can_be_indented():
