@@ -70,6 +70,8 @@ def _chat(options: Namespace) -> int:
 
 def _lines() -> Iterator[str]:
     """Yield what the user says, until the end of standard input. Only a terminal shows a prompt."""
+    if sys.stdin is None:  # closed by the shell
+        return
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if on_terminal:
         with suppress(ImportError):

@@ -90,8 +90,10 @@ def test_no_escape_of_a_reply_reaches_the_terminal(talk):
     assert "\x1b" not in out + err
 
 
-def test_a_conversation_without_a_word_prints_nothing(talk):
+def test_a_conversation_without_a_word_prints_nothing(talk, monkeypatch, capsys):
     assert talk("\n \n")[:2] == (0, "")
+    monkeypatch.setattr(sys, "stdin", None)  # closed by the shell
+    assert (main(QUICK), capsys.readouterr().out) == (0, "")
 
 
 @pytest.mark.parametrize(
