@@ -8,12 +8,24 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import wrap_model_call
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableLambda
 
-from llm_auction_chain import Agent, AuctionRunnable, Billing, ChatTransformers, ContextPrompt, Ledger, load_agents
+from llm_auction_chain import (
+    Agent,
+    AuctionMiddleware,
+    AuctionRunnable,
+    Billing,
+    ChatTransformers,
+    ChatVLLM,
+    ContextPrompt,
+    Ledger,
+    load_agents,
+)
 from llm_auction_chain.models.local import weights
 from llm_auction_chain.receipts import Receipt
 from llm_auction_chain.rewards import LogRatioReward, WebhookReward
@@ -82,6 +94,22 @@ def without_yaml(folder):
         agents_file(folder, "agents: []")
 
 
+def without_key(_):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OPENAI_API_KEY", raising=False)
+        auction(model="openai:gpt-4o-mini")
+
+
+@wrap_model_call
+def answers_itself(request, handler):
+    return AIMessage("I know.")
+
+
+def holds_no_auction(_):
+    agent = create_agent(LETTERS, middleware=[AuctionMiddleware([SCHOOL]), answers_itself])
+    agent.invoke({"messages": [("human", "Hi")]})
+
+
 def with_ledger(use, **settings):
     """Return a case that uses a ledger on which StringSchool has 10 euros."""
 
@@ -121,6 +149,7 @@ CASES = [
     without_weights,
     without_yaml,
     lambda _: auction(model="gpt-4o-mini"),
+    without_key,
     lambda _: auction(min_ess=8),
     lambda _: auction(n_candidate=8),
     lambda _: auction(tau=0),
@@ -137,6 +166,7 @@ CASES = [
     lambda _: auction(agents=agents_later).invoke("Hi"),
     lambda _: auction(model=auction()),
     lambda _: auction(model=RunnableLambda(raises(ConnectionError("refused")))).invoke("Hi"),
+    lambda _: auction(model=ChatVLLM(base_url="http://127.0.0.1:9/v1", max_retries=0)).invoke("Hi"),
     lambda _: auction(policy=lambda prompt, reply: False).invoke("Hi"),
     lambda _: ChatTransformers(max_tokens=4).invoke("guitar " * 10_000),
     lambda _: auction(model=PLAIN, agents=[DESCRIBED], proposal=ContextPrompt()).invoke("Hi"),
@@ -167,6 +197,8 @@ CASES = [
     lambda _: Receipt.from_dict({"winner": 0}),
     lambda _: auction().run("Hi").receipt.view("TuneTown"),
     lambda _: auction(model=FakeListChatModel(responses=["a"])).run("Hi"),
+    holds_no_auction,
+    lambda _: auction(model=ChatTransformers()).bind_tools([print]),
 ]
 
 
@@ -178,7 +210,7 @@ def messages_of(case, folder):
         except Exception as error:  # noqa: BLE001 - whatever it is, the page has its class
             return [f"`{type(error).__name__}`: {error}"]
     said = [f"`{warning.category.__name__}`: {warning.message}" for warning in caught]
-    return [*said, *(f"`result.warnings`: {text}" for text in result.warnings)]
+    return [*said, *(f"`result.warnings`: {text}" for text in getattr(result, "warnings", ()))]
 
 
 @pytest.fixture(scope="module")
