@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.models.local.attention import Prefix
+from llm_auction_chain.models.local.limits import memory_limit
 from llm_auction_chain.models.local.passes import Passes, SharedPasses, finish
 from llm_auction_chain.models.local.weights import load_pretrained, ours, quiet_transformers
 from llm_auction_chain.validators import choice, refuse
@@ -67,7 +68,8 @@ def load_once(
     for none of them.
 
     Raises:
-        ConfigurationError: there is no such model, dtype or device, or it lacks weights.
+        ConfigurationError: there is no such model, dtype or device, its weights are not complete, or they do not fit
+            into the memory.
         MissingDependencyError: the model needs a library that is not installed.
     """
     torch_device = device_named(device)
@@ -76,8 +78,10 @@ def load_once(
     if key not in _loaded:
         with _loading, exit_waits(), ours(auto, path_or_hub_id), quiet_transformers():
             if key not in _loaded:
+                swap = psutil.swap_memory().free if torch_device.type == "cpu" else 0
+                free = free_memory(torch_device) + swap
                 model, tokenizer = load_pretrained(
-                    auto, path_or_hub_id, torch_dtype, trust_remote_code=trust_remote_code
+                    auto, path_or_hub_id, torch_dtype, free=free, trust_remote_code=trust_remote_code
                 )
                 _loaded[key] = make(model.to(torch_device).eval(), tokenizer, **options)
     made: _T = _loaded[key]
@@ -95,12 +99,12 @@ def _computes_in_bfloat16(device: torch.device) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the number of free bytes on a device."""
+    """Return the number of bytes that this process may still take on a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return int(psutil.virtual_memory().available)
+    return int(min(psutil.virtual_memory().available, memory_limit()))
 
 
 def window_of(config: Any) -> int:

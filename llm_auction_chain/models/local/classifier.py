@@ -13,6 +13,9 @@ from llm_auction_chain.validators import refuse
 from llm_auction_chain.waiting import exit_waits
 
 try:
+    from llm_auction_chain.models.local.limits import import_torch
+
+    import_torch()
     import torch
     from transformers import AutoModelForSequenceClassification
 

@@ -19,6 +19,9 @@ from llm_auction_chain.models.local.weights import INSTALL_EXTRA
 from llm_auction_chain.waiting import exit_waits
 
 try:
+    from llm_auction_chain.models.local.limits import import_torch
+
+    import_torch()
     from transformers import AutoModelForCausalLM
 
     from llm_auction_chain.models.local.capabilities import free_memory, load_once, passes_for, window_of

@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import math
 import os
 import re
 import shutil
@@ -86,7 +87,7 @@ def embedded_model_is_converted() -> bool:
 
 
 def load_pretrained(
-    auto: Any, path_or_hub_id: str | Path, dtype: Any, *, trust_remote_code: bool = False
+    auto: Any, path_or_hub_id: str | Path, dtype: Any, *, free: float = math.inf, trust_remote_code: bool = False
 ) -> tuple[Any, Any]:
     """Return a model and its tokenizer.
 
@@ -94,10 +95,12 @@ def load_pretrained(
         auto: `AutoModelForCausalLM` or `AutoModelForSequenceClassification`.
         path_or_hub_id: a folder written by `save_pretrained`, or a model's name on the Hugging Face Hub.
         dtype: a torch dtype.
+        free: how many bytes the weights may take. Without the check, the kernel ends a process that takes more.
         trust_remote_code: whether code from the folder or the Hub may run. Nothing ever asks.
 
     Raises:
-        ConfigurationError: the weights are not all of the model's, and only these; or it is an adapter.
+        ConfigurationError: the weights are not all of the model's, and only these; or it is an adapter; or they do not
+            fit into the memory.
         Exception: whatever transformers raises. `ours` makes it ours.
     """
     from transformers import AutoTokenizer
@@ -106,10 +109,34 @@ def load_pretrained(
     if find_adapter_config_file(str(path_or_hub_id)) is not None:
         hint = "Merge it first, for example with peft: model.merge_and_unload().save_pretrained(folder)."
         raise refuse("model", "a whole model, without an adapter beside it", str(path_or_hub_id), hint)
+    _check_fits(auto, path_or_hub_id, dtype, free, trust_remote_code=trust_remote_code)
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = auto.from_pretrained(path_or_hub_id, trust_remote_code=trust_remote_code, **options)
     _check_complete(model, info, str(path_or_hub_id), _kind(auto))
     return model, AutoTokenizer.from_pretrained(path_or_hub_id, trust_remote_code=trust_remote_code)
+
+
+def _check_fits(auto: Any, path_or_hub_id: str | Path, dtype: Any, free: float, *, trust_remote_code: bool) -> None:
+    """Raise ConfigurationError if the weights, which the configuration alone tells, take more than the free bytes."""
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path_or_hub_id, trust_remote_code=trust_remote_code)
+    if getattr(config, "quantization_config", None) is not None:
+        return  # only their own loader knows how many bytes they take
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except Exception:  # noqa: BLE001 - `from_pretrained` says better why there is no such model
+        return
+    if (needed := sum(parameter.nbytes for parameter in model.parameters())) > free:
+        smaller = "" if dtype.itemsize == 2 else "dtype='bfloat16', "  # noqa: PLR2004 - bytes
+        hint = (
+            f"They take {needed / 1e9:.3g} GB in {str(dtype).removeprefix('torch.')}, and this process may take "
+            f"{free / 1e9:.3g} GB more. Use {smaller}a smaller model, more memory (the limit of a container counts), "
+            "or a server with ChatVLLM."
+        )
+        raise refuse("model", "one whose weights fit into the memory", str(path_or_hub_id), hint)
 
 
 @contextlib.contextmanager
@@ -231,6 +258,9 @@ def installed_files(distribution: str, names: Sequence[str], install: str) -> tu
 
 def _convert(gguf: Path, target: Path) -> None:
     """Write the model and the tokenizer of a GGUF file to `target`, dequantized to bfloat16."""
+    from llm_auction_chain.models.local.limits import import_torch
+
+    import_torch()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

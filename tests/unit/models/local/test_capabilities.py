@@ -94,6 +94,14 @@ def test_auto_dtype_is_what_the_device_computes_in(monkeypatch, computes):
     assert dtype_named("auto", torch.device("mps")) == torch.float32
 
 
+def test_free_memory_is_what_the_limit_of_a_container_leaves(monkeypatch):
+    for limit, available, free in [(1000, 2000, 1000), (3000, 2000, 2000), (float("inf"), 2000, 2000)]:
+        monkeypatch.setattr(capabilities, "memory_limit", lambda limit=limit: limit)
+        memory = SimpleNamespace(available=available)
+        monkeypatch.setattr(capabilities.psutil, "virtual_memory", lambda memory=memory: memory)
+        assert capabilities.free_memory(torch.device("cpu")) == free
+
+
 SMALL = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "pad_token_id": 0,

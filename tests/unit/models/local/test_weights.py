@@ -9,11 +9,17 @@ import threading
 import time
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, WhisperConfig, WhisperForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 from transformers.utils import logging as their_logging
 
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
@@ -233,6 +239,28 @@ def test_a_classifier_is_checked_in_the_same_way(checkpoint):
         weights.ours(AutoModelForSequenceClassification, chat.model),
     ):
         weights.load_pretrained(AutoModelForSequenceClassification, chat.model, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"), [("float32", "Use dtype='bfloat16', a smaller"), ("bfloat16", "Use a smaller")]
+)
+def test_weights_that_cannot_fit_are_refused_before_they_are_read(checkpoint, monkeypatch, dtype, advice):
+    monkeypatch.setattr("llm_auction_chain.models.local.capabilities.free_memory", lambda device: 1000)
+    monkeypatch.setattr("psutil.swap_memory", lambda: SimpleNamespace(free=500))
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("read"))
+    figures = rf"They take \S+ GB in {dtype}, and this process may take 1\.5e-06 GB more\. {advice}"
+    with pytest.raises(ConfigurationError, match=rf"model must be one whose weights fit into the memory, .*{figures}"):
+        checkpoint().model_copy(update={"dtype": dtype}).load()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_just_fit_are_read(checkpoint, dtype):
+    path = checkpoint().model
+    parameters = AutoModelForCausalLM.from_pretrained(path).parameters()
+    free = sum(parameter.numel() for parameter in parameters) * dtype.itemsize
+    weights.load_pretrained(AutoModelForCausalLM, path, dtype, free=free)
+    with pytest.raises(ConfigurationError, match="fit into the memory"):
+        weights.load_pretrained(AutoModelForCausalLM, path, dtype, free=free - 1)
 
 
 CODE = {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Model"}
