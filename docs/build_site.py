@@ -38,9 +38,14 @@ class _Formula(InlineProcessor):
     """`$x$` within a line, `$$x$$` as a line of its own."""
 
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[Element, int, int]:  # noqa: ARG002, N802
-        """Return the formula as MathML."""
+        """Return the formula as MathML, in an element that scrolls where it is wider than the page."""
         formula, display = (m["block"], "block") if m["block"] else (m["inline"], "inline")
-        return convert_to_element(formula.strip(), display=display), m.start(0), m.end(0)
+        math = convert_to_element(formula.strip(), display=display)
+        if unknown := [text for text in math.itertext() if text.startswith("\\")]:
+            raise ValueError(f"{unknown[0]} in the formula {formula} is no command of latex2mathml.")
+        element = Element("span", {"class": f"formula-{display}"})
+        element.append(math)
+        return element, m.start(0), m.end(0)
 
 
 class Formulas(Extension):

@@ -106,6 +106,14 @@ def test_doctests_are_shown_as_code(site):
     assert "<blockquote>" not in shown
 
 
+def test_formulas_are_mathml(site):
+    assert (site / "concepts" / "mechanism.html").read_text(encoding="utf-8").count("<math") > 20
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        article = text[text.index("<article") : text.index("</article>")] if "<article" in text else ""
+        assert "$" not in re.sub(r"<(code|pre)\b.*?</\1>", "", article, flags=re.DOTALL), page
+
+
 def test_agent_recipes_are_short():
     for name in ("langgraph_node", "agent_with_middleware", "deep_agent"):
         lines = (ROOT / "cookbook" / f"{name}.md").read_text(encoding="utf-8").splitlines()
