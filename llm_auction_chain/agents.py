@@ -161,7 +161,7 @@ def load_agents(path: str | Path | None, *, allow_code: bool = False) -> list[Ag
         MissingDependencyError: a package is not installed.
 
     >>> [agent.name for agent in load_agents(None)]
-    ['StringSchool', 'TuneTown', 'SongBook']
+    ['EggCo', 'OatCo', 'BerryCo']
     """
     from llm_auction_chain.rewards.from_data import refuse_unknown
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
@@ -9,21 +10,35 @@ from rich.text import Text
 from llm_auction_chain.auction.explanation import why_left_out
 from llm_auction_chain.cli import printable_lines
 from llm_auction_chain.cli.tables import Column, write_line, write_table
+from llm_auction_chain.mechanism.allocation import log_softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_auction_chain.auction.result import AuctionResult
     from llm_auction_chain.auction.tau_sweep import TauPoint
+    from llm_auction_chain.candidates import Candidate
 
-_MOST = 1e5  # a reward from here on is written with an exponent
+_AGENTS = 5  # agents with a line of their own
+_LEAST, _MOST = 0.1, 1e5  # amounts between them are written with two decimals
 
 
 def show(result: "AuctionResult", console: Console) -> None:
+    """Print what a first look needs: the bids and what they do to the chances, the reply, and who pays for it."""
+    _write_bids(result, console)
+    _write_reply(result, console)
+    cut = [str(j) for j, candidate in enumerate(result.candidates) if _is_cut(candidate)]
+    lines = [*_effects(result), *_notes(result)]
+    lines += [f"cut at the longest length, see --max-tokens: {', '.join(cut)}"] if cut else []
+    for line in lines:
+        write_line(console, line)
+    console.print()
+
+
+def show_details(result: "AuctionResult", console: Console) -> None:
     """Print the candidates, the reply, what each agent pays, and the figures needed to check it."""
     _write_candidates(result, console)
-    reply = Text(printable_lines(result.reply.text))
-    console.print(Panel(reply, title=f"The reply drawn: candidate {result.settlement.winner}"))
+    _write_reply(result, console)
     if result.agents:
         _write_agents(result, console)
     for line in _lines(result):
@@ -47,6 +62,80 @@ def show_sweep(result: "AuctionResult", points: "Sequence[TauPoint]", console: C
     own = next((k for k, point in enumerate(points) if point.tau == result.settlement.tau), None)
     columns = [Column(heading=name, short=short, figure=True) for name, short in figures]
     write_table(console, "The same candidates at other values of tau", columns, rows, bold=own)
+
+
+def _write_reply(result: "AuctionResult", console: Console) -> None:
+    reply = Text(printable_lines(result.reply.text))
+    console.print(Panel(reply, title=f"The reply drawn: candidate {result.settlement.winner}"))
+
+
+def _write_bids(result: "AuctionResult", console: Console) -> None:
+    """Print what each agent bids on each candidate, or the sums of bids where names take too much room."""
+    names = [agent.name for agent in result.agents]
+    bids = result.rewards
+    if sum(len(name) + 2 for name in names) > console.width // 2:
+        names, bids = ["bids"], bids.sum(axis=0, keepdims=True)
+    before = np.exp(log_softmax(result.log_weights))
+    columns = [
+        Column(heading="#", figure=True),
+        Column(heading="reply", cut=True),
+        *(Column(heading=name, figure=True) for name in names),
+        *(Column(heading=name, figure=True) for name in ("before", "after") if names),
+    ]
+    rows = [
+        [
+            str(j),
+            " ".join(candidate.message.text.split()),
+            *(_amount(bid) if bid else "-" for bid in bids[:, j].tolist()),
+            *(_percent(chances[j]) for chances in (before, result.settlement.probabilities) if names),
+        ]
+        for j, candidate in enumerate(result.candidates)
+    ]
+    title = f"{result.draws} replies of the model"
+    title += ", the bids on each, and its chance before and after them" if names else ""
+    write_table(console, title, columns, rows, bold=result.settlement.winner)
+
+
+def _effects(result: "AuctionResult") -> list[str]:
+    """Return what each agent did and pays, those that moved the draw most first."""
+    winner, unit = result.settlement.winner, f" {result.currency}" if result.currency else ""
+    order = np.argsort(-result.settlement.influences, kind="stable").tolist()
+    agents, lines = result.explain().agents, []
+    for i in order[:_AGENTS]:
+        agent = agents[i]
+        line = f"{agent.agent} pays {_amount(float(agent.charge))}{unit}" if agent.pays else f"{agent.agent} never pays"
+        if result.rewards[i, winner] or float(agent.charge):
+            chances = f"from {_percent(agent.probability_without)} to {_percent(agent.probability)}"
+            line += f": its bids move the chance of this reply {chances}."
+        else:
+            line += ": it bids nothing on this reply."
+        if agent.changed_the_reply:
+            line += f" Without them: candidate {result.settlement.winners_without[i]}."
+        lines.append(line)
+    return [*lines, *([f"and {len(agents) - _AGENTS} more"] if len(agents) > _AGENTS else [])]
+
+
+def _is_cut(candidate: "Candidate") -> bool:
+    """Return whether a reply reached its longest length, as far as its model says it."""
+    return candidate.message.response_metadata.get("finish_reason") == "length"
+
+
+def _amount(amount: float) -> str:
+    """Return an amount with two decimals, or with four digits where these say nothing."""
+    plain = amount == 0 or _LEAST <= abs(amount) < _MOST
+    return f"{amount:.2f}" if plain else f"{amount:.4g}"
+
+
+def _percent(chance: float) -> str:
+    """Return a probability in percent, which is 0% or 100% only for what is impossible or certain.
+
+    >>> _percent(0.0), _percent(0.001), _percent(0.125), _percent(0.999), _percent(1.0)
+    ('0%', '<1%', '12%', '>99%', '100%')
+    """
+    rounded = f"{chance:.0%}"
+    if rounded == "0%" and chance > 0:
+        return "<1%"
+    return ">99%" if rounded == "100%" and chance < 1 else rounded
 
 
 def _write_candidates(result: "AuctionResult", console: Console) -> None:
@@ -91,9 +180,8 @@ def _write_agents(result: "AuctionResult", console: Console) -> None:
     write_table(console, f"Agents (payment rule: {settlement.payment_rule})", columns, rows)
 
 
-def _lines(result: "AuctionResult") -> list[str]:
-    """Return what stands below the tables."""
-    settlement, diagnostics = result.settlement, result.settlement.diagnostics
+def _notes(result: "AuctionResult") -> list[str]:
+    """Return who took no full part, and why; the disclosure; and whether calls failed."""
     lines = [
         f"{agent.name} {report.reason}" if report.status == "capped"
         else f"{agent.name} abstains ({report.status}): {report.reason}"
@@ -102,6 +190,14 @@ def _lines(result: "AuctionResult") -> list[str]:
     ]  # fmt: skip
     lines += [why_left_out(out.as_dict()) for out in result.left_out]
     lines += [result.disclosure] if result.disclosure else []
+    lines += [f"{len(result.failures)} model calls failed; settled on the others"] if result.failures else []
+    return lines
+
+
+def _lines(result: "AuctionResult") -> list[str]:
+    """Return what stands below the tables."""
+    settlement, diagnostics = result.settlement, result.settlement.diagnostics
+    lines = _notes(result)
     unit = f" {result.currency}" if result.currency else ""
     lines.append(
         f"revenue {settlement.revenue:.4f}{unit}   tau {settlement.tau:g}   "
@@ -117,8 +213,6 @@ def _lines(result: "AuctionResult") -> list[str]:
         lines.append("   ".join([f"draws {result.draws}", *parts]))
     else:
         lines += [f"draws {count}, all from the {name}" for name, count in result.components]
-    if result.failures:
-        lines.append(f"{len(result.failures)} model calls failed; settled on the others")
     return [*lines, f"seed {result.seed}   auction {result.auction_id}"]
 
 

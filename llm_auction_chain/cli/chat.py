@@ -54,7 +54,7 @@ def _chat(options: Namespace) -> int:
         for line in _lines():
             prompt = [*history, HumanMessage(line)]
             try:
-                with progress_bars(transient=True) as bars:
+                with progress_bars() as bars:
                     result = hold(auction, prompt, bars)
             except AuctionError as error:
                 code = fail(str(error), 1)

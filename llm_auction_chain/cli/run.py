@@ -2,6 +2,7 @@
 
 import json
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from llm_auction_chain.cli.auction_tables import show, show_sweep
+from llm_auction_chain.cli.auction_tables import show, show_details, show_sweep
 from llm_auction_chain.cli.files import whole_file
-from llm_auction_chain.cli.tables import add_format, write_json
+from llm_auction_chain.cli.tables import add_format, write_json, write_line
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.validators import number, text, whole_number
 
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from llm_auction_chain.auction.tau_sweep import TauPoint
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
 
-DEFAULT_QUESTION = "How do I learn to play the guitar?"
+DEFAULT_QUESTION = "Suggest a healthy breakfast in one sentence."
+# At temperature 1 the embedded model, which is tiny, loses the thread. In float32 a seed gives the same on all CPUs.
+_EMBEDDED: dict[str, Any] = {"temperature": 0.5, "dtype": "float32"}
 _MODEL = "local path or hub id for transformers, or provider:model; without it, the embedded model"
 _FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of tau, for the sweep
 _LABELS = {"candidates": "drawing candidates", "weights": "weighing them", "rewards": "asking agents"}
@@ -43,6 +46,8 @@ def add_run(commands: Any) -> None:
     run.set_defaults(do=_run)
     run.add_argument("question", nargs="?", default=DEFAULT_QUESTION, metavar="QUESTION", help="what the user asks")
     add_settings(run)
+    about = "show log-weights, contributions, expected payments and effective sample sizes, too"
+    run.add_argument("--details", action="store_true", help=about)
     about = "settle the same candidates at other values of tau, too: welfare, revenue, distance from the model"
     run.add_argument("--tau-sweep", action="store_true", help=about)
     about = "write the receipt as JSON, for `llm-auction verify`; it has all reports, so keep it to yourself"
@@ -61,25 +66,29 @@ def add_settings(command: ArgumentParser) -> None:
     about = "import the modules that the agents file names, and run their functions: only for a file that you trust"
     command.add_argument("--allow-code", action="store_true", help=about)
     command.add_argument("--model", metavar="MODEL", help=_MODEL)
-    command.add_argument("--candidates", type=int, default=16, metavar="M", help="how many replies to draw (16)")
+    command.add_argument("--candidates", type=int, default=8, metavar="M", help="how many replies to draw (8)")
     command.add_argument("--tau", type=float, default=4.0, help="weight of the reference model, money per nat (4)")
     command.add_argument("--currency", metavar="C", help="unit of rewards, payments and tau, such as EUR")
-    about = f"how the charge follows from the draw: {', '.join(PAYMENT_RULES)} (expected)"
-    command.add_argument("--payment-rule", default="expected", metavar="RULE", help=about)
+    about = f"how the charge follows from the draw: {', '.join(PAYMENT_RULES)} (proportional)"
+    command.add_argument("--payment-rule", default="proportional", metavar="RULE", help=about)
     command.add_argument("--seed", type=int, help="a number; the same one gives the same auction again")
     command.add_argument("--max-tokens", type=int, default=64, metavar="N", help="most tokens of a reply (64)")
-    command.add_argument("--temperature", type=float, metavar="T", help="the lower, the likelier the model's replies")
+    about = f"the lower, the likelier the model's replies ({_EMBEDDED['temperature']} for the embedded model)"
+    command.add_argument("--temperature", type=float, metavar="T", help=about)
     command.add_argument("--top-p", type=float, metavar="P", help="sample only the likeliest tokens that make up P")
 
 
 def _run(options: Namespace) -> None:
     question = checked_question(options.question)
     auction = checked_auction(options)
+    console = Console()
     if options.receipt is not None and options.receipt == options.save:
         raise ConfigurationError(f"--receipt and --save are both {options.save}. Name two files.")
     with ExitStack() as files:
         paths = {"--receipt": options.receipt, "--save": options.save}
         written = {name: files.enter_context(whole_file(name, path)) for name, path in paths.items() if path}
+        if options.format != "json":
+            write_line(console, f"Question: {question}", "bold")
         with progress_bars() as bars:
             load_model(auction, options, bars)
             result = hold(auction, question, bars)
@@ -91,10 +100,12 @@ def _run(options: Namespace) -> None:
     if options.format == "json":
         write_json({**_as_json(result), **({"tau_sweep": [_point(point) for point in points]} if points else {})})
     else:
-        console = Console()
-        show(result, console)
+        (show_details if options.details else show)(result, console)
         if points:
             show_sweep(result, points, console)
+        elif not options.details:
+            for line in _legend(options, result.seed):
+                write_line(console, line, "dim")
 
 
 def checked_question(question: str) -> str:
@@ -135,11 +146,12 @@ def checked_auction(options: Namespace) -> "AuctionRunnable":
     )
 
 
-def progress_bars(*, transient: bool = False) -> Bars:
-    """Return bars on standard error; transient ones vanish."""
+def progress_bars() -> Bars:
+    """Return bars on standard error. On a terminal they vanish at the end."""
     texts = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
     columns = (texts[0], BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), texts[1])
-    return Bars(*columns, console=Console(stderr=True), transient=transient)
+    console = Console(stderr=True)
+    return Bars(*columns, console=console, transient=console.is_terminal)
 
 
 def load_model(auction: "AuctionRunnable", options: Namespace, bars: Bars) -> None:
@@ -168,16 +180,25 @@ def hold(auction: "AuctionRunnable", prompt: "LanguageModelInput", bars: Bars) -
 def _load_model(name: str | None, max_tokens: int, bars: Bars, loading: Any) -> Any:
     from llm_auction_chain.models.by_name import model_by_name
 
-    model = model_by_name(name, max_tokens=max_tokens)
+    model = model_by_name(name, max_tokens=max_tokens, **(_EMBEDDED if name is None else {}))
     if load := getattr(model, "load", None):
         from llm_auction_chain.models.local.weights import embedded_model_is_converted, embedded_model_path
 
         if name is None and not embedded_model_is_converted():
-            bars.update(loading, description="converting the embedded model (once)")
+            bars.update(loading, description="converting the embedded model, once: about 20 seconds")
             embedded_model_path()
             bars.update(loading, description="loading the model")
         load()
     return model
+
+
+def _legend(options: Namespace, seed: int) -> Iterator[str]:
+    """Yield how to read the auction, and what to try next."""
+    yield "An agent pays for how far its bids move the draw. Honest bids serve it best."
+    if options.model is None:
+        temperature = _EMBEDDED["temperature"] if options.temperature is None else options.temperature
+        yield f"Chances are those of the model at temperature {temperature:g}, and exact for it."
+    yield f'Next: llm-auction run "Your question", llm-auction chat, or --details --seed {seed}'
 
 
 def _swept(result: "AuctionResult") -> "Sequence[TauPoint]":

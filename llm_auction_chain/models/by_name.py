@@ -12,24 +12,25 @@ from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
 __all__ = ["embeddings_by_name", "model_by_name"]
 
 
-def model_by_name(name: str | None, *, max_tokens: int | None = None) -> BaseChatModel:
+def model_by_name(name: str | None, *, max_tokens: int | None = None, **settings: Any) -> BaseChatModel:
     """Return a chat model, whose weights are not loaded yet.
 
     Args:
         name: a local path or hub id for transformers, or `provider:model`. None is the embedded model.
         max_tokens: longest reply; None is the model's own limit.
+        **settings: more of the model's own, such as `temperature`.
 
     Raises:
         ConfigurationError: the provider's model cannot be set up.
         MissingDependencyError: a package is not installed.
     """
-    limit: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
+    settings |= {} if max_tokens is None else {"max_tokens": max_tokens}
     provider, colon, _ = (name or "").partition(":")
     if name is None or not colon or not provider.isidentifier() or Path(name).exists():
         from llm_auction_chain.models.local.chat_model import ChatTransformers
 
-        return ChatTransformers(model=name, **limit)
-    model: BaseChatModel = _of_langchain("langchain.chat_models", "init_chat_model", name, limit)
+        return ChatTransformers(model=name, **settings)
+    model: BaseChatModel = _of_langchain("langchain.chat_models", "init_chat_model", name, settings)
     return model
 
 

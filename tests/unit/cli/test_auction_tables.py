@@ -1,13 +1,16 @@
 """What the shell shows, on terminals of every width."""
 
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
-from langchain_core.language_models import FakeListChatModel
+from langchain_core.language_models import FakeListChatModel, FakeMessagesListChatModel
+from langchain_core.messages import AIMessage
 from rich.console import Console
 
 from llm_auction_chain import Agent, AuctionRunnable, AuctionWarning, Billing, Policy
-from llm_auction_chain.cli.auction_tables import show
+from llm_auction_chain.cli.auction_tables import _percent, show, show_details
 from llm_auction_chain.testing import MarkovChatModel
 
 
@@ -21,11 +24,8 @@ AGENTS = [
 ]
 
 
-def shown(width, agents=AGENTS, scale=1.0, length=3, **settings):
-    scaled = [
-        Agent(agent.name, lambda p, r, reward=agent.reward: scale * reward(p, r), agent.owner, agent.context)
-        for agent in agents
-    ]
+def shown(width, agents=AGENTS, scale=1.0, length=3, show=show_details, **settings):
+    scaled = [replace(agent, reward=lambda p, r, reward=agent.reward: scale * reward(p, r)) for agent in agents]
     model = MarkovChatModel(length=length, tilts={"guitars": (0.0, 2.0, 0.0)})
     result = AuctionRunnable(model=model, agents=scaled, n_candidates=16, seed=7, **settings).run("x")
     console = Console(width=width, color_system=None, force_terminal=True)
@@ -53,7 +53,7 @@ def test_caps_rivals_currency_and_disclosure_are_said():
         result = auction.run("x")
     console = Console(width=80, color_system=None, force_terminal=True)
     with console.capture() as captured:
-        show(result, console)
+        show_details(result, console)
     out = captured.get()
     assert result.sponsors
     for said in (
@@ -122,7 +122,7 @@ def test_escapes_in_replies_are_spelled_out_and_names_are_no_markup():
     ).run("x")
     console = Console(width=80, color_system=None, force_terminal=True)
     with console.capture() as captured:
-        show(result, console)
+        show_details(result, console)
     assert not {"\x1b", "\u202e", "\x9b"} & set(captured.get())
     assert "[red]A" in captured.get()
     assert "Hi\\x1b[2J" in captured.get()
@@ -137,3 +137,56 @@ def test_without_agents_there_is_no_table_of_them():
     _, out = shown(80, agents=[])
     assert "Agents" not in out
     assert "draws 1, all from the reference" in out
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_first_look_has_the_bids_on_each_candidate_and_its_chance_before_and_after(width):
+    result, out = shown(width, show=show, payment_rule="proportional")
+    assert max(map(len, out.splitlines())) <= width
+    weights = np.exp([candidate.merged_log_weight for candidate in result.candidates])
+    for j, candidate in enumerate(result.candidates):
+        bids = " +".join(f"{bid:.2f}" if bid else "-" for bid in result.rewards[:, j])
+        chances = f"{_percent(weights[j] / weights.sum())} +{_percent(result.settlement.probabilities[j])}"
+        assert re.search(rf"^ *{j} +{candidate.message.text} +{bids} +{chances}$", out, re.MULTILINE), (j, out)
+    assert f"The reply drawn: candidate {result.settlement.winner} " in out
+
+
+def test_a_first_look_says_who_pays_and_what_its_bids_did():
+    result, out = shown(200, show=show, payment_rule="proportional")
+    likes_b, likes_c = result.explain().agents
+    for agent in (likes_b, likes_c):
+        chances = f"from {_percent(agent.probability_without)} to {_percent(agent.probability)}"
+        assert f"{agent.agent} pays {float(agent.charge):.2f}: its bids move the chance of this reply {chances}." in out
+
+
+def test_an_agent_that_bids_nothing_on_the_reply_and_one_that_never_pays_are_said_to():
+    def likes_a(prompt, reply):
+        return 1.0 + reply.text.count("a")
+
+    agents = [Agent("Never", lambda prompt, reply: 0.0), Agent("User", likes_a, pays=False)]
+    _, out = shown(80, agents=agents, show=show)
+    assert "\nNever pays 0.00: it bids nothing on this reply.\n" in out
+    assert "\nUser never pays: its bids move the chance of this reply from" in out
+
+
+def test_many_agents_share_one_column_of_bids_and_five_have_a_line():
+    agents = [Agent(f"Advertiser {k}", lambda prompt, reply: reply.text.count("b") / 7) for k in range(7)]
+    result, out = shown(80, agents=agents, show=show)
+    assert "bids" in out.splitlines()[1]
+    for j, candidate in enumerate(result.candidates):
+        bid = float(result.rewards[:, j].sum())
+        assert re.search(rf"^ *{j} +{candidate.message.text} +{f'{bid:.2f}' if bid else '-'} ", out, re.MULTILINE)
+    assert out.count(" pays ") == 5
+    assert "and 2 more" in out
+
+
+def test_a_first_look_names_the_replies_that_are_cut():
+    messages = [AIMessage("a", response_metadata={"finish_reason": reason}) for reason in ("length", "stop")]
+    model = FakeMessagesListChatModel(responses=messages)
+    result = AuctionRunnable(model=model, n_candidates=2, seed=3).run("x")
+    console = Console(width=80, color_system=None, force_terminal=True)
+    with console.capture() as captured:
+        show(result, console)
+    lengths = [str(j) for j, one in enumerate(result.candidates)
+               if one.message.response_metadata["finish_reason"] == "length"]  # fmt: skip
+    assert f"cut at the longest length, see --max-tokens: {', '.join(lengths)}" in captured.get()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -28,22 +29,60 @@ def small(monkeypatch):
     monkeypatch.setattr(run, "_load_model", lambda *_: MarkovChatModel(tilts={"guitars": (0.0, 2.0, 0.0)}))
 
 
-def test_the_demo_shows_everything_needed_to_believe_it(capsys):
-    assert main(["run", "How do I learn the guitar?", "--candidates", "2", "--max-tokens", "3", "--seed", "5"]) == 0
+def agents_with_context(folder):
+    (folder / "agents.yaml").write_text("- {name: A, context: A sells a., reward: {mention: {phrases: [one]}}}")
+    return str(folder / "agents.yaml")
+
+
+def test_a_first_look_shows_bids_chances_reply_payments_and_what_to_try_next(capsys):
+    assert main(["run", "--candidates", "2", "--max-tokens", "3", "--seed", "5"]) == 0
     shown = capsys.readouterr()
     for word in (
-        "log-weight",
-        "probability",
-        "StringSchool",
-        "tune-group",
-        "charged",
-        "revenue",
-        "ESS",
-        "seed 5",
-        "auction",
+        f"Question: {run.DEFAULT_QUESTION}",
+        "EggCo",
+        "before",
+        "after",
+        "The reply drawn: candidate",
+        "OatCo pays",
+        "cut at the longest length, see --max-tokens: 0, 1",
+        "at temperature 0.5, and exact for it",
+        "Next: ",
+        "--details --seed 5",
     ):
         assert word in shown.out, word
+    assert "log-weight" not in shown.out
     assert "drawing candidates" in shown.err
+
+
+def test_details_show_everything_needed_to_believe_it(small, capsys):
+    assert main(["run", "Hi", *QUICK, "--details"]) == 0
+    out = capsys.readouterr().out
+    for word in ("log-weight", "probability", "EggCo", "charged", "revenue", "ESS", "seed 5", "auction"):
+        assert word in out, word
+    assert "Next: " not in out
+
+
+def test_question_and_progress_are_shown_before_anything_heavy_is_imported():
+    script = """
+import os, sys
+class Leave:  # as soon as somebody looks for a heavy module
+    def find_spec(self, name, *_):
+        if name in ("torch", "transformers"):
+            os._exit(7)
+sys.meta_path.insert(0, Leave())
+from llm_auction_chain.cli import main
+main(["run"])
+"""
+    done = subprocess.run(  # noqa: S603 - our own code
+        [sys.executable, "-c", script],
+        env={**os.environ, "FORCE_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 7, done.stderr
+    assert f"Question: {run.DEFAULT_QUESTION}" in done.stdout
+    assert "loading the model" in done.stderr
 
 
 def test_the_same_seed_is_the_same_auction(small, capsys):
@@ -299,9 +338,9 @@ def test_without_the_extra_the_error_names_what_to_install(module):
     assert "Traceback" not in done.stderr
 
 
-def test_warnings_reach_the_shell_user_once_and_in_one_line(capsys, monkeypatch):
+def test_warnings_reach_the_shell_user_once_and_in_one_line(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "_load_model", lambda *_: FakeListChatModel(responses=["one", "two"]))
-    assert main(["run", "Hi", *QUICK]) == 0
+    assert main(["run", "Hi", *QUICK, "--agents", agents_with_context(tmp_path)]) == 0
     error = capsys.readouterr().err
     assert error.count("llm-auction: warning: ") == error.count("contexts are not used") == 1
     assert "AuctionWarning" not in error
@@ -420,15 +459,18 @@ def test_the_one_conversion_is_announced(converted, monkeypatch):
     monkeypatch.setattr(ChatTransformers, "load", lambda self: None)
     bars = Recorded()
     run._load_model(None, 4, bars, 0)
-    assert bars.descriptions == ([] if converted else ["converting the embedded model (once)", "loading the model"])
+    assert bars.descriptions == (
+        [] if converted else ["converting the embedded model, once: about 20 seconds", "loading the model"]
+    )
 
 
-def test_a_provider_and_a_model_name_reach_any_chat_model(capsys, monkeypatch):
+def test_a_provider_and_a_model_name_reach_any_chat_model(capsys, monkeypatch, tmp_path):
     with provider() as server:
         monkeypatch.setenv("OPENAI_API_KEY", "none")
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
         arguments = ["--model", "openai:some-model", "--candidates", "4", "--max-tokens", "9", "--seed", "5"]
-        assert main(["run", "Hi", *arguments, "--format", "json"]) == 0
+        arguments += ["--agents", agents_with_context(tmp_path), "--format", "json"]
+        assert main(["run", "Hi", *arguments]) == 0
     said = capsys.readouterr()
     outcome = json.loads(said.out)
     assert [asked["model"] for asked in server.asked] == ["some-model"]
