@@ -1,6 +1,6 @@
 """A result to look at: a few lines for a shell, small tables for a notebook."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -51,8 +51,8 @@ def summary(result: "AuctionResult") -> str:
 def as_html(result: "AuctionResult") -> str:
     """Return the auction as HTML: question, reply, and tables of the agents and of the likeliest candidates.
 
-    All texts are escaped. It has no style of colours, so it is legible on light and dark pages, and no script. The
-    tables have captions and headings, which screen readers announce.
+    All texts are escaped. It has no script and sets no colours, so it is legible on light and dark pages. The tables
+    have captions and headings, which screen readers announce. On a narrow page the section scrolls, not the page.
     """
     settlement = result.settlement
     unit = f" ({result.currency})" if result.currency else ""
@@ -62,17 +62,17 @@ def as_html(result: "AuctionResult") -> str:
             agent.owner,
             agent.charge if agent.pays else "never pays",
             f"{agent.influence:.1%}",
-            _cut(agent.reply_without) if agent.changed_the_reply else "the same",
             agent.status,
+            _cut(agent.reply_without) if agent.changed_the_reply else "the same",
         )
         for agent in by_effect(result)[:_ROWS]
     ]
     order = sorted(range(len(result.candidates)), key=lambda j: -settlement.probabilities[j])
     candidates = [
         (
-            f"{_cut(result.candidates[j].message.text)}{' (the reply)' if j == settlement.winner else ''}",
-            str(result.candidates[j].draws),
             f"{settlement.probabilities[j]:.4f}",
+            str(result.candidates[j].draws),
+            f"{_cut(result.candidates[j].message.text)}{' (the reply)' if j == settlement.winner else ''}",
         )
         for j in [*order[:_ROWS], *(j for j in order[_ROWS:] if j == settlement.winner)]
     ]
@@ -84,23 +84,43 @@ def as_html(result: "AuctionResult") -> str:
         f"<p><strong>Reply:</strong> {_escaped(_cut(result.text))}</p>",
     ]
     if agents:
-        heads = ("agent", "owner", f"pays{unit}", "moved the draw", "reply without it", "report")
-        parts.append(_table(with_count("Agents", len(agents), len(result.agents)), heads, agents))
+        heads = ("agent", "owner", f"pays{unit}", "moved the draw", "report", "reply without it")
+        parts.append(
+            _table(with_count("Agents", len(agents), len(result.agents)), heads, agents, names=0, numbers=(2, 3))
+        )
     parts += [
-        _table(title, ("reply", "draws", "probability"), candidates),
+        _table(title, ("probability", "draws", "reply"), candidates, names=2, numbers=(0, 1)),
         f"<p>{'<br>'.join(map(_escaped, [*notes, *(why_left_out(out.as_dict()) for out in result.left_out)]))}</p>",
     ]
-    return f'<section aria-label="Auction">{"".join(parts)}</section>'
+    return f'<section aria-label="Auction" style="overflow-x:auto">{"".join(parts)}</section>'
 
 
-def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table whose first column has the rows' headings."""
-    head = "".join(f'<th scope="col">{_escaped(text)}</th>' for text in heads)
-    body = "".join(
-        f'<tr><th scope="row">{_escaped(first)}</th>{"".join(f"<td>{_escaped(cell)}</td>" for cell in cells)}</tr>'
-        for first, *cells in rows
-    )
-    return f"<table><caption>{_escaped(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _table(
+    caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], *, names: int, numbers: Collection[int]
+) -> str:
+    """Return a table.
+
+    Args:
+        caption: above it.
+        heads: of the columns.
+        rows: texts.
+        names: the column that has the rows' headings.
+        numbers: the columns that are aligned on the right.
+    """
+    styles = [
+        f'style="text-align:{"right" if k in numbers else "left"};vertical-align:top;padding:0.2em 0.6em"'
+        for k in range(len(heads))
+    ]
+    head = "".join(f'<th scope="col" {style}>{_escaped(text)}</th>' for style, text in zip(styles, heads, strict=True))
+
+    def cell(k: int, text: str) -> str:
+        if k != names:
+            return f"<td {styles[k]}>{_escaped(text)}</td>"
+        return f'<th scope="row" {styles[k][:-1]};font-weight:normal">{_escaped(text)}</th>'
+
+    body = "".join(f"<tr>{''.join(cell(k, text) for k, text in enumerate(row))}</tr>" for row in rows)
+    title = f'<caption style="text-align:left;font-weight:bold">{_escaped(caption)}</caption>'
+    return f'<table style="margin:0 0 1em">{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def by_effect(result: "AuctionResult") -> list[AgentExplanation]:

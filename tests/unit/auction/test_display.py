@@ -98,7 +98,7 @@ class Page(HTMLParser):
 async def test_a_notebook_shows_question_reply_agents_and_candidates():
     for result in await both(auction()):
         page = Page(result._repr_html_())
-        assert page.tags[0] == ("section", {"aria-label": "Auction"})
+        assert page.tags[0] == ("section", {"aria-label": "Auction", "style": "overflow-x:auto"})
         for text in ("x", " " + result.text, "Agents", "Candidates", "B", str(result.payments["B"])):
             assert text in page.texts or f" {text}" in page.texts
         assert [text for text in page.texts if text.endswith(" (the reply)")] == [f"{result.text} (the reply)"]
@@ -118,9 +118,16 @@ def test_no_text_of_a_reply_or_a_prompt_becomes_html():
     page = Page(auction(model=model, n_candidates=4).run(attack)._repr_html_())
     names = {tag for tag, _ in page.tags}
     assert names <= {"section", "p", "strong", "table", "caption", "thead", "tbody", "tr", "th", "td", "br", "span"}
-    assert {name for _, attrs in page.tags for name in attrs} <= {"aria-label", "scope"}
+    assert {name for _, attrs in page.tags for name in attrs} <= {"aria-label", "scope", "style"}
     assert "".join(page.texts).count(attack) >= 6
     assert "$" not in auction(model=model, n_candidates=4).run(attack)._repr_html_()
+
+
+def test_a_page_sets_no_colours():
+    page = Page(auction().run("x")._repr_html_())
+    rules = ";".join(attrs["style"] for _, attrs in page.tags if "style" in attrs).split(";")
+    properties = {"font-weight", "margin", "overflow-x", "padding", "text-align", "vertical-align"}
+    assert {rule.partition(":")[0] for rule in rules} == properties
 
 
 def test_a_page_stays_small_and_has_the_reply():
@@ -135,12 +142,12 @@ def test_a_page_stays_small_and_has_the_reply():
 
 def test_a_page_without_agents_has_the_candidates_alone():
     shown = auction([]).run("x")._repr_html_()
-    assert "<caption>Agents" not in shown
-    assert "<caption>Candidates</caption>" in shown
+    assert ">Agents<" not in shown
+    assert ">Candidates</caption>" in shown
 
 
 def test_a_page_has_the_agents_that_moved_the_draw_most():
     agents = [Agent(f"A{k}", lambda prompt, reply, k=k: 0.001 * k * reply.text.count("b")) for k in range(30)]
     shown = auction(agents).run("x")._repr_html_()
-    assert "<caption>Agents, 20 of 30</caption>" in shown
-    assert ('<th scope="row">A29</th>' in shown, '<th scope="row">A3</th>' in shown) == (True, False)
+    assert ">Agents, 20 of 30</caption>" in shown
+    assert (">A29</th>" in shown, ">A3</th>" in shown) == (True, False)
