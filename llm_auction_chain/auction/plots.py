@@ -183,6 +183,7 @@ def plot_tau_sweep(
     for one in (payments, distance, size):
         one.axvline(own, color="0.4", ls=":", lw=1.5, label="this auction's tau")
         one.set_xscale("log")
+        one.xaxis.set_major_formatter("{x:g}")
         one.grid(color="0.9")
         one.spines[["top", "right"]].set_visible(False)
     legend = payments.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
