@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import BaseMessage
@@ -72,6 +72,17 @@ class SamplingChatModel(CheckedModel, BaseChatModel):
     stop: list[str] | None = Field(default=None, alias="stop_sequences")
     seed: int | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @override
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> NoReturn:
+        """Refuse tools: these models draw texts.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} draws texts and calls no tools. Give a chat model that can call them."
+        )
 
     @property
     def _llm_type(self) -> str:

@@ -51,3 +51,10 @@ def test_a_keyword_that_changes_no_reply_is_refused(kind):
 def test_variables_that_no_chat_template_can_get_are_named(kind, value):
     with pytest.raises(ConfigurationError, match=r"^chat_template_kwargs must be a mapping"):
         kind(chat_template_kwargs=value)
+
+
+@BOTH
+@pytest.mark.parametrize("use", ["bind_tools", "with_structured_output"])
+def test_tools_are_refused_in_words(kind, use):
+    with pytest.raises(NotImplementedError, match=rf"{kind.__name__} draws texts and calls no tools"):
+        getattr(kind(), use)([] if use == "bind_tools" else {"title": "Person", "type": "object"})
