@@ -209,10 +209,9 @@ def _checked(axes: Iterable[Axes], n: int) -> list[Axes]:
 
 
 def _figure_of(axes: Axes) -> Figure:
-    """Return the figure that axes are in, past figures within figures."""
-    figure: Any = axes.figure
-    while not isinstance(figure, Figure):
-        figure = figure.get_figure(root=False)
+    """Return the figure that axes are in: that of a figure within it, where they are in one."""
+    within: Any = axes.figure
+    figure: Figure = within.figure
     return figure
 
 
