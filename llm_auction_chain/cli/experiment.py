@@ -64,8 +64,7 @@ def _run(options: Namespace) -> None:
         task = bars.add_task("measuring", total=None, left="")
 
         def advance(progress: "Progress") -> None:
-            left = "" if progress.seconds_left is None else f"about {progress.seconds_left:,.0f} s left"
-            bars.update(task, completed=progress.done, total=progress.total, left=left)
+            bars.update(task, completed=progress.done, total=progress.total, left=progress.note)
 
         study = run(config, judge=judge, embeddings=StaticEmbeddings(), out=options.out, progress=advance)
         bars.update(task, description="analysing")

@@ -32,7 +32,6 @@ DEFAULT_QUESTION = "Suggest a healthy breakfast in one sentence."
 _EMBEDDED: dict[str, Any] = {"temperature": 0.5, "dtype": "float32"}
 _MODEL = "local path or hub id for transformers, or provider:model; without it, the embedded model"
 _FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of tau, for the sweep
-_LABELS = {"candidates": "drawing candidates", "weights": "weighing them", "rewards": "asking agents"}
 
 
 def add_run(commands: Any) -> None:
@@ -166,13 +165,12 @@ def load_model(auction: "AuctionRunnable", options: Namespace, bars: Bars) -> No
 
 def hold(auction: "AuctionRunnable", prompt: "LanguageModelInput", bars: Bars) -> "AuctionResult":
     """Hold the auction, and show its progress."""
-    tasks = {"candidates": bars.add_task(_LABELS["candidates"], total=auction.n_candidates, rate="")}
+    tasks: dict[str, Any] = {}
 
     def advance(progress: "Progress") -> None:
         if progress.stage not in tasks:
-            tasks[progress.stage] = bars.add_task(_LABELS[progress.stage], total=progress.total, rate="")
-        rate = f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else ""
-        bars.update(tasks[progress.stage], completed=progress.done, total=progress.total, rate=rate)
+            tasks[progress.stage] = bars.add_task(progress.label, total=progress.total, rate="")
+        bars.update(tasks[progress.stage], completed=progress.done, total=progress.total, rate=progress.note)
 
     return auction.run(prompt, progress=advance)
 
