@@ -77,4 +77,5 @@ if __name__ == "__main__":
         shutil.rmtree(folder / old, ignore_errors=True)
     gather(folder / "pages")
     shutil.copy(_ROOT / "zensical.toml", folder)
+    sys.path.insert(0, str(_ROOT))  # the docstrings of this checkout, whatever is installed
     zensical.build(str(folder.resolve() / "zensical.toml"), {"clean": True, "strict": True})

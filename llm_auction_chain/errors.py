@@ -48,21 +48,36 @@ __all__ = [
 
 
 class AuctionError(Exception):
-    """The root: every error this library raises on purpose is one of these."""
+    """The root: every error this library raises on purpose is one of these.
+
+    To handle them all alike, catch this one.
+    """
 
 
 # None of these is a ValueError: pydantic would swallow it into its own ValidationError, and the caller would lose
 # the tree.
 class ConfigurationError(AuctionError):
-    """A setting that no auction can run with."""
+    """A setting that no auction can run with.
+
+    Raised when an object is made or a call gives settings, before a model is called. The message names the setting, its
+    value and what is allowed. Correct it; a repeated call fails again.
+    """
 
 
 class PromptError(AuctionError):
-    """The prompt holds nothing to reply to."""
+    """The prompt holds nothing to reply to.
+
+    Raised for an empty list of messages, an empty prompt, or an input that is no message. Check what the chain passes
+    on.
+    """
 
 
 class RewardError(AuctionError):
-    """A report is not a finite number for every candidate."""
+    """A report is not a finite number for every candidate.
+
+    A ready-made reward raises it, and the agent then abstains: the auction goes on, and `result.reports` has the
+    reason. Only under `on_agent_error="raise"` does it end the auction.
+    """
 
 
 class CandidatesError(AuctionError):
@@ -127,31 +142,57 @@ def _counts(kind: type) -> bool:
 
 
 class LogProbError(AuctionError):
-    """A log-probability is not exactly that of the whole reply under the right distribution, so it is no weight."""
+    """A log-probability is not exactly that of the whole reply under the right distribution, so it is no weight.
+
+    Raised where a proposal or a mixture needs probabilities and the model returns none, or those of another
+    distribution. Use the reference proposal, or a model that returns exact ones: `ChatTransformers`, `ChatVLLM`.
+    """
 
 
 class LogitsError(LogProbError):
-    """The model's logits behind a prompt are not finite numbers, so no token has a probability."""
+    """The model's logits behind a prompt are not finite numbers, so no token has a probability.
+
+    Weights that overflow do it. Load the model with `dtype="float32"`.
+    """
 
 
 class ScoringError(AuctionError):
-    """A scorer could not say how likely a reply is: unreachable, another model, or without the feature."""
+    """A scorer could not say how likely a reply is: unreachable, another model, or without the feature.
+
+    Raised by `ChatVLLM`, and by the scorer of a mixture or a log-ratio. Check that the server runs and serves the
+    model; a server that is only busy may answer a repeated call.
+    """
 
 
 class ContextWindowError(AuctionError, ContextOverflowError):
-    """The prompt and the reply do not fit into the model's context window."""
+    """The prompt and the reply do not fit into the model's context window.
+
+    Raised by `ChatTransformers` and `ChatVLLM`. Shorten the conversation, ask for fewer tokens, or use a model with a
+    longer window. LangChain's `ContextOverflowError` catches it, too.
+    """
 
 
 class LedgerError(AuctionError):
-    """A booking that the ledger refuses; nothing was booked."""
+    """A booking that the ledger refuses; nothing was booked.
+
+    Raised for a booking that contradicts what is booked, or a database that is not this version's. The message says
+    which.
+    """
 
 
 class ChargeConflictError(LedgerError):
-    """Something else has been booked under the same id."""
+    """Something else has been booked under the same id.
+
+    Raised where an auction's id or a booking's key is used for another booking, or for one that is charged, voided or
+    reversed. Give a new id or key; if the call was a repetition, its first booking stands.
+    """
 
 
 class DeliveredError(ChargeConflictError):
     """This auction was charged and its reply delivered, and the repeated call would have another outcome.
+
+    Raised by a call that repeats an `idempotency_key` with other settings, another model or other agents. Deliver
+    `reply` if the ledger keeps it, else give the call a new key.
 
     Attributes:
         charge: the `Charge` of the delivered reply.
@@ -165,16 +206,30 @@ class DeliveredError(ChargeConflictError):
 
 
 class CoverError(LedgerError):
-    """An account's balance, less its holds, does not cover the amount."""
+    """An account's balance, less its holds, does not cover the amount.
+
+    Raised by a hold or a withdrawal that is not covered, and by a charge above its hold. An auction leaves out agents
+    without cover, so it does not raise this. Book a deposit.
+    """
 
 
 class LedgerUnavailableError(LedgerError):
-    """The database is unreachable, full or locked. The booking may have been made; a repeated request is safe."""
+    """The database is unreachable, full or locked. The booking may have been made; a repeated request is safe.
+
+    Raised after retries. Repeat the call with the same id or key: it books once.
+    """
 
 
 class MissingDependencyError(AuctionError, ImportError):
-    """Something optional is not installed; the message names the command that installs it."""
+    """Something optional is not installed; the message names the command that installs it.
+
+    Raised when an object is made that needs an extra, such as a ledger or a webhook. Run the command.
+    """
 
 
 class AuctionWarning(UserWarning):
-    """The auction is valid, and something about it deserves a look."""
+    """The auction is valid, and something about it deserves a look.
+
+    Issued through `warnings`, and listed in `result.warnings`. To stop at one while you test, turn it into an error:
+    `warnings.simplefilter("error", AuctionWarning)`.
+    """

@@ -13,7 +13,7 @@ from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from llm_auction_chain import Agent, rewards
 from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
 from llm_auction_chain.models.local.embeddings import StaticEmbeddings
-from llm_auction_chain.rewards.from_data import REWARDS, reward_from_data
+from llm_auction_chain.rewards.from_data import REWARDS, reward_from_data, settings_of
 from tests.unit.rewards.bidder import SECRET
 
 EXAMPLES = {
@@ -140,12 +140,26 @@ def test_the_published_schema_knows_every_reward_and_its_settings(fits, kind):
     assert not fits([{"name": "A", "reward": {kind: {}}}])
 
 
-def test_the_example_of_the_documents_fits_the_schema_and_is_read(fits):
-    document = Path(__file__).parents[3] / "docs/how_to/agents.md"
-    (example,) = re.findall(r"```yaml\n(.*?)```", document.read_text("utf-8"), re.DOTALL)
-    agents = yaml.safe_load(example)
-    assert fits(agents)
-    assert [Agent.from_dict(agent).name for agent in agents["agents"]] == ["TuneTown", "StringSchool", "SongBook"]
+def test_the_examples_of_the_documents_fit_the_schema_and_are_read(fits, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("WEBHOOK_SECRET_SONGBOOK", "s" * 32)
+    kinds = set()
+    for page in ("how_to/agents.md", "reference/agents_file.md"):
+        document = (Path(__file__).parents[3] / "docs" / page).read_text("utf-8")
+        for example in re.findall(r"```yaml\n(.*?)```", document, re.DOTALL):
+            data = yaml.safe_load(example)
+            assert fits(data)
+            agents = data["agents"] if isinstance(data, dict) else data
+            assert [Agent.from_dict(agent).name for agent in agents] == [agent["name"] for agent in agents]
+            kinds |= {kind for agent in agents for kind in agent["reward"]}
+    assert kinds == set(REWARDS)
+
+
+def test_the_page_of_agents_files_has_every_key_under_its_reward():
+    page = (Path(__file__).parents[3] / "docs/reference/agents_file.md").read_text("utf-8")
+    sections = {part.split("\n")[0]: part for part in page.split("\n## ")}
+    for kind, keys in {"Agent": Agent.__dataclass_fields__, **{kind: settings_of(kind) for kind in REWARDS}}.items():
+        assert [key for key in keys if f"| `{key}` |" not in sections[kind]] == []
 
 
 def test_the_published_schema_fits_the_demo_and_refuses_what_the_reader_refuses(fits):
