@@ -60,42 +60,46 @@ def plot_result(result: "AuctionResult", *, axes: Sequence[Axes] | None = None) 
     agents = by_effect(result)[:_AGENTS]
     places = {agent.name: i for i, agent in enumerate(result.agents)}
     without = [result.settlement.counterfactuals[places[one.agent]] for one in agents]
-    laws = np.stack([result.settlement.probabilities, *without])
-    kept = _rows_of(result, laws)
+    distributions = np.stack([result.settlement.probabilities, *without])
+    kept = _rows_of(result, distributions)
     if axes is None:
         rows, bars = len(kept) + (len(kept) < len(result.candidates)), max(len(agents), 1)
-        figure = new_figure(3.2 + 1.15 * max(len(laws), 4), 2.4 + 0.27 * (rows + bars))
+        figure = new_figure(3.2 + 1.15 * max(len(distributions), 4), 2.4 + 0.27 * (rows + bars))
         axes = figure.subplots(2, 1, height_ratios=[rows + 1.5, bars + 1.0])
     probabilities, payments = _checked(axes, 2)
-    _draw_probabilities(probabilities, result, agents, laws, kept)
+    _draw_probabilities(probabilities, result, agents, distributions, kept)
     _draw_payments(payments, result, agents)
     return _figure_of(probabilities)
 
 
-def _rows_of(result: "AuctionResult", laws: FloatArray) -> list[int]:
+def _rows_of(result: "AuctionResult", distributions: FloatArray) -> list[int]:
     """Return the candidates with a row: the drawn one, and those that are likely in any distribution (K, M)."""
-    most, winner = laws.max(axis=0), result.settlement.winner
+    most, winner = distributions.max(axis=0), result.settlement.winner
     likely = [j for j in np.argsort(-most, kind="stable")[:_REPLIES].tolist() if most[j] >= _FAINT * most.max()]
-    return sorted({*likely, winner}, key=lambda j: -result.settlement.probabilities[j])
+    return sorted({*likely, winner}, key=lambda j: (-result.settlement.probabilities[j], j))
 
 
 def _draw_probabilities(
-    axes: Axes, result: "AuctionResult", agents: "Sequence[AgentExplanation]", laws: FloatArray, kept: list[int]
+    axes: Axes,
+    result: "AuctionResult",
+    agents: "Sequence[AgentExplanation]",
+    distributions: FloatArray,
+    kept: list[int],
 ) -> None:
     """Draw a row for each reply, and a column of bars for each distribution: of all agents, and without each."""
     texts = [shortened(result.candidates[j].message.text, _REPLY) for j in kept]
     drawn = kept.index(result.settlement.winner)
     texts[drawn] = f"drawn: {texts[drawn]}"
-    shown = laws[:, kept]
+    shown = distributions[:, kept]
     if others := len(result.candidates) - len(kept):
-        shown = np.column_stack([shown, np.maximum(laws.sum(axis=1) - shown.sum(axis=1), 0.0)])
+        shown = np.column_stack([shown, np.maximum(distributions.sum(axis=1) - shown.sum(axis=1), 0.0)])
         texts.append(f"other replies ({others})")
     rows, length = np.arange(len(texts)), _LONGEST_BAR / shown.max()
-    for column, law in enumerate(shown):
+    for column, distribution in enumerate(shown):
         look: dict[str, Any] = {"color": "C0", "hatch": ""} if column == 0 else {"color": "0.8", "hatch": "///"}
-        axes.barh(rows, law * length, 0.7, left=column, edgecolor="0.4", linewidth=0.5, **look)
+        axes.barh(rows, distribution * length, 0.7, left=column, edgecolor="0.4", linewidth=0.5, **look)
         axes.barh(rows, shown[0] * length, 0.7, left=column, fill=False, edgecolor="black", linewidth=1.0)
-        for row, p in enumerate(law):
+        for row, p in enumerate(distribution):
             number = f"{p:.2f}" if p >= _LEAST or p <= 0.0 else "<0.01"
             axes.text(column + max(p, shown[0, row]) * length + 0.03, row, number, va="center", fontsize=8)
     names = [f"without\n{_short_name(one.agent, _HEAD)}" for one in agents]

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from llm_auction_chain import Agent, Billing, ConfigurationError, plot_tau_sweep, tau_sweep
+from llm_auction_chain import Agent, AuctionResult, Billing, ConfigurationError, plot_tau_sweep, tau_sweep
 from tests.unit.auction.auctions import LIKES_B, LIKES_C, auction, both
 
 ODD = "$x^2$ 100% \\frac{1}{2} _a ^b \U0001f3b8 \u65e5\u672c \x1b[2J"
@@ -134,6 +134,13 @@ def test_a_sweep_shows_its_points_and_the_auctions_tau():
     assert list(size.lines[0].get_ydata()) == [point.settlement.diagnostics.ess_probabilities for point in points]
     assert list(own.get_xdata()) == [1.0, 1.0]
     assert (payments.get_ylabel(), size.get_xlabel(), size.get_xscale()) == ("EUR", "tau, EUR per nat", "log")
+
+
+def test_a_stored_result_has_the_same_figures():
+    result = hostile()
+    copy = AuctionResult.from_dict(result.as_dict())
+    for figure, again in zip(*([one.plot(), plot_tau_sweep(one)] for one in (result, copy)), strict=True):
+        assert list(map(texts, figure.axes)) == list(map(texts, again.axes))
 
 
 def test_a_sweep_needs_a_tau():
