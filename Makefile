@@ -61,7 +61,7 @@ test-oldest: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/build_site.py build/docs
 
-BENCHMARKS := agents directory engine ledger mechanism overhead
+BENCHMARKS := agents directory engine ledger mechanism neighbours overhead
 
 # Each compares contenders that take turns in one run. The quick ones take less than 50 seconds each on two slow cores.
 bench bench-quick: $(STAMP)
