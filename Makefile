@@ -1,5 +1,5 @@
 # Each target sets up .venv by itself, once for every change of pyproject.toml or constraints.txt.
-.PHONY: demo test test-models test-ledger test-oldest test-providers test-vllm lint docs bench bench-quick mutants changelog clean
+.PHONY: demo test test-models test-ledger test-oldest test-providers test-vllm test-docs lint docs bench bench-quick mutants changelog clean
 PYTHON ?= python3
 # CI sets it: measuring makes the tests half as fast again
 COVERAGE ?=
@@ -60,6 +60,10 @@ test-oldest: $(STAMP)
 # The pages of docs/, with the reference made from docstrings; a link or a name that leads nowhere is an error.
 docs: $(STAMP)
 	$(BIN)/python docs/build_site.py build/docs
+
+# The site in chromium (Debian: apt-get install chromium), each page at the widths of a phone and of a desktop.
+test-docs: $(STAMP)
+	$(BIN)/pytest tests/browser
 
 BENCHMARKS := agents directory engine ledger mechanism neighbours overhead
 
