@@ -5,6 +5,7 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
+from pydantic import BaseModel
 
 from llm_auction_chain import rewards
 from llm_auction_chain.rewards import (
@@ -14,6 +15,7 @@ from llm_auction_chain.rewards import (
     LengthReward,
     LogRatioReward,
     MentionReward,
+    ParsedReward,
     RegexReward,
     RewardModelReward,
     WebhookReward,
@@ -103,6 +105,25 @@ class TestWebhook(RewardConformance):
 
     def private(self):
         return [SECRET]
+
+
+class Lesson(BaseModel):
+    """A guitar lesson."""
+
+    school: str
+
+
+def worth_of(prompt, lesson):
+    return 2.0 * len(lesson.school)
+
+
+class TestParsed(RewardConformance):
+    def reward(self):
+        return ParsedReward(Lesson, worth_of)
+
+    def replies(self):
+        called = {"name": "Lesson", "args": {"school": "StringSchool"}, "id": "1"}
+        return [AIMessage('{"school": "TuneTown"}'), AIMessage("", tool_calls=[called]), AIMessage("I do not know.")]
 
 
 class TestCombined(RewardConformance):
