@@ -152,7 +152,7 @@ class LogProbError(AuctionError):
 class LogitsError(LogProbError):
     """The model's logits behind a prompt are not finite numbers, so no token has a probability.
 
-    Weights that overflow do it. Load the model with `dtype="float32"`.
+    The usual cause is a half-precision number that overflows. Load the model with `dtype="float32"`.
     """
 
 
