@@ -4,7 +4,9 @@ Nearly everything is imported within `main`, so that Ctrl-C works while it loads
 """
 
 import argparse
+import atexit
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -30,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     standard output, everything else to standard error.
     """
     code = 0
+    atexit.register(gc.freeze)  # the last collection skips what torch brought: the prompt returns seconds earlier
     try:
         with _interrupts():
             import datetime as dt  # noqa: F401 - native code that looks for it makes a panic of Ctrl-C

@@ -97,9 +97,9 @@ def _write_bids(result: "AuctionResult", console: Console) -> None:
 
 
 def _effects(result: "AuctionResult") -> list[str]:
-    """Return what each agent did and pays, those that moved the draw most first."""
+    """Return what each agent pays and what its bids did, those that pay most first."""
     winner, unit = result.settlement.winner, f" {result.currency}" if result.currency else ""
-    order = np.argsort(-result.settlement.influences, kind="stable").tolist()
+    order = np.lexsort((-result.settlement.influences, -result.settlement.payments)).tolist()
     agents, lines = result.explain().agents, []
     for i in order[:_AGENTS]:
         agent = agents[i]

@@ -88,6 +88,8 @@ def _run(options: Namespace) -> None:
         written = {name: files.enter_context(whole_file(name, path)) for name, path in paths.items() if path}
         if options.format != "json":
             write_line(console, f"Question: {question}", "bold")
+            if auction.agents:
+                write_line(console, "Agents bid on what the model may say. Bids move the chances; one reply is drawn.")
         with progress_bars() as bars:
             load_model(auction, options, bars)
             result = hold(auction, question, bars)
@@ -192,7 +194,7 @@ def _load_model(name: str | None, max_tokens: int, bars: Bars, loading: Any) -> 
 
 def _legend(options: Namespace, seed: int) -> Iterator[str]:
     """Yield how to read the auction, and what to try next."""
-    yield "An agent pays for how far its bids move the draw. Honest bids serve it best."
+    yield "An agent pays for how far its bids moved the draw, so honest bids serve it best."
     if options.model is None:
         temperature = _EMBEDDED["temperature"] if options.temperature is None else options.temperature
         yield f"Chances are those of the model at temperature {temperature:g}, and exact for it."
