@@ -4,6 +4,7 @@ from llm_auction_chain.candidates.drawing import Candidate, Contexts, Drawn, Pla
 from llm_auction_chain.candidates.filtering import CandidateFilter, as_message
 from llm_auction_chain.candidates.logprobs import LogProbs, SequenceScorer, read_log_probs
 from llm_auction_chain.candidates.proposals import (
+    Condition,
     ContextProduct,
     ContextPrompt,
     DefensiveMixture,
@@ -29,6 +30,7 @@ __all__ = [
     "Candidate",
     "CandidateFilter",
     "ChosenLater",
+    "Condition",
     "ContextProduct",
     "ContextPrompt",
     "Contexts",
