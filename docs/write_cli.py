@@ -22,7 +22,7 @@ $ llm-auction chat --agents agents.yaml --model openai:gpt-4o-mini
 
 Data goes to standard output; progress, warnings and errors go to standard error. Exit code 0 is success, 1 a failure or
 a difference that a verification shows, 2 bad input, and 130 an interrupt. All settings are checked before a model is
-loaded. No message repeats the password of a database URL, and no text of an agent or a model moves the cursor.
+loaded. No message repeats the password of a database URL, and no text of an agent or a model controls the terminal.
 
 `--format json` prints JSON in every command that prints data. For completion, see
 [`llm-auction completion`](#llm-auction-completion).
