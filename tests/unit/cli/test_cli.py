@@ -60,3 +60,14 @@ def test_the_package_is_the_command():
     command = [sys.executable, "-m", "llm_auction_chain", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - our own code
     assert done.stdout == f"llm-auction {version('llm-auction-chain')}\n"
+
+
+def test_leaving_collects_nothing_of_what_was_loaded():
+    code = """
+import atexit, gc
+from llm_auction_chain.cli import main
+atexit.register(lambda: print(gc.get_freeze_count() > 0))  # runs after what `main` registers
+main(["verify", "none.json"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603 - our own code
+    assert done.stdout == "True\n"
