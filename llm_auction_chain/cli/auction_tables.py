@@ -29,7 +29,7 @@ def show(result: "AuctionResult", console: Console) -> None:
     _write_reply(result, console)
     cut = [str(j) for j, candidate in enumerate(result.candidates) if _is_cut(candidate)]
     lines = [*_effects(result), *_notes(result)]
-    lines += [f"cut at the longest length, see --max-tokens: {', '.join(cut)}"] if cut else []
+    lines += [f"Replies cut by --max-tokens: {', '.join(cut)}"] if cut else []
     for line in lines:
         write_line(console, line)
     console.print()

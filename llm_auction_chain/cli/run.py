@@ -198,7 +198,7 @@ def _legend(options: Namespace, seed: int) -> Iterator[str]:
     if options.model is None:
         temperature = _EMBEDDED["temperature"] if options.temperature is None else options.temperature
         yield f"Chances are those of the model at temperature {temperature:g}, and exact for it."
-    yield f'Next: llm-auction run "Your question", llm-auction chat, or --details --seed {seed}'
+    yield f"Next: --details --seed {seed} (all figures), --agents FILE.yaml (your own bidders)"
 
 
 def _swept(result: "AuctionResult") -> "Sequence[TauPoint]":

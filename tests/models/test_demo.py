@@ -29,6 +29,6 @@ def test_the_stories_are_a_bid_that_decides_one_that_loses_and_none():
 def test_nearly_all_replies_end_by_themselves_at_the_demo_s_settings(capsys, tmp_path):
     saved = tmp_path / "result.json"
     assert main(["run", "--candidates", "48", "--seed", "1", "--save", str(saved)]) == 0
-    cut = re.findall(r"(?<=see --max-tokens: ).*", capsys.readouterr().out)
+    cut = re.findall(r"(?<=cut by --max-tokens: ).*", capsys.readouterr().out)
     assert len("".join(cut).split()) <= 4
     assert len(json.loads(saved.read_text())["candidates"]) > 40

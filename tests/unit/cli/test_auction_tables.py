@@ -189,4 +189,4 @@ def test_a_first_look_names_the_replies_that_are_cut():
         show(result, console)
     lengths = [str(j) for j, one in enumerate(result.candidates)
                if one.message.response_metadata["finish_reason"] == "length"]  # fmt: skip
-    assert f"cut at the longest length, see --max-tokens: {', '.join(lengths)}" in captured.get()
+    assert f"Replies cut by --max-tokens: {', '.join(lengths)}" in captured.get()

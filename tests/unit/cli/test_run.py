@@ -44,7 +44,7 @@ def test_a_first_look_shows_bids_chances_reply_payments_and_what_to_try_next(cap
         "after",
         "The reply drawn: candidate",
         "OatCo pays",
-        "cut at the longest length, see --max-tokens: 0, 1",
+        "Replies cut by --max-tokens: 0, 1",
         "at temperature 0.5, and exact for it",
         "Next: ",
         "--details --seed 5",
