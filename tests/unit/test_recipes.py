@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "cookbook").glob("*.py"))
+SLOW = {"rag_with_history"}  # on the embedded model; the test of its tutorial runs the same statements
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -36,9 +37,12 @@ def test_a_recipe_is_what_its_tutorial_builds(recipe):
     assert needed - imported == set()
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_is_short_and_runs(recipe, tmp_path, monkeypatch):
-    assert len(recipe.read_text(encoding="utf-8").splitlines()) < 80
+def test_recipes_are_short():
+    assert [recipe.name for recipe in RECIPES if len(recipe.read_text(encoding="utf-8").splitlines()) >= 80] == []
+
+
+@pytest.mark.parametrize("recipe", [one for one in RECIPES if one.stem not in SLOW], ids=lambda path: path.stem)
+def test_a_recipe_runs_and_its_parts_keep_their_laws(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spec = importlib.util.spec_from_file_location(recipe.stem, recipe)
     program = importlib.util.module_from_spec(spec)
