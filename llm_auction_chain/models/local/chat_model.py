@@ -15,6 +15,7 @@ from langchain_core.runnables import run_in_executor
 from typing_extensions import override
 
 from llm_auction_chain.errors import LogProbError
+from llm_auction_chain.models.local.limits import import_torch
 from llm_auction_chain.models.local.templates import check_rows
 from llm_auction_chain.models.local.weights import EMBEDDED_MODEL, check_installed, embedded_model_path
 from llm_auction_chain.models.sampling import SAMPLER, SamplingChatModel, usage
@@ -295,6 +296,7 @@ class ChatTransformers(SamplingChatModel):
     def _arguments(self, stop: list[str] | None, seed: int | None, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the engine's arguments."""
         settings = self._settings(stop, seed, n, kwargs)
+        import_torch()
         from llm_auction_chain.models.local.sampler import Sampler
 
         settings["sampler"] = Sampler(**{name: settings.pop(name) for name in ("temperature", "top_p", "top_k")})

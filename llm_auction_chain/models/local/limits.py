@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-import psutil
-
 __all__ = ["cpu_limit", "import_torch", "memory_limit"]
 
 _ROOT = Path("/")
@@ -43,6 +41,8 @@ def import_torch() -> None:
 
 def _default_threads() -> set[int | None]:
     """Return the numbers of threads that torch chooses by itself: logical or physical cores."""
+    import psutil
+
     usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     return {usable, psutil.cpu_count(logical=False)}
 
