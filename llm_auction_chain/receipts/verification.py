@@ -35,6 +35,7 @@ _OTHERS = {
     "rewards": "a bidder's answer",
     "differences": "the result of a verification",
     "sponsors": "an outcome",
+    "settlement": "a stored result",
     "response_metadata": "a message",
     "lc": "a message",
     "auction": "the metadata of a message",

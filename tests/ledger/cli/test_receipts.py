@@ -81,6 +81,7 @@ def others(say, booked, receipts):
     told = receipts[0].as_dict()
     return {
         "outcome": result.reply.response_metadata["auction"],
+        "stored result": result.as_dict(),
         "message": result.reply.model_dump(mode="json"),
         "statement": json.loads(say("ledger", "statement", "C", "--format", "json").out),
         "entry": json.loads(say("ledger", "export", "--format", "json").out),
