@@ -1,6 +1,7 @@
 """`llm-auction run`: holds one auction and shows all of it."""
 
 import json
+import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -81,8 +82,9 @@ def _run(options: Namespace) -> None:
     question = checked_question(options.question)
     auction = checked_auction(options)
     console = Console()
-    if options.receipt is not None and options.receipt == options.save:
-        raise ConfigurationError(f"--receipt and --save are both {options.save}. Name two files.")
+    named = [os.path.realpath(path) for path in (options.agents, options.receipt, options.save) if path is not None]
+    if len({*named}) < len(named):
+        raise ConfigurationError("Two of --agents, --receipt and --save are the same file. Name another one.")
     with ExitStack() as files:
         paths = {"--receipt": options.receipt, "--save": options.save}
         written = {name: files.enter_context(whole_file(name, path)) for name, path in paths.items() if path}

@@ -141,7 +141,7 @@ def test_bad_input_gets_one_clear_line_and_exit_code_2(small, arguments, says, c
         (["Hi", "--currency", " EUR"], "currency"),
         (["Hi", "--receipt", "none/a.json"], "--receipt none/a.json cannot be written: No such file"),
         (["Hi", "--save", "."], "--save . is not a file"),
-        (["Hi", "--receipt", "new.json", "--save", "new.json"], "--receipt and --save are both new.json"),
+        (["Hi", "--receipt", "new.json", "--save", "new.json"], "--save are the same file"),
         (["Hi", "--receipt", "new.json", "--save", "twice.yaml/a"], "--save twice.yaml/a cannot be written"),
     ],
 )
@@ -155,6 +155,16 @@ def test_no_model_is_loaded_for_arguments_that_are_wrong(arguments, says, capsys
     error = capsys.readouterr().err
     assert says in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("option", ["--receipt", "--save"])
+def test_the_agents_file_is_never_written_over(option, small, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    agents = agents_with_context(tmp_path)
+    text = (tmp_path / "agents.yaml").read_text()
+    assert main(["run", "Hi", "--agents", agents, option, "./agents.yaml"]) == 2
+    assert "are the same file" in capsys.readouterr().err
+    assert (tmp_path / "agents.yaml").read_text() == text
 
 
 @pytest.mark.parametrize("model", ["no/such/folder/here", "nobody:model"])
