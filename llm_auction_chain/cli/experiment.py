@@ -52,6 +52,8 @@ def _run(options: Namespace) -> None:
         config = load_config(options.config, experiment=options.name)
     if options.quick:
         config = config.changed(**experiment_of(options.name).quick)
+    if options.questions is not None:
+        whole_number("--questions", options.questions, least=1)
     changes = {"model": options.model, "n_questions": options.questions}
     if options.seeds is not None:
         changes["seeds"] = tuple(range(whole_number("--seeds", options.seeds, least=1)))

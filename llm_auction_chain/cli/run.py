@@ -130,6 +130,7 @@ def checked_auction(options: Namespace) -> "AuctionRunnable":
     from llm_auction_chain.auction.settings import Billing
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
 
+    whole_number("--candidates", options.candidates, least=1)
     whole_number("--max-tokens", options.max_tokens, least=1)
     for option, value in (("--agents", options.agents), ("--model", options.model)):
         if value is not None:

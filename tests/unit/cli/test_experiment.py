@@ -44,7 +44,7 @@ def test_options_change_the_configuration(tmp_path, capsys):
     [
         (["--seeds", "0"], "--seeds must be a whole number of at least 1"),
         (["--config", "none.yaml"], "none.yaml cannot be read"),
-        (["--questions", "-1"], "n_questions must be a whole number"),
+        (["--questions", "0"], "--questions must be a whole number of at least 1"),
     ],
 )
 def test_wrong_options_are_refused_before_a_model_is_loaded(options, match, tmp_path, monkeypatch, capsys):

@@ -104,7 +104,7 @@ def test_the_same_seed_is_the_same_auction(small, capsys):
     ("arguments", "says"),
     [
         (["--tau", "0"], "tau"),
-        (["--candidates", "0"], "n_candidates"),
+        (["--candidates", "0"], "--candidates must be a whole number of at least 1, got 0"),
         (["--payment-rule", "free"], "payment_rule"),
         (["--agents", "missing.yaml"], "missing.yaml"),
         (["--max-tokens", "0"], "max-tokens"),
@@ -128,7 +128,7 @@ def test_bad_input_gets_one_clear_line_and_exit_code_2(small, arguments, says, c
         (["caf\udce9"], "UTF-8"),
         (["Hi", "--tau", "nan"], "tau"),
         (["Hi", "--tau", "-1"], "tau"),
-        (["Hi", "--candidates", "0"], "n_candidates"),
+        (["Hi", "--candidates", "0"], "--candidates must be a whole number of at least 1, got 0"),
         (["Hi", "--payment-rule", "free"], "payment_rule"),
         (["Hi", "--seed", "-3"], "seed"),
         (["Hi", "--max-tokens", "0"], "max-tokens"),
