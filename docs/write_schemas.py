@@ -7,6 +7,7 @@ takes a tenth of a second.
 import dataclasses
 import json
 from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -225,9 +226,14 @@ def _object(description: str, properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@cache
+def _package() -> Any:
+    return griffe.load("llm_auction_chain", search_paths=[_FOLDER.parents[1]])
+
+
 def _source(kind: Any) -> Any:
     """Return the module of a class, as griffe reads it."""
-    return griffe.load(kind.__module__, search_paths=[_FOLDER.parents[1]])
+    return _package()[kind.__module__.partition(".")[2]]
 
 
 def _docs(kind: Any) -> dict[str, str]:

@@ -146,7 +146,7 @@ def test_on_a_terminal_there_is_a_prompt_and_both_keys_end_with_the_sums(end, co
             else:
                 process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
+                process.wait(3)
         read_until("Paid in all")
         error = process.stderr.read().decode()
     os.close(terminal)
