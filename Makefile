@@ -29,7 +29,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Architectures of transformers, laws that take many auctions over a real model to see, and the notebooks of the docs.
+# Architectures of transformers, laws that take many auctions over a real model to see, notebooks, and pages that draw much.
 test-models: $(STAMP)
 	$(BIN)/pytest tests/models
 

@@ -1,20 +1,16 @@
 """The house: public names, import cost, documents that run."""
 
-import contextlib
-import io
 import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
 
 import llm_auction_chain
-
-ROOT = Path(__file__).parents[2]
+from tests.documents import DOCUMENTS, EXAMPLE, ROOT, SLOW, run_examples
 
 
 def test_all_is_sorted_and_can_be_imported():
@@ -55,27 +51,10 @@ for name in ("AuctionMiddleware", "Ledger", "plot_tau_sweep"):
     assert "llm-auction-chain[plot]" in done.stdout
 
 
-DOCUMENTS = [
-    str(path.relative_to(ROOT))
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "cookbook").glob("*.md"))]
-    if "```python" in path.read_text(encoding="utf-8") and "VLLM_URL" not in path.read_text(encoding="utf-8")
-]
-
-
-EXAMPLE = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?", re.DOTALL)
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", sorted({*DOCUMENTS} - SLOW))
 def test_the_examples_of_the_documents_run_and_print_what_is_shown(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where examples may leave a file
-    examples = [*EXAMPLE.finditer((ROOT / document).read_text(encoding="utf-8"))]
-    assert examples
-    names = {}
-    for example in examples:
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(compile(example["code"], document, "exec"), names)  # noqa: S102
-        if example["output"] is not None:
-            assert printed.getvalue() == example["output"]
+    run_examples(document)
 
 
 def test_an_output_block_is_compared_wherever_there_is_one():

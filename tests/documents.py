@@ -1,0 +1,28 @@
+"""The documents whose examples run: the README, the pages of docs/ and the recipes of cookbook/."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    str(path.relative_to(ROOT))
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "cookbook").glob("*.md"))]
+    if "```python" in path.read_text(encoding="utf-8") and "VLLM_URL" not in path.read_text(encoding="utf-8")
+]
+# They draw many replies of the embedded model: make test-models runs them.
+SLOW = {"cookbook/context_priors.md", "docs/tutorials/rag_with_history.md"}
+EXAMPLE = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?", re.DOTALL)
+
+
+def run_examples(document):
+    """Run the blocks of a document one after the other, and compare what each prints with the block that shows it."""
+    examples = [*EXAMPLE.finditer((ROOT / document).read_text(encoding="utf-8"))]
+    assert examples
+    names = {}
+    for example in examples:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(example["code"], document, "exec"), names)  # noqa: S102
+        if example["output"] is not None:
+            assert printed.getvalue() == example["output"]
