@@ -110,7 +110,7 @@ def measure(options: Options) -> dict[str, float]:
             for k in range(CORES + 1):
                 with neighbours(k):
                     for name, pipe in pipes.items():
-                        pipe.send(True)  # noqa: FBT003 - it means: go
+                        pipe.send("go")
                         turns[name, k].append(pipe.recv())
     seconds = {key: median(several[0] for several in answers) for key, answers in turns.items()}
     print(f"{sizes['m']} replies of {sizes['tokens']} tokens, {options.dtype}, medians of {rounds}, {CORES} cores")

@@ -24,8 +24,8 @@ retriever = InMemoryVectorStore.from_documents(documents, embeddings).as_retriev
 
 
 def find(history, question):
-    asked = [message.text for message in history if message.type == "human"]
-    return retriever.invoke("\n".join([*asked[-2:], question]))
+    questions = [message.text for message in history if message.type == "human"]
+    return retriever.invoke("\n".join([*questions[-2:], question]))
 
 
 prompt = ChatPromptTemplate.from_messages(
@@ -43,10 +43,11 @@ auction = AuctionRunnable(model=model, n_candidates=8, tau=4.0, seed=1)
 
 
 def answer(history, question):
-    found = find(history, question)
-    facts = "\n".join(document.page_content for document in found)
-    asked = prompt.invoke({"history": history, "facts": facts, "question": question})
-    return auction.run(asked, {"configurable": {"auction_agents": [bidder(document) for document in found]}})
+    documents = find(history, question)
+    facts = "\n".join(document.page_content for document in documents)
+    messages = prompt.invoke({"history": history, "facts": facts, "question": question})
+    bidders = [bidder(document) for document in documents]
+    return auction.run(messages, {"configurable": {"auction_agents": bidders}})
 
 
 history = []

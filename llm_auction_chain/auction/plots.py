@@ -90,27 +90,27 @@ def _draw_probabilities(
     texts = [shortened(result.candidates[j].message.text, _REPLY) for j in kept]
     drawn = kept.index(result.settlement.winner)
     texts[drawn] = f"drawn: {texts[drawn]}"
-    shown = distributions[:, kept]
+    columns = distributions[:, kept]
     if others := len(result.candidates) - len(kept):
-        shown = np.column_stack([shown, np.maximum(distributions.sum(axis=1) - shown.sum(axis=1), 0.0)])
+        columns = np.column_stack([columns, np.maximum(distributions.sum(axis=1) - columns.sum(axis=1), 0.0)])
         texts.append(f"other replies ({others})")
-    rows, length = np.arange(len(texts)), _LONGEST_BAR / shown.max()
-    for column, distribution in enumerate(shown):
+    rows, length = np.arange(len(texts)), _LONGEST_BAR / columns.max()
+    for column, distribution in enumerate(columns):
         look: dict[str, Any] = {"color": "C0", "hatch": ""} if column == 0 else {"color": "0.8", "hatch": "///"}
         axes.barh(rows, distribution * length, 0.7, left=column, edgecolor="0.4", linewidth=0.5, **look)
-        axes.barh(rows, shown[0] * length, 0.7, left=column, fill=False, edgecolor="black", linewidth=1.0)
+        axes.barh(rows, columns[0] * length, 0.7, left=column, fill=False, edgecolor="black", linewidth=1.0)
         for row, p in enumerate(distribution):
             number = f"{p:.2f}" if p >= _LEAST or p <= 0.0 else "<0.01"
-            axes.text(column + max(p, shown[0, row]) * length + 0.03, row, number, va="center", fontsize=8)
+            axes.text(column + max(p, columns[0, row]) * length + 0.03, row, number, va="center", fontsize=8)
     names = [f"without\n{_short_name(one.agent, _HEAD)}" for one in agents]
     names.insert(0, "all agents" if agents else "no agents")
-    axes.set_xticks(range(len(shown)), names, ha="left", fontsize=8, **_PLAIN)
+    axes.set_xticks(range(len(columns)), names, ha="left", fontsize=8, **_PLAIN)
     axes.set_yticks(rows, map(_drawable, texts), **_PLAIN)
     axes.get_yticklabels()[drawn].set_fontweight("bold")
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set(xlim=(-0.05, len(shown)), ylim=(len(rows) - 0.4, -0.6))
+    axes.set(xlim=(-0.05, len(columns)), ylim=(len(rows) - 0.4, -0.6))
     title = with_count("Probability of each reply", len(agents), len(result.agents), "agents")
     axes.set_title(f"{title}; the outline is that with all agents" if agents else title, loc="left", fontsize=10)
 
@@ -175,9 +175,9 @@ def plot_tau_sweep(
     x = [point.tau for point in points]
     dues = np.array([point.settlement.expected_payments for point in points]).reshape(len(x), -1)
     payers = [i for i, agent in enumerate(result.agents) if agent.pays]
-    shown = sorted(payers, key=lambda i: -dues[:, i].max())[:_AGENTS]
+    lines = sorted(payers, key=lambda i: -dues[:, i].max())[:_AGENTS]
     every = max(1, len(x) // 10)
-    for k, i in enumerate(shown):
+    for k, i in enumerate(lines):
         style, marker = STYLES[k % len(STYLES)], MARKERS[k % len(MARKERS)]
         payments.plot(x, dues[:, i], color=f"C{k}", ls=style, marker=marker, ms=4, markevery=every, label=f"agent {k}")
     payments.plot(x, [point.expected_revenue for point in points], color="black", lw=2, label="revenue")
@@ -191,10 +191,10 @@ def plot_tau_sweep(
         one.grid(color="0.9")
         one.spines[["top", "right"]].set_visible(False)
     legend = payments.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
-    for text, i in zip(legend.get_texts(), shown, strict=False):  # a label of its own could begin with an underscore
+    for text, i in zip(legend.get_texts(), lines, strict=False):  # a label of its own could begin with an underscore
         text.set(text=_short_name(result.agents[i].name, _NAME), **_PLAIN)
     unit = _drawable(result.currency or "money")
-    titles = [with_count("Expected payments", len(shown), len(payers), "agents that pay")]
+    titles = [with_count("Expected payments", len(lines), len(payers), "agents that pay")]
     titles += ["How far agents move the distribution", "Effective number of candidates"]
     for one, title, label in zip((payments, distance, size), titles, (unit, "KL, nats", "ESS"), strict=True):
         one.set_title(title, loc="left", fontsize=10)

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 from llm_auction_chain.errors import MissingDependencyError
 from llm_auction_chain.validators import refuse
 
-__all__ = ["shown"]
+__all__ = ["progress_hook"]
 
 P = TypeVar("P", bound="_Counts")
 
@@ -24,7 +24,7 @@ class _Counts(Protocol):
 
 
 @contextmanager
-def shown(*, progress: bool | Callable[[P], None] | None) -> Iterator[Callable[[P], None] | None]:
+def progress_hook(*, progress: bool | Callable[[P], None] | None) -> Iterator[Callable[[P], None] | None]:
     """Yield what to call with each count: a bar for True, nothing for False and None, else the function itself.
 
     Each label has a bar of its own. The last is closed at the end of the block, after an error too.

@@ -13,7 +13,7 @@ import yaml
 from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import Runnable
 
-from llm_auction_chain.auction.progress_bar import shown
+from llm_auction_chain.auction.progress_bar import progress_hook
 from llm_auction_chain.candidates import Proposal, SequenceScorer
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.experiments import EXPERIMENTS
@@ -202,7 +202,7 @@ def run(
         settings["seeds"] = (seed,) if isinstance(seed, int) else tuple(seed)
     config = config.changed(**settings)
     questions = _questions(config)
-    with Store(None if out is None else Path(out) / STORE) as store, shown(progress=progress) as hook:
+    with Store(None if out is None else Path(out) / STORE) as store, progress_hook(progress=progress) as hook:
         bench = Bench(
             config=config,
             model=model_by_name(config.model, max_tokens=config.max_tokens) if model is None else model,

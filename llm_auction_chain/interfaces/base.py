@@ -22,7 +22,7 @@ from llm_auction_chain.auction.admission import SEEDS, Call
 from llm_auction_chain.auction.billing import Delivery
 from llm_auction_chain.auction.events import AuctionEvent, ProgressHook
 from llm_auction_chain.auction.pipeline import hold_auction
-from llm_auction_chain.auction.progress_bar import shown
+from llm_auction_chain.auction.progress_bar import progress_hook
 from llm_auction_chain.auction.result import AuctionResult
 from llm_auction_chain.auction.settings import GROUPS, AuctionSettings, OnToolCalls, group_of
 from llm_auction_chain.candidates import hidden, offers_tools, quiet
@@ -173,9 +173,9 @@ class AuctionBase(AuctionSettings):
             **kwargs: as for `invoke`.
 
         Raises:
-            MissingDependencyError: there shall be a bar, and tqdm is not installed.
+            MissingDependencyError: `progress` is True, and tqdm is not installed.
         """
-        with shown(progress=progress) as hook:
+        with progress_hook(progress=progress) as hook:
             scope = replace(self._new_scope(), progress=hook, whole=True)
             with scope.delivery:
                 _as_runnable(self._with(scope)).invoke(input, config, **kwargs)
@@ -190,7 +190,7 @@ class AuctionBase(AuctionSettings):
         **kwargs: Any,
     ) -> AuctionResult:
         """Do what `run` does, in an event loop."""
-        with shown(progress=progress) as hook:
+        with progress_hook(progress=progress) as hook:
             scope = replace(self._new_scope(), progress=hook, whole=True)
             async with scope.delivery:
                 await _as_runnable(self._with(scope)).ainvoke(input, config, **kwargs)

@@ -80,9 +80,7 @@ class SamplingChatModel(CheckedModel, BaseChatModel):
         Raises:
             NotImplementedError: always.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} draws texts and calls no tools. Give a chat model that can call them."
-        )
+        raise NotImplementedError(f"{type(self).__name__} has no tools; give a model that can call them.")
 
     @property
     def _llm_type(self) -> str:

@@ -6,7 +6,7 @@ import pytest
 from tqdm.auto import tqdm
 
 from llm_auction_chain import Agent, ConfigurationError, MissingDependencyError, Progress
-from llm_auction_chain.auction.progress_bar import shown
+from llm_auction_chain.auction.progress_bar import progress_hook
 from llm_auction_chain.experiments import ExperimentConfig
 from llm_auction_chain.experiments.study import run
 from llm_auction_chain.testing import MarkovChatModel
@@ -26,7 +26,7 @@ def lines(capsys):
 
 
 def test_every_stage_has_a_bar_with_counts_and_tokens_per_second(capsys):
-    with shown(progress=True) as show:
+    with progress_hook(progress=True) as show:
         for count in (of("candidates", 0, 4), of("candidates", 3, 4, 1234.5), of("candidates", 4, 4, 1234.5)):
             show(count)
         show(of("rewards", 0, 2))
@@ -39,7 +39,7 @@ def test_every_stage_has_a_bar_with_counts_and_tokens_per_second(capsys):
 
 
 def test_a_total_may_grow(capsys):
-    with shown(progress=True) as show:
+    with progress_hook(progress=True) as show:
         for count in (of("candidates", 4, 4), of("candidates", 5, 8), of("candidates", 8, 8)):
             show(count)
     assert "8/8" in lines(capsys)[-1]
