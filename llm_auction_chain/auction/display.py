@@ -42,7 +42,7 @@ def summary(result: "AuctionResult") -> str:
     terms = f"tau {settlement.tau:g}, payment rule {settlement.payment_rule}"
     ess = f"effective sample size {settlement.diagnostics.ess_probabilities:.1f}"
     lines.append(f"Revenue {as_text(result.revenue)}{unit}, {terms}")
-    lines.append(f"{result.distinct_replies} distinct replies of {result.draws} draws, {ess}")
+    lines.append(f"Distinct replies: {result.distinct_replies} of {result.draws}, {ess}")
     if result.warnings:
         lines.append(f"{len(result.warnings)} in result.warnings, the first: {shortened(result.warnings[0])}")
     return "\n".join([*lines, f"Seed {result.seed}, auction {result.auction_id}"])

@@ -114,7 +114,7 @@ class AuctionResult:
         Sponsored by B.
           B: pays 1.887806, moved the draw by 83.8%, same reply without it
         Revenue 1.887806, tau 1, payment rule expected
-        7 distinct replies of 16 draws, effective sample size 1.1
+        Distinct replies: 7 of 16, effective sample size 1.1
         Seed 7, auction ...
         """
         return summary(self)

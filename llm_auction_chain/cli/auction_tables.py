@@ -91,7 +91,7 @@ def _write_bids(result: "AuctionResult", console: Console) -> None:
         ]
         for j, candidate in enumerate(result.candidates)
     ]
-    title = f"{result.draws} replies of the model"
+    title = f"{result.draws} {'reply' if result.draws == 1 else 'replies'} of the model"
     title += ", the bids on each, and its chance before and after them" if names else ""
     write_table(console, title, columns, rows, bold=result.settlement.winner)
 

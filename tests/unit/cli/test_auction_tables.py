@@ -190,3 +190,8 @@ def test_a_first_look_names_the_replies_that_are_cut():
     lengths = [str(j) for j, one in enumerate(result.candidates)
                if one.message.response_metadata["finish_reason"] == "length"]  # fmt: skip
     assert f"Replies cut by --max-tokens: {', '.join(lengths)}" in captured.get()
+
+
+def test_one_reply_is_a_reply():
+    _, text = shown(100, agents=[], show=show)  # without agents, one reply is drawn
+    assert "1 reply of the model" in text
