@@ -1,0 +1,1 @@
+"""An HTTP server in the wire formats of OpenAI, and the playground."""
