@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Protocol, Self, SupportsFloat
 
@@ -18,12 +19,14 @@ __all__ = [
     "Agent",
     "AgentSource",
     "RewardLike",
+    "agents_from_data",
     "agents_of_call",
     "check_agents",
     "check_cap",
     "check_categories",
     "load_agents",
     "of_another_kind",
+    "read_yaml",
 ]
 
 AGENTS_OF_CALL = "auction_agents"
@@ -168,21 +171,22 @@ def load_agents(path: str | Path | None, *, allow_code: bool = False) -> list[Ag
     if path is not None and not (isinstance(path, str | Path) and str(path).strip()):
         raise refuse("The path of an agents file", "a path", path)
     where = "the default agents" if path is None else str(path)
-    source = files("llm_auction_chain") / "agents.yaml" if path is None else Path(path)
-    try:
-        content = source.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"{where} cannot be read: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{where} is not UTF-8: {error}.") from error
-    except ValueError as error:  # the path has a null
-        raise ConfigurationError(f"{where} cannot be read: {error}.") from error
-    data = _from_yaml(content, where)
+    data = read_yaml(files("llm_auction_chain") / "agents.yaml" if path is None else Path(path), where)
     if isinstance(data, dict):
         refuse_unknown(data, ["agents"], f"{where}: it")
     entries = data.get("agents") if isinstance(data, dict) else data
     if not isinstance(entries, list):
         raise ConfigurationError(f"{where}: write a list of agents under `agents:`.")
+    return agents_from_data(entries, where, allow_code=allow_code)
+
+
+def agents_from_data(entries: list[Any], where: str, *, allow_code: bool = False) -> list[Agent]:
+    """Return the agents of a list of plain data. Errors name its place.
+
+    Raises:
+        ConfigurationError: as for `load_agents`.
+        MissingDependencyError: a package is not installed.
+    """
     agents = [
         Agent._from_data(entry, f"{where}, agent {number}", allow_code=allow_code)  # noqa: SLF001 - of this module
         for number, entry in enumerate(entries, 1)
@@ -193,12 +197,29 @@ def load_agents(path: str | Path | None, *, allow_code: bool = False) -> list[Ag
         raise ConfigurationError(f"{where}: {error}") from error
 
 
+def read_yaml(source: Traversable, where: str) -> Any:
+    """Return what a YAML or JSON file holds.
+
+    Raises:
+        ConfigurationError: it cannot be read, or it has a key that is written twice, of which YAML would take the last
+            value.
+        MissingDependencyError: PyYAML is not installed.
+    """
+    try:
+        return _from_yaml(source.read_text(encoding="utf-8"), where)
+    except OSError as error:
+        raise ConfigurationError(f"{where} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{where} is not UTF-8: {error}.") from error
+    except ValueError as error:  # the path has a null
+        raise ConfigurationError(f"{where} cannot be read: {error}.") from error
+
+
 def _from_yaml(content: str, where: str) -> Any:
-    """Return what YAML says. It refuses a key that is written twice, of which YAML would take the last value."""
     try:
         import yaml
     except ImportError as error:
-        raise MissingDependencyError("An agents file needs PyYAML: pip install 'llm-auction-chain[cli]'") from error
+        raise MissingDependencyError("A YAML file needs PyYAML: pip install 'llm-auction-chain[cli]'") from error
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002

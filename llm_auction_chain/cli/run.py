@@ -16,6 +16,7 @@ from llm_auction_chain.cli.auction_tables import show, show_details, show_sweep
 from llm_auction_chain.cli.files import whole_file
 from llm_auction_chain.cli.tables import add_format, write_json, write_line
 from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.models.by_name import EMBEDDED, model_by_name
 from llm_auction_chain.validators import number, text, whole_number
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
 
 DEFAULT_QUESTION = "Suggest a healthy breakfast in one sentence."
-# At temperature 1 the embedded model, which is tiny, loses the thread. In float32 a seed gives the same on all CPUs.
-_EMBEDDED: dict[str, Any] = {"temperature": 0.5, "dtype": "float32"}
-_MODEL = "local path or hub id for transformers, or provider:model; without it, the embedded model"
+_MODEL = "local path or hub id for transformers, vllm:model, or provider:model; without it, the embedded model"
 _FACTORS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of tau, for the sweep
 
 
@@ -73,7 +72,7 @@ def add_settings(command: ArgumentParser) -> None:
     command.add_argument("--payment-rule", default="proportional", metavar="RULE", help=about)
     command.add_argument("--seed", type=int, help="a number; the same one gives the same auction again")
     command.add_argument("--max-tokens", type=int, default=64, metavar="N", help="most tokens of a reply (64)")
-    about = f"the lower, the likelier the model's replies ({_EMBEDDED['temperature']} for the embedded model)"
+    about = f"the lower, the likelier the model's replies ({EMBEDDED['temperature']} for the embedded model)"
     command.add_argument("--temperature", type=float, metavar="T", help=about)
     command.add_argument("--top-p", type=float, metavar="P", help="sample only the likeliest tokens that make up P")
 
@@ -181,9 +180,7 @@ def hold(auction: "AuctionRunnable", prompt: "LanguageModelInput", bars: Bars) -
 
 
 def _load_model(name: str | None, max_tokens: int, bars: Bars, loading: Any) -> Any:
-    from llm_auction_chain.models.by_name import model_by_name
-
-    model = model_by_name(name, max_tokens=max_tokens, **(_EMBEDDED if name is None else {}))
+    model = model_by_name(name, max_tokens=max_tokens, **(EMBEDDED if name is None else {}))
     if load := getattr(model, "load", None):
         from llm_auction_chain.models.local.weights import embedded_model_is_converted, embedded_model_path
 
@@ -199,7 +196,7 @@ def _legend(options: Namespace, seed: int) -> Iterator[str]:
     """Yield how to read the auction, and what to try next."""
     yield "An agent pays for how far its bids moved the draw, so honest bids serve it best."
     if options.model is None:
-        temperature = _EMBEDDED["temperature"] if options.temperature is None else options.temperature
+        temperature = EMBEDDED["temperature"] if options.temperature is None else options.temperature
         yield f"Chances are those of the model at temperature {temperature:g}, and exact for it."
     yield f"Next: --details --seed {seed} (all figures), --agents FILE.yaml (your own bidders)"
 

@@ -9,6 +9,7 @@ from llm_auction_chain.errors import ConfigurationError, MissingDependencyError
 from llm_auction_chain.models.by_name import embeddings_by_name, model_by_name
 from llm_auction_chain.models.local.chat_model import ChatTransformers
 from llm_auction_chain.models.local.embeddings import StaticEmbeddings
+from llm_auction_chain.models.vllm.chat_model import ChatVLLM
 
 
 def test_a_path_or_no_name_is_a_local_model_that_is_not_loaded_yet(tmp_path):
@@ -25,6 +26,14 @@ def test_a_provider_and_a_model_are_what_langchain_makes_of_them(monkeypatch):
     assert isinstance(model, ChatOpenAI)
     assert (model.model_name, model.max_tokens) == ("gpt-4.1", 3)
     assert model_by_name("openai:gpt-4.1").max_tokens is None
+
+
+def test_a_model_on_a_vllm_server_has_its_name_there_or_none():
+    model = model_by_name("vllm:llama", max_tokens=3, base_url="http://gpu:8000/v1", temperature=0.7)
+    assert model == ChatVLLM(model="llama", max_tokens=3, base_url="http://gpu:8000/v1", temperature=0.7)
+    assert model_by_name("vllm:").model is None
+    with pytest.raises(ConfigurationError, match="base_url must be a URL: http://HOST:PORT/v1, got 'gpu'"):
+        model_by_name("vllm:llama", base_url="gpu")
 
 
 def test_what_cannot_be_set_up_is_named(monkeypatch):
