@@ -1,14 +1,29 @@
-"""What both wire formats share: a request for replies, an answer in its format, errors, usage."""
+"""What both wire formats share: a request for replies, an answer in its format, errors, how a reply ended."""
 
+import difflib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from langchain_core.messages import AIMessage, BaseMessage
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails, from_json
 
-__all__ = ["Answer", "ReplyRequest", "WireError", "server_sent_event"]
+from llm_auction_chain.messages import ENDS, calls_of, json_of
+
+__all__ = [
+    "Answer",
+    "ReplyRequest",
+    "RequestBody",
+    "WireError",
+    "WireModel",
+    "finish_reason",
+    "read_json",
+    "server_sent_event",
+    "tool_calls",
+]
 
 Status = Literal[400, 401, 403, 404, 409, 413, 429, 500, 503]
 _TYPES: Mapping[int, str] = {
@@ -18,6 +33,12 @@ _TYPES: Mapping[int, str] = {
     500: "server_error",
     503: "server_error",
 }
+# What models of LangChain say where a reply is cut off, or withheld, in lower case.
+_CUT = frozenset({"length", "max_output_tokens", "max_tokens", "model_context_window_exceeded", "model_length"})
+_WITHHELD = frozenset(
+    {"blocklist", "content_filter", "content_filtered", "guardrail_intervened", "image_safety", "prohibited_content"}
+    | {"recitation", "refusal", "safety", "spii"}
+)
 
 
 class WireError(Exception):
@@ -52,6 +73,93 @@ class WireError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+def read_json(data: bytes) -> Any:
+    """Return a request's body as JSON, without NaN, lone surrogates and nesting that no format needs.
+
+    Raises:
+        WireError: it is none.
+    """
+    try:
+        return from_json(data, allow_inf_nan=False)
+    except (RecursionError, ValueError):
+        raise WireError(400, "The body must be valid JSON in UTF-8.", code="invalid_json") from None
+
+
+class WireModel(BaseModel):
+    """A part of a request: types are strict, numbers are finite, unknown fields are refused."""
+
+    model_config = ConfigDict(allow_inf_nan=False, extra="forbid", strict=True)
+
+
+class RequestBody(WireModel):
+    """The body of a request. Errors are `WireError`s that name the field and repeat no text of the client."""
+
+    ignored: ClassVar[Mapping[str, str]] = {}
+    """Fields that change no reply, each with the reason. Their values are not read."""
+    refused: ClassVar[Mapping[str, tuple[Any, str]]] = {}
+    """Fields that are not supported, each with the value that changes nothing, and the reason."""
+    unions: ClassVar[frozenset[str]] = frozenset()
+    """Lists whose items have a class for each `type` or `role`, which pydantic adds to the place of an error."""
+
+    @classmethod
+    def read(cls, body: Any) -> Self:
+        """Return the body of a request, checked.
+
+        Raises:
+            WireError: it is not a JSON object, or a field of it is unknown, not supported or invalid.
+        """
+        if not isinstance(body, Mapping):
+            raise WireError(400, f"The body must be a JSON object, got {_kind(body)}.")
+        for name, (neutral, reason) in cls.refused.items():
+            value = body.get(name)
+            if value is not None and not (type(value) is type(neutral) and value == neutral):
+                raise WireError(400, f"{name} is not supported. {reason}", param=name, code="unsupported_parameter")
+        try:
+            return cls.model_validate({n: v for n, v in body.items() if n not in cls.ignored and n not in cls.refused})
+        except ValidationError as error:
+            raise cls._wire_error(error.errors(include_url=False)[0]) from None
+
+    @classmethod
+    def _wire_error(cls, details: ErrorDetails) -> WireError:
+        """Return the error of a request for one of pydantic's, whose texts say that an input should be something."""
+        kind, context = details["type"], details.get("ctx", {})
+        param = cls._param(details["loc"])
+        if kind.startswith("union_tag"):
+            param += "." + context["discriminator"].strip("'")
+        if kind in ("missing", "union_tag_not_found"):
+            return WireError(400, f"{param} is missing.", param=param, code="missing_required_parameter")
+        if kind == "extra_forbidden":
+            close = difflib.get_close_matches(param, cls.model_fields, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            return WireError(400, f"There is no field {param}.{hint}", param=param, code="unknown_parameter")
+        expected, value = details["msg"].partition(" should ")[2], _kind(details["input"])
+        if kind == "union_tag_invalid":  # pydantic's text repeats the tag
+            expected, value = f"be one of {context['expected_tags']}", "another"
+        elif kind in ("too_long", "too_short"):
+            expected, value = expected.partition(" after ")[0], context["actual_length"]
+        code = "invalid_type" if kind.endswith("_type") else "invalid_value"
+        return WireError(400, f"{param} must {expected or 'be valid'}, got {value}.", param=param, code=code)
+
+    @classmethod
+    def _param(cls, place: tuple[int | str, ...]) -> str:
+        """Return the place of an error as in `messages[2].content`. Names that a client chose are cut and escaped."""
+        text, before = "", ("", "")
+        for part in place:
+            if isinstance(part, int):
+                text += f"[{part}]"
+            elif not (before[1] == "[]" and before[0] in cls.unions):
+                text += "." * bool(text) + part.encode("ascii", "backslashreplace").decode()[:64]
+            before = (before[1], "[]" if isinstance(part, int) else part)
+        return text
+
+
+def _kind(value: object) -> str:
+    """Return a number as it is, and of other values what they are."""
+    if isinstance(value, str | list | Mapping):
+        return "a text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"
+    return "a large number" if isinstance(value, int) and abs(value) > 10**20 else json.dumps(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReplyRequest:
     """What a client asks for, in neither wire format.
@@ -67,6 +175,7 @@ class ReplyRequest:
         seed: repeats the auction; None draws a fresh one.
         n: how many replies, each from an auction of its own.
         stream: whether the answer is a stream of events.
+        stream_usage: whether a stream of chat completions ends with the token counts.
         extra: the request's own field `auction`, which only an operator may send.
     """
 
@@ -79,6 +188,7 @@ class ReplyRequest:
     seed: int | None = None
     n: int = 1
     stream: bool = False
+    stream_usage: bool = False
     extra: Mapping[str, Any] | None = None
 
 
@@ -125,3 +235,41 @@ def server_sent_event(data: Mapping[str, Any] | str, *, event: str | None = None
     text = data if isinstance(data, str) else json.dumps(data, separators=(",", ":"), allow_nan=False)
     name = f"event: {event}\n" if event else ""
     return f"{name}data: {text}\n\n".encode()
+
+
+def finish_reason(reply: AIMessage) -> Literal["stop", "length", "tool_calls", "content_filter"]:
+    """Return how a reply ended, in OpenAI's words, from what the model of any provider says.
+
+    >>> finish_reason(AIMessage("Hi", response_metadata={"stop_reason": "max_tokens"}))
+    'length'
+    """
+    ends = [reply.response_metadata[name] for name in ENDS if reply.response_metadata.get(name)]
+    if "finish_reason" in reply.response_metadata:
+        ends = ends[:1]  # beside it, vLLM's `stop_reason` is a text that the client chose
+    words = {str(value.get("reason") if isinstance(value, Mapping) else value).lower() for value in ends}
+    if words & _CUT:
+        return "length"
+    if calls_of(reply):
+        return "tool_calls"
+    return "content_filter" if words & _WITHHELD else "stop"
+
+
+def tool_calls(reply: AIMessage, identifier: str) -> list[dict[str, Any]]:
+    """Return a reply's calls of tools as chat completions have them.
+
+    Args:
+        reply: from the model.
+        identifier: from which a call without an id gets one.
+
+    >>> call = {"name": "add", "args": {"a": 1}, "id": None}
+    >>> tool_calls(AIMessage("", tool_calls=[call]), "7")
+    [{'id': 'call_7_0', 'type': 'function', 'function': {'name': 'add', 'arguments': '{"a": 1}'}}]
+    """
+    identifiers = [call["id"] for call in (*reply.tool_calls, *reply.invalid_tool_calls)]
+    calls = []
+    for place, (name, arguments) in enumerate(calls_of(reply)):
+        text = arguments if isinstance(arguments, str) else json_of(arguments)
+        given = identifiers[place] if identifiers else None
+        function = {"name": name, "arguments": text}
+        calls.append({"id": given or f"call_{identifier}_{place}", "type": "function", "function": function})
+    return calls
