@@ -4,17 +4,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from langchain_core.messages import AIMessage, convert_to_messages
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from llm_auction_chain.messages import parsed, total_usage
+from llm_auction_chain.messages import total_usage
 from llm_auction_chain.server.wire import (
     Answer,
+    Function,
+    ImageUrl,
+    Named,
     ReplyRequest,
     RequestBody,
     WireError,
     WireModel,
+    assistant_message,
+    content_of,
     finish_reason,
+    invalid,
     server_sent_event,
     tool_calls,
 )
@@ -31,13 +37,6 @@ def _parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-def _safe_url(url: str) -> str:
-    """Refuse a URL with which a model's server would read its own files, or call a service without TLS."""
-    if not url.lower().startswith(("https://", "data:image/")):
-        raise PydanticCustomError("url_scheme", "Input should be an https: URL or the data: URL of an image")
-    return url
-
-
 class _Text(WireModel):
     type: Literal["text"]
     text: str
@@ -49,7 +48,7 @@ class _Refusal(WireModel):
 
 
 class _ImageUrl(WireModel):
-    url: Annotated[str, AfterValidator(_safe_url)]
+    url: ImageUrl
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
@@ -82,7 +81,7 @@ class _Message(WireModel):
     def as_input(self) -> Any:
         """Return the message as `convert_to_messages` takes it."""
         message = self.model_dump(exclude_none=True)
-        return {**message, "content": _simplified(message["content"])}
+        return {**message, "content": content_of(message["content"])}
 
 
 class _SystemMessage(_Message):
@@ -136,37 +135,21 @@ class _AssistantMessage(_Message):
         """Return the message. `convert_to_messages` fails at calls whose arguments are no JSON object."""
         parts = [*(self.content or ()), *([_Refusal(type="refusal", refusal=self.refusal)] if self.refusal else ())]
         texts = [part.refusal if isinstance(part, _Refusal) else part.text for part in parts]
-        calls: dict[bool, list[Any]] = {True: [], False: []}
-        for call in self.tool_calls or ():
-            arguments = parsed(call.function.arguments or "{}")
-            valid = isinstance(arguments, dict)
-            entry = {"name": call.function.name, "args": arguments, "id": call.id}
-            calls[valid].append(entry if valid else {**entry, "error": None})
-        content = _simplified([{"type": "text", "text": text} for text in texts])
-        return AIMessage(content, name=self.name, tool_calls=calls[True], invalid_tool_calls=calls[False])
-
-
-class _Name(WireModel):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-
-
-class _Function(_Name):
-    description: str | None = None
-    parameters: dict[str, Any] = {"type": "object", "properties": {}}  # noqa: RUF012 - pydantic copies it
-    strict: bool | None = None
+        calls = [(call.id, call.function.name, call.function.arguments) for call in self.tool_calls or ()]
+        return assistant_message([{"type": "text", "text": text} for text in texts], calls, self.name)
 
 
 class _Tool(WireModel):
     type: Literal["function"]
-    function: _Function
+    function: Function
 
 
 class _ToolChoice(WireModel):
     type: Literal["auto", "none", "required", "function"]
-    function: _Name | None = None
+    function: Named | None = None
 
 
-class _Schema(_Name):
+class _Schema(Named):
     description: str | None = None
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool | None = None
@@ -261,10 +244,10 @@ def read_request(body: Mapping[str, Any]) -> ReplyRequest:
     _check_calls(request.messages)
     tools, choice = _tools(request)
     if request.stream_options and not request.stream:
-        raise _invalid("stream_options", "needs stream to be true.")
+        raise invalid("stream_options", "needs stream to be true.")
     tokens = {request.max_tokens, request.max_completion_tokens} - {None}
     if len(tokens) > 1:
-        raise _invalid("max_tokens", "must be the same as max_completion_tokens. Give one of them.")
+        raise invalid("max_tokens", "must be the same as max_completion_tokens. Give one of them.")
     keywords = {
         "temperature": request.temperature,
         "top_p": request.top_p,
@@ -291,17 +274,6 @@ def read_request(body: Mapping[str, Any]) -> ReplyRequest:
     )
 
 
-def _simplified(parts: list[dict[str, Any]]) -> Any:
-    """Return content as models know it best: a text where that is all there is."""
-    if not parts:
-        return ""
-    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
-
-
-def _invalid(param: str, problem: str) -> WireError:
-    return WireError(400, f"{param} {problem}", param=param, code="invalid_value")
-
-
 def _check_calls(messages: Sequence[_Message]) -> None:
     """Refuse results of tools without their calls, and calls without results, which models refuse with no clear error.
 
@@ -312,14 +284,14 @@ def _check_calls(messages: Sequence[_Message]) -> None:
     for place, message in enumerate(messages):
         if isinstance(message, _ToolMessage):
             if message.tool_call_id not in waiting:
-                raise _invalid(f"messages[{place}].tool_call_id", "must be the id of a call that has no result yet.")
+                raise invalid(f"messages[{place}].tool_call_id", "must be the id of a call that has no result yet.")
             waiting.remove(message.tool_call_id)
         elif waiting:
             break
         elif isinstance(message, _AssistantMessage):
             waiting = {call.id for call in message.tool_calls or ()}
     if waiting:
-        raise _invalid("messages", "must have a tool message for each call, right after the assistant message.")
+        raise invalid("messages", "must have a tool message for each call, right after the assistant message.")
 
 
 def _response_format(response_format: _ResponseFormat | None) -> Mapping[str, Any] | None:
@@ -331,7 +303,7 @@ def _response_format(response_format: _ResponseFormat | None) -> Mapping[str, An
     if response_format is None:
         return None
     if (response_format.type == "json_schema") != (response_format.json_schema is not None):
-        raise _invalid("response_format.json_schema", 'belongs to type "json_schema", which needs it.')
+        raise invalid("response_format.json_schema", 'belongs to type "json_schema", which needs it.')
     return None if response_format.type == "text" else response_format.model_dump(by_alias=True, exclude_none=True)
 
 
@@ -344,16 +316,16 @@ def _tools(request: _Body) -> tuple[tuple[Mapping[str, Any], ...], str | None]:
     tools = request.tools or []
     names = [tool.function.name for tool in tools]
     if len(set(names)) < len(names):
-        raise _invalid("tools", "must have different names.")
+        raise invalid("tools", "must have different names.")
     choice = request.tool_choice
     kind = choice.type if choice else None
     if choice and (kind == "function") != (choice.function is not None):
-        raise _invalid("tool_choice.function", 'belongs to type "function", which needs it.')
+        raise invalid("tool_choice.function", 'belongs to type "function", which needs it.')
     if kind == "required" and not tools:
-        raise _invalid("tool_choice", "must not be required without tools.")
+        raise invalid("tool_choice", "must not be required without tools.")
     name = choice.function.name if choice and choice.function else None
     if name is not None and name not in names:
-        raise _invalid("tool_choice.function.name", "must be the name of one of the tools.")
+        raise invalid("tool_choice.function.name", "must be the name of one of the tools.")
     if kind == "none" or not tools:
         return (), None
     return tuple(tool.model_dump(exclude_none=True) for tool in tools), name or kind

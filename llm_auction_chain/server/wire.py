@@ -3,23 +3,31 @@
 import difflib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from langchain_core.messages import AIMessage, BaseMessage
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails, from_json
+from langchain_core.messages.tool import invalid_tool_call, tool_call
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError, from_json
 
-from llm_auction_chain.messages import ENDS, calls_of, json_of
+from llm_auction_chain.messages import ENDS, calls_of, json_of, parsed
 
 __all__ = [
     "Answer",
+    "Function",
+    "ImageUrl",
+    "Name",
+    "Named",
     "ReplyRequest",
     "RequestBody",
     "WireError",
     "WireModel",
+    "assistant_message",
+    "content_of",
     "finish_reason",
+    "invalid",
     "read_json",
     "server_sent_event",
     "tool_calls",
@@ -73,6 +81,15 @@ class WireError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+def invalid(param: str, problem: str) -> WireError:
+    """Return the error of a field whose value is not possible.
+
+    >>> invalid("n", "must be 1.").message
+    'n must be 1.'
+    """
+    return WireError(400, f"{param} {problem}", param=param, code="invalid_value")
+
+
 def read_json(data: bytes) -> Any:
     """Return a request's body as JSON, without NaN, lone surrogates and nesting that no format needs.
 
@@ -89,6 +106,35 @@ class WireModel(BaseModel):
     """A part of a request: types are strict, numbers are finite, unknown fields are refused."""
 
     model_config = ConfigDict(allow_inf_nan=False, extra="forbid", strict=True)
+
+
+def _safe_url(url: str) -> str:
+    """Refuse a URL with which a model's server would read its own files, or call a service without TLS."""
+    if not url.lower().startswith(("https://", "data:image/")):
+        raise PydanticCustomError("url_scheme", "Input should be an https: URL or the data: URL of an image")
+    return url
+
+
+_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
+
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+ImageUrl = Annotated[str, AfterValidator(_safe_url)]
+
+
+class Named(WireModel):
+    """What has a name that models can write."""
+
+    name: Name
+
+
+class Function(Named):
+    """A tool that the client runs."""
+
+    description: str | None = None
+    parameters: Annotated[dict[str, Any], BeforeValidator(lambda value: _NO_PARAMETERS if value is None else value)] = (
+        _NO_PARAMETERS
+    )
+    strict: bool | None = None
 
 
 class RequestBody(WireModel):
@@ -177,6 +223,7 @@ class ReplyRequest:
         stream: whether the answer is a stream of events.
         stream_usage: whether a stream of chat completions ends with the token counts.
         extra: the request's own field `auction`, which only an operator may send.
+        echo: fields of the answer that repeat the request, such as `metadata`.
     """
 
     model: str
@@ -190,6 +237,7 @@ class ReplyRequest:
     stream: bool = False
     stream_usage: bool = False
     extra: Mapping[str, Any] | None = None
+    echo: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Answer(ABC):
@@ -273,3 +321,38 @@ def tool_calls(reply: AIMessage, identifier: str) -> list[dict[str, Any]]:
         function = {"name": name, "arguments": text}
         calls.append({"id": given or f"call_{identifier}_{place}", "type": "function", "function": function})
     return calls
+
+
+def content_of(parts: Sequence[Mapping[str, Any]]) -> Any:
+    """Return parts as models know them best: a text where that is all there is.
+
+    >>> content_of([{"type": "text", "text": "Hi"}])
+    'Hi'
+    """
+    if not parts:
+        return ""
+    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else list(parts)
+
+
+def assistant_message(
+    parts: Sequence[Mapping[str, Any]], calls: Iterable[tuple[str, str, str]] = (), name: str | None = None
+) -> AIMessage:
+    """Return an earlier reply.
+
+    Args:
+        parts: what it says.
+        calls: of tools: id, name and arguments, which need not be JSON.
+        name: of who says it.
+
+    >>> assistant_message([], [("1", "add", "{")]).invalid_tool_calls[0]["args"]
+    '{'
+    """
+    message = AIMessage(content_of(parts), name=name)
+    for identifier, function, text in calls:
+        arguments = parsed(text or "{}")
+        if isinstance(arguments, dict):
+            message.tool_calls.append(tool_call(name=function, args=arguments, id=identifier))
+        else:
+            call = invalid_tool_call(name=function, args=arguments, id=identifier, error=None)
+            message.invalid_tool_calls.append(call)
+    return message
