@@ -196,6 +196,10 @@ class AuctionBase(AuctionSettings):
                 await _as_runnable(self._with(scope)).ainvoke(input, config, **kwargs)
         return scope.delivery.results[0]
 
+    def within(self, delivery: Delivery) -> Self:
+        """Return a copy for code that sends replies on: its charges stand only where the delivery succeeds."""
+        return self._with(replace(self._new_scope(), delivery=delivery))
+
     def _new_scope(self, config: RunnableConfig | None = None) -> CallScope:
         """Return the scope of a call, within the scope that this copy serves. Without a config it has that one's."""
         outer, ledger = self._scope, self.billing.ledger

@@ -1,0 +1,83 @@
+"""What a client sees of an error, and what the log keeps of it."""
+
+import logging
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from llm_auction_chain.errors import (
+    CandidatesError,
+    ChargeConflictError,
+    ConfigurationError,
+    ContextWindowError,
+    LedgerError,
+    PromptError,
+    RewardError,
+)
+from llm_auction_chain.server.wire import WireError
+
+__all__ = ["error_response", "wire_error"]
+
+_logger = logging.getLogger(__name__)
+_HEADERS: Mapping[int, Mapping[str, str]] = {
+    401: {"www-authenticate": "Bearer"},
+    409: {"x-should-retry": "false"},  # clients of OpenAI's would repeat the request
+}
+# Their messages say what was wrong with the request, and hold no text of a prompt, a reply or an agent.
+_OF_THE_REQUEST: Mapping[type[Exception], Mapping[str, Any]] = {
+    ContextWindowError: {"param": "messages", "code": "context_length_exceeded"},
+    PromptError: {"param": "messages", "code": "empty_prompt"},
+    ConfigurationError: {"code": "unsupported"},
+    NotImplementedError: {"code": "unsupported"},
+}
+_OF_THE_SERVER: Mapping[type[Exception], WireError] = {
+    ChargeConflictError: WireError(
+        409,
+        "Another request has used this Idempotency-Key. Send a new key with a new request.",
+        code="idempotency_key_in_use",
+    ),
+    LedgerError: WireError(503, "The ledger is unavailable. Nothing was charged.", code="unavailable", retry_after=1),
+    RewardError: WireError(503, "The auction failed. Nothing was charged.", code="unavailable", retry_after=1),
+    TimeoutError: WireError(503, "The auction took too long. Nothing was charged.", code="timeout", retry_after=1),
+}
+
+
+def error_response(error: WireError) -> JSONResponse:
+    """Return an error as a response."""
+    headers = dict(_HEADERS.get(error.status, {}))
+    if error.retry_after is not None:
+        headers["retry-after"] = f"{error.retry_after:.0f}"
+    return JSONResponse(error.envelope(), error.status, headers)
+
+
+def wire_error(error: Exception, request_id: str) -> WireError:
+    """Return what the client sees of an error. Texts that may be of a prompt, a model or an agent are not logged."""
+    if isinstance(error, WireError):
+        return error
+    for kind, fields in _OF_THE_REQUEST.items():
+        if isinstance(error, kind):
+            return WireError(400, str(error), **fields)
+    known = _of_candidates(error) if isinstance(error, CandidatesError) else None
+    known = known or next((wire for kind, wire in _OF_THE_SERVER.items() if isinstance(error, kind)), None)
+    causes = [error, error.__cause__]
+    kinds = " from ".join(type(one).__name__ for one in causes if one is not None)
+    if known is not None:
+        _logger.warning("Request %s failed: %s", request_id, kinds)
+        return known
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    _logger.error("Request %s failed: %s\n%s", request_id, kinds, frames)
+    return WireError(500, f"The server failed. Its log has the request {request_id}.", code="internal_error")
+
+
+def _of_candidates(error: CandidatesError) -> WireError:
+    """Return the error of a model whose replies could not be drawn."""
+    statuses = {getattr(cause, "status_code", None) for cause in error.causes}
+    if not error.causes:
+        return WireError(503, "The model gave no reply that is allowed.", code="no_reply")
+    if statuses <= {400, 413, 422}:
+        return WireError(400, "The model does not accept this request.", code="refused_by_model")
+    if statuses == {429}:
+        return WireError(429, "The model is busy. Retry later.", code="model_busy", retry_after=1)
+    return WireError(503, "The model could not be reached, or failed.", code="model_unavailable", retry_after=1)

@@ -1,0 +1,303 @@
+"""One request for replies, from its place in the queue to the last byte of its answer."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from typing_extensions import override
+
+from llm_auction_chain.agents import AGENTS_OF_CALL, Agent
+from llm_auction_chain.auction.billing import Delivery
+from llm_auction_chain.auction.result import AuctionResult
+from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.interfaces.runnable import AuctionRunnable
+from llm_auction_chain.messages import json_of
+from llm_auction_chain.server.access import Key
+from llm_auction_chain.server.failures import error_response, wire_error
+from llm_auction_chain.server.limits import Capacity, Limits
+from llm_auction_chain.server.metrics import Metrics
+from llm_auction_chain.server.wire import Answer, ReplyRequest, WireError
+
+__all__ = ["AuctionResponse", "Auctions"]
+
+_logger = logging.getLogger(__name__)
+_ROUNDS = 3  # of the event loop, in which a hang-up that has arrived reaches the application
+_SEED_BYTES = 6
+
+
+@dataclass(kw_only=True)
+class Auctions:
+    """The auctions of a server, and what bounds and records them.
+
+    Attributes:
+        by_model: the auctions by the model ids that clients name.
+        limits: of the server.
+        capacity: the auctions' queue.
+        metrics: of the server.
+        secret: makes the seeds that clients send unpredictable to agents, where money is charged.
+        recent: the latest results by auction id, for receipts that no ledger keeps.
+    """
+
+    by_model: Mapping[str, AuctionRunnable]
+    limits: Limits
+    capacity: Capacity
+    metrics: Metrics
+    secret: bytes
+    recent: OrderedDict[str, AuctionResult] = field(default_factory=OrderedDict)
+
+    def named(self, model: str) -> AuctionRunnable:
+        """Return the auction of a model id.
+
+        Raises:
+            WireError: 404, there is none.
+        """
+        if (auction := self.by_model.get(model)) is None:
+            ids = ", ".join(map(repr, self.by_model))
+            raise WireError(
+                404, f"There is no such model. This server has {ids}.", param="model", code="model_not_found"
+            )
+        return auction
+
+    def check(self, request: ReplyRequest) -> None:
+        """Refuse a request that is beyond the limits.
+
+        Raises:
+            WireError: 400, with the limit.
+        """
+        limits, max_tokens = self.limits, request.keywords.get("max_tokens")
+        for name, value, most in (
+            ("messages", len(request.messages), limits.messages),
+            ("n", request.n, min(limits.n, limits.auctions + limits.queue)),
+            ("max_tokens", max_tokens or 0, limits.max_tokens),
+        ):
+            if value > most:
+                raise WireError(400, f"{name} must be at most {most} on this server, got {value}.", param=name)
+
+    async def replies(
+        self, request: ReplyRequest, caller: Key, identifier: str, delivery: Delivery
+    ) -> Sequence[AIMessage]:
+        """Hold the auctions of a request and return their replies. If one fails, none of them is charged.
+
+        Args:
+            request: of the client.
+            caller: who sent it.
+            identifier: of the request; a repeated one has the same.
+            delivery: takes the charges back where the replies do not reach the client.
+        """
+        auction = self.named(request.model)
+        agents = _agents_of(request, caller)
+        seed = request.seed
+        if seed is not None and auction.billing.ledger is not None and caller.role != "operator":
+            seed = self._unpredictable(seed)
+        runnable, keywords = _bound(auction.within(delivery), request)
+
+        async def hold(i: int) -> AIMessage:
+            config: Any = {"configurable": {"idempotency_key": f"{identifier}:{i}"}}
+            if agents is not None:
+                config["configurable"][AGENTS_OF_CALL] = agents
+            different = {} if seed is None else {"seed": seed + i}
+            async with self.capacity.slot():
+                return _message_of(await runnable.ainvoke(list(request.messages), config, **keywords, **different))
+
+        async with self.capacity.admit(request.n):
+            if request.n == 1:
+                return [await hold(0)]
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(hold(i)) for i in range(request.n)]
+            except BaseExceptionGroup as failures:
+                raise failures.exceptions[0] from None
+            return [task.result() for task in tasks]
+
+    def record(self, model: str, results: Sequence[AuctionResult]) -> None:
+        """Note auctions whose replies were delivered."""
+        for result in results:
+            self.metrics.count_auction(model, result.reply)
+            self.recent[result.auction_id] = result
+        while len(self.recent) > self.limits.receipts:
+            self.recent.popitem(last=False)
+
+    def _unpredictable(self, seed: int) -> int:
+        """Return a seed that follows from the client's. Whoever knows a seed knows the draw, and could bid by it."""
+        digest = hmac.digest(self.secret, str(seed).encode(), hashlib.sha256)
+        return int.from_bytes(digest[:_SEED_BYTES], "big")
+
+
+class AuctionResponse(Response):
+    """The answer to one request: holds its auctions, and sends their replies.
+
+    The replies are delivered when the last byte is handed to a connection that is still open. Where the client hangs up
+    before, the deadline passes, or the server stops, the auctions are cancelled: holds are released, and charges are
+    taken back.
+    """
+
+    def __init__(self, auctions: Auctions, answer: Answer, caller: Key, *, details: bool, request_id: str) -> None:
+        super().__init__()
+        self._auctions, self._answer, self._caller = auctions, answer, caller
+        self._details, self._request_id = details, request_id
+        self._started = self._delivered = False
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._work(receive, send))
+        hang_up = asyncio.create_task(self._await_hang_up(receive, work))
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not hang_up.done():  # the server stops
+                raise
+            _logger.info("The client of request %s hung up; its auction is cancelled.", self._request_id)
+        finally:
+            hang_up.cancel()
+            if not work.done():
+                work.cancel()
+                with suppress(asyncio.CancelledError):
+                    await work
+
+    async def _await_hang_up(self, receive: Receive, work: "asyncio.Task[None]") -> None:
+        """Cancel the work where the client goes away."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if not self._delivered:
+            work.cancel()
+
+    async def _work(self, receive: Receive, send: Send) -> None:
+        answer, request = self._answer, self._answer.request
+        delivery = Delivery(self._auctions.named(request.model).billing.ledger)
+        comments = asyncio.create_task(self._comment(send)) if request.stream else None
+        try:
+            async with delivery:
+                try:
+                    async with asyncio.timeout(self._auctions.limits.timeout):
+                        replies = await self._auctions.replies(request, self._caller, answer.identifier, delivery)
+                finally:
+                    if comments is not None:
+                        comments.cancel()
+                        with suppress(asyncio.CancelledError):
+                            await comments
+                await self._deliver(replies, send)
+        except Exception as error:  # noqa: BLE001 - every failure is an answer
+            await self._fail(wire_error(error, self._request_id), receive, send)
+        else:
+            self._auctions.record(request.model, delivery.results)
+
+    async def _deliver(self, replies: Sequence[AIMessage], send: Send) -> None:
+        seen = [_field_of(reply, details=self._details) for reply in replies]
+        if self._answer.request.stream:
+            body = b"".join(self._answer.events(replies, seen))
+            await self._start(send)
+        else:
+            body = json.dumps(self._answer.body(replies, seen), separators=(",", ":"), allow_nan=False).encode()
+            await self._start(send, length=len(body))
+        for _ in range(_ROUNDS):
+            await asyncio.sleep(0)
+        self._delivered = True
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _start(self, send: Send, *, length: int | None = None) -> None:
+        """Send the status and the headers, and the events of a stream that need no reply; later calls do nothing."""
+        if self._started:
+            return
+        self._started = True
+        if length is None:
+            headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+            headers["x-accel-buffering"] = "no"  # nginx sends each event at once
+        else:
+            headers = {"content-type": "application/json", "content-length": str(length)}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        if length is None and (opening := b"".join(self._answer.opening())):
+            await send({"type": "http.response.body", "body": opening, "more_body": True})
+
+    async def _comment(self, send: Send) -> None:
+        """Keep a waiting stream open. Until its first comment an error has a status of its own."""
+        while True:
+            await asyncio.sleep(self._auctions.limits.keep_alive)
+            await self._start(send)
+            await send({"type": "http.response.body", "body": b": the auction runs\n\n", "more_body": True})
+
+    async def _fail(self, error: WireError, receive: Receive, send: Send) -> None:
+        self._delivered = True
+        if not self._started:
+            await error_response(error)({"type": "http"}, receive, send)
+            return
+        body = b"".join(self._answer.failure(error))
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _field_of(reply: AIMessage, *, details: bool) -> dict[str, Any]:
+    """Return the field `auction` of an answer: what users may see, or all of the metadata."""
+    auction = reply.response_metadata["auction"]
+    public = {
+        "id": auction["auction_id"],
+        "sponsored": auction["sponsored"],
+        "sponsors": auction["sponsors"],
+        "disclosure": auction["disclosure"],
+    }
+    return {**auction, **public} if details else public
+
+
+def _agents_of(request: ReplyRequest, caller: Key) -> list[Agent] | None:
+    """Return the agents that an operator sends with a request; None where the server's own bid."""
+    if request.extra is None:
+        return None
+    if caller.role != "operator":
+        raise WireError(403, "Who bids is the server's affair; only an operator may send it.", param="auction")
+    extra = dict(request.extra)
+    agents = extra.pop("agents", None)
+    if extra or not isinstance(agents, list):
+        raise WireError(400, "auction must have `agents`, a list of agents as in an agents file.", param="auction")
+    try:
+        return [Agent.from_dict(agent) for agent in agents]
+    except ConfigurationError as error:
+        raise WireError(400, str(error), param="auction.agents") from error
+
+
+def _bound(auction: AuctionRunnable, request: ReplyRequest) -> tuple[Runnable[Any, Any], dict[str, Any]]:
+    """Return the auction with the request's tools and format, and the keywords of its calls."""
+    keywords = dict(request.keywords)
+    if request.response_format is not None:
+        auction = auction.model_copy(update={"model": auction.model.bind(**keywords)}) if keywords else auction
+        return _formatted(auction, request), {}
+    if request.tools:
+        choice = {} if request.tool_choice is None else {"tool_choice": request.tool_choice}
+        return auction.bind_tools(list(request.tools), **choice), keywords
+    return auction, keywords
+
+
+def _formatted(auction: AuctionRunnable, request: ReplyRequest) -> Runnable[Any, Any]:
+    """Return the auction among replies of the requested format, by the means that its model has for that."""
+    form = request.response_format or {}
+    if request.tools:
+        raise WireError(400, "Give tools or response_format, not both.", param="response_format")
+    if form["type"] == "json_object":
+        return auction.with_structured_output(None, method="json_mode", include_raw=True)
+    named = form["json_schema"]
+    schema = {"title": named["name"], "description": named.get("description") or named["name"], **named["schema"]}
+    structured = partial(auction.with_structured_output, schema, include_raw=True)
+    strict = {} if named.get("strict") is None else {"strict": named["strict"]}
+    with suppress(TypeError, ValueError):  # not every model has this method, or takes `strict`
+        return structured(method="json_schema", **strict)
+    return structured()
+
+
+def _message_of(reply: Any) -> AIMessage:
+    """Return the message of a reply. A format that the model gives by calling a tool becomes its text."""
+    if isinstance(reply, AIMessage):
+        return reply
+    message: AIMessage = reply["raw"]
+    if not message.tool_calls:
+        return message
+    return message.model_copy(update={"content": json_of(message.tool_calls[0]["args"]), "tool_calls": []})

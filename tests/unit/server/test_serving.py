@@ -1,0 +1,286 @@
+"""One request from its place in the queue to the last byte of its answer: what is charged, and what is taken back."""
+
+import asyncio
+import itertools
+import json
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+
+from llm_auction_chain import Agent, AuctionRunnable, Billing, Ledger
+from llm_auction_chain.rewards import MentionReward
+from llm_auction_chain.server.access import Key
+from llm_auction_chain.server.app import create_app
+from llm_auction_chain.server.limits import Limits
+
+BODY = {"model": "llm-auction", "messages": [{"role": "user", "content": "What is for breakfast?"}]}
+SECRET = "shared by all workers"  # noqa: S105
+
+
+class Gate:
+    """Where a model waits until a test lets it go on."""
+
+    def __init__(self, *, is_open=False):
+        self.reached, self.opened, self.calls = asyncio.Event(), asyncio.Event(), itertools.count()
+        if is_open:
+            self.opened.set()
+
+
+class GatedChatModel(BaseChatModel):
+    """A model whose replies come when a gate is opened."""
+
+    gate: object
+    replies: tuple[str, ...] = ("Eggs.", "Oats.")
+
+    @property
+    def _llm_type(self):
+        return "gated"
+
+    def _generate(self, *_, **__):
+        raise NotImplementedError
+
+    async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
+        self.gate.reached.set()
+        await self.gate.opened.wait()
+        reply = AIMessage(self.replies[next(self.gate.calls) % len(self.replies)])
+        return ChatResult(generations=[ChatGeneration(message=reply)])
+
+
+class Connection:
+    """A client's connection to an application, without sockets: what was sent, and a hang-up at any moment."""
+
+    def __init__(self, app, body, *, headers=None, path="/v1/chat/completions"):
+        self.messages, self.gone = [], asyncio.Event()
+        self.sent = asyncio.Event()
+        self._body = json.dumps(body).encode()
+        names = {"host": "localhost", "content-type": "application/json", **(headers or {})}
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "POST",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [(name.encode(), value.encode()) for name, value in names.items()],
+            "client": ("127.0.0.1", 50000),
+            "server": ("127.0.0.1", 8000),
+            "scheme": "http",
+        }
+        self.task = asyncio.create_task(app(scope, self._receive, self._send))
+
+    async def _receive(self):
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message):
+        if not self.gone.is_set():
+            self.messages.append(message)
+        self.sent.set()
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self.gone.set()  # as a server does once the response is complete
+
+    async def hang_up(self):
+        self.gone.set()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    @property
+    def status(self):
+        return self.messages[0]["status"] if self.messages else None
+
+    @property
+    def body(self):
+        return b"".join(message.get("body", b"") for message in self.messages)
+
+    async def answer(self):
+        await self.task
+        return json.loads(self.body)
+
+
+@pytest.fixture
+def ledger():
+    with Ledger("sqlite://", keep_replies=True) as ledger:
+        for owner in ("EggCo", "OatCo"):
+            ledger.deposit(owner, 100, key=owner)
+        yield ledger
+
+
+def auction_of(model, ledger=None, **settings):
+    agents = [
+        Agent("EggCo", MentionReward(["eggs"], value=4.0)),
+        Agent("OatCo", MentionReward(["oats"], value=3.0)),
+    ]
+    billing = Billing(ledger=ledger)
+    return AuctionRunnable(model=model, agents=agents, n_candidates=4, reward_timeout=10.0, billing=billing, **settings)
+
+
+def states(ledger):
+    """Return what is held and charged in all accounts."""
+    ledger_accounts = ledger.accounts()
+    return sum(one.held for one in ledger_accounts), 200 - sum(one.balance for one in ledger_accounts)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_hangs_up_while_the_model_draws_is_not_charged(ledger, stream):
+    gate = Gate()
+    app = create_app(auction_of(GatedChatModel(gate=gate), ledger))
+    connection = Connection(app, {**BODY, "stream": stream})
+    await gate.reached.wait()
+    assert states(ledger)[0] > 0
+    await connection.hang_up()
+    assert states(ledger) == (0, 0)
+    assert connection.messages == []
+
+
+async def test_a_reply_that_reached_an_open_connection_stays_charged(ledger):
+    gate, auctions = Gate(is_open=True), set()
+    app = create_app(auction_of(GatedChatModel(gate=gate), ledger))
+    for _ in range(4):
+        auctions.add((await Connection(app, BODY).answer())["auction"]["id"])
+    kinds = {entry.kind for entry in ledger.entries()}
+    assert {entry.auction_id for entry in ledger.entries() if entry.kind == "charge"} == auctions
+    assert "reversal" not in kinds
+    assert states(ledger)[0] == 0
+    assert states(ledger)[1] > 0
+
+
+async def test_a_client_that_hangs_up_when_the_reply_is_drawn_gets_its_charge_back(ledger):
+    """The client goes in the moment in which the auction has been charged and nothing has been sent."""
+    gate, connections = Gate(is_open=True), []
+
+    def leave(event):
+        if event.name == "auction.settled":
+            connections[0].gone.set()
+
+    app = create_app(auction_of(GatedChatModel(gate=gate), ledger, on_event=leave, seed=3))
+    connections.append(Connection(app, BODY))
+    await asyncio.gather(connections[0].task, return_exceptions=True)
+    kinds = [entry.kind for entry in ledger.entries() if entry.kind != "deposit"]
+    assert "charge" in kinds
+    assert "reversal" in kinds
+    assert states(ledger) == (0, 0)
+    assert connections[0].messages == []
+
+
+async def test_a_request_that_takes_too_long_gets_503_and_is_not_charged(ledger):
+    gate = Gate()
+    auction = auction_of(GatedChatModel(gate=gate), ledger).model_copy(update={"reward_timeout": 0.01})
+    connection = Connection(create_app(auction, limits=Limits(timeout=0.05)), BODY)
+    answer = await connection.answer()
+    assert (connection.status, answer["error"]["code"]) == (503, "timeout")
+    assert states(ledger) == (0, 0)
+
+
+async def test_a_stop_of_the_server_cancels_what_is_not_delivered(ledger):
+    gate = Gate()
+    connection = Connection(create_app(auction_of(GatedChatModel(gate=gate), ledger)), BODY)
+    await gate.reached.wait()
+    connection.task.cancel()
+    await asyncio.gather(connection.task, return_exceptions=True)
+    assert states(ledger) == (0, 0)
+
+
+async def test_a_repeated_idempotency_key_is_charged_once_and_answered_with_the_delivered_reply(ledger):
+    gate = Gate(is_open=True)
+    app = create_app(auction_of(GatedChatModel(gate=gate), ledger))
+    headers = {"idempotency-key": "message 1"}
+    first = await Connection(app, BODY, headers=headers).answer()
+    after = states(ledger)
+    again = await Connection(app, BODY, headers=headers).answer()
+    assert again["choices"] == first["choices"]
+    assert again["auction"] == first["auction"]
+    assert states(ledger) == after
+    assert len({entry.auction_id for entry in ledger.entries() if entry.kind == "charge"}) == 1
+
+
+async def test_one_key_of_two_callers_is_two_auctions(ledger):
+    gate = Gate(is_open=True)
+    keys = [Key.new("client", name=name) for name in ("web", "phone")]
+    app = create_app(auction_of(GatedChatModel(gate=gate), ledger), keys=[key for _, key in keys])
+    ids = set()
+    for text, _ in keys:
+        headers = {"idempotency-key": "1", "authorization": f"Bearer {text}"}
+        ids.add((await Connection(app, BODY, headers=headers).answer())["auction"]["id"])
+    assert len(ids) == 2
+
+
+async def test_if_one_of_several_replies_fails_none_is_charged(ledger):
+    calls = []
+
+    class FailsLater(GatedChatModel):
+        async def _agenerate(self, *arguments, **keywords):
+            calls.append(1)
+            if len(calls) > 4:
+                raise ConnectionError
+            return await super()._agenerate(*arguments, **keywords)
+
+    gate = Gate(is_open=True)
+    app = create_app(auction_of(FailsLater(gate=gate), ledger), limits=Limits(auctions=1, queue=4))
+    connection = Connection(app, {**BODY, "n": 2})
+    answer = await connection.answer()
+    assert (connection.status, answer["error"]["code"]) == (503, "model_unavailable")
+    assert states(ledger) == (0, 0)
+
+
+async def test_a_waiting_stream_gets_comments_and_then_its_reply():
+    gate = Gate()
+    app = create_app(auction_of(GatedChatModel(gate=gate)), limits=Limits(keep_alive=0.01))
+    connection = Connection(app, {**BODY, "stream": True})
+    while connection.body.count(b": the auction runs\n\n") < 2:
+        connection.sent.clear()
+        await connection.sent.wait()
+    gate.opened.set()
+    await connection.task
+    assert connection.status == 200
+    assert connection.body.rstrip().endswith(b"}") or b"[DONE]" in connection.body
+
+
+async def test_a_failure_after_a_streams_first_comment_is_its_last_event():
+    gate = Gate()
+    auction = auction_of(GatedChatModel(gate=gate)).model_copy(update={"reward_timeout": 0.01})
+    app = create_app(auction, limits=Limits(keep_alive=0.01, timeout=0.2))
+    connection = Connection(app, {**BODY, "stream": True})
+    await connection.task
+    assert connection.status == 200
+    assert b'"code":"timeout"' in connection.body.rpartition(b": the auction runs\n\n")[2]
+
+
+async def test_a_failure_before_a_streams_first_comment_has_a_status():
+    app = create_app(auction_of(GatedChatModel(gate=Gate(is_open=True), replies=("Eggs.",))))
+    connection = Connection(app, {**BODY, "model": "other", "stream": True})
+    answer = await connection.answer()
+    assert (connection.status, answer["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_a_clients_seed_repeats_its_reply_and_predicts_nothing_where_money_is_charged(ledger):
+    for of in (None, ledger):
+        auction = auction_of(GatedChatModel(gate=Gate(is_open=True)), of)
+        app = create_app(auction, secret=SECRET)
+        texts = [(await Connection(app, {**BODY, "seed": 7}).answer())["choices"] for _ in range(3)]
+        assert texts[0] == texts[1] == texts[2]
+    key = Key.new("operator", name="ops")
+    app = create_app(auction, keys=[key[1]], secret=SECRET)
+    answer = await Connection(app, {**BODY, "seed": 7}, headers={"authorization": f"Bearer {key[0]}"}).answer()
+    assert answer["auction"]["seed"] == 7
+
+
+async def test_only_an_operator_says_who_bids():
+    (client, a), (operator, b) = Key.new("client", name="web"), Key.new("operator", name="ops")
+    app = create_app(auction_of(GatedChatModel(gate=Gate(is_open=True), replies=("Eggs.", "Jam."))), keys=[a, b])
+    agents = [{"name": "JamCo", "reward": {"mention": {"phrases": ["jam"], "value": 50.0}}}]
+    body = {**BODY, "auction": {"agents": agents}}
+    connection = Connection(app, body, headers={"authorization": f"Bearer {client}"})
+    assert (await connection.answer())["error"]["param"] == "auction"
+    assert connection.status == 403
+    answer = await Connection(app, body, headers={"authorization": f"Bearer {operator}"}).answer()
+    assert [payment["agent"] for payment in answer["auction"]["payments"]] == ["JamCo"]
+
+
+async def test_a_client_sees_of_an_auction_what_users_may_see():
+    app = create_app(auction_of(GatedChatModel(gate=Gate(is_open=True))))
+    answer = await Connection(app, BODY).answer()
+    assert answer["auction"].keys() == {"id", "sponsored", "sponsors", "disclosure"}
