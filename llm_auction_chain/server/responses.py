@@ -33,8 +33,9 @@ __all__ = ["ModelResponse", "read_request"]
 
 _ITEMS = ("message", "function_call", "function_call_output", "reasoning")
 _STATELESS = "This server keeps no conversation. Send all of it as input."
-_UNUSED = "It changes no reply."
+_NO_LOGPROBS = "The reply is drawn among candidates, so its tokens have no probabilities of their own."
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+_OPENING = ("response.created", "response.in_progress")
 _CODES = {429: "rate_limit_exceeded", 500: "server_error", 503: "server_error"}
 _NUMBERS = {"temperature": 1.0, "top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _NO_FORMAT: Mapping[str, Any] = {"type": "text"}
@@ -43,6 +44,10 @@ _FIXED: Mapping[str, Any] = {
     "output": [], "usage": None, "previous_response_id": None, "prompt_cache_key": None,
     "safety_identifier": None, "service_tier": "default", "store": False, "top_logprobs": 0, "truncation": "disabled",
 }  # fmt: skip
+
+
+def _unsupported(subject: str, param: str, reason: str) -> WireError:
+    return WireError(400, f"{subject} is not supported. {reason}", param=param, code="unsupported_parameter")
 
 
 def _parts(value: Any) -> Any:
@@ -70,24 +75,21 @@ def _of_types(field: str, values: Any, types: Sequence[str], reason: str) -> Any
     for place, value in enumerate(values if isinstance(values, list) else ()):
         kind = value.get("type") if isinstance(value, Mapping) else None
         if isinstance(kind, str) and re.fullmatch(r"\w{1,64}", kind, re.ASCII) and kind not in types:
-            raise WireError(
-                400,
-                f"{field}[{place}] is of type {kind}; this server reads {', '.join(types)}. {reason}",
-                param=f"{field}[{place}].type",
-                code="unsupported_value",
-            )
+            param = f"{field}[{place}].type"
+            raise _unsupported(f"{param} {kind}", param, reason)
     return values
 
 
 def _no_logprobs(value: list[str]) -> list[str]:
     if "message.output_text.logprobs" in value:
-        raise PydanticCustomError("include", "Input should be without log-probabilities, which agents influence")
+        raise _unsupported("include of message.output_text.logprobs", "include", _NO_LOGPROBS)
     return value
 
 
 def _no_summary(value: str | None) -> str | None:
     if value is not None:
-        raise PydanticCustomError("summary", "Input should be null: reasoning may quote what agents say to the model")
+        reason = "Reasoning may quote what agents say to the model."
+        raise _unsupported("reasoning.summary", "reasoning.summary", reason)
     return value
 
 
@@ -135,7 +137,7 @@ class _Message(_Item):
     @model_validator(mode="after")
     def _only_users_send_images(self) -> Self:
         if self.role != "user" and any(isinstance(part, _Image) for part in self.content):
-            raise PydanticCustomError("image", "Input should be a user's message, as it has an image")
+            raise PydanticCustomError("image", "Input should be a message of the user to have images")
         return self
 
 
@@ -189,7 +191,7 @@ class _Format(WireModel):
     @model_validator(mode="after")
     def _has_a_schema(self) -> Self:
         if self.type == "json_schema" and (self.name is None or self.schema_ is None):
-            raise PydanticCustomError("schema", "Input should be with a name and a schema")
+            raise PydanticCustomError("schema", "Input should have a name and a schema")
         return self
 
 
@@ -220,27 +222,28 @@ class _ReasoningSettings(WireModel):
 
 
 class _Body(RequestBody):
-    ignored: ClassVar = {
-        "prompt_cache_key": _UNUSED,
-        "prompt_cache_options": _UNUSED,
-        "prompt_cache_retention": _UNUSED,
-        "safety_identifier": _UNUSED,
-        "service_tier": _UNUSED,
-        "store": "Nothing is stored.",
-        "stream_options": _UNUSED,
-        "user": _UNUSED,
+    ignored: ClassVar[Mapping[str, str]] = {
+        "prompt_cache_key": "Chooses a cache. It changes speed, no reply.",
+        "prompt_cache_options": "As `prompt_cache_key`.",
+        "prompt_cache_retention": "As `prompt_cache_key`.",
+        "safety_identifier": "Names the end user for OpenAI's checks. It is read by no agent.",
+        "service_tier": "Chooses OpenAI's price and speed.",
+        "store": "Nothing is stored, and the answer says so.",
+        "stream_options": "Streams are not obfuscated.",
+        "user": "As `safety_identifier` and `prompt_cache_key`.",
     }
-    refused: ClassVar = {
-        "background": (False, "A reply belongs to the request that waits for it."),
+    refused: ClassVar[Mapping[str, tuple[Any, str]]] = {
+        "background": (False, "The reply is the answer to this request."),
         "context_management": (None, _STATELESS),
         "conversation": (None, _STATELESS),
         "max_tool_calls": (None, "The client runs the tools, and can count the calls."),
+        "moderation": (None, "The server's configuration chooses its filter."),
         "previous_response_id": (None, _STATELESS),
         "prompt": (None, "This server stores no prompts."),
-        "top_logprobs": (0, "The reply is drawn among candidates, so its tokens have no probabilities of their own."),
+        "top_logprobs": (0, _NO_LOGPROBS),
         "truncation": ("disabled", "Send as much as the model can read."),
     }
-    unions: ClassVar = frozenset({"content", "input", "output"})
+    unions: ClassVar[frozenset[str]] = frozenset({"content", "input", "output"})
 
     model: str
     input: Annotated[
@@ -390,7 +393,7 @@ class ModelResponse(Answer):
     @override
     def __init__(self, request: ReplyRequest, *, identifier: str, created: int) -> None:
         super().__init__(request, identifier=identifier, created=created)
-        self._places = count()
+        self._numbers = count(len(_OPENING))
 
     @override
     def body(self, replies: Sequence[AIMessage], auctions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -407,8 +410,8 @@ class ModelResponse(Answer):
 
     @override
     def opening(self) -> Iterator[bytes]:
-        for status in ("created", "in_progress"):
-            yield self._event(f"response.{status}", response=self._resource("in_progress"))
+        for number, kind in enumerate(_OPENING):
+            yield self._event(kind, number, response=self._resource("in_progress"))
 
     @override
     def events(self, replies: Sequence[AIMessage], auctions: Sequence[Mapping[str, Any]]) -> Iterator[bytes]:
@@ -470,8 +473,9 @@ class ModelResponse(Answer):
             **fields,
         }
 
-    def _event(self, kind: str, **fields: Any) -> bytes:
-        return server_sent_event({"type": kind, "sequence_number": next(self._places), **fields}, event=kind)
+    def _event(self, kind: str, number: int | None = None, /, **fields: Any) -> bytes:
+        number = next(self._numbers) if number is None else number
+        return server_sent_event({"type": kind, "sequence_number": number, **fields}, event=kind)
 
 
 def _usage(reply: AIMessage) -> dict[str, Any] | None:

@@ -460,6 +460,12 @@ def test_a_stream_ends_in_what_the_whole_answer_says():
     assert {**last, "completed_at": None} == {**whole, "completed_at": None}
 
 
+def test_events_are_numbered_in_the_order_of_the_stream_whenever_they_are_made():
+    one = answer(stream=True)
+    rest = [*one.events([AIMessage("Hello!")], [AUCTION])]
+    decoded(b"".join([*one.opening(), *rest]))
+
+
 @pytest.mark.parametrize(
     ("status", "code"), [(400, "invalid_prompt"), (429, "rate_limit_exceeded"), (500, "server_error")]
 )
