@@ -5,7 +5,7 @@ import inspect
 import sys
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, cast, get_args
+from typing import Any, Self, TypeVar, cast, get_args
 from uuid import NAMESPACE_URL, uuid5
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
@@ -33,7 +33,7 @@ from llm_auction_chain.receipts.records import message_digest
 from llm_auction_chain.validators import choice, refuse, text, whole_number
 from llm_auction_chain.waiting import Waiter
 
-__all__ = ["STRICT", "AuctionBase", "CallScope", "chunk_of"]
+__all__ = ["STRICT", "AuctionBase", "CallScope", "chunk_of", "within"]
 
 STRICT = ConfigDict(arbitrary_types_allowed=True, extra="forbid", strict=True, validate_assignment=True)
 # Keywords of a call that are not for the model, and where they belong. A model may well take a keyword `model`.
@@ -43,6 +43,7 @@ _REFUSED = {
     "progress": "Give it to run or arun.",
     "prompt": "The prompt is the input, the first argument.",
 }
+A = TypeVar("A", bound="AuctionBase")
 _OF_A_CALL = frozenset({"model", "on_tool_calls", "seed"})
 
 
@@ -196,10 +197,6 @@ class AuctionBase(AuctionSettings):
                 await _as_runnable(self._with(scope)).ainvoke(input, config, **kwargs)
         return scope.delivery.results[0]
 
-    def within(self, delivery: Delivery) -> Self:
-        """Return a copy for code that sends replies on: its charges stand only where the delivery succeeds."""
-        return self._with(replace(self._new_scope(), delivery=delivery))
-
     def _new_scope(self, config: RunnableConfig | None = None) -> CallScope:
         """Return the scope of a call, within the scope that this copy serves. Without a config it has that one's."""
         outer, ledger = self._scope, self.billing.ledger
@@ -299,6 +296,11 @@ class AuctionBase(AuctionSettings):
         answer = self.on_event(event) if self.on_event else None
         if inspect.isawaitable(answer):
             await waiter.either(lambda: _refuse_async("on_event", answer), lambda: answer)
+
+
+def within(auction: A, delivery: Delivery) -> A:
+    """Return a copy for code that sends replies on: its charges stand only where the delivery succeeds."""
+    return auction._with(replace(auction._new_scope(), delivery=delivery))  # noqa: SLF001 - its own
 
 
 def chunk_of(message: BaseMessage) -> AIMessageChunk:

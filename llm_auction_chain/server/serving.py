@@ -22,6 +22,7 @@ from llm_auction_chain.agents import AGENTS_OF_CALL, Agent
 from llm_auction_chain.auction.billing import Delivery
 from llm_auction_chain.auction.result import AuctionResult
 from llm_auction_chain.errors import ConfigurationError
+from llm_auction_chain.interfaces.base import within
 from llm_auction_chain.interfaces.runnable import AuctionRunnable
 from llm_auction_chain.messages import json_of
 from llm_auction_chain.server.access import Key
@@ -101,7 +102,7 @@ class Auctions:
         seed = request.seed
         if seed is not None and auction.billing.ledger is not None and caller.role != "operator":
             seed = self._unpredictable(seed)
-        runnable, keywords = _bound(auction.within(delivery), request)
+        runnable, keywords = _bound(within(auction, delivery), request)
 
         async def hold(i: int) -> AIMessage:
             config: Any = {"configurable": {"idempotency_key": f"{identifier}:{i}"}}
