@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from llm_auction_chain.server import responses
 from llm_auction_chain.server.responses import ModelResponse, read_request
 from llm_auction_chain.server.wire import WireError, read_json
 
@@ -283,6 +284,14 @@ def test_what_cannot_be_done_is_refused_by_its_place(fields, param):
 def test_a_built_in_tool_and_a_stored_item_are_refused_by_name():
     assert "web_search" in refusal(tools=[WEATHER, {"type": "web_search"}])[0]
     assert "item_reference" in refusal(input=[{"type": "item_reference", "id": "msg_1"}])[0]
+
+
+def test_the_page_gives_the_reason_for_every_field_that_is_refused_or_ignored():
+    page = Path(__file__).parents[3].joinpath("docs", "reference", "open_responses.md").read_text("utf-8")
+    for name, (_, reason) in responses._Body.refused.items():
+        assert f"| `{name}` | refused | {reason} |" in page
+    for name, reason in responses._Body.ignored.items():
+        assert f"| `{name}` | ignored | {reason} |" in page
 
 
 def test_a_misspelt_field_gets_a_suggestion():

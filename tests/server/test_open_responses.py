@@ -1,0 +1,109 @@
+"""Compliance with the Open Responses specification and with OpenAI's schema of chat completions, over real sockets.
+
+llm-comply sends the cases of the specification's suite; `docs/reference/open_responses.md` lists what comes of them.
+"""
+
+import re
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import llm_comply
+import pytest
+import uvicorn
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from llm_comply.tests import get_tests
+
+from llm_auction_chain import Agent, AuctionRunnable
+from llm_auction_chain.server import create_app
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT.joinpath("docs", "reference", "open_responses.md").read_text("utf-8")
+SPECS = Path(llm_comply.__file__).with_name("specs")
+MODEL = "gpt-5"  # of a name for which llm-comply asks for reasoning, too
+FORMATS = {"open-responses": "openresponses.json", "openai-chat": "openai_chat.json"}
+REFUSED = {"reasoning-summary": "reasoning.summary", "chat-reasoning-summary": "reasoning"}
+
+# llm-comply resolves references by means that jsonschema no longer recommends, and takes its warning for a violation
+pytestmark = pytest.mark.filterwarnings("ignore:jsonschema.RefResolver:DeprecationWarning")
+
+
+class Seer(BaseChatModel):
+    """A model that sees pictures, calls the first of its tools, and counts tokens."""
+
+    def bind_tools(self, tools, **kwargs):
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
+
+    def _generate(self, messages, stop=None, run_manager=None, tools=(), **kwargs):
+        content = messages[-1].content
+        pictures = [part for part in content if isinstance(part, dict) and part["type"] == "image_url"]
+        calls = [{"name": tool["function"]["name"], "args": {"location": "x"}, "id": "call_1"} for tool in tools[:1]]
+        reply = AIMessage(
+            "" if calls else f"I see {len(pictures)} pictures.",
+            tool_calls=calls,
+            usage_metadata={"input_tokens": 5, "output_tokens": 3, "total_tokens": 8},
+        )
+        return ChatResult(generations=[ChatGeneration(message=reply)])
+
+    @property
+    def _llm_type(self):
+        return "seer"
+
+
+@contextmanager
+def served(app):
+    """Yield the URL of an app on a socket of the loopback."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+        assert thread.is_alive()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def url():
+    agent = Agent("B", lambda prompt, reply: 1.0)
+    auction = AuctionRunnable(model=Seer(), agents=[agent], n_candidates=2, seed=7)
+    with served(create_app({MODEL: auction})) as address:
+        yield address
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def suite(request, url):
+    """Return the results of a format's cases by their ids, with the answers."""
+    config = llm_comply.ComplianceConfig(base_url=f"{url}/v1", api_key="unused", model=MODEL, verbose=True)
+    specification = llm_comply.SpecLoader(str(SPECS / FORMATS[request.param]))
+    results = llm_comply.TestRunner(config, get_tests(request.param), specification).run_all().results
+    return request.param, {result.id: result for result in results}
+
+
+def test_every_case_passes_save_those_that_are_refused(suite):
+    _, results = suite
+    errors = {name: one.errors for name, one in results.items() if one.status.value != "passed"}
+    assert errors.keys() == REFUSED.keys() & results.keys(), errors
+    for name in errors:
+        error = results[name].response["error"]
+        assert (error["type"], error["param"]) == ("invalid_request_error", REFUSED[name])
+
+
+def test_the_page_lists_every_case_and_what_comes_of_it(suite):
+    kind, results = suite
+    rows = re.findall(r"^\| `([a-z-]+)` \| [^|]+ \| (passes|refused)\b[^|]*\|$", PAGE, re.MULTILINE)
+    listed = {name: outcome for name, outcome in rows if name.startswith("chat-") == (kind == "openai-chat")}
+    assert listed == {name: "refused" if name in REFUSED else "passes" for name in results}
+
+
+def test_pictures_reach_the_model(suite):
+    kind, results = suite
+    answer = results["chat-image-input" if kind == "openai-chat" else "image-input"].response
+    whole = answer["choices"][0]["message"]["content"] if kind == "openai-chat" else answer["output"][0]["content"]
+    assert "I see 1 pictures." in str(whole)
