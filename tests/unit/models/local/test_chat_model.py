@@ -4,19 +4,35 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage, trim_messages
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from llm_auction_chain import ChatAuction
 from llm_auction_chain.errors import ConfigurationError, PromptError
 from llm_auction_chain.models.local.chat_model import ChatTransformers
+from llm_auction_chain.models.local.weights import embedded_model_path
 
 HELLO = [HumanMessage("Name three fruits.")]
 
 
 @pytest.fixture(scope="module")
-def chat():
-    return ChatTransformers(max_tokens=8, seed=4, dtype="float32", device="cpu")
+def chat(tmp_path_factory):
+    """A random model with the embedded model's tokens and template: it replies at once."""
+    path = tmp_path_factory.mktemp("models") / "random"
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
+    tokenizer.save_pretrained(path)
+    torch.manual_seed(0)
+    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(**layers, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    LlamaForCausalLM(config).save_pretrained(path)
+    return ChatTransformers(model=str(path), max_tokens=8, seed=4, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return ChatTransformers(max_tokens=2, seed=4, dtype="float32", device="cpu")
 
 
 def test_importing_and_building_loads_neither_torch_nor_transformers():
@@ -46,9 +62,9 @@ def test_the_first_generation_carries_the_usage_of_the_whole_request(chat):
     assert usage["output_tokens"] == 24
     assert usage["total_tokens"] == usage["input_tokens"] + 24
     assert [other.usage_metadata for other in others] == [None, None]
-    assert result.llm_output == {"model_name": "SmolLM2-135M-Instruct", "token_usage": usage}
+    assert result.llm_output == {"model_name": chat.model, "token_usage": usage}
     for message in (first, *others):
-        assert message.response_metadata["model_name"] == "SmolLM2-135M-Instruct"
+        assert message.response_metadata["model_name"] == chat.model
         assert message.response_metadata["finish_reason"] == "length"
 
 
@@ -98,7 +114,9 @@ def test_a_stop_string_cuts_the_reply(chat):
     cut = chat.invoke(HELLO, temperature=0, stop=[string])
     assert cut.text == whole[: whole.index(string)]
     assert cut.response_metadata["finish_reason"] == "stop"
-    by_field = ChatTransformers(max_tokens=8, temperature=0, stop_sequences=[string], dtype="float32", device="cpu")
+    by_field = ChatTransformers(
+        model=chat.model, max_tokens=8, temperature=0, stop_sequences=[string], dtype="float32", device="cpu"
+    )
     assert by_field.invoke(HELLO).text == cut.text
     assert "".join(chunk.text for chunk in by_field.stream(HELLO)) == cut.text
     assert by_field._get_ls_params()["ls_stop"] == [string]
@@ -214,10 +232,11 @@ def test_an_unknown_argument_is_named(chat):
         chat.invoke(HELLO, best_of=3)
 
 
-def test_langchain_knows_what_it_talks_to(chat):
-    assert chat._llm_type == "chat-transformers"
-    assert chat._identifying_params["model"] == "SmolLM2-135M-Instruct"
-    params = chat._get_ls_params(stop=["x"], temperature=0.5)
+def test_langchain_knows_what_it_talks_to(embedded):
+    assert embedded._llm_type == "chat-transformers"
+    assert embedded._identifying_params["model"] == "SmolLM2-135M-Instruct"
+    assert embedded.invoke(HELLO).response_metadata["model_name"] == "SmolLM2-135M-Instruct"
+    params = embedded._get_ls_params(stop=["x"], temperature=0.5)
     assert params["ls_provider"] == "transformers"
     assert params["ls_temperature"] == 0.5
     assert params["ls_stop"] == ["x"]
