@@ -147,23 +147,30 @@ def test_the_environment_stays_as_it_was(monkeypatch, torch):
     assert dict(os.environ) == before
 
 
-SCRIPT = """
+ON_ONE_CORE = """
 import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from llm_auction_chain import ChatTransformers
-ChatTransformers(model=sys.argv[1], max_tokens=1, seed=1).invoke("a")
+"""
+IMPORT = """
+from llm_auction_chain.models.local.limits import import_torch
+import_torch()
 import torch
 print(torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY"))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems bind no process to cores")
-@pytest.mark.parametrize(("user", "spins"), [({}, "0"), ({"GOMP_SPINCOUNT": "70"}, "70")])
-def test_a_process_on_one_core_replies_with_one_thread_that_waits_as_it_should(seven_words, user, spins):
+def on_one_core(script, *arguments, **user):
+    """Run a script in a process bound to one core, with these variables of its user."""
     ours = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", *limits._WAITING)
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **user}
-    command = [sys.executable, "-c", SCRIPT, str(seven_words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)  # noqa: S603  our own code
+    command = [sys.executable, "-c", ON_ONE_CORE + script, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)  # noqa: S603  our own code
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems bind no process to cores")
+@pytest.mark.parametrize(("user", "spins"), [({}, "0"), ({"GOMP_SPINCOUNT": "70"}, "70")])
+def test_on_one_core_there_is_one_thread_that_waits_as_it_should(user, spins):
+    done = on_one_core(IMPORT, **user)
     assert done.stdout.split() == ["1", "None"], "one thread, and the environment as it was"
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
