@@ -11,8 +11,18 @@ DOCUMENTS = [
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "cookbook").glob("*.md"))]
     if "```python" in path.read_text(encoding="utf-8") and "VLLM_URL" not in path.read_text(encoding="utf-8")
 ]
-# They draw many replies of the embedded model: make test-models runs them.
-SLOW = {"cookbook/context_priors.md", "docs/tutorials/rag_with_history.md"}
+# They take many replies of the embedded model, or a second and more: make test-models runs them.
+SLOW = {
+    "cookbook/ads_in_a_chain.md",
+    "cookbook/agent_with_middleware.md",
+    "cookbook/context_priors.md",
+    "cookbook/thousands_of_agents.md",
+    "cookbook/user_and_house_rules.md",
+    "docs/experiments.md",
+    "docs/how_to/performance.md",
+    "docs/tutorials/ads_in_a_chat_app.md",
+    "docs/tutorials/rag_with_history.md",
+}
 EXAMPLE = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<output>.*?)```\n)?", re.DOTALL)
 
 

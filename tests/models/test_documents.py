@@ -1,4 +1,4 @@
-"""The examples that take many replies of the embedded model run, and print what is shown."""
+"""The examples that take a second and more run, and print what is shown."""
 
 import pytest
 
