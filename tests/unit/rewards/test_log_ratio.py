@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -446,18 +447,21 @@ class Waits:
         return [self.score(prompts[0], replies) for prompts, _ in conditions]
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_long_instructions_delay_no_report_of_short_ones(ask, first):
-    model = Waits()
+def test_long_instructions_delay_no_report_of_short_ones(ask):
     long = [Agent(f"long {k}", LogRatioReward(f"{k} " + "very " * 400)) for k in range(4)]
     short = [Agent("B", LogRatioReward("Praise b.")), Agent("C", LogRatioReward("Praise c."))]
-    agents = [*long, *short] if first else [*short, *long]
-    reports = dict(zip([agent.name for agent in agents], ask(*agents, scorer=model, timeout=2.0), strict=True))
-    model.gate.set()
-    assert [reports[agent.name].status for agent in long] == ["timeout"] * 4
-    assert reports["B"].rewards == pytest.approx(log_ratios(PRAISES_B))
-    assert reports["C"].rewards == pytest.approx(log_ratios(PRAISES_C))
-    assert model.calls == [3, 4]
+
+    def check(agents):
+        model = Waits()
+        reports = dict(zip([agent.name for agent in agents], ask(*agents, scorer=model, timeout=2.0), strict=True))
+        model.gate.set()
+        assert [reports[agent.name].status for agent in long] == ["timeout"] * 4
+        assert reports["B"].rewards == pytest.approx(log_ratios(PRAISES_B))
+        assert reports["C"].rewards == pytest.approx(log_ratios(PRAISES_C))
+        assert model.calls == [3, 4]
+
+    with ThreadPoolExecutor(2) as pool:  # both wait for the deadline
+        assert list(pool.map(check, ([*long, *short], [*short, *long]))) == [None, None]
 
 
 def test_an_agent_of_many_instructions_is_scored_behind_those_of_few(ask):
