@@ -102,6 +102,7 @@ def create_app(
         try:
             yield
         finally:
+            await served.end()
             expiry.cancel()
             with suppress(asyncio.CancelledError):
                 await expiry

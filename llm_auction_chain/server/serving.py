@@ -36,6 +36,7 @@ __all__ = ["AuctionResponse", "Auctions"]
 _logger = logging.getLogger(__name__)
 _ROUNDS = 3  # of the event loop, in which a hang-up that has arrived reaches the application
 _SEED_BYTES = 6
+_PATIENCE = 10.0  # seconds that a stop waits for the ledger
 
 
 @dataclass(kw_only=True)
@@ -49,6 +50,7 @@ class Auctions:
         metrics: of the server.
         secret: makes the seeds that clients send unpredictable to agents, where money is charged.
         recent: the latest results by auction id, for receipts that no ledger keeps.
+        under_way: requests whose answer is not complete, or whose charges are being taken back.
     """
 
     by_model: Mapping[str, AuctionRunnable]
@@ -57,6 +59,7 @@ class Auctions:
     metrics: Metrics
     secret: bytes
     recent: OrderedDict[str, AuctionResult] = field(default_factory=OrderedDict)
+    under_way: "set[asyncio.Task[None]]" = field(default_factory=set)
 
     def named(self, model: str) -> AuctionRunnable:
         """Return the auction of a model id.
@@ -130,6 +133,11 @@ class Auctions:
         while len(self.recent) > self.limits.receipts:
             self.recent.popitem(last=False)
 
+    async def end(self) -> None:
+        """Wait until what the server cancelled when it stopped is released and taken back."""
+        if self.under_way:
+            await asyncio.wait(self.under_way, timeout=_PATIENCE)
+
     def _unpredictable(self, seed: int) -> int:
         """Return a seed that follows from the client's. Whoever knows a seed knows the draw, and could bid by it."""
         digest = hmac.digest(self.secret, str(seed).encode(), hashlib.sha256)
@@ -153,6 +161,8 @@ class AuctionResponse(Response):
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self._work(receive, send))
+        self._auctions.under_way.add(work)
+        work.add_done_callback(self._auctions.under_way.discard)
         hang_up = asyncio.create_task(self._await_hang_up(receive, work))
         try:
             await work

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import threading
 
 import pytest
 from langchain_core.language_models import BaseChatModel
@@ -181,6 +182,19 @@ async def test_a_stop_of_the_server_cancels_what_is_not_delivered(ledger):
     await gate.reached.wait()
     connection.task.cancel()
     await asyncio.gather(connection.task, return_exceptions=True)
+    assert states(ledger) == (0, 0)
+
+
+async def test_a_stop_waits_for_the_ledger_to_release_what_was_cancelled(ledger):
+    gate, may_void = Gate(), threading.Event()
+    void = ledger.void
+    ledger.void = lambda *arguments, **keywords: may_void.wait(10) and void(*arguments, **keywords)
+    app = create_app(auction_of(GatedChatModel(gate=gate), ledger))
+    async with app.router.lifespan_context(app):
+        connection = Connection(app, BODY)
+        await gate.reached.wait()
+        connection.task.cancel()  # as a server does whose time to drain is over
+        asyncio.get_running_loop().call_later(0.05, may_void.set)
     assert states(ledger) == (0, 0)
 
 
