@@ -1,6 +1,7 @@
 """Chat completions: from a request's body to messages and settings, and from replies to an answer."""
 
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 
@@ -12,16 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.ai import UsageMetadata
+from langchain_openai import ChatOpenAI
 from llm_comply.schema import SpecLoader
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types import chat
+from pydantic import BaseModel
 
-from llm_auction_chain.server.chat_completions import ChatCompletion, read_request
+from llm_auction_chain.server.chat_completions import ChatCompletion, _Body, read_request
 from llm_auction_chain.server.wire import ReplyRequest, WireError
 
 IDENTIFIER = "0123456789abcdef" * 2
 ASK = {"role": "user", "content": "Which bank?"}
-ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+NUMBERS = {"type": "object", "properties": {"a": {"type": "integer", "default": None}}}
+ADD = {"type": "function", "function": {"name": "add", "parameters": NUMBERS}}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
 CALLS = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "2"}
@@ -55,6 +59,11 @@ WHOLE = {
     "user": "ann",
     "store": False,
     "auction": {"agents": []},
+}
+WHOLE_WITHOUT_STREAM = {
+    name: value
+    for name, value in WHOLE.items()
+    if name not in ("model", "messages", "stream", "stream_options", "auction")
 }
 
 
@@ -245,6 +254,12 @@ def test_a_wrong_field_is_named_and_its_value_is_not_repeated(fields, param):
     assert "SECRET" not in json.dumps(error.envelope())
 
 
+def test_the_page_about_the_server_names_every_field():
+    page = (Path(__file__).parents[3] / "docs" / "how_to" / "server.md").read_text(encoding="utf-8")
+    fields = {*_Body.model_fields, *_Body.ignored, *_Body.refused}
+    assert {name for name in fields if not re.search(rf"^\|.*`{name}\b", page, re.MULTILINE)} == set()
+
+
 def test_a_deprecated_field_comes_with_its_successor():
     assert "Use tools." in error_of(asking(functions=[])).message
     assert "Did you mean max_tokens?" in error_of(asking(max_token=5)).message
@@ -273,6 +288,60 @@ def test_images_reach_the_model(url):
     image = {"type": "image_url", "image_url": {"url": url}}
     (message,) = read_request({"model": "ads", "messages": [{"role": "user", "content": [image]}]}).messages
     assert message.content == [image]
+
+
+class Bank(BaseModel):
+    """A bank."""
+
+    name: str
+
+
+def add(a: int) -> int:
+    """Add one."""
+    return a + 1
+
+
+CONVERSATION = [
+    SystemMessage("Be brief."),
+    HumanMessage([{"type": "text", "text": "And this?"}, {"type": "image", "url": "https://example.org/a.png"}]),
+    HumanMessage([{"type": "image", "base64": "iVBORw0KGgo=", "mime_type": "image/png"}]),
+    AIMessage(
+        [{"type": "text", "text": "One."}], name="bot", tool_calls=[{"name": "add", "args": {"a": 1}, "id": "1"}]
+    ),
+    ToolMessage("2", tool_call_id="1", name="add"),
+]
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda client, _: client.chat.completions.create(model="ads", messages=[ASK], **WHOLE_WITHOUT_STREAM),
+        lambda client, _: client.chat.completions.parse(model="ads", messages=[ASK], response_format=Bank),
+        lambda client, _: client.chat.completions.parse(
+            model="ads", messages=[ASK], tools=[openai.pydantic_function_tool(Bank)]
+        ),
+        lambda _, model: model.invoke(CONVERSATION, temperature=0.5, max_tokens=5, stop=["a"], seed=7),
+        lambda _, model: model.bind_tools([add], tool_choice="add", parallel_tool_calls=False).invoke("Add."),
+        lambda _, model: model.bind_tools([add], tool_choice="any", strict=True).invoke("Add."),
+        lambda _, model: model.with_structured_output(Bank).invoke("Which bank?"),
+        lambda _, model: model.with_structured_output(Bank, method="function_calling").invoke("Which bank?"),
+        lambda _, model: model.with_structured_output(Bank, method="json_mode").invoke("Which bank?"),
+        lambda _, model: [*model.stream("Which bank?", stream_usage=True)],
+    ],
+)
+def test_what_real_clients_send_is_read(send):
+    bodies = []
+
+    def keep(request):
+        bodies.append(json.loads(request.content))
+        return httpx.Response(400, json=WireError(400, "Enough.").envelope())
+
+    http = httpx.Client(transport=httpx.MockTransport(keep))
+    client = openai.OpenAI(api_key="key", base_url="http://test", http_client=http)
+    model = ChatOpenAI(model="ads", api_key="key", base_url="http://test", http_client=http, reasoning_effort="low")
+    with pytest.raises(openai.BadRequestError):
+        send(client, model)
+    assert read_request(bodies[0]).messages
 
 
 JSON = st.recursive(
