@@ -10,11 +10,13 @@ from pydantic_core import PydanticCustomError
 from llm_auction_chain.messages import total_usage
 from llm_auction_chain.server.wire import (
     Answer,
+    Effort,
     Function,
     ImageUrl,
     Named,
+    ReplyBody,
     ReplyRequest,
-    RequestBody,
+    Verbosity,
     WireError,
     WireModel,
     assistant_message,
@@ -169,11 +171,10 @@ _AnyMessage = Annotated[
     _SystemMessage | _UserMessage | _AssistantMessage | _ToolMessage,
     Field(discriminator="role"),
 ]
-_Penalty = Annotated[float, Field(ge=-2, le=2)]
 _Tokens = Annotated[int, Field(ge=1)]
 
 
-class _Body(RequestBody):
+class _Body(ReplyBody):
     ignored: ClassVar[Mapping[str, str]] = {
         "metadata": "Labels of stored completions. Nothing is stored.",
         "prompt_cache_key": "Chooses a cache. It changes speed, no reply.",
@@ -198,10 +199,7 @@ class _Body(RequestBody):
     }
     unions: ClassVar[frozenset[str]] = frozenset({"content", "messages"})
 
-    model: Annotated[str, Field(min_length=1)]
     messages: Annotated[list[_AnyMessage], Field(min_length=1)]
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     max_tokens: _Tokens | None = None
     max_completion_tokens: _Tokens | None = None
     stop: (
@@ -214,20 +212,15 @@ class _Body(RequestBody):
     ) = None
     seed: Annotated[int, Field(ge=-_SEEDS // 2, lt=_SEEDS // 2)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
-    frequency_penalty: _Penalty | None = None
-    presence_penalty: _Penalty | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
+    reasoning_effort: Effort | None = None
+    verbosity: Verbosity | None = None
     tools: Annotated[list[_Tool], Field(max_length=128)] | None = None
     tool_choice: (
         Annotated[_ToolChoice, BeforeValidator(lambda value: {"type": value} if isinstance(value, str) else value)]
         | None
     ) = None
-    parallel_tool_calls: bool | None = None
     response_format: _ResponseFormat | None = None
-    stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    auction: dict[str, Any] | None = None
 
 
 def read_request(body: Mapping[str, Any]) -> ReplyRequest:
@@ -248,21 +241,17 @@ def read_request(body: Mapping[str, Any]) -> ReplyRequest:
     tokens = {request.max_tokens, request.max_completion_tokens} - {None}
     if len(tokens) > 1:
         raise invalid("max_tokens", "must be the same as max_completion_tokens. Give one of them.")
-    keywords = {
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "max_tokens": next(iter(tokens), None),
-        "stop": request.stop or None,
-        "frequency_penalty": request.frequency_penalty or None,
-        "presence_penalty": request.presence_penalty or None,
-        "reasoning_effort": request.reasoning_effort,
-        "verbosity": request.verbosity,
-        "parallel_tool_calls": False if tools and request.parallel_tool_calls is False else None,
-    }
+    keywords = request.keywords(
+        tools=bool(tools),
+        max_tokens=next(iter(tokens), None),
+        stop=request.stop or None,
+        reasoning_effort=request.reasoning_effort,
+        verbosity=request.verbosity,
+    )
     return ReplyRequest(
         model=request.model,
         messages=tuple(convert_to_messages([message.as_input() for message in request.messages])),
-        keywords={name: value for name, value in keywords.items() if value is not None},
+        keywords=keywords,
         tools=tools,
         tool_choice=choice,
         response_format=_response_format(request.response_format),

@@ -13,12 +13,14 @@ from typing_extensions import override
 
 from llm_auction_chain.server.wire import (
     Answer,
+    Effort,
     Function,
     ImageUrl,
     Name,
     Named,
+    ReplyBody,
     ReplyRequest,
-    RequestBody,
+    Verbosity,
     WireError,
     WireModel,
     assistant_message,
@@ -58,11 +60,16 @@ def _parts(value: Any) -> Any:
 
 
 def _items(value: Any) -> Any:
-    """Return the input as a list of items, each with its type."""
+    """Return the input as a list of items with their types, without the nulls with which clients send items back."""
     if not isinstance(value, str | list):
         raise PydanticCustomError("input_type", "Input should be a text or a list of items")
     items = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    items = [{"type": "message", **item} if isinstance(item, Mapping) else item for item in items]
+    items = [
+        {"type": "message", **{name: field for name, field in item.items() if field is not None}}
+        if isinstance(item, Mapping)
+        else item
+        for item in items
+    ]
     return _of_types("input", items, _ITEMS, _STATELESS)
 
 
@@ -197,7 +204,7 @@ class _Format(WireModel):
 
 class _TextSettings(WireModel):
     format: _Format | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
+    verbosity: Verbosity | None = None
 
     def as_sent(self) -> dict[str, Any]:
         sent = self.model_dump(by_alias=True, exclude_none=True)
@@ -216,12 +223,12 @@ class _TextSettings(WireModel):
 
 
 class _ReasoningSettings(WireModel):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
     summary: Annotated[str | None, AfterValidator(_no_summary)] = None
     generate_summary: Annotated[str | None, AfterValidator(_no_summary)] = None
 
 
-class _Body(RequestBody):
+class _Body(ReplyBody):
     ignored: ClassVar[Mapping[str, str]] = {
         "prompt_cache_key": "Chooses a cache. It changes speed, no reply.",
         "prompt_cache_options": "As `prompt_cache_key`.",
@@ -245,7 +252,6 @@ class _Body(RequestBody):
     }
     unions: ClassVar[frozenset[str]] = frozenset({"content", "input", "output"})
 
-    model: str
     input: Annotated[
         list[Annotated[_Message | _FunctionCall | _FunctionCallOutput | _Reasoning, Field(discriminator="type")]],
         BeforeValidator(_items),
@@ -256,40 +262,28 @@ class _Body(RequestBody):
     tool_choice: Annotated[
         _ToolChoice | None, BeforeValidator(lambda value: {"type": value} if isinstance(value, str) else value)
     ] = None
-    parallel_tool_calls: bool | None = None
     text: _TextSettings | None = None
     reasoning: _ReasoningSettings | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     include: Annotated[list[str], AfterValidator(_no_logprobs)] | None = None
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
         None, max_length=16
     )
-    stream: bool | None = None
-    auction: dict[str, Any] | None = None
 
     def request(self) -> ReplyRequest:
         """Return what the client asks for."""
         tools, tool_choice = self._allowed_tools()
         text = self.text or _TextSettings()
-        keywords = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "max_tokens": self.max_output_tokens,
-            "frequency_penalty": self.frequency_penalty or None,
-            "presence_penalty": self.presence_penalty or None,
-            "reasoning_effort": self.reasoning.effort if self.reasoning else None,
-            "verbosity": text.verbosity,
-            "parallel_tool_calls": False if tools and self.parallel_tool_calls is False else None,
-        }
         functions = [tool.model_dump(exclude={"type"}, exclude_none=True) for tool in tools]
         return ReplyRequest(
             model=self.model,
             messages=tuple(self._messages()),
-            keywords={name: value for name, value in keywords.items() if value is not None},
+            keywords=self.keywords(
+                tools=bool(tools),
+                max_tokens=self.max_output_tokens,
+                reasoning_effort=self.reasoning.effort if self.reasoning else None,
+                verbosity=text.verbosity,
+            ),
             tools=tuple({"type": "function", "function": function} for function in functions),
             tool_choice=tool_choice,
             response_format=text.nested(),
@@ -335,6 +329,9 @@ class _Body(RequestBody):
     def _allowed_tools(self) -> tuple[list[_Function], str | None]:
         """Return the tools that the model may call, and `auto`, `required` or the one that it must call."""
         tools, choice = self.tools or [], self.tool_choice
+        names = {tool.name for tool in tools}
+        if len(names) < len(tools):
+            raise invalid("tools", "must have different names.")
         if choice is None or choice.type == "none" or (choice.type == "auto" and not tools):
             return (tools if choice is None else []), None
         mode: str
@@ -344,7 +341,7 @@ class _Body(RequestBody):
             chosen, mode = [choice.name or ""], choice.name or ""
         else:
             chosen, mode = [tool.name for tool in choice.tools], choice.mode
-        if not chosen or not {tool.name for tool in tools}.issuperset(chosen):
+        if not chosen or not names.issuperset(chosen):
             raise invalid("tool_choice", "must be of functions that are among the tools.")
         return [tool for tool in tools if choice.type == "function" or tool.name in chosen], mode
 

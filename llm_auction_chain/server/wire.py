@@ -16,12 +16,15 @@ from llm_auction_chain.messages import ENDS, calls_of, json_of, parsed
 
 __all__ = [
     "Answer",
+    "Effort",
     "Function",
     "ImageUrl",
     "Name",
     "Named",
+    "ReplyBody",
     "ReplyRequest",
     "RequestBody",
+    "Verbosity",
     "WireError",
     "WireModel",
     "assistant_message",
@@ -115,6 +118,8 @@ def _safe_url(url: str) -> str:
     return url
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Verbosity = Literal["low", "medium", "high"]
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -197,6 +202,36 @@ class RequestBody(WireModel):
                 text += "." * bool(text) + part.encode("ascii", "backslashreplace").decode()[:64]
             before = (before[1], "[]" if isinstance(part, int) else part)
         return text
+
+
+class ReplyBody(RequestBody):
+    """The fields that both formats share."""
+
+    model: Annotated[str, Field(min_length=1)]
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    parallel_tool_calls: bool | None = None
+    stream: bool | None = None
+    auction: dict[str, Any] | None = None
+
+    def keywords(self, *, tools: bool, **further: Any) -> dict[str, Any]:
+        """Return what the client sets and the model has to know: the shared settings, and further ones.
+
+        Args:
+            tools: whether the model may call tools.
+            **further: settings; None is left out.
+        """
+        keywords = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "frequency_penalty": self.frequency_penalty or None,
+            "presence_penalty": self.presence_penalty or None,
+            "parallel_tool_calls": False if tools and self.parallel_tool_calls is False else None,
+            **further,
+        }
+        return {name: value for name, value in keywords.items() if value is not None}
 
 
 def _kind(value: object) -> str:

@@ -161,10 +161,12 @@ def test_an_output_without_its_call_and_a_call_without_its_output_are_refused():
 
 def test_the_answer_can_be_sent_back_as_input():
     reply = AIMessage("I look.", tool_calls=[CALL])
-    output = body(reply, tools=[WEATHER])["output"]
+    whole = body(reply, tools=[WEATHER])
+    dumped = [item.model_dump() for item in Response.model_validate(whole).output]
     result = {"type": "function_call_output", "call_id": "call_1", "output": "sun"}
-    _, again, _ = request(input=[{"role": "user", "content": "Hi"}, *output, result]).messages
-    assert (again.text, again.tool_calls) == (reply.text, reply.tool_calls)
+    for items in (whole["output"], dumped):
+        _, again, _ = request(input=[{"role": "user", "content": "Hi"}, *items, result]).messages
+        assert (again.text, again.tool_calls) == (reply.text, reply.tool_calls)
 
 
 def test_a_refusal_can_be_sent_back_as_input():
@@ -257,6 +259,7 @@ def test_a_schema_for_the_text_gets_the_nested_form():
         ({"input": [{"type": "function_call", "call_id": "1", "name": "a b", "arguments": ""}]}, "input[0].name"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
+        ({"tools": [WEATHER, WEATHER]}, "tools"),
         ({"tool_choice": {"type": "web_search"}}, "tool_choice.type"),
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format"),
         ({"temperature": 2.5}, "temperature"),
