@@ -158,9 +158,9 @@ def _add_replies(app: FastAPI, served: Auctions, access: Access) -> None:
         request: Request, read: Callable[[Mapping[str, Any]], ReplyRequest], kind: type[Answer]
     ) -> Response:
         caller = _caller(request, access, "client", "operator")
-        asked = read(await _json_of(request, served.limits))
-        served.check(asked)
-        answer = kind(asked, identifier=_identifier(request, caller), created=int(time.time()))
+        wanted = read(await _json_of(request, served.limits))
+        answer = kind(wanted, identifier=_identifier(request, caller), created=int(time.time()))
+        served.check(answer)
         details = caller.role == "operator"
         return AuctionResponse(served, answer, caller, details=details, request_id=request.scope[_SCOPE]["request"])
 

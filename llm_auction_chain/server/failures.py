@@ -27,8 +27,8 @@ _HEADERS: Mapping[int, Mapping[str, str]] = {
 }
 # Their messages say what was wrong with the request, and hold no text of a prompt, a reply or an agent.
 _OF_THE_REQUEST: Mapping[type[Exception], Mapping[str, Any]] = {
-    ContextWindowError: {"param": "messages", "code": "context_length_exceeded"},
-    PromptError: {"param": "messages", "code": "empty_prompt"},
+    ContextWindowError: {"code": "context_length_exceeded"},
+    PromptError: {"code": "empty_prompt"},
     ConfigurationError: {"code": "unsupported"},
     NotImplementedError: {"code": "unsupported"},
 }

@@ -387,6 +387,8 @@ def _assistant(reply: Sequence[_Message], calls: Sequence[_FunctionCall]) -> Ite
 class ModelResponse(Answer):
     """The answer to `POST /v1/responses`. Its one reply is known at once, so each part of it is one delta."""
 
+    fields: ClassVar[Mapping[str, str]] = {"messages": "input", "max_tokens": "max_output_tokens"}
+
     @override
     def __init__(self, request: ReplyRequest, *, identifier: str, created: int) -> None:
         super().__init__(request, identifier=identifier, created=created)

@@ -74,19 +74,20 @@ class Auctions:
             )
         return auction
 
-    def check(self, request: ReplyRequest) -> None:
+    def check(self, answer: Answer) -> None:
         """Refuse a request that is beyond the limits.
 
         Raises:
             WireError: 400, with the limit.
         """
-        limits, max_tokens = self.limits, request.keywords.get("max_tokens")
+        limits, request = self.limits, answer.request
         for name, value, most in (
             ("messages", len(request.messages), limits.messages),
             ("n", request.n, min(limits.n, limits.auctions + limits.queue)),
-            ("max_tokens", max_tokens or 0, limits.max_tokens),
+            ("max_tokens", request.keywords.get("max_tokens", 0), limits.max_tokens),
         ):
             if value > most:
+                name = answer.fields.get(name, name)  # noqa: PLW2901
                 raise WireError(400, f"{name} must be at most {most} on this server, got {value}.", param=name)
 
     async def replies(

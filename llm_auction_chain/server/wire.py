@@ -284,6 +284,9 @@ class Answer(ABC):
         created: seconds since 1970.
     """
 
+    fields: ClassVar[Mapping[str, str]] = {}
+    """What the format calls `messages` and `max_tokens`, where it has other names for them."""
+
     def __init__(self, request: ReplyRequest, *, identifier: str, created: int) -> None:
         self.request, self.identifier, self.created = request, identifier, created
 

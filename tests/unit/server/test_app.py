@@ -144,6 +144,10 @@ def test_the_limits_of_a_request_are_named():
         answer = client.post(CHAT, json={**BODY, field: value})
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == field
+    for field, value in (("input", BODY["messages"] * 3), ("max_output_tokens", 16)):
+        answer = client.post("/v1/responses", json={"model": "llm-auction", "input": QUESTION, field: value})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == field
 
 
 def test_each_answer_has_a_request_id_of_its_own():
