@@ -65,7 +65,7 @@ docs: $(STAMP)
 test-docs: $(STAMP)
 	$(BIN)/pytest tests/browser
 
-BENCHMARKS := agents directory engine ledger mechanism neighbours overhead
+BENCHMARKS := agents directory engine ledger mechanism neighbours overhead server
 
 # Each compares contenders that take turns in one run. The quick ones take less than 50 seconds each on two slow cores.
 bench bench-quick: $(STAMP)

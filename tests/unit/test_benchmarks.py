@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks"
-SCRIPTS = ["agents", "directory", "engine", "ledger", "mechanism", "neighbours", "overhead"]
+SCRIPTS = ["agents", "directory", "engine", "ledger", "mechanism", "neighbours", "overhead", "server"]
 
 
 @pytest.fixture(scope="module")
