@@ -1,6 +1,7 @@
 """The queue in front of the auctions."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +87,9 @@ def test_limits_that_cannot_be_are_refused(settings, text):
     with pytest.raises(ConfigurationError) as caught:
         Limits(**settings)
     assert text in str(caught.value)
+
+
+def test_the_page_about_the_server_has_the_default_of_each_limit():
+    page = (Path(__file__).parents[3] / "docs" / "how_to" / "server.md").read_text(encoding="utf-8")
+    for name, value in Limits():
+        assert f"| `{name}` | {value:.0f} |" in page
