@@ -4,21 +4,15 @@ llm-comply sends the cases of the specification's suite; `docs/reference/open_re
 """
 
 import re
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import llm_comply
 import pytest
-import uvicorn
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from llm_comply.tests import get_tests
 
 from llm_auction_chain import Agent, AuctionRunnable
 from llm_auction_chain.server import create_app
+from tests.server.serving import Seer, served
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT.joinpath("docs", "reference", "open_responses.md").read_text("utf-8")
@@ -29,44 +23,6 @@ REFUSED = {"reasoning-summary": "reasoning.summary", "chat-reasoning-summary": "
 
 # llm-comply resolves references by means that jsonschema no longer recommends, and takes its warning for a violation
 pytestmark = pytest.mark.filterwarnings("ignore:jsonschema.RefResolver:DeprecationWarning")
-
-
-class Seer(BaseChatModel):
-    """A model that sees pictures, calls the first of its tools, and counts tokens."""
-
-    def bind_tools(self, tools, **kwargs):
-        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
-
-    def _generate(self, messages, stop=None, run_manager=None, tools=(), **kwargs):
-        content = messages[-1].content
-        pictures = [part for part in content if isinstance(part, dict) and part["type"] == "image_url"]
-        calls = [{"name": tool["function"]["name"], "args": {"location": "x"}, "id": "call_1"} for tool in tools[:1]]
-        reply = AIMessage(
-            "" if calls else f"I see {len(pictures)} pictures.",
-            tool_calls=calls,
-            usage_metadata={"input_tokens": 5, "output_tokens": 3, "total_tokens": 8},
-        )
-        return ChatResult(generations=[ChatGeneration(message=reply)])
-
-    @property
-    def _llm_type(self):
-        return "seer"
-
-
-@contextmanager
-def served(app):
-    """Yield the URL of an app on a socket of the loopback."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-        assert thread.is_alive()
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
