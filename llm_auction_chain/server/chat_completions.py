@@ -367,7 +367,8 @@ class ChatCompletion(Answer):
         calls = tool_calls(reply, f"{self.identifier}_{index}")
         refusal = reply.additional_kwargs.get("refusal")
         empty = None if calls or refusal else ""
-        message = {"role": "assistant", "content": str(reply.text) or empty, "refusal": refusal}
+        content = str(reply.text) or empty
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": refusal, "annotations": []}
         return {**message, "tool_calls": calls} if calls else message
 
     def _chunk(

@@ -51,6 +51,11 @@ def test_every_case_passes_save_those_that_are_refused(suite):
         assert (error["type"], error["param"]) == ("invalid_request_error", REFUSED[name])
 
 
+def test_no_case_has_a_warning_save_of_the_endpoint_that_is_optional(suite):
+    _, results = suite
+    assert {name for name, one in results.items() if one.warnings} <= {"compact-response", *REFUSED}
+
+
 def test_the_page_lists_every_case_and_what_comes_of_it(suite):
     kind, results = suite
     rows = re.findall(r"^\| `([a-z-]+)` \| [^|]+ \| (passes|refused)\b[^|]*\|$", PAGE, re.MULTILINE)

@@ -437,7 +437,7 @@ def test_an_answer_has_the_format_that_clients_read(reply):
 def test_an_answer_shows_the_text_and_neither_reasoning_nor_metadata():
     body = answer_to().body([SPOKEN], AUCTIONS[:1])
     (choice,) = body["choices"]
-    assert choice["message"] == {"role": "assistant", "content": "B Bank.", "refusal": None}
+    assert choice["message"] == {"role": "assistant", "content": "B Bank.", "refusal": None, "annotations": []}
     assert choice["finish_reason"] == "length"
     assert "SECRET" not in json.dumps(body)
 
