@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from langchain_core.messages import AIMessage, convert_to_messages
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from llm_auction_chain.messages import total_usage
@@ -104,26 +104,30 @@ class _ToolMessage(_Message):
     tool_call_id: str
 
 
-class _CalledFunction(WireModel):
+class _Echo(WireModel):
+    """A part of an earlier reply, to which clients' libraries add fields of their own. They are not read."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _CalledFunction(_Echo):
     name: str
     arguments: str
 
 
-class _Call(WireModel):
+class _Call(_Echo):
     id: str
     type: Literal["function"]
     function: _CalledFunction
 
 
-class _AssistantMessage(_Message):
+class _AssistantMessage(_Message, _Echo):
     kinds = ("text", "refusal")
 
     role: Literal["assistant"]
     content: _Content | None = None
     refusal: str | None = None
     tool_calls: Annotated[list[_Call], Field(min_length=1)] | None = None
-    # Clients send a reply back with all the fields that OpenAI's own servers give it.
-    annotations: list[Any] | None = None
     audio: None = None
     function_call: None = None
 

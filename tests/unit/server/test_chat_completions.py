@@ -149,6 +149,13 @@ def test_a_call_that_a_model_botched_stays_in_the_conversation(arguments):
     assert message.invalid_tool_calls[0]["args"] == arguments
 
 
+def test_fields_that_libraries_add_to_an_earlier_reply_are_not_read():
+    call = {**CALL, "index": 0, "function": {**CALL["function"], "parsed_arguments": {"a": 1}}}
+    reply = {**CALLS, "tool_calls": [call], "parsed": None, "reasoning_content": "private"}
+    request = {"model": "ads", "messages": [ASK, reply, RESULT]}
+    assert read_request(request) == read_request({**request, "messages": [ASK, CALLS, RESULT]})
+
+
 def test_a_reply_can_be_sent_back_as_it_came():
     answer = ChatCompletion(read_request(asking()), identifier=IDENTIFIER, created=1)
     for reply in (AIMessage("B Bank."), AIMessage("", additional_kwargs={"refusal": "No."})):
