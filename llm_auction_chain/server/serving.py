@@ -279,30 +279,36 @@ def _agents_of(request: ReplyRequest, caller: Key) -> list[Agent] | None:
 
 def _bound(auction: AuctionRunnable, request: ReplyRequest) -> tuple[Runnable[Any, Any], dict[str, Any]]:
     """Return the auction with the request's tools and format, and the keywords of its calls."""
-    keywords = dict(request.keywords)
-    if request.response_format is not None:
-        auction = auction.model_copy(update={"model": auction.model.bind(**keywords)}) if keywords else auction
-        return _formatted(auction, request), {}
+    keywords, form = dict(request.keywords), request.response_format
     if request.tools:
-        choice = {} if request.tool_choice is None else {"tool_choice": request.tool_choice}
-        return auction.bind_tools(list(request.tools), **choice), keywords
+        bound: dict[str, Any] = {"tool_choice": request.tool_choice}
+        if form is not None:
+            if form["type"] == "json_object":
+                raise WireError(400, "Give a json_schema beside tools, not json_object.", param="response_format")
+            bound["strict"] = True  # as LangChain's agents do; OpenAI's client parses no other tools
+            bound["response_format"] = {**form, "json_schema": {**form["json_schema"], "schema": _schema_of(form)}}
+        return auction.bind_tools(list(request.tools), **bound), keywords
+    if form is not None:
+        auction = auction.model_copy(update={"model": auction.model.bind(**keywords)}) if keywords else auction
+        return _formatted(auction, form), {}
     return auction, keywords
 
 
-def _formatted(auction: AuctionRunnable, request: ReplyRequest) -> Runnable[Any, Any]:
-    """Return the auction among replies of the requested format, by the means that its model has for that."""
-    form = request.response_format or {}
-    if request.tools:
-        raise WireError(400, "Give tools or response_format, not both.", param="response_format")
+def _formatted(auction: AuctionRunnable, form: Mapping[str, Any]) -> Runnable[Any, Any]:
+    """Return the auction among replies of a format, by the means that its model has for that."""
     if form["type"] == "json_object":
         return auction.with_structured_output(None, method="json_mode", include_raw=True)
-    named = form["json_schema"]
-    schema = {"title": named["name"], "description": named.get("description") or named["name"], **named["schema"]}
-    structured = partial(auction.with_structured_output, schema, include_raw=True)
-    strict = {} if named.get("strict") is None else {"strict": named["strict"]}
+    structured = partial(auction.with_structured_output, _schema_of(form), include_raw=True)
+    strict = form["json_schema"].get("strict")
     with suppress(TypeError, ValueError):  # not every model has this method, or takes `strict`
-        return structured(method="json_schema", **strict)
+        return structured(method="json_schema", **({} if strict is None else {"strict": strict}))
     return structured()
+
+
+def _schema_of(form: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema with its name, as LangChain's models read it."""
+    named = form["json_schema"]
+    return {"title": named["name"], "description": named.get("description") or named["name"], **named["schema"]}
 
 
 def _message_of(reply: Any) -> AIMessage:

@@ -5,10 +5,12 @@ import itertools
 import json
 import threading
 
+import httpx
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_openai import ChatOpenAI
 
 from llm_auction_chain import Agent, AuctionRunnable, Billing, Ledger
 from llm_auction_chain.rewards import MentionReward
@@ -298,3 +300,53 @@ async def test_a_client_sees_of_an_auction_what_users_may_see():
     app = create_app(auction_of(GatedChatModel(gate=Gate(is_open=True))))
     answer = await Connection(app, BODY).answer()
     assert answer["auction"].keys() == {"id", "sponsored", "sponsors", "disclosure"}
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"egg": {"type": "boolean"}},
+    "required": ["egg"],
+    "additionalProperties": False,
+}
+FORM = {"type": "json_schema", "json_schema": {"name": "meal", "strict": True, "schema": SCHEMA}}
+TOOL = {"type": "function", "function": {"name": "cook", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"response_format": FORM},
+        {"response_format": {"type": "json_object"}},
+        {"tools": [TOOL], "tool_choice": "auto"},
+        {"tools": [TOOL], "response_format": FORM},
+        {"temperature": 0.25, "max_tokens": 9, "stop": ["."], "response_format": FORM},
+        {"temperature": 0.25, "max_tokens": 9, "stop": ["."], "tools": [TOOL]},
+        {"temperature": 0.25, "max_tokens": 9, "stop": ["."]},
+    ],
+)
+async def test_a_model_gets_the_tools_the_format_and_the_settings_of_the_request(wanted):
+    """The model is ChatOpenAI, whose requests a transport in this process answers."""
+    bodies = []
+
+    def answer(request):
+        bodies.append(json.loads(request.content))
+        message = {"role": "assistant", "content": '{"egg": true}'}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop"}] * bodies[-1].get("n", 1)
+        completion = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices}
+        return httpx.Response(200, json=completion)
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    model = ChatOpenAI(model="m", api_key="k", http_async_client=client)
+    app = create_app(AuctionRunnable(model=model, n_candidates=2))
+    body = await Connection(app, {**BODY, **wanted}).answer()
+    assert body["choices"][0]["message"]["content"] == '{"egg": true}'
+    for name in ("temperature", "stop", "tool_choice"):
+        assert bodies[0].get(name) == wanted.get(name)
+    assert bodies[0].get("max_completion_tokens") == wanted.get("max_tokens")
+    assert [tool["function"]["name"] for tool in bodies[0].get("tools", [])] == ["cook"] * ("tools" in wanted)
+    form = bodies[0].get("response_format", {})
+    assert form.get("type") == wanted.get("response_format", {}).get("type")
+    if form.get("type") == "json_schema":
+        assert form["json_schema"]["name"] == "meal"
+        assert form["json_schema"]["strict"] is True
+        assert form["json_schema"]["schema"]["required"] == ["egg"]
