@@ -281,13 +281,11 @@ def _bound(auction: AuctionRunnable, request: ReplyRequest) -> tuple[Runnable[An
     """Return the auction with the request's tools and format, and the keywords of its calls."""
     keywords, form = dict(request.keywords), request.response_format
     if request.tools:
-        bound: dict[str, Any] = {"tool_choice": request.tool_choice}
+        tools, bound = list(request.tools), {"tool_choice": request.tool_choice}
         if form is not None:
-            if form["type"] == "json_object":
-                raise WireError(400, "Give a json_schema beside tools, not json_object.", param="response_format")
-            bound["strict"] = True  # as LangChain's agents do; OpenAI's client parses no other tools
-            bound["response_format"] = {**form, "json_schema": {**form["json_schema"], "schema": _schema_of(form)}}
-        return auction.bind_tools(list(request.tools), **bound), keywords
+            tools = [{**tool, "function": {**tool["function"], "strict": True}} for tool in tools]
+            return auction.bind_tools(tools, **bound, response_format=_form_beside_tools(form)), keywords
+        return auction.bind_tools(tools, **bound), keywords
     if form is not None:
         auction = auction.model_copy(update={"model": auction.model.bind(**keywords)}) if keywords else auction
         return _formatted(auction, form), {}
@@ -303,6 +301,13 @@ def _formatted(auction: AuctionRunnable, form: Mapping[str, Any]) -> Runnable[An
     with suppress(TypeError, ValueError):  # not every model has this method, or takes `strict`
         return structured(method="json_schema", **({} if strict is None else {"strict": strict}))
     return structured()
+
+
+def _form_beside_tools(form: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a format as LangChain's agents give it beside tools, which have to be strict then."""
+    if form["type"] == "json_object":
+        raise WireError(400, "Give a json_schema beside tools, not json_object.", param="response_format")
+    return {**form, "json_schema": {**form["json_schema"], "schema": _schema_of(form)}}
 
 
 def _schema_of(form: Mapping[str, Any]) -> dict[str, Any]:

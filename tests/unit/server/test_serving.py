@@ -344,9 +344,19 @@ async def test_a_model_gets_the_tools_the_format_and_the_settings_of_the_request
         assert bodies[0].get(name) == wanted.get(name)
     assert bodies[0].get("max_completion_tokens") == wanted.get("max_tokens")
     assert [tool["function"]["name"] for tool in bodies[0].get("tools", [])] == ["cook"] * ("tools" in wanted)
+    assert all(
+        tool["function"].get("strict") == ("response_format" in wanted or None) for tool in bodies[0].get("tools", [])
+    )
     form = bodies[0].get("response_format", {})
     assert form.get("type") == wanted.get("response_format", {}).get("type")
     if form.get("type") == "json_schema":
         assert form["json_schema"]["name"] == "meal"
         assert form["json_schema"]["strict"] is True
         assert form["json_schema"]["schema"]["required"] == ["egg"]
+
+
+async def test_a_format_without_a_schema_is_refused_beside_tools():
+    app = create_app(auction_of(GatedChatModel(gate=Gate(is_open=True))))
+    connection = Connection(app, {**BODY, "tools": [TOOL], "response_format": {"type": "json_object"}})
+    assert (await connection.answer())["error"]["param"] == "response_format"
+    assert connection.status == 400
