@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from langchain_core.messages import AIMessage, convert_to_messages
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from llm_auction_chain.messages import total_usage
 from llm_auction_chain.server.wire import (
     Answer,
+    Echo,
     Effort,
     Function,
     ImageUrl,
@@ -104,24 +105,18 @@ class _ToolMessage(_Message):
     tool_call_id: str
 
 
-class _Echo(WireModel):
-    """A part of an earlier reply, to which clients' libraries add fields of their own. They are not read."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class _CalledFunction(_Echo):
+class _CalledFunction(Echo):
     name: str
     arguments: str
 
 
-class _Call(_Echo):
+class _Call(Echo):
     id: str
     type: Literal["function"]
     function: _CalledFunction
 
 
-class _AssistantMessage(_Message, _Echo):
+class _AssistantMessage(_Message, Echo):
     kinds = ("text", "refusal")
 
     role: Literal["assistant"]

@@ -7,12 +7,13 @@ from itertools import count
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, ToolMessage, convert_to_messages
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
 from llm_auction_chain.server.wire import (
     Answer,
+    Echo,
     Effort,
     Function,
     ImageUrl,
@@ -60,16 +61,11 @@ def _parts(value: Any) -> Any:
 
 
 def _items(value: Any) -> Any:
-    """Return the input as a list of items with their types, without the nulls with which clients send items back."""
+    """Return the input as a list of items, each with its type."""
     if not isinstance(value, str | list):
         raise PydanticCustomError("input_type", "Input should be a text or a list of items")
     items = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    items = [
-        {"type": "message", **{name: field for name, field in item.items() if field is not None}}
-        if isinstance(item, Mapping)
-        else item
-        for item in items
-    ]
+    items = [{"type": "message", **item} if isinstance(item, Mapping) else item for item in items]
     return _of_types("input", items, _ITEMS, _STATELESS)
 
 
@@ -100,11 +96,17 @@ def _no_summary(value: str | None) -> str | None:
     return value
 
 
-class _Text(WireModel):
-    type: Literal["input_text", "output_text"]
+class _InputText(WireModel):
+    type: Literal["input_text"]
     text: str
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
+
+    def as_block(self) -> dict[str, Any]:
+        return {"type": "text", "text": self.text}
+
+
+class _OutputText(Echo):
+    type: Literal["output_text"]
+    text: str
 
     def as_block(self) -> dict[str, Any]:
         return {"type": "text", "text": self.text}
@@ -127,7 +129,9 @@ class _Image(WireModel):
         return {"type": "image_url", "image_url": {"url": self.image_url, "detail": self.detail or "auto"}}
 
 
-_Content = Annotated[list[Annotated[_Text | _Refusal | _Image, Field(discriminator="type")]], BeforeValidator(_parts)]
+_Content = Annotated[
+    list[Annotated[_InputText | _OutputText | _Refusal | _Image, Field(discriminator="type")]], BeforeValidator(_parts)
+]
 
 
 class _Item(WireModel):
@@ -148,7 +152,7 @@ class _Message(_Item):
         return self
 
 
-class _FunctionCall(_Item, Named):
+class _FunctionCall(Named, Echo):
     type: Literal["function_call"]
     call_id: str
     arguments: str
@@ -160,11 +164,7 @@ class _FunctionCallOutput(_Item):
     output: _Content
 
 
-class _Reasoning(WireModel):
-    """What a provider keeps for itself. It is not read."""
-
-    model_config = ConfigDict(extra="ignore")
-
+class _Reasoning(Echo):
     type: Literal["reasoning"]
 
 
@@ -373,7 +373,7 @@ def read_request(body: Mapping[str, Any]) -> ReplyRequest:
     return _Body.read(body).request()
 
 
-def _blocks(parts: Sequence[_Text | _Refusal | _Image]) -> list[dict[str, Any]]:
+def _blocks(parts: Sequence[_InputText | _OutputText | _Refusal | _Image]) -> list[dict[str, Any]]:
     return [part.as_block() for part in parts]
 
 

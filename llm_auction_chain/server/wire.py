@@ -16,6 +16,7 @@ from llm_auction_chain.messages import ENDS, calls_of, json_of, parsed
 
 __all__ = [
     "Answer",
+    "Echo",
     "Effort",
     "Function",
     "ImageUrl",
@@ -109,6 +110,12 @@ class WireModel(BaseModel):
     """A part of a request: types are strict, numbers are finite, unknown fields are refused."""
 
     model_config = ConfigDict(allow_inf_nan=False, extra="forbid", strict=True)
+
+
+class Echo(WireModel):
+    """A part of an earlier reply, to which clients' libraries add fields of their own. They are not read."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 def _safe_url(url: str) -> str:
