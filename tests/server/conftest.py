@@ -7,7 +7,8 @@ import pytest
 
 from llm_auction_chain import AuctionRunnable, Billing, Ledger
 from llm_auction_chain.server import Key, Limits, create_app
-from tests.server.kitchen import LONG, Gate, Kitchen, agents, serving
+from tests.server.kitchen import LONG, Gate, Kitchen, agents
+from tests.server.serving import served
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def site(tmp_path_factory):
         limits = Limits(keep_alive=0.05, n=3, max_tokens=100, body_bytes=100_000)
         app = create_app(auctions, keys=stored, limits=limits)
         keys = dict(zip((key.name for key in stored), texts, strict=True))
-        with serving(app) as url:
+        with served(app) as url:
             yield types.SimpleNamespace(url=url, app=app, gate=gate, ledger=ledger, keys=keys)
 
 
