@@ -168,7 +168,7 @@ class AuctionResponse(Response):
         try:
             await work
         except asyncio.CancelledError:
-            if not hang_up.done():  # the server stops
+            if (own := asyncio.current_task()) is not None and own.cancelling():  # the server stops
                 raise
             _logger.info("The client of request %s hung up; its auction is cancelled.", self._request_id)
         finally:
@@ -199,13 +199,13 @@ class AuctionResponse(Response):
                         comments.cancel()
                         with suppress(asyncio.CancelledError):
                             await comments
-                await self._deliver(replies, send)
+                await self._deliver(replies, receive, send)
         except Exception as error:  # noqa: BLE001 - every failure is an answer
             await self._fail(wire_error(error, self._request_id), receive, send)
         else:
             self._auctions.record(request.model, delivery.results)
 
-    async def _deliver(self, replies: Sequence[AIMessage], send: Send) -> None:
+    async def _deliver(self, replies: Sequence[AIMessage], receive: Receive, send: Send) -> None:
         seen = [_field_of(reply, details=self._details) for reply in replies]
         if self._answer.request.stream:
             body = b"".join(self._answer.events(replies, seen))
@@ -215,6 +215,8 @@ class AuctionResponse(Response):
             await self._start(send, length=len(body))
         for _ in range(_ROUNDS):
             await asyncio.sleep(0)
+        if _has_hung_up(receive):  # which the task that waits for it has not seen yet
+            raise asyncio.CancelledError
         self._delivered = True
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -247,6 +249,17 @@ class AuctionResponse(Response):
             return
         body = b"".join(self._answer.failure(error))
         await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _has_hung_up(receive: Receive) -> bool:
+    """Return whether the server knows at this very moment that the client is gone. No other task runs meanwhile."""
+    waiting = receive().__await__()
+    try:
+        next(waiting)
+    except StopIteration as arrived:
+        return bool(arrived.value["type"] == "http.disconnect")
+    waiting.close()
+    return False
 
 
 def _field_of(reply: AIMessage, *, details: bool) -> dict[str, Any]:

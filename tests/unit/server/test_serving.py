@@ -169,6 +169,30 @@ async def test_a_client_that_hangs_up_when_the_reply_is_drawn_gets_its_charge_ba
     assert connections[0].messages == []
 
 
+@pytest.mark.parametrize("rounds", range(8))
+async def test_a_reply_is_charged_if_and_only_if_the_connection_was_open_when_it_was_sent(ledger, rounds):
+    """The client goes some rounds of the event loop after the status was sent, just before or after the reply is."""
+
+    class Leaving(Connection):
+        async def _send(self, message):
+            await super()._send(message)
+            if message["type"] == "http.response.start":
+                self._leave_in(rounds)
+
+        def _leave_in(self, rounds):
+            if rounds:
+                asyncio.get_running_loop().call_soon(self._leave_in, rounds - 1)
+            else:
+                self.gone.set()
+
+    app = create_app(auction_of(GatedChatModel(gate=Gate(is_open=True)), ledger, seed=3))
+    connection = Leaving(app, BODY)
+    await asyncio.gather(connection.task, return_exceptions=True)
+    held, charged = states(ledger)
+    assert held == 0
+    assert (charged > 0) == (b"choices" in connection.body)
+
+
 async def test_a_request_that_takes_too_long_gets_503_and_is_not_charged(ledger):
     gate = Gate()
     auction = auction_of(GatedChatModel(gate=gate), ledger).model_copy(update={"reward_timeout": 0.01})
