@@ -44,7 +44,8 @@ test-ledger: $(STAMP)
 test-providers: $(PROVIDERS_STAMP)
 	.venv-providers/bin/pytest tests/providers
 
-# Our own server, with the clients that people have: OpenAI's for Python and Node, LangChain, curl.
+# Our own server, with the clients that people have: OpenAI's for Python and Node, LangChain, curl (Debian: apt-get
+# install curl).
 test-server: $(STAMP) $(NODE_STAMP)
 	$(BIN)/pytest tests/server
 

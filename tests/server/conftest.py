@@ -1,19 +1,43 @@
 """A server for all tests, and the clients that call it."""
 
-import types
+import threading
+from dataclasses import dataclass
 
 import openai
 import pytest
 
 from llm_auction_chain import AuctionRunnable, Billing, Ledger
 from llm_auction_chain.server import Key, Limits, create_app
-from tests.server.kitchen import LONG, Gate, Kitchen, agents
-from tests.server.serving import served
+from tests.server.kitchen import LONG, Gate, Kitchen, agents, serving
+
+
+@dataclass
+class Site:
+    """A running server: where it is, its application and ledger, what its model waits for, keys by their names."""
+
+    url: str
+    app: object
+    gate: Gate
+    ledger: Ledger
+    keys: dict
+
+    def money(self):
+        """Return what is set aside in all accounts, and what they have."""
+        accounts = self.ledger.accounts()
+        return sum(one.held for one in accounts), sum(one.balance for one in accounts)
+
+    def settled(self, before):
+        """Wait until the accounts are as before: holds are released as soon as the model is left."""
+        for _ in range(1000):
+            if self.money() == before:
+                return
+            threading.Event().wait(0.01)
+        assert self.money() == before
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    """A server for the whole session: `url`, `gate`, `ledger`, and the text of a key of each role."""
+    """A server for the whole session."""
     gate = Gate()
     path = tmp_path_factory.mktemp("server") / "ledger.sqlite"
     texts, stored = zip(
@@ -35,8 +59,8 @@ def site(tmp_path_factory):
         limits = Limits(keep_alive=0.05, n=3, max_tokens=100, body_bytes=100_000)
         app = create_app(auctions, keys=stored, limits=limits)
         keys = dict(zip((key.name for key in stored), texts, strict=True))
-        with served(app) as url:
-            yield types.SimpleNamespace(url=url, app=app, gate=gate, ledger=ledger, keys=keys)
+        with serving(app) as url:
+            yield Site(url, app, gate, ledger, keys)
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
-"""A model whose replies a test can foresee, and the agents that bid for them."""
+"""A model whose replies a test can foresee, the agents that bid for them, and a server on the loopback."""
 
 import asyncio
+import contextlib
 import json
+import socket
 import threading
 from typing import ClassVar
 
+import uvicorn
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
@@ -101,3 +104,19 @@ def agents():
         Agent("EggCo", MentionReward(["eggs"], value=4.0), owner="egg-group", report_cap=8.0),
         Agent("OatCo", MentionReward(["oats"], value=3.0), owner="oat-group", report_cap=8.0),
     ]
+
+
+@contextlib.contextmanager
+def serving(app):
+    """Serve an application over real sockets, in a thread, and yield its address."""
+    # From here on connections are accepted, though they wait until the application has started.
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(LONG)
+        listener.close()

@@ -12,8 +12,7 @@ from pydantic import BaseModel
 
 from llm_auction_chain import AuctionRunnable
 from llm_auction_chain.server import Limits, create_app
-from tests.server.kitchen import LONG, PRIVATE, QUESTION, Gate, Kitchen, agents
-from tests.server.serving import served
+from tests.server.kitchen import LONG, PRIVATE, QUESTION, Gate, Kitchen, agents, serving
 
 ORDER = {
     "type": "function",
@@ -309,7 +308,7 @@ def test_a_full_queue_is_a_rate_limit_that_a_client_waits_for(monkeypatch):
         gate.open()
         first.join(LONG)
 
-    with served(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-", timeout=LONG) as client:
+    with serving(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-", timeout=LONG) as client:
         first = threading.Thread(
             target=lambda: complete(client, [{"role": "user", "content": "wait"}], "llm-auction"), daemon=True
         )
@@ -352,39 +351,25 @@ def test_a_key_with_another_conversation_is_another_auction(client):
     assert first.auction["id"] != second.auction["id"]
 
 
-def money(ledger):
-    accounts = ledger.accounts()
-    return sum(one.held for one in accounts), sum(one.balance for one in accounts)
-
-
 WAIT = [{"role": "user", "content": "Please wait."}]
 
 
 def test_a_client_whose_time_is_over_is_not_charged(site, client, gate):
-    before = money(site.ledger)
+    before = site.money()
     with pytest.raises(openai.APITimeoutError):
         complete(client.with_options(timeout=0.5), WAIT, "ads/charged")
     assert gate.left.wait(LONG)
-    settled(site.ledger, before)
+    site.settled(before)
 
 
 def test_a_stream_that_is_closed_early_is_not_charged(site, client, gate):
-    before = money(site.ledger)
+    before = site.money()
     with complete(client, WAIT, "ads/charged", stream=True) as stream:
         assert next(stream).choices[0].delta.role == "assistant"
         assert gate.reached.wait(LONG)
-        assert money(site.ledger)[0] > before[0]
+        assert site.money()[0] > before[0]
     assert gate.left.wait(LONG)
-    settled(site.ledger, before)
-
-
-def settled(ledger, before):
-    """Wait until holds are released: the server does it as soon as the model has left."""
-    for _ in range(1000):
-        if money(ledger) == before:
-            return
-        threading.Event().wait(0.01)
-    assert money(ledger) == before
+    site.settled(before)
 
 
 def test_the_events_of_a_response_are_numbered(client):
