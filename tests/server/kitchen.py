@@ -11,6 +11,7 @@ import uvicorn
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from llm_auction_chain import Agent
@@ -60,6 +61,13 @@ class Kitchen(BaseChatModel):
     def bind_tools(self, tools, **kwargs):
         return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
 
+    def with_structured_output(self, schema=None, *, method="function_calling", **kwargs):
+        if method != "json_mode":
+            return super().with_structured_output(schema, **kwargs)
+        model = self.bind(response_format={"type": "json_object"})
+        raw = RunnablePassthrough.assign(parsed=lambda both: json.loads(both["raw"].text))
+        return {"raw": model} | raw
+
     def _generate(self, *_, **__):
         raise NotImplementedError
 
@@ -88,6 +96,8 @@ class Kitchen(BaseChatModel):
             text = json.dumps(
                 {"number": number, "heard": [[message.type, message.content] for message in messages], "kwargs": kwargs}
             )
+        if "response_format" in kwargs:
+            text = json.dumps({"dish": _value({}, number)})
         for end in stop:
             text = text.partition(end)[0]
         if kwargs.get("max_tokens") is not None and kwargs["max_tokens"] < 4:

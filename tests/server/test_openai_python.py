@@ -83,7 +83,7 @@ def check_stream(chunks, *, usage):
     assert "".join(chunk.choices[0].delta.content for chunk in middle).startswith("Today we have ")
     assert [chunk.choices[0].finish_reason for chunk in (first, *middle, last)] == [None] * (1 + len(middle)) + ["stop"]
     assert last.choices[0].delta.content is None
-    assert last.choices[0].auction["sponsored"] if hasattr(last.choices[0], "auction") else last.auction["sponsored"]
+    assert last.auction["sponsored"]
     assert len({chunk.id for chunk in chunks}) == 1
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
     if usage:
@@ -142,6 +142,16 @@ def test_calls_of_tools_are_auctioned_where_the_server_says_so(site, model, sold
 def test_a_tool_choice_is_kept(client, choice):
     message = complete(client, tools=[ORDER], tool_choice=choice).choices[0].message
     assert bool(message.tool_calls) == (choice != "none")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_reply_is_an_object_of_json_where_that_is_wanted(client, stream):
+    answer = complete(client, response_format={"type": "json_object"}, stream=stream)
+    if stream:
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+    else:
+        text = answer.choices[0].message.content
+    assert json.loads(text)["dish"] in ("eggs", "oats")
 
 
 def test_a_reply_is_parsed_into_a_pydantic_model(client):
@@ -263,6 +273,13 @@ def test_an_owners_key_has_no_permission_to_ask(site, client):
     with pytest.raises(openai.PermissionDeniedError) as caught:
         complete(client, extra_body={"auction": {"agents": []}})
     assert caught.value.param == "auction"
+
+
+def test_an_operator_may_say_who_bids(site, client):
+    bids = [{"name": "JamCo", "reward": {"mention": {"phrases": ["today"], "value": 1.0}}}]
+    operator = client.with_options(api_key=site.keys["ops"])
+    auction = complete(operator, extra_body={"auction": {"agents": bids}}).auction
+    assert auction["payments"].keys() == {"JamCo"}
 
 
 def test_a_model_that_there_is_not_is_not_found(client):
