@@ -279,7 +279,7 @@ def test_an_operator_may_say_who_bids(site, client):
     bids = [{"name": "JamCo", "reward": {"mention": {"phrases": ["today"], "value": 1.0}}}]
     operator = client.with_options(api_key=site.keys["ops"])
     auction = complete(operator, extra_body={"auction": {"agents": bids}}).auction
-    assert auction["payments"].keys() == {"JamCo"}
+    assert [payment["agent"] for payment in auction["payments"]] == ["JamCo"]
 
 
 def test_a_model_that_there_is_not_is_not_found(client):
