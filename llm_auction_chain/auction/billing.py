@@ -104,13 +104,15 @@ class Tab:
     async def __aenter__(self) -> Self:
         try:
             await self._book(self._hold)
+        except DeliveredError:  # whose receipt is the caller's now
+            raise
         except BaseException as error:
             await self.give_up(f"not delivered: {type(error).__name__}")
             raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
+        if kind is not None and not issubclass(kind, DeliveredError):
             await self.give_up(f"not delivered: {kind.__name__}")
 
     async def charge(self, result: "AuctionResult") -> "Charge | None":
@@ -151,9 +153,12 @@ class Tab:
             self._check_delivered(hold)
 
     def _check_delivered(self, hold: "Hold") -> None:
-        """Raise `DeliveredError` with the kept reply, where another call under the id has delivered it."""
+        """Raise `DeliveredError` with the kept reply, where another call under the id has delivered it.
+
+        The ledger counts this call among those that deliver, so a caller that is cancelled meanwhile gives that up.
+        """
         if delivered := getattr(hold, "delivered", None):
-            self._step = "over"
+            self._step, self._receipt = "charge", delivered.receipt
             reply = with_charge(AIMessage.model_validate(json.loads(delivered.reply)), delivered.charge)
             message = f"Auction {self._auction_id!r} delivered its reply already: it is the error's `reply`."
             raise DeliveredError(message, delivered.charge, reply, delivered.receipt)
@@ -172,9 +177,6 @@ class Tab:
             self._step = "charge"
             try:
                 return self._charge_held(ledger, amounts, result)
-            except DeliveredError:
-                self._step = "over"
-                raise
             except LedgerError as error:
                 self._fail(error)
                 self._cancel(ledger, "the charge failed, so the reply was not sponsored")

@@ -471,6 +471,40 @@ def test_a_kept_reply_that_a_repeated_call_delivers_stays_charged_though_the_fir
         assert sound(ledger)
 
 
+class Halting(Ledger):
+    """Waits once it has read a kept reply."""
+
+    read, go_on = threading.Event(), threading.Event()
+
+    def hold(self, *args, **keywords):
+        held = super().hold(*args, **keywords)
+        if held.delivered:
+            self.read.set()
+            self.go_on.wait(10)
+        return held
+
+
+async def test_a_repeated_call_that_is_cancelled_while_it_reads_the_kept_reply_delivers_nothing(url):
+    with Halting(url, keep_replies=True) as ledger:
+        ledger.deposit("C", 100)
+        config = {"configurable": {"idempotency_key": "1"}}
+
+        async def repeat(event):
+            if event.name == "auction.settled":
+                repeated = asyncio.ensure_future(auction(AuctionRunnable, ledger, [likes("c")]).ainvoke("x", config))
+                await asyncio.to_thread(ledger.read.wait, 10)
+                repeated.cancel()
+                ledger.go_on.set()
+                await asyncio.wait([repeated])
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await auction(AuctionRunnable, ledger, [likes("c")], on_event=repeat).ainvoke("x", config)
+        assert {"charge", "reversal"} < set(kinds_of(ledger))
+        assert ledger.balance("C").balance == 100
+        assert sound(ledger)
+
+
 @pytest.mark.parametrize("currency", ["", "EUR"])
 @KINDS
 def test_a_key_under_which_nothing_could_be_held_may_be_asked_for_again(kind, currency, ledger, tmp_path):
