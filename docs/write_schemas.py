@@ -19,13 +19,17 @@ from llm_auction_chain import AuctionResult
 from llm_auction_chain.agents import Agent
 from llm_auction_chain.auction.admission import LeftOut
 from llm_auction_chain.auction.metadata import AuctionMetadata
+from llm_auction_chain.auction.settings import GROUPS, AuctionSettings, Billing, Disclosure, Policy, Sampling
 from llm_auction_chain.candidates import Candidate, Contexts
-from llm_auction_chain.ledger import Charge, ChargeLine
+from llm_auction_chain.ledger import Charge, ChargeLine, Ledger
 from llm_auction_chain.mechanism import Diagnostics, Settlement
 from llm_auction_chain.mechanism.allocation import FloatArray
 from llm_auction_chain.receipts import AgentView, Opening, Receipt
 from llm_auction_chain.reports import Report
 from llm_auction_chain.rewards.from_data import FORMS, REWARDS, required_settings, settings_of
+from llm_auction_chain.server.access import Key
+from llm_auction_chain.server.config import LEDGER_SETTINGS, ServerConfig
+from llm_auction_chain.server.limits import Limits
 
 _FOLDER = Path(__file__).parent / "schemas"
 
@@ -37,13 +41,14 @@ class _WithoutTitles(GenerateJsonSchema):
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """Return the JSON Schema of receipts, of an agents file, of a reply's metadata and of a result, by file name."""
+    """Return the JSON Schemas of what the package publishes and of the files that it reads, by file name."""
     return {
         "receipt-1.json": _schema(Receipt),
         "agent-view-1.json": _schema(AgentView),
         "agents-1.json": _agents_file(),
         "metadata-1.json": _schema(AuctionMetadata),
         "result-1.json": _stored_result(),
+        "server-1.json": _server_file(),
     }
 
 
@@ -191,7 +196,79 @@ def _stored_result() -> dict[str, Any]:
     }
 
 
+def _server_file() -> dict[str, Any]:
+    """Return the schema of the configuration file of a server, by which editors complete it."""
+    file = _agents_file()
+    agents = {"anyOf": [_TEXT, {"type": "array", "items": _ref("Agent")}]}
+    auction = _checked(AuctionSettings, {"model": _ref("Model"), "agents": agents}, without=("proposal", "on_event"))
+    properties = auction["properties"]
+    properties["model"]["description"] = "The name of a model, or a mapping; without it, the embedded model."
+    properties["agents"]["description"] = "The path of an agents file, or the agents; without it, nothing bids."
+    allow_code = "Whether you trust the agents, which may then name functions as rewards."
+    properties["allow_code"] = {"type": "boolean", "default": False, "description": allow_code}
+    name = "A path or hub id for transformers, `vllm:model`, or `provider:model`. Without it, the embedded model."
+    settings = {"type": "object", "properties": {"name": {**_TEXT, "description": name}}}
+    model = {"description": "A name, or a mapping from `name` and other settings of the model to their values."}
+    types = {"url": _VALUE, "scales": _counts(6), "credit": {"type": ["integer", "string"]}, "hold_for": _SECONDS}
+    types["keep_receipts"] = {"type": "boolean"}
+    ledger = {name: {**types[name], "description": _docs(Ledger)[name]} for name in LEDGER_SETTINGS}
+    ledger["hold_for"]["description"] = "Seconds that a hold lasts before it is released."
+    server = _checked(
+        ServerConfig,
+        {
+            "models": {"type": "object", "minProperties": 1, "additionalProperties": _ref("Auction")},
+            "ledger": {"anyOf": [*_VALUE["anyOf"], _ref("Ledger")]},
+            "keys": _list("Key"),
+            "limits": _ref("Limits"),
+            "secret": _VALUE,
+        },
+    )
+    policy = {"fallback": {"type": ["string", "null"]}, "exclusive_categories": {"type": "array", "items": _TEXT}}
+    return {
+        "$schema": file["$schema"],
+        "$defs": {
+            **file["$defs"],
+            "Auction": auction,
+            "Model": {**model, "anyOf": [_TEXT, settings, {"type": "null"}]},
+            "Environment": _object(
+                "The value of an environment variable.", {"env": {**_TEXT, "description": "Its name."}}
+            ),
+            "Sampling": _checked(Sampling, without=("scorer",)),
+            "Policy": _checked(Policy, policy, without=("candidate_filter",)),
+            "Billing": _checked(Billing, without=("ledger",)),
+            "Disclosure": _checked(Disclosure),
+            "Ledger": {**_object(_docs(Ledger)[""], ledger), "required": ["url"]},
+            "Limits": _checked(Limits),
+            "Key": {**_record(Key), "required": ["role", "name", "digest"]},
+        },
+        **server,
+        "required": ["models"],
+    }
+
+
+def _checked(kind: Any, types: Mapping[str, Any] | None = None, *, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return the schema of a CheckedModel as a file writes it. Types are those that data has in another form."""
+    docs, types = _docs(kind), {**{name: _ref(group.__name__) for name, group in GROUPS.items()}, **(types or {})}
+    properties = {}
+    for name, field in kind.model_fields.items():
+        if name not in without:
+            has_default = isinstance(field.default, str | int | float | bool)
+            default = {"default": field.default} if has_default else {}
+            properties[name] = {
+                **(types.get(name) or _json_type(field.annotation)),
+                **default,
+                "description": docs[name],
+            }
+    return {**_object(docs[""], properties), "required": []}
+
+
 _TEXT = {"type": "string"}
+_VALUE: dict[str, Any] = {"anyOf": [_TEXT, {"$ref": "#/$defs/Environment"}]}
+_SECONDS = {"type": "number", "exclusiveMinimum": 0}
+
+
+def _counts(most: int) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0, "maximum": most}}
 
 
 def _ref(name: str) -> dict[str, Any]:
@@ -237,10 +314,11 @@ def _source(kind: Any) -> Any:
 
 
 def _docs(kind: Any) -> dict[str, str]:
-    """Return the descriptions of a class's attributes and properties, and its own first line under no name."""
+    """Return the descriptions of a class's attributes, arguments and properties, and its first line under no name."""
     source = _source(kind)[kind.__name__]
     sections = source.docstring.parse("google", warnings=False)
-    texts = {one.name: one.description for part in sections if part.kind.value == "attributes" for one in part.value}
+    lists = [part.value for part in sections if part.kind.value in ("attributes", "parameters")]
+    texts = {one.name: one.description for part in lists for one in part}
     properties = {name: one.docstring.value for name, one in source.members.items() if one.docstring}
     lines = {name: " ".join(text.split("\n\n")[0].split()) for name, text in {**properties, **texts}.items()}
     return {

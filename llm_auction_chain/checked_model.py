@@ -40,7 +40,8 @@ class CheckedModel(BaseModel):
         try:
             return handler(data)
         except ValidationError as error:
-            first = error.errors()[0]
+            errors = error.errors()
+            first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
             name = ".".join(map(str, first["loc"]))
             if first["type"] == "missing":
                 raise ConfigurationError(f"{cls.__name__} needs a {name}.") from error

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-__all__ = ["command_parser", "fail", "main", "printable_lines", "printable_text", "without_passwords"]
+__all__ = ["command_parser", "fail", "main", "printable_lines", "printable_text", "show_logs", "without_passwords"]
 
 _BAD_INPUT = 2
 _FAILED = 1
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _interrupts(), _short_warnings(errors.AuctionWarning):
             options = command_parser().parse_args(arguments)
-            _show_logs()
+            show_logs()
             if hasattr(sys.stdout, "reconfigure"):
                 sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a reply is no failure
             code = options.do(options) or 0
@@ -87,7 +87,7 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable_text, text.expandtabs().splitlines()))
 
 
-def _show_logs() -> None:
+def show_logs() -> None:
     """Send logs of warnings and errors to standard error, all of it printable, tracebacks too."""
     import logging
 
@@ -120,6 +120,7 @@ def command_parser() -> argparse.ArgumentParser:
         from llm_auction_chain.cli.ledger import add_ledger
         from llm_auction_chain.cli.receipts import add_verify
         from llm_auction_chain.cli.run import add_run
+        from llm_auction_chain.cli.serve import add_keys, add_serve
         from llm_auction_chain.cli.statements import add_statements
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("rich", "yaml"):
@@ -132,6 +133,8 @@ def command_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_run(commands)
     add_chat(commands)
+    add_serve(commands)
+    add_keys(commands)
     add_verify(commands)
     add_experiment(commands)
     add_statements(add_ledger(commands))

@@ -149,11 +149,11 @@ def checked_auction(options: Namespace) -> "AuctionRunnable":
     )
 
 
-def progress_bars() -> Bars:
-    """Return bars on standard error. On a terminal they vanish at the end."""
+def progress_bars(*, quiet: bool = False) -> Bars:
+    """Return bars on standard error, or hidden ones. On a terminal they vanish at the end."""
     texts = TextColumn("{task.description}"), TextColumn("{task.fields[rate]}")
     columns = (texts[0], BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), texts[1])
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=quiet)
     return Bars(*columns, console=console, transient=console.is_terminal)
 
 
@@ -181,15 +181,20 @@ def hold(auction: "AuctionRunnable", prompt: "LanguageModelInput", bars: Bars) -
 
 def _load_model(name: str | None, max_tokens: int, bars: Bars, loading: Any) -> Any:
     model = model_by_name(name, max_tokens=max_tokens, **(EMBEDDED if name is None else {}))
+    load_weights(model, bars, loading)
+    return model
+
+
+def load_weights(model: Any, bars: Bars, loading: Any) -> None:
+    """Load the weights of a model on this machine; another has none."""
     if load := getattr(model, "load", None):
         from llm_auction_chain.models.local.weights import embedded_model_is_converted, embedded_model_path
 
-        if name is None and not embedded_model_is_converted():
+        if model.model is None and not embedded_model_is_converted():
             bars.update(loading, description="converting the embedded model, once: about 20 seconds")
             embedded_model_path()
             bars.update(loading, description="loading the model")
         load()
-    return model
 
 
 def _legend(options: Namespace, seed: int) -> Iterator[str]:

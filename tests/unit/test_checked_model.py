@@ -22,6 +22,7 @@ class Settings(CheckedModel):
     ({"count": 0}, "count must be a whole number of at least 1, got 0."),
     ({"count": 1, "name": 2}, "name: Input should be a valid string, got 2."),
     ({"count": 1, "nam": "x"}, "Settings has no setting 'nam'. Did you mean 'name'?"),
+    ({"coun": 1}, "Settings has no setting 'coun'. Did you mean 'count'?"),
     ({"count": 1, "zzz": "x"}, "Settings has no setting 'zzz'. It has count, name."),
 ])  # fmt: skip
 def test_an_error_names_the_setting(settings, message):

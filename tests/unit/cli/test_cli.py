@@ -41,7 +41,7 @@ def test_every_command_with_a_format_spells_it_alike():
         for action in command._actions
         if "--format" in action.option_strings
     ]
-    assert len(formats) == 14
+    assert len(formats) == 15
     assert {(action.default, *sorted(action.choices)) for action in formats} == {
         ("table", "json", "table"),
         ("table", "csv", "json", "table"),

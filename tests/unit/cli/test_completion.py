@@ -34,6 +34,8 @@ def script(shell, capsys):
         (["experiment", "welfare", "--out", "my"], "my_folder"),
         (["ledger", "--url", "sqlite:///x.db", "bal"], "balance"),
         (["ledger", "balance", "--format", ""], "table csv json"),
+        (["serve", "--no"], "--no-keys"),
+        (["keys", "new", "--role", "o"], "owner operator"),
         (["completion", "z"], "zsh"),
     ],
 )
