@@ -131,10 +131,13 @@ def _config(options: Namespace) -> "ServerConfig":
 
 def _auction(options: Namespace) -> "AuctionRunnable":
     """Return the auction of the options, with its model and its ledger."""
+    from llm_auction_chain.auction.settings import Disclosure
+
     auction = checked_auction(options)
     sampling = {name: getattr(options, name) for name in ("temperature", "top_p") if getattr(options, name) is not None}
     settings = {**(EMBEDDED if options.model is None else {}), **sampling, "max_tokens": options.max_tokens}
     auction.model = model_by_name(options.model, **settings)
+    auction.disclosure = Disclosure(text="Sponsored by {sponsors}.")
     if options.ledger is not None:
         from llm_auction_chain.ledger import Ledger
 

@@ -45,6 +45,7 @@ _EXPIRY = 60.0  # seconds between two releases of expired holds
 _LEDGER_PATIENCE = 5.0  # seconds that /readyz waits for the ledger
 _LOCAL_NAMES = frozenset({"localhost", "testserver"})  # the second is that of Starlette's test client
 _OF_PATHS = {404: "There is no such path.", 405: "The path has no such method."}
+_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})  # asked every few seconds
 _SCOPE = "llm_auction_chain"  # where a request keeps what its log line says
 
 
@@ -341,7 +342,10 @@ class _Front:
             # a client that hung up has no status
             self._metrics.count_request(route, status or 499, seconds)
             caller, method = scope[_SCOPE]["caller"], scope["method"]
-            _logger.info("%s %s %s %d %.0f ms %s", request_id, method, route, status or 499, 1000 * seconds, caller)
+            level = logging.DEBUG if route in _PROBES else logging.INFO
+            _logger.log(
+                level, "%s %s %s %d %.0f ms %s", request_id, method, route, status or 499, 1000 * seconds, caller
+            )
 
 
 def _check_local(scope: Scope) -> None:

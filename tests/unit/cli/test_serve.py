@@ -84,6 +84,13 @@ def test_without_arguments_the_demo_answers_callers_on_this_machine(start):
     assert example.startswith(f"curl {url}/chat/completions -H 'Content-Type: application/json' -d '{{")
 
 
+def test_a_sponsored_reply_says_so_without_any_setting(start, tmp_path):
+    (tmp_path / "agents.yaml").write_text("- {name: B, reward: {regex: {pattern: b, value: 9.0}}}")
+    _, server, *_ = start("--agents", str(tmp_path / "agents.yaml"), "--seed", "7")
+    auction = ask(server).json()["auction"]
+    assert (auction["sponsors"], auction["disclosure"]) == (["B"], "Sponsored by B.")
+
+
 def test_the_line_to_try_is_a_request(start):
     _, server, out, _ = start()
     line = next(line for line in out.splitlines() if line.startswith("try"))

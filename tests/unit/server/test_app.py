@@ -183,6 +183,7 @@ def test_the_log_has_one_line_of_a_request_without_its_texts_and_keys(keys, capl
     with caplog.at_level(logging.INFO, logger="llm_auction_chain.server"):
         answer = client.post(f"{CHAT}?note=private", json=BODY, headers=headers["web"])
         client.get("/v1/models", headers={"Authorization": "Bearer guess"})
+        client.get("/readyz")
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2
     assert re.fullmatch(rf"{answer.headers['x-request-id']} POST {CHAT} 200 \d+ ms web", lines[0])
