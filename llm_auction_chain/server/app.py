@@ -160,7 +160,7 @@ def _add_replies(app: FastAPI, served: Auctions, access: Access) -> None:
     ) -> Response:
         caller = _caller(request, access, "client", "operator")
         wanted = read(await _json_of(request, served.limits))
-        answer = kind(wanted, identifier=_identifier(request, caller), created=int(time.time()))
+        answer = kind(wanted, identifier=_identifier(request, caller, wanted.model), created=int(time.time()))
         served.check(answer)
         details = caller.role == "operator"
         return AuctionResponse(served, answer, caller, details=details, request_id=request.scope[_SCOPE]["request"])
@@ -252,14 +252,14 @@ def _caller(request: Request, access: Access, *roles: Any) -> Key:
     return caller
 
 
-def _identifier(request: Request, caller: Key) -> str:
-    """Return the identifier of a request: the same for the same caller and Idempotency-Key, else a fresh one."""
+def _identifier(request: Request, caller: Key, model: str) -> str:
+    """Return the identifier of a request: the same for the same caller, model and Idempotency-Key, else a fresh one."""
     key = request.headers.get("idempotency-key")
     if key is None:
         return uuid4().hex
     if not key.strip() or len(key) > _LONGEST_KEY:
         raise WireError(400, f"Idempotency-Key must have 1 to {_LONGEST_KEY} characters.", param="Idempotency-Key")
-    return uuid5(NAMESPACE_URL, f"llm_auction_chain.server:{caller.name}\n{key}").hex
+    return uuid5(NAMESPACE_URL, f"llm_auction_chain.server:{caller.name}\n{model}\n{key}").hex
 
 
 async def _json_of(request: Request, limits: Limits) -> Mapping[str, Any]:

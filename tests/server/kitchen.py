@@ -26,18 +26,22 @@ class Gate:
     """Where the model waits until a test, in another thread, lets it go on."""
 
     def __init__(self):
-        self.reached, self._places, self.left = threading.Event(), [], threading.Event()
+        self.reached, self.left = threading.Event(), threading.Event()
+        self._places, self._is_open = [], False
 
     async def wait(self):
         place = asyncio.get_running_loop(), asyncio.Event()
         self._places.append(place)
         self.reached.set()
         try:
-            await place[1].wait()
+            if not self._is_open:
+                await place[1].wait()
         finally:
             self.left.set()
 
-    def open(self):
+    def open(self, *, for_good=False):
+        """Let go on who waits, and `for_good` who comes later, too."""
+        self._is_open = for_good
         for loop, event in self._places:
             loop.call_soon_threadsafe(event.set)
 

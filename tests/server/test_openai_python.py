@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import openai
@@ -26,6 +27,7 @@ ORDER = {
         },
     },
 }
+WAIT = [{"role": "user", "content": "Please wait."}]
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
 
 
@@ -361,14 +363,34 @@ def test_a_request_that_is_repeated_with_its_key_is_charged_once_and_answered_al
     assert ask({"Idempotency-Key": f"lunch-{stream}"})[0] != ask()[0]
 
 
-def test_a_key_with_another_conversation_is_another_auction(client):
-    key = {"Idempotency-Key": "two questions"}
+def test_a_key_with_another_conversation_or_model_is_another_auction(client):
+    key = {"Idempotency-Key": "several"}
     first = complete(client, model="ads/charged", extra_headers=key)
     second = complete(client, [{"role": "user", "content": "And for lunch?"}], "ads/charged", extra_headers=key)
-    assert first.auction["id"] != second.auction["id"]
+    third = complete(client, extra_headers=key)
+    assert len({answer.auction["id"] for answer in (first, second, third)}) == 3
+    assert first.id != third.id
 
 
-WAIT = [{"role": "user", "content": "Please wait."}]
+def test_requests_with_one_key_at_once_are_charged_once_and_answered_alike(site, client, gate):
+    before, key = len(set(charges(site.ledger))), {"Idempotency-Key": "at once"}
+    with ThreadPoolExecutor(2) as pool:
+        requests = [pool.submit(complete, client, WAIT, "ads/charged", extra_headers=key) for _ in range(2)]
+        assert gate.reached.wait(LONG)
+        gate.open(for_good=True)
+        first, second = (request.result(LONG) for request in requests)
+    assert (first.id, first.choices, first.auction) == (second.id, second.choices, second.auction)
+    assert len(set(charges(site.ledger))) == before + 1
+
+
+def test_a_request_repeated_after_a_time_limit_is_charged_once(site, client, gate):
+    before, key = len(set(charges(site.ledger))), {"Idempotency-Key": "late"}
+    with pytest.raises(openai.APITimeoutError):
+        complete(client.with_options(timeout=0.5), WAIT, "ads/charged", extra_headers=key)
+    assert gate.left.wait(LONG)
+    gate.open(for_good=True)
+    assert complete(client, WAIT, "ads/charged", extra_headers=key).choices
+    assert len(set(charges(site.ledger))) == before + 1
 
 
 def test_a_client_whose_time_is_over_is_not_charged(site, client, gate):

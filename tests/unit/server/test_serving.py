@@ -237,6 +237,15 @@ async def test_a_repeated_idempotency_key_is_charged_once_and_answered_with_the_
     assert len({entry.auction_id for entry in ledger.entries() if entry.kind == "charge"}) == 1
 
 
+async def test_one_key_of_two_models_is_two_auctions(ledger):
+    gate, auctions = Gate(is_open=True), set()
+    app = create_app({name: auction_of(GatedChatModel(gate=gate), ledger) for name in ("small", "large")})
+    for model in ("small", "large", "small"):
+        answer = await Connection(app, {**BODY, "model": model}, headers={"idempotency-key": "1"}).answer()
+        auctions.add((answer["id"], answer["auction"]["id"]))
+    assert len(auctions) == 2
+
+
 async def test_one_key_of_two_callers_is_two_auctions(ledger):
     gate = Gate(is_open=True)
     keys = [Key.new("client", name=name) for name in ("web", "phone")]
