@@ -145,25 +145,32 @@ class Books:
     Attributes:
         standing: auction to its charge, without those that were reversed.
         texts: auction to the text of its kept reply.
-        reversed: number of charges that were taken back.
-        expired: number of holds that killed workers had left.
+        bookings: auction to the kinds of its bookings, in their order.
         revenue: all charges less reversals.
         differences: of the ledger with itself.
     """
 
     standing: dict[str, Charge]
     texts: dict[str, str]
-    reversed: int
-    expired: int
+    bookings: dict[str, list[str]]
     revenue: Decimal
     differences: list[str]
+
+    def delivering(self, auction: str) -> int:
+        """Return the number of attempts that deliver on a charge and have not failed."""
+        kinds = self.bookings[auction]
+        return 1 + kinds.count("repeat") - kinds.count("failure")
+
+    def count(self, kind: str) -> int:
+        """Return the number of bookings of a kind."""
+        return sum(kinds.count(kind) for kinds in self.bookings.values())
 
 
 def read_books(url: str) -> Books:
     """Release the holds that have expired, verify the ledger and read its charges."""
+    bookings = defaultdict(list)
     with Ledger(url) as ledger:
-        expired = len(ledger.expire_holds(now=_FAR))
-        bookings = Counter((entry.kind, str(entry.auction_id)) for entry in ledger.entries() if entry.line == 0)
+        ledger.expire_holds(now=_FAR)
         differences = list(ledger.verify().differences)
         differences += [
             f"{account.owner} still has {account.held} held" for account in ledger.accounts() if account.held
@@ -171,18 +178,20 @@ def read_books(url: str) -> Books:
         (total,) = ledger.totals()
         if total.cash != total.revenue + total.balances or total.cash != DEPOSIT * len(OWNERS):
             differences.append(f"the totals do not balance: {total}")
-        standing = {}
-        for kind, auction in bookings:
-            charge = ledger.charge_of(auction) if kind == "charge" and not bookings["reversal", auction] else None
-            if charge is not None:
-                standing[auction] = charge
-    engine = create_engine(url)
-    with engine.connect() as connection:
-        replies = connection.execute(select(tables.receipts.c.auction_id, tables.receipts.c.reply)).all()
-    engine.dispose()
+        engine, columns, receipts = create_engine(url), tables.bookings.c, tables.receipts.c
+        with engine.connect() as connection:
+            for auction, kind in connection.execute(select(columns.auction_id, columns.kind).order_by(columns.seq)):
+                bookings[str(auction)].append(str(kind))
+            replies = connection.execute(select(receipts.auction_id, receipts.reply)).all()
+        engine.dispose()
+        charges = {
+            auction: ledger.charge_of(auction)
+            for auction, kinds in bookings.items()
+            if "charge" in kinds and "reversal" not in kinds
+        }
+    standing = {auction: charge for auction, charge in charges.items() if charge is not None}
     texts = {auction: str(json.loads(reply)["content"]) for auction, reply in replies}
-    taken_back = sum(kind == "reversal" for kind, _ in bookings)
-    return Books(standing, texts, taken_back, expired, total.revenue, differences)
+    return Books(standing, texts, bookings, total.revenue, differences)
 
 
 def differences_of(answers: Answers, books: Books, log: Counter[str]) -> tuple[list[str], Counter[str]]:
@@ -213,10 +222,11 @@ def differences_of(answers: Answers, books: Books, log: Counter[str]) -> tuple[l
             continue
         if log[f"handed {key}"]:
             kinds["charged, whole reply handed to a connection that its client left"] += 1
-        elif log[f"begin {key}"] > log[f"end {key}"]:
+        elif max(map(books.delivering, auctions)) <= log[f"begin {key}"] - log[f"end {key}"]:
             kinds["charged, worker killed before it could hand over or take back"] += 1
         else:
-            wrong.append(f"{key} never arrived and is charged as {auctions}")
+            histories = {auction: books.bookings[auction] for auction in auctions}
+            wrong.append(f"{key} never arrived and is charged: {histories}")
     if books.revenue != (due := sum((charge.total for charge in books.standing.values()), Decimal(0))):
         wrong.append(f"the revenue is {books.revenue}, and the standing charges are {due}")
     return wrong, kinds
@@ -258,7 +268,7 @@ def faults(folder: Path, requests: int) -> dict[str, float]:
         wrong.append(f"{unexpected} workers ended by themselves")
     print(f"\n{requests} requests in {time.perf_counter() - began:.0f} s, workers ended by {server.kills}")
     print(f"attempts: {dict(answers.attempts)}")
-    kinds["charges taken back"], kinds["holds that killed workers left, released"] = books.reversed, books.expired
+    kinds["charges taken back"], kinds["expired holds released"] = books.count("reversal"), books.count("expiry")
     for kind, count in sorted(kinds.items()):
         print(f"{count:6d}  {kind}")
     for difference in wrong:
