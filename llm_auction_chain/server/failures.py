@@ -1,17 +1,18 @@
 """What a client sees of an error, and what the log keeps of it."""
 
 import logging
+import re
 import traceback
 from collections.abc import Mapping
-from typing import Any
 
+from langchain_core.exceptions import ContextOverflowError
 from starlette.responses import JSONResponse
 
+from llm_auction_chain import validators
 from llm_auction_chain.errors import (
     CandidatesError,
     ChargeConflictError,
     ConfigurationError,
-    ContextWindowError,
     LedgerError,
     PromptError,
     RewardError,
@@ -25,13 +26,15 @@ _HEADERS: Mapping[int, Mapping[str, str]] = {
     401: {"www-authenticate": "Bearer"},
     409: {"x-should-retry": "false"},  # clients of OpenAI's would repeat the request
 }
-# Their messages say what was wrong with the request, and hold no text of a prompt, a reply or an agent.
-_OF_THE_REQUEST: Mapping[type[Exception], Mapping[str, Any]] = {
-    ContextWindowError: {"code": "context_length_exceeded"},
-    PromptError: {"code": "empty_prompt"},
-    ConfigurationError: {"code": "unsupported"},
-    NotImplementedError: {"code": "unsupported"},
+# What the request caused. The same errors may come from a provider's package, so only texts of our own are shown.
+_OF_THE_REQUEST: Mapping[type[Exception], WireError] = {
+    ContextOverflowError: WireError(400, "The prompt is too long for the model.", code="context_length_exceeded"),
+    PromptError: WireError(400, "The prompt is empty; its last message must have content.", code="empty_prompt"),
+    NotImplementedError: WireError(400, "The model does not support this request.", code="unsupported"),
 }
+_OF_OUR_MODELS = re.compile(
+    r"llm_auction_chain\.(messages|models\.sampling|models\.local\.(chat_model|engine|templates)|interfaces\.binding)"
+)
 _OF_THE_SERVER: Mapping[type[Exception], WireError] = {
     ChargeConflictError: WireError(
         409,
@@ -52,14 +55,19 @@ def error_response(error: WireError) -> JSONResponse:
     return JSONResponse(error.envelope(), error.status, headers)
 
 
-def wire_error(error: Exception, request_id: str) -> WireError:
-    """Return what the client sees of an error. Texts that may be of a prompt, a model or an agent are not logged."""
+def wire_error(error: Exception, request_id: str, *, details: bool = False) -> WireError:
+    """Return what the client sees of an error. Texts that may be of a prompt, a model or an agent are not logged.
+
+    Args:
+        error: of the request.
+        request_id: for the log.
+        details: whether the caller is an operator, who may send agents and reads what is wrong with them.
+    """
     if isinstance(error, WireError):
         return error
-    for kind, fields in _OF_THE_REQUEST.items():
-        if isinstance(error, kind):
-            return WireError(400, str(error), **fields)
-    known = _of_candidates(error) if isinstance(error, CandidatesError) else None
+    known = _of_the_request(error, details=details) or (
+        _of_candidates(error) if isinstance(error, CandidatesError) else None
+    )
     known = known or next((wire for kind, wire in _OF_THE_SERVER.items() if isinstance(error, kind)), None)
     causes = [error, error.__cause__]
     kinds = " from ".join(type(one).__name__ for one in causes if one is not None)
@@ -69,6 +77,17 @@ def wire_error(error: Exception, request_id: str) -> WireError:
     frames = "".join(traceback.format_tb(error.__traceback__))
     _logger.error("Request %s failed: %s\n%s", request_id, kinds, frames)
     return WireError(500, f"The server failed. Its log has the request {request_id}.", code="internal_error")
+
+
+def _of_the_request(error: Exception, *, details: bool) -> WireError | None:
+    """Return the error of a request that the model cannot serve, None for one of the server or of its agents."""
+    known = next((wire for kind, wire in _OF_THE_REQUEST.items() if isinstance(error, kind)), None)
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [module for module in modules if module != validators.__name__]
+    of_model = bool(modules) and _OF_OUR_MODELS.fullmatch(modules[-1]) is not None
+    if (known and of_model) or (isinstance(error, ConfigurationError) and (of_model or details)):
+        return WireError(400, str(error), code=known.code if known else "unsupported")
+    return known
 
 
 def _of_candidates(error: CandidatesError) -> WireError:

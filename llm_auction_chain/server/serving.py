@@ -201,7 +201,7 @@ class AuctionResponse(Response):
                             await comments
                 await self._deliver(replies, receive, send)
         except Exception as error:  # noqa: BLE001 - every failure is an answer
-            await self._fail(wire_error(error, self._request_id), receive, send)
+            await self._fail(wire_error(error, self._request_id, details=self._details), receive, send)
         else:
             self._auctions.record(request.model, delivery.results)
 

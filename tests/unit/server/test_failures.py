@@ -3,19 +3,22 @@
 import logging
 
 import pytest
+from langchain_core.exceptions import ContextOverflowError
+from langchain_core.messages import HumanMessage
 
+from llm_auction_chain import AuctionRunnable
 from llm_auction_chain.errors import (
     CandidatesError,
     ChargeConflictError,
     ConfigurationError,
-    ContextWindowError,
     DeliveredError,
     LedgerUnavailableError,
-    PromptError,
     RewardError,
 )
+from llm_auction_chain.messages import as_turns
 from llm_auction_chain.server.failures import error_response, wire_error
 from llm_auction_chain.server.wire import WireError
+from llm_auction_chain.testing import MarkovChatModel
 
 PROMPT = "the user's question"
 
@@ -54,18 +57,48 @@ def test_neither_client_nor_log_gets_the_text_of_an_error_that_may_be_private(ca
     assert "req_7" in caplog.text
 
 
+class TooLongError(ContextOverflowError):
+    """A provider's error, which LangChain names."""
+
+
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "status", "code"),
     [
-        (ContextWindowError("The prompt has 5000 tokens."), "context_length_exceeded"),
-        (PromptError("The prompt is empty."), "empty_prompt"),
-        (ConfigurationError("temperature must be a number."), "unsupported"),
-        (NotImplementedError("The model has no tools."), "unsupported"),
+        (CandidatesError(PROMPT, [TooLongError(PROMPT)]), 400, "context_length_exceeded"),
+        (CandidatesError(PROMPT, [NotImplementedError(PROMPT)]), 400, "unsupported"),
+        (NotImplementedError(PROMPT), 400, "unsupported"),
+        (ConfigurationError(PROMPT), 500, "internal_error"),
     ],
 )
-def test_a_client_reads_what_was_wrong_with_its_request(error, code):
+def test_a_client_reads_no_text_of_a_provider_or_of_the_servers_settings(caplog, error, status, code):
     wire = wire_error(error, "req_7")
-    assert (wire.status, wire.code, wire.message) == (400, code, str(error))
+    assert (wire.status, wire.code) == (status, code)
+    assert PROMPT not in wire.message + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (
+            lambda: as_turns([HumanMessage([{"type": "image_url", "image_url": "https://a.example"}])], "M"),
+            "a human message with image_url; M reads text",
+        ),
+        (
+            lambda: AuctionRunnable(model=MarkovChatModel()).bind_tools([{"name": "cook"}]),
+            "MarkovChatModel has no tools; give a model that can call them.",
+        ),
+    ],
+)
+def test_a_client_reads_what_our_models_cannot_do(call, text):
+    with pytest.raises((ConfigurationError, NotImplementedError)) as caught:
+        call()
+    wire = wire_error(caught.value, "req_7")
+    assert (wire.status, wire.code, wire.message) == (400, "unsupported", text)
+
+
+def test_an_operator_reads_what_is_wrong_with_the_agents():
+    wire = wire_error(ConfigurationError("Two agents are called 'A'."), "req_7", details=True)
+    assert (wire.status, wire.message) == (400, "Two agents are called 'A'.")
 
 
 def test_an_error_of_the_wire_stays_as_it_is():
