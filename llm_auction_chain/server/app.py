@@ -108,7 +108,7 @@ def create_app(
             with suppress(asyncio.CancelledError):
                 await expiry
 
-    app = FastAPI(title="llm-auction", version=_VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="llm-auction", version=_VERSION, lifespan=lifespan, openapi_url=None)
     _add_replies(app, served, access)
     _add_receipts(app, served, access, list(ledgers.values()))
     _add_operations(app, access, metrics, list(ledgers.values()))
@@ -119,7 +119,7 @@ def create_app(
             CORSMiddleware,
             allow_origins=list(cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
+            allow_headers=["*"],  # OpenAI's JavaScript client sends a dozen of its own
             expose_headers=["x-request-id", "retry-after"],
         )
     app.add_middleware(_Front, metrics=metrics, local=not access.needs_keys and not open_to_all)
@@ -224,11 +224,11 @@ def _unknown_auction() -> WireError:
 def _add_operations(app: FastAPI, access: Access, metrics: Metrics, ledgers: list[Any]) -> None:
     """Add the routes by which the server is watched."""
 
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> dict[str, str]:
         try:
             async with asyncio.timeout(_LEDGER_PATIENCE):

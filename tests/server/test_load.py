@@ -40,6 +40,20 @@ def test_requests_wait_for_their_turn_and_are_all_answered():
         assert all(one.result(LONG).choices for one in (first, *others))
 
 
+def test_a_client_that_goes_away_while_it_waits_leaves_its_place_to_others():
+    gate = Gate()
+    with asking(gate, auctions=1, queue=1) as ask, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ask, WAIT)
+        assert gate.reached.wait(LONG)
+        for _ in range(3):  # if one of them stayed in the queue, the next would be refused
+            with pytest.raises(openai.APITimeoutError):
+                ask(QUESTION, timeout=0.5)
+        last = pool.submit(ask, QUESTION)
+        gate.open()
+        assert first.result(LONG).choices
+        assert last.result(LONG).choices
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_auction_that_takes_too_long_is_over_when_its_time_is(stream):
     gate = Gate()

@@ -81,6 +81,7 @@ def test_health_needs_no_key(keys):
     client = TestClient(create_app(auction_of(), keys=keys[1]))
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ready"}
+    assert [client.head(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
 
 
 def test_a_server_whose_ledger_is_away_is_not_ready(ledger):
@@ -159,7 +160,12 @@ def test_each_answer_has_a_request_id_of_its_own():
 
 def test_paths_and_methods_that_do_not_exist_get_the_same_kind_of_error():
     client = TestClient(create_app(auction_of()))
-    for answer, status in ((client.get("/nowhere"), 404), (client.get(CHAT), 405), (client.get("/docs"), 404)):
+    for answer, status in (
+        (client.get("/nowhere"), 404),
+        (client.get(CHAT), 405),
+        (client.get("/docs"), 404),
+        (client.get("/openapi.json"), 404),
+    ):
         assert answer.status_code == status
         assert answer.json()["error"]["type"] == "invalid_request_error"
 
@@ -193,7 +199,11 @@ def test_the_log_has_one_line_of_a_request_without_its_texts_and_keys(keys, capl
 
 
 def test_other_origins_get_no_permission_unless_it_is_set():
-    ask = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
+    ask = {
+        "Origin": "https://shop.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",  # of OpenAI's client
+    }
     closed = TestClient(create_app(auction_of())).options(CHAT, headers=ask)
     assert "access-control-allow-origin" not in closed.headers
     opened = TestClient(create_app(auction_of(), cors_origins=["https://shop.example"]))
