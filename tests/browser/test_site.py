@@ -1,12 +1,7 @@
-"""The site in a real browser, at the widths of a phone and of a desktop.
-
-`CHROMIUM` is the path of the browser; by default it is the `chromium` of the system.
-"""
+"""The site in a real browser, at the widths of a phone and of a desktop."""
 
 import functools
 import http.server
-import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urldefrag
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 ROOT = Path(__file__).parents[2]
 WIDTHS = (1280, 400)
@@ -51,15 +46,6 @@ def address(site):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if path is None:
-        pytest.fail("There is no chromium. Install it (Debian: apt-get install chromium), or set CHROMIUM to its path.")
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path) as started:
-        yield started
 
 
 @pytest.fixture
