@@ -56,6 +56,7 @@ def create_app(
     limits: Limits | None = None,
     cors_origins: Collection[str] = (),
     secret: str | None = None,
+    playground: bool = False,
     open_to_all: bool = False,
 ) -> FastAPI:
     """Return an application that answers in the wire formats of OpenAI, each reply drawn by an auction.
@@ -70,10 +71,12 @@ def create_app(
         cors_origins: web origins whose pages may call the server; empty for none.
         secret: makes the seeds that clients send unpredictable to agents, where money is charged. Workers with one
             secret repeat a seed's reply. None is a random one of each worker.
+        playground: whether `/playground` shows auctions as they happen; with keys it asks for an operator's.
         open_to_all: whether callers on other machines need no key.
 
     Raises:
         ConfigurationError: a setting is invalid.
+        MissingDependencyError: the playground needs gradio, which is not installed.
 
     >>> from fastapi.testclient import TestClient
     >>> from llm_auction_chain import Agent, AuctionRunnable
@@ -114,6 +117,10 @@ def create_app(
     _add_operations(app, access, metrics, list(ledgers.values()))
     app.add_exception_handler(WireError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
+    if playground:
+        from llm_auction_chain.server.page import mount_playground
+
+        mount_playground(app, by_model, access=access)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,

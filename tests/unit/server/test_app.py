@@ -311,3 +311,16 @@ def test_settings_that_cannot_be_are_refused(auctions, settings, text):
 def test_a_ledger_that_keeps_no_replies_is_warned_about():
     with Ledger("sqlite://") as ledger, pytest.warns(AuctionWarning, match="keep_replies=True"):
         create_app(auction_of(ledger))
+
+
+def test_the_playground_is_there_if_it_is_set_and_asks_for_an_operators_key(keys):
+    headers, stored = keys
+    assert TestClient(create_app(auction_of())).get("/playground/").status_code == 404
+    with TestClient(create_app(auction_of(), playground=True)) as client:
+        assert client.get("/playground/config").status_code == 200
+    with TestClient(create_app(auction_of(), keys=stored, playground=True)) as client:
+        assert client.get("/playground/config").status_code == 401
+        for name, status in (("web", 400), ("a", 400), ("ops", 200)):
+            key = headers[name]["Authorization"].removeprefix("Bearer ")
+            form = {"username": "me", "password": key}
+            assert client.post("/playground/login", data=form).status_code == status, name
