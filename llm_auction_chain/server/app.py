@@ -196,8 +196,8 @@ def _add_receipts(app: FastAPI, served: Auctions, access: Access, ledgers: list[
     """Add the routes of receipts, for operators and owners."""
 
     async def receipt_of(auction_id: str) -> Receipt:
-        if result := served.recent.get(auction_id):
-            return result.receipt
+        if recent := served.recent.get(auction_id):
+            return recent
         for ledger in ledgers:
             if find := getattr(ledger, "receipt_of", None):
                 with suppress(ConfigurationError):  # no ledger books under such an id

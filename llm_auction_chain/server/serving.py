@@ -25,6 +25,8 @@ from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.interfaces.base import within
 from llm_auction_chain.interfaces.runnable import AuctionRunnable
 from llm_auction_chain.messages import json_of
+from llm_auction_chain.receipts import Receipt
+from llm_auction_chain.receipts.records import message_digest
 from llm_auction_chain.server.access import Key
 from llm_auction_chain.server.failures import error_response, wire_error
 from llm_auction_chain.server.limits import Capacity, Limits
@@ -49,7 +51,7 @@ class Auctions:
         capacity: the auctions' queue.
         metrics: of the server.
         secret: makes the seeds that clients send unpredictable to agents, where money is charged.
-        recent: the latest results by auction id, for receipts that no ledger keeps.
+        recent: the latest receipts by auction id, for those that no ledger keeps.
         under_way: requests whose answer is not complete, or whose charges are being taken back.
     """
 
@@ -58,7 +60,7 @@ class Auctions:
     capacity: Capacity
     metrics: Metrics
     secret: bytes
-    recent: OrderedDict[str, AuctionResult] = field(default_factory=OrderedDict)
+    recent: OrderedDict[str, Receipt] = field(default_factory=OrderedDict)
     under_way: "set[asyncio.Task[None]]" = field(default_factory=set)
 
     def named(self, model: str) -> AuctionRunnable:
@@ -105,7 +107,7 @@ class Auctions:
         agents = _agents_of(request, caller)
         seed = request.seed
         if seed is not None and auction.billing.ledger is not None and caller.role != "operator":
-            seed = self._unpredictable(seed)
+            seed = self._unpredictable(seed, request, caller)
         runnable, keywords = _bound(within(auction, delivery), request)
 
         async def hold(i: int) -> AIMessage:
@@ -130,7 +132,7 @@ class Auctions:
         """Note auctions whose replies were delivered."""
         for result in results:
             self.metrics.count_auction(model, result.reply)
-            self.recent[result.auction_id] = result
+            self.recent[result.auction_id] = result.receipt
         while len(self.recent) > self.limits.receipts:
             self.recent.popitem(last=False)
 
@@ -139,9 +141,14 @@ class Auctions:
         if self.under_way:
             await asyncio.wait(self.under_way, timeout=_PATIENCE)
 
-    def _unpredictable(self, seed: int) -> int:
-        """Return a seed that follows from the client's. Whoever knows a seed knows the draw, and could bid by it."""
-        digest = hmac.digest(self.secret, str(seed).encode(), hashlib.sha256)
+    def _unpredictable(self, seed: int, request: ReplyRequest, caller: Key) -> int:
+        """Return a seed that follows from the client's, for this caller and these messages only.
+
+        An agent that knows the draw could bid by it. Where a client sends one seed with each request, the draw of one
+        request says nothing about that of another.
+        """
+        text = f"{caller.name}\n{request.model}\n{seed}\n{message_digest('', *request.messages)}"
+        digest = hmac.digest(self.secret, text.encode(), hashlib.sha256)
         return int.from_bytes(digest[:_SEED_BYTES], "big")
 
 

@@ -317,6 +317,20 @@ async def test_a_clients_seed_repeats_its_reply_and_predicts_nothing_where_money
     assert answer["auction"]["seed"] == 7
 
 
+async def test_one_seed_of_a_client_is_another_seed_for_each_caller_and_question(ledger):
+    keys = [Key.new("client", name=name) for name in ("web", "phone")]
+    auction = auction_of(GatedChatModel(gate=Gate(is_open=True)), ledger)
+    app, seeds = create_app(auction, keys=[key for _, key in keys], secret=SECRET), []
+    for text, _ in keys:
+        for question in ("What is for breakfast?", "And for lunch?", "And for lunch?"):
+            body = {**BODY, "messages": [{"role": "user", "content": question}], "seed": 7}
+            answer = await Connection(app, body, headers={"authorization": f"Bearer {text}"}).answer()
+            seeds.append(ledger.receipt_of(answer["auction"]["id"])["seed"])
+    assert seeds[1] == seeds[2]
+    assert seeds[4] == seeds[5]
+    assert len({7, *seeds}) == 5
+
+
 async def test_only_an_operator_says_who_bids():
     (client, a), (operator, b) = Key.new("client", name="web"), Key.new("operator", name="ops")
     app = create_app(auction_of(GatedChatModel(gate=Gate(is_open=True), replies=("Eggs.", "Jam."))), keys=[a, b])
