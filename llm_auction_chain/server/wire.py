@@ -45,6 +45,7 @@ _TYPES: Mapping[int, str] = {
     500: "server_error",
     503: "server_error",
 }
+_MOST_VALUES = 20_000  # in a body; checking more holds up the event loop
 # What models of LangChain say where a reply is cut off, or withheld, in lower case.
 _CUT = frozenset({"length", "max_output_tokens", "max_tokens", "model_context_window_exceeded", "model_length"})
 _WITHHELD = frozenset(
@@ -98,12 +99,21 @@ def read_json(data: bytes) -> Any:
     """Return a request's body as JSON, without NaN, lone surrogates and nesting that no format needs.
 
     Raises:
-        WireError: it is none.
+        WireError: it is none, or has so many values that other requests would wait while they are checked.
     """
     try:
-        return from_json(data, allow_inf_nan=False)
+        content = from_json(data, allow_inf_nan=False)
     except (RecursionError, ValueError):
         raise WireError(400, "The body must be valid JSON in UTF-8.", code="invalid_json") from None
+    count, containers = 0, [content] if isinstance(content, dict | list) else []
+    while containers:
+        container = containers.pop()
+        values = container.values() if isinstance(container, dict) else container
+        count += len(values)
+        if count > _MOST_VALUES:
+            raise WireError(413, f"The body must have at most {_MOST_VALUES} values.", code="body_too_large")
+        containers += [value for value in values if isinstance(value, dict | list)]
+    return content
 
 
 class WireModel(BaseModel):

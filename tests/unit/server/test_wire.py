@@ -105,6 +105,15 @@ def test_a_field_with_a_long_or_strange_name_gives_a_short_ascii_error():
     assert len(error.value.message) < 100
 
 
+@pytest.mark.parametrize("data", [b"[" + b"1," * 20_000 + b"1]", b"[" + b'{"a":[1]},' * 10_000 + b"{}]"])
+def test_a_body_of_more_values_than_an_event_loop_can_check_is_refused(data):
+    with pytest.raises(WireError) as caught:
+        read_json(data)
+    assert (caught.value.status, caught.value.code) == (413, "body_too_large")
+    assert len(read_json(b"[" + b"1," * 19_999 + b"1]")) == 20_000
+    assert read_json(b'"' + b"," * 100_000 + b'"')
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b'{"a": NaN}', b'"\\ud800"', b"\xff", b"[" * 100_000, b"1" * 10_000])
 def test_what_is_no_json_is_refused(data):
     with pytest.raises(WireError, match="valid JSON"):
