@@ -94,6 +94,7 @@ class Servers(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits for the one before to be acknowledged
     server: Servers
 
     def do_POST(self) -> None:

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -41,6 +42,9 @@ class Page(HTMLParser):
         self.loaded.add(attrs.get("src") or (attrs.get("href") if tag == "link" else None))
 
 
+page_at = cache(Page)
+
+
 def documents():
     """Return the sources of pages, by their names on the site."""
     pages = {str(path.relative_to(ROOT / "docs")): path for path in (ROOT / "docs").rglob("*.md")}
@@ -54,7 +58,7 @@ CONSTANTS = {"BASELINES", "EXPERIMENTS", "GENERATOR", "MECHANISM", "PAYMENT_RULE
 @pytest.fixture(scope="module")
 def described(site):
     """Return the names that the reference describes, each where it is defined and where it is imported from."""
-    return {name for page in (site / "reference").glob("*.html") for name in Page(page).ids}
+    return {name for page in (site / "reference").glob("*.html") for name in page_at(page).ids}
 
 
 def test_every_public_name_is_in_the_reference(described):
@@ -78,7 +82,7 @@ def test_errors_say_when_they_are_raised_and_what_to_do():
 
 
 def test_every_page_and_recipe_is_in_the_menu(site):
-    menu = {link.removeprefix("./") for link in Page(site / "index.html").links}
+    menu = {link.removeprefix("./") for link in page_at(site / "index.html").links}
     assert {name.replace(".md", ".html") for name in documents()} - menu == set()
 
 
@@ -88,20 +92,20 @@ def test_links_hold_on_the_site_as_in_the_repository(site):
         targets = {link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link} - {""}
         assert [link for link in targets if not (path.parent / link).exists()] == []
         page = site / name.replace(".md", ".html")
-        for link in Page(page).links:
+        for link in page_at(page).links:
             target, _, anchor = link.partition("#")
             if "://" in link or not target:
                 continue
             there = page.parent / target
             assert there.exists(), (name, link)
-            assert not anchor or anchor in Page(there).ids, (name, link)
+            assert not anchor or anchor in page_at(there.resolve()).ids, (name, link)
 
 
 def test_the_site_loads_nothing_from_other_servers(site):
     pages = [*site.rglob("*.html")]
     assert len(pages) > len(documents())
     for page in pages:
-        assert [source for source in Page(page).loaded if source and "//" in source] == []
+        assert [source for source in page_at(page).loaded if source and "//" in source] == []
 
 
 def test_doctests_are_shown_as_code(site):
