@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -273,17 +274,21 @@ async def _json_of(request: Request, limits: Limits) -> Mapping[str, Any]:
     """Return the body of a request, an object of JSON.
 
     Raises:
-        WireError: 400 for another content, 413 for a body that is too large.
+        WireError: 400 for another content, 408 for a body that arrives too slowly, 413 for one that is too large.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         # a web page may send other types to another origin without asking
         raise WireError(400, "The Content-Type must be application/json.", code="invalid_content_type")
     body = bytearray()
-    async with asyncio.timeout(limits.timeout):
-        async for part in request.stream():
-            body += part
-            if len(body) > limits.body_bytes:
-                raise WireError(413, f"The body must have at most {limits.body_bytes} bytes.", code="body_too_large")
+    try:
+        async with asyncio.timeout(limits.timeout):
+            async for part in request.stream():
+                body += part
+                if len(body) > limits.body_bytes:
+                    message = f"The body must have at most {limits.body_bytes} bytes."
+                    raise WireError(413, message, code="body_too_large")
+    except TimeoutError:
+        raise WireError(408, "The body of the request did not arrive in time.", code="timeout") from None
     content = read_json(bytes(body))
     if not isinstance(content, dict):
         raise WireError(400, "The body must be a JSON object.", code="invalid_json")
@@ -339,6 +344,8 @@ class _Front:
             if self._local:
                 _check_local(scope)
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            pass  # before its request was complete
         except Exception as error:  # noqa: BLE001 - the server that runs this would log the error with its texts
             wire = wire_error(error, request_id)
             if not status:

@@ -220,6 +220,8 @@ class AuctionResponse(Response):
         else:
             body = json.dumps(self._answer.body(replies, seen), separators=(",", ":"), allow_nan=False).encode()
             await self._start(send, length=len(body))
+        # where earlier bytes wait for a client that reads slowly, this waits, too: the last part must not
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
         for _ in range(_ROUNDS):
             await asyncio.sleep(0)
         if _has_hung_up(receive):  # which the task that waits for it has not seen yet

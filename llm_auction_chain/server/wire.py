@@ -37,7 +37,7 @@ __all__ = [
     "tool_calls",
 ]
 
-Status = Literal[400, 401, 403, 404, 409, 413, 429, 500, 503]
+Status = Literal[400, 401, 403, 404, 408, 409, 413, 429, 500, 503]
 _TYPES: Mapping[int, str] = {
     401: "authentication_error",
     403: "permission_error",

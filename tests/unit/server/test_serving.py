@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import logging
 import threading
 
 import httpx
@@ -191,6 +192,60 @@ async def test_a_reply_is_charged_if_and_only_if_the_connection_was_open_when_it
     held, charged = states(ledger)
     assert held == 0
     assert (charged > 0) == (b"choices" in connection.body)
+
+
+async def test_a_client_that_reads_nothing_and_then_goes_is_not_charged(ledger):
+    """The server waits with the reply, because the comments before it are not read."""
+    gate, settled = Gate(), asyncio.Event()
+
+    class Unread(Connection):
+        async def _send(self, message):
+            if b"auction runs" in self.body:
+                await self.gone.wait()
+            await super()._send(message)
+
+    def note(event):
+        if event.name == "auction.settled":
+            settled.set()
+
+    app = create_app(auction_of(GatedChatModel(gate=gate), ledger, on_event=note), limits=Limits(keep_alive=0.01))
+    connection = Unread(app, {**BODY, "stream": True})
+    while b"auction runs" not in connection.body:
+        connection.sent.clear()
+        await connection.sent.wait()
+    gate.opened.set()
+    await settled.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert states(ledger)[1] > 0
+    await connection.hang_up()
+    assert states(ledger) == (0, 0)
+
+
+class Uploading(Connection):
+    """A client that sends a part of its request."""
+
+    async def _receive(self):
+        if self._body is not None:
+            body, self._body = self._body[:9], None
+            return {"type": "http.request", "body": body, "more_body": True}
+        return await super()._receive()
+
+
+async def test_a_client_that_goes_before_its_request_is_complete_is_no_failure_of_the_server(caplog):
+    connection = Uploading(create_app(auction_of(GatedChatModel(gate=Gate()))), BODY)
+    with caplog.at_level(logging.INFO, logger="llm_auction_chain"):
+        await connection.hang_up()
+    assert connection.messages == []
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert " 499 " in caplog.text
+
+
+async def test_a_body_that_does_not_arrive_in_time_gets_408():
+    auction = auction_of(GatedChatModel(gate=Gate())).model_copy(update={"reward_timeout": 0.01})
+    connection = Uploading(create_app(auction, limits=Limits(timeout=0.05)), BODY)
+    answer = await connection.answer()
+    assert (connection.status, answer["error"]["code"]) == (408, "timeout")
 
 
 async def test_a_request_that_takes_too_long_gets_503_and_is_not_charged(ledger):
