@@ -1,5 +1,5 @@
 # Each target sets up .venv by itself, once for every change of pyproject.toml or constraints.txt.
-.PHONY: demo test test-models test-ledger test-oldest test-providers test-server test-vllm test-docs lint docs bench bench-quick mutants changelog clean
+.PHONY: demo playground test test-models test-ledger test-oldest test-providers test-server test-vllm test-docs lint docs bench bench-quick mutants changelog clean
 PYTHON ?= python3
 # CI sets it: measuring makes the tests half as fast again
 COVERAGE ?=
@@ -20,6 +20,10 @@ NODE_STAMP := build/node/.installed
 
 demo: $(STAMP)
 	$(BIN)/llm-auction run
+
+# A web page to see auctions happen; it prints its URL.
+playground: $(STAMP)
+	$(BIN)/llm-auction playground
 
 test: $(STAMP)
 	$(BIN)/pytest --doctest-modules $(COVERAGE)

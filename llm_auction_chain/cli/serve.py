@@ -1,4 +1,4 @@
-"""`llm-auction serve` and `keys`: auctions behind a URL, and who may call them."""
+"""`llm-auction serve`, `playground` and `keys`: auctions behind a URL or on a web page, and who may call them."""
 
 import ipaddress
 import json
@@ -9,6 +9,7 @@ import shlex
 import signal
 import socket
 import sys
+import webbrowser
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -38,7 +39,7 @@ _PATIENCE = 30  # seconds that a worker may be silent: it imports and loads much
 
 
 def add_serve(commands: Any) -> None:
-    """Add the command to those of the parser."""
+    """Add the commands that serve to those of the parser."""
     serve = commands.add_parser(
         "serve",
         help="answer in the wire formats of OpenAI, each reply drawn by an auction",
@@ -47,7 +48,20 @@ def add_serve(commands: Any) -> None:
         "this machine. SIGTERM ends it: requests that run get their replies. SIGHUP makes the workers, if there are "
         "several, read the file of --config again, one after another. Exit code 1: the port is in use.",
     )
-    _add_options(serve)
+    about = "have the page /playground, too; where there are keys, it asks for an operator's"
+    serve.add_argument("--playground", action="store_true", help=about)
+    serve.set_defaults(open=False)
+    playground = commands.add_parser(
+        "playground",
+        help="show a web page on which you hold auctions and see all of them",
+        description="Serves a web page, and prints its URL: ask a question, edit the agents, move tau, and see the "
+        "candidates, their probabilities and the payments. Without arguments it has the demo's agents and the embedded "
+        "model. It is `llm-auction serve --playground`, so clients can call it, too.",
+    )
+    playground.add_argument("--open", action="store_true", help="open the page in a browser")
+    playground.set_defaults(playground=True)
+    for command in (serve, playground):
+        _add_options(command)
 
 
 def add_keys(commands: Any) -> None:
@@ -94,6 +108,8 @@ def _add_options(command: ArgumentParser) -> None:
 def _serve(options: Namespace) -> int:
     whole_number("--workers", options.workers, least=1)
     config = _config(options)
+    if config.playground and options.workers > 1:
+        raise ConfigurationError("The playground keeps each visitor's auctions in one process. Leave out --workers.")
     if options.no_keys and config.keys:
         raise ConfigurationError("--no-keys is for a server without keys, and the file has some. Give one of them.")
     with ExitStack() as stack:
@@ -126,7 +142,7 @@ def _config(options: Namespace) -> "ServerConfig":
     else:
         config = ServerConfig.load(text("--config", options.config))
     secret = getattr(options, "secret", config.secret)
-    return config.model_copy(update={"secret": secret})
+    return config.model_copy(update={"playground": config.playground or options.playground, "secret": secret})
 
 
 def _auction(options: Namespace) -> "AuctionRunnable":
@@ -171,12 +187,22 @@ def _listener(options: Namespace, *, needs_loopback: bool) -> Iterator[socket.so
 def _serve_alone(options: Namespace, config: "ServerConfig", listener: socket.socket) -> int:
     from uvicorn import Server
 
-    server = Server(_settings(options, config, config.app(open_to_all=options.no_keys)))
+    class Stopping(Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            """Close what open pages listen to, which never ends, and wait for all other requests."""
+            for connection in [*self.server_state.connections]:
+                if str((getattr(connection, "scope", None) or {}).get("path")).startswith("/playground"):
+                    connection.transport.close()
+            await super().shutdown(sockets)
+
+    server = Stopping(_settings(options, config, config.app(open_to_all=options.no_keys)))
     _load(config)
     previous = signal.signal(signal.SIGTERM, server.handle_exit)
     try:
         listener.listen()
-        _announce(listener, config)
+        url = _announce(listener, config)
+        if options.open:
+            webbrowser.open(f"{url}/playground")
         server.run(sockets=[listener])
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -265,17 +291,20 @@ def _load(config: "ServerConfig", *, quiet: bool = False) -> None:
             bars.advance(loading)
 
 
-def _announce(listener: socket.socket, config: "ServerConfig") -> None:
-    """Print where the server is and what to try."""
+def _announce(listener: socket.socket, config: "ServerConfig") -> str:
+    """Print where the server is and what to try, and return its URL."""
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     body = {"model": next(iter(config.models)), "messages": [{"role": "user", "content": DEFAULT_QUESTION}]}
     key = ' -H "Authorization: Bearer $KEY"' if config.keys else ""
     curl = f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
     lines = {"base URL": f"{url}/v1", "models": ", ".join(config.models), "try": curl}
+    if config.playground:
+        lines = {"page": f"{url}/playground", **lines}
     for name, line in lines.items():
         sys.stdout.write(f"{name:<8}  {printable_text(line)}\n")
     sys.stdout.flush()
+    return url
 
 
 def _new_key(options: Namespace) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -57,6 +58,7 @@ class ServerConfig(CheckedModel, frozen=True):
     checks: ClassVar[Mapping[str, Check]] = {
         "models": _models,
         "cors_origins": _strings,
+        "playground": partial(choice, choices=(True, False)),
     }
 
     models: SkipValidation[Mapping[str, AuctionRunnable]]
@@ -69,6 +71,8 @@ class ServerConfig(CheckedModel, frozen=True):
     """What the server accepts at most."""
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may call the server, as in `https://chat.example.com`."""
+    playground: bool = False
+    """Whether the server has the page `/playground`. Where there are keys, it asks for an operator's."""
     secret: SecretStr | None = None
     """At least 16 characters. Servers with one secret repeat the reply of a seed that a client sends, and agents cannot
     predict it. None is a random one at every start."""
@@ -100,6 +104,7 @@ class ServerConfig(CheckedModel, frozen=True):
             limits=self.limits,
             cors_origins=self.cors_origins,
             secret=self.secret.get_secret_value() if self.secret else None,
+            playground=self.playground,
             open_to_all=open_to_all,
         )
 

@@ -88,7 +88,7 @@ class Server:
         self.log, self._grown = [], threading.Condition()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        self.url = self.process.stdout.readline().split()[-1].removesuffix("/v1")
+        self.url = next(line for line in self.process.stdout if "base URL" in line).split()[-1].removesuffix("/v1")
 
     def _read(self):
         for line in self.process.stderr:
@@ -162,6 +162,16 @@ def test_a_request_that_runs_gets_its_reply_after_sigterm(config, model, workers
         request.join()
         assert server.process.wait(timeout=60) == 0
     assert answers[0].json()["choices"][0]["message"]["content"].startswith("an egg")
+
+
+def test_an_open_page_does_not_keep_it_from_ending(config):
+    path = "/playground/gradio_api/heartbeat/abc"
+    with (
+        served("--config", config(playground=True)) as server,
+        httpx.stream("GET", f"{server.url}{path}", timeout=60) as page,
+    ):
+        assert "ALIVE" in next(page.iter_lines())
+        assert server.end() == 0
 
 
 def test_a_port_in_use_is_exit_code_1(config):

@@ -1,4 +1,4 @@
-"""`llm-auction serve` and `keys`: what they check, what they serve, and what they print."""
+"""`llm-auction serve`, `playground` and `keys`: what they check, what they serve, and what they print."""
 
 import errno
 import json
@@ -39,7 +39,7 @@ class Local(MarkovChatModel):
 def start(monkeypatch, capsys):
     """Start a server in this process, up to the moment in which it would answer; return what it would run."""
 
-    def start(*arguments, model=MarkovChatModel):
+    def start(*arguments, model=MarkovChatModel, command="serve"):
         monkeypatch.setattr(serve, "model_by_name", lambda name, **settings: model())
         servers = []
 
@@ -49,7 +49,7 @@ def start(monkeypatch, capsys):
 
         monkeypatch.setattr(uvicorn.Server, "run", run)
         capsys.readouterr()
-        code = main(["serve", "--port", "0", *arguments])
+        code = main([command, "--port", "0", *arguments])
         return code, servers[0] if servers else None, *capsys.readouterr()
 
     return start
@@ -144,6 +144,27 @@ def test_the_settings_of_an_auction_reach_it(start, tmp_path):
     assert Ledger(ledger).head().seq > 0
 
 
+def test_the_playground_is_a_page_of_the_server_and_opens_in_a_browser(start, monkeypatch):
+    opened = []
+    monkeypatch.setattr(serve.webbrowser, "open", opened.append)
+    code, server, out, _ = start("--open", command="playground")
+    page = out.splitlines()[0].removeprefix("page").strip()
+    assert (code, opened) == (0, [page])
+    with TestClient(server.config.app, base_url="http://127.0.0.1") as client:
+        assert "Auction playground" in client.get(page).text
+    assert ask(server).status_code == 200
+    start(command="playground")
+    assert opened == [page]
+
+
+def test_a_server_has_the_page_where_an_option_or_the_file_says_so_and_one_process(start, file):
+    for settings, *arguments in (({"playground": True},), ({}, "--playground")):
+        _, _, out, _ = start("--config", file(**settings), *arguments)
+        assert out.startswith("page      http://127.0.0.1:")
+    code, _, _, err = start("--playground", "--workers", "2")
+    assert (code, "The playground keeps each visitor's auctions in one process." in err) == (2, True)
+
+
 def test_a_file_has_models_of_its_own_and_excludes_the_options_of_an_auction(start, file):
     path = file()
     _, _, out, _ = start("--config", path)
@@ -213,7 +234,7 @@ def test_workers_get_the_options_and_one_secret_and_share_their_metrics(start, m
 
 def test_a_worker_that_cannot_start_says_so_and_stops_the_server(monkeypatch, tmp_path, capsys):
     (tmp_path / "server.yaml").write_text("models: {}")
-    options = serve.Namespace(config=str(tmp_path / "server.yaml"), defaults={}, no_keys=False)
+    options = serve.Namespace(config=str(tmp_path / "server.yaml"), defaults={}, playground=False, no_keys=False)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     with pytest.raises(SystemExit) as ended:
         serve._app_of_worker(options)
