@@ -66,12 +66,21 @@ _LEGIBLE = {
     "input_placeholder_color": "*neutral_600",
     "input_placeholder_color_dark": "*neutral_300",
 }
-# The link is a fragment, which browsers send to no server: it holds a question and bids. What changes is announced.
-_ON_LOAD = """() => {
-  for (const part of document.querySelectorAll(".announced")) part.setAttribute("aria-live", "polite");
+# What changes is announced to screen readers.
+_ANNOUNCE = (
+    """for (const part of document.querySelectorAll(".prose.announced")) part.setAttribute("aria-live", "polite");"""
+)
+# The link is a fragment, which browsers send to no server: it holds a question and bids.
+_ON_LOAD = f"""() => {{
+  {_ANNOUNCE}
   addEventListener("hashchange", () => location.reload());
   return location.hash.slice(1);
-}"""
+}}"""
+# On a phone, the reply is below the settings.
+_ON_SUCCESS = f"""() => {{
+  {_ANNOUNCE}
+  if (!document.querySelector("[role=alert]")) document.querySelector(".reply").scrollIntoView({{block: "nearest"}});
+}}"""
 
 
 class FieldError(ConfigurationError):
@@ -135,27 +144,27 @@ class Settings:
         Raises:
             FieldError: it is not one of this page.
         """
-        given = {name: values[-1] for name, values in parse_qs(link, max_num_fields=20).items()}
+        values = {name: several[-1] for name, several in parse_qs(link, max_num_fields=20).items()}
         names = [field.name for field in fields(cls)]
-        model = given.get("model", next(iter(auctions)))
-        if not given or {*given} - {*names} or model not in auctions:
+        model = values.get("model", next(iter(auctions)))
+        if not values or {*values} - {*names} or model not in auctions:
             raise FieldError("settings", "This link is not one of this page's, so its settings are not filled in.")
         own = cls.of(model, auctions[model])
         try:
-            rows = json.loads(given["agents"]) if "agents" in given else own.agents
+            rows = json.loads(values["agents"]) if "agents" in values else own.agents
             if not all(isinstance(cell, str | int | float) for row in rows for cell in row):
                 raise TypeError  # noqa: TRY301 - like any other rows
             return replace(
                 own,
-                question=given.get("question", own.question),
+                question=values.get("question", own.question),
                 agents=[[str(cell) for cell in row] for row in rows],
                 candidates=whole_number(
-                    "candidates", int(given.get("candidates", own.candidates)), least=1, below=1001
+                    "candidates", int(values.get("candidates", own.candidates)), least=1, below=1001
                 ),
-                tau=number("tau", float(given.get("tau", own.tau)), above=0),
-                temperature=number("temperature", float(given.get("temperature", own.temperature)), least=0, most=2),
-                rule=given.get("rule", own.rule) if given.get("rule") in get_args(PaymentRule) else own.rule,
-                seed=given.get("seed", own.seed),
+                tau=number("tau", float(values.get("tau", own.tau)), above=0),
+                temperature=number("temperature", float(values.get("temperature", own.temperature)), least=0, most=2),
+                rule=values.get("rule", own.rule) if values.get("rule") in get_args(PaymentRule) else own.rule,
+                seed=values.get("seed", own.seed),
             )
         except (TypeError, ValueError, ConfigurationError) as error:
             raise FieldError("settings", f"This link cannot be read: {error or 'its agents are no table'}.") from error
@@ -198,13 +207,13 @@ def _agent_of(row: Sequence[Any], k: int, originals: Mapping[str, Agent]) -> Age
     """Return the agent of a row; None for an empty row."""
     cells = [str("" if cell is None else cell).strip() for cell in row]
     cells += [""] * (len(_COLUMNS) - len(cells))
-    name, description, listed, amount = cells[: len(_COLUMNS)]
+    name, description, items, amount = cells[: len(_COLUMNS)]
     if not any(cells):
         return None
     where = f"Row {k}{f' ({name})' if name else ''}"
     if not name:
         raise FieldError("agents", f"{where}: the name is empty. Give the agent a name, or clear the row.")
-    phrases = [phrase for part in listed.split(",") if (phrase := part.strip())]
+    phrases = [phrase for part in items.split(",") if (phrase := part.strip())]
     if not phrases:
         raise FieldError("agents", f"{where}: there are no phrases. Write at least one word that the agent pays for.")
     try:
@@ -228,6 +237,11 @@ def _mentions_of(agent: Agent) -> MentionReward | None:
     return reward if type(reward) is MentionReward and "," not in "".join(reward.phrases) else None
 
 
+def _has_table(auction: AuctionRunnable) -> bool:
+    """Return whether the agents are a list, which the table can replace."""
+    return isinstance(auction.agents, Collection)
+
+
 def _temperature_of(auction: AuctionRunnable) -> float:
     """Return the model's own temperature, and 1 where it does not say."""
     bound = getattr(auction.model, "kwargs", {}).get("temperature")
@@ -235,7 +249,7 @@ def _temperature_of(auction: AuctionRunnable) -> float:
     return next((float(one) for one in known if isinstance(one, int | float)), 1.0)
 
 
-def _prepared(auction: AuctionRunnable, settings: Settings) -> AuctionRunnable:
+def _prepare(auction: AuctionRunnable, settings: Settings) -> AuctionRunnable:
     """Return a copy of an auction with the settings of the page. It charges nobody and tells nobody.
 
     Raises:
@@ -259,7 +273,7 @@ def _prepared(auction: AuctionRunnable, settings: Settings) -> AuctionRunnable:
 
 
 def changed_digit(receipt: str) -> tuple[str, str]:
-    """Return a receipt with one digit changed, and which: of the largest charge, or of the seed where all are zero.
+    """Return a receipt with one digit changed, and which: of the largest charge, or of the seed where no agent bids.
 
     >>> text, change = changed_digit('{"agents": [{"agent": "B", "charge": "1.25"}]}')
     >>> change
@@ -306,26 +320,26 @@ def mount_playground(
     theme = gr.themes.Default(
         primary_hue="indigo", font=fonts, font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")]
     ).set(**_LEGIBLE)
-    locked = access is not None and access.needs_keys
+    needs_key = access is not None and access.needs_keys
     # browsers look for an icon, and note an error where there is none
     app.add_api_route("/favicon.ico", lambda: Response(status_code=204), include_in_schema=False)
     _in_a_loop(lambda: gr.mount_gradio_app(
         app, playground(auction), path, theme=theme, footer_links=[], run_history=False, show_error=False,
-        ssr_mode=False, mcp_server=False, max_file_size="1kb", auth=is_operator if locked else None,
-        auth_message=_NEEDS_KEY if locked else None,
+        ssr_mode=False, mcp_server=False, max_file_size="1kb", auth=is_operator if needs_key else None,
+        auth_message=_NEEDS_KEY if needs_key else None,
     ))  # fmt: skip
 
 
 def _in_a_loop(make: Callable[[], _T]) -> _T:
     """Return what a function makes. Where no event loop runs, gradio would open several, and close none."""
 
-    async def made() -> _T:
+    async def call() -> _T:
         return make()
 
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(made())
+        return asyncio.run(call())
     return make()
 
 
@@ -388,13 +402,18 @@ class _Page:
             own.question, label="Question", lines=2, max_lines=6, max_length=_LONGEST_QUESTION, elem_id="question"
         )
         self._wrong_question = _alert()
+        with gr.Row():
+            self._run = gr.Button("Run the auction", variant="primary", elem_id="run")
+            self._cancel = gr.Button("Cancel", elem_id="cancel")
+        self._status = gr.HTML(_status("No auction yet."), elem_id="status", elem_classes="announced")
         self._agents = gr.Dataframe(
+            visible=_has_table(self._auctions[model]),
             value=[list(row) for row in own.agents], headers=list(_COLUMNS), datatype="str", type="array",
             label="Agents: each pays up to its value for a reply with one of its phrases", interactive=True, wrap=True,
             elem_id="agents",
             column_widths=["90px", "110px", "190px", "70px"], buttons=[],
         )  # fmt: skip
-        self._add = gr.Button("Add an agent", size="sm", elem_id="add")
+        self._add = gr.Button("Add an agent", size="sm", elem_id="add", visible=_has_table(self._auctions[model]))
         self._wrong_agents = _alert()
         self._others = gr.HTML(_about_others(self._auctions[model]))
         self._candidates, self._tau, self._temperature = _sliders(own)
@@ -407,12 +426,9 @@ class _Page:
             info="The same seed repeats the auction. Empty: a fresh one.",
         )  # fmt: skip
         self._wrong_seed = _alert()
-        with gr.Row():
-            self._run = gr.Button("Run the auction", variant="primary", elem_id="run")
-            self._cancel = gr.Button("Cancel", elem_id="cancel")
 
     def _add_results(self) -> None:
-        self._status = gr.HTML("<h2>Auction</h2><p>None yet.</p>", elem_id="status", elem_classes="announced")
+        gr.HTML("<h2>Auction</h2>")
         with gr.Column(visible=False) as self._results:
             self._reply = gr.HTML(elem_id="reply")
             with gr.Column(visible=True) as self._changes:
@@ -442,8 +458,8 @@ class _Page:
         ]  # fmt: skip
         alerts = [self._wrong_question, self._wrong_agents, self._wrong_seed]
         changes = [self._result, self._other_tau, self._liar, self._factor]
-        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        held = gr.on(
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        run = gr.on(
             [self._run.click, self._question.submit], self._hold, fields,
             [
                 *alerts, self._status, self._result, self._results, self._reply, self._changes, *changes[1:],
@@ -451,32 +467,33 @@ class _Page:
             ],
             show_progress_on=[self._status], api_visibility="private", trigger_mode="once",
         )  # fmt: skip
-        self._cancel.click(lambda: _status("Cancelled."), None, self._status, cancels=[held], **hidden)
+        run.success(None, js=_ON_SUCCESS, **quiet)
+        self._cancel.click(lambda: _status("Cancelled."), None, self._status, cancels=[run], **quiet)
         gr.on(
-            [self._other_tau.input, self._liar.input, self._factor.input], _recomputed, changes, self._what_if,
-            trigger_mode="always_last", concurrency_limit=_QUEUE, **hidden,
+            [self._other_tau.input, self._liar.input, self._factor.input], _recompute, changes, self._what_if,
+            trigger_mode="always_last", concurrency_limit=_QUEUE, **quiet,
         )  # fmt: skip
-        self._add.click(lambda rows: [*rows, [""] * len(_COLUMNS)], self._agents, self._agents, **hidden)
-        self._verify.click(_verification, self._receipt, self._verified, **hidden)
-        self._change.click(_with_changed_digit, self._receipt, [self._receipt, self._verified], **hidden)
-        shown = [*fields, self._others, self._status]
-        self._model.input(self._chosen, self._model, shown, **hidden)
-        self.blocks.load(self._opened, self._fragment, shown, js=_ON_LOAD, **hidden)
+        self._add.click(lambda rows: [*rows, [""] * len(_COLUMNS)], self._agents, self._agents, **quiet)
+        self._verify.click(_verification, self._receipt, self._verified, **quiet)
+        self._change.click(_with_changed_digit, self._receipt, [self._receipt, self._verified], **quiet)
+        outputs = [*fields, self._add, self._others, self._status]
+        self._model.input(self._choose, self._model, outputs, **quiet)
+        self.blocks.load(self._open_link, self._fragment, outputs, js=_ON_LOAD, **quiet)
 
     async def _hold(self, *values: Any, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
         """Hold an auction and return the contents of all results; where a field is wrong, the message at the field."""
         try:
             settings = Settings(**dict(zip((field.name for field in fields(Settings)), values, strict=True)))
             auction = self._auctions[settings.model]
-            moved = settings.temperature != _temperature_of(auction)
             context = copy_context()  # of the page's event, which the threads of the auction do not have
 
             def advance(now: Progress) -> None:
                 context.copy().run(progress, (now.done, now.total), desc=f"{now.label} {now.note}".strip())
 
-            keywords: dict[str, Any] = {"temperature": settings.temperature} if moved else {}
-            prepared = _prepared(auction, settings)
-            result = await prepared.arun(settings.question, progress=advance, **keywords)
+            is_own = settings.temperature == _temperature_of(auction)
+            keywords: dict[str, Any] = {} if is_own else {"temperature": settings.temperature}
+            copy = _prepare(auction, settings)
+            result = await copy.arun(settings.question, progress=advance, **keywords)
         except FieldError as error:
             return [*_alerts(error), *[gr.skip()] * 12] if error.field != "settings" else _failure(str(error))
         except AuctionError as error:
@@ -503,26 +520,27 @@ class _Page:
             _links(result, link),
         ]
 
-    def _chosen(self, model: str) -> list[Any]:
+    def _choose(self, model: str) -> list[Any]:
         """Return the fields as another auction has them."""
-        return [*self._filled(Settings.of(model, self._auctions[model])), gr.skip()]
+        return [*self._fill(Settings.of(model, self._auctions[model])), gr.skip()]
 
-    def _opened(self, fragment: str) -> list[Any]:
+    def _open_link(self, fragment: str) -> list[Any]:
         """Return the fields as the link has them."""
         if not fragment:
-            return [gr.skip()] * 10
+            return [gr.skip()] * 11
         try:
             settings = Settings.of_link(fragment, self._auctions)
         except FieldError as error:
-            return [*[gr.skip()] * 9, _status(str(error), wrong=True)]
-        return [*self._filled(settings), _status("The link's settings are filled in. Run the auction to see it.")]
+            return [*[gr.skip()] * 10, _status(str(error), wrong=True)]
+        return [*self._fill(settings), _status("The link's settings are filled in. Run the auction to see it.")]
 
-    def _filled(self, settings: Settings) -> list[Any]:
+    def _fill(self, settings: Settings) -> list[Any]:
         auction = self._auctions[settings.model]
         return [
             settings.model, settings.question,
-            gr.Dataframe([list(row) for row in settings.agents], visible=isinstance(auction.agents, Collection)),
-            *_sliders(settings), settings.rule, settings.seed, _about_others(auction),
+            gr.Dataframe([list(row) for row in settings.agents], visible=_has_table(auction)),
+            *_sliders(settings), settings.rule, settings.seed, gr.Button(visible=_has_table(auction)),
+            _about_others(auction),
         ]  # fmt: skip
 
 
@@ -560,14 +578,14 @@ def _failure(message: str) -> list[Any]:
 
 
 def _status(message: str, *, wrong: bool = False) -> str:
-    return f"<h2>Auction</h2>{_wrong(message) if wrong else f'<p>{escape(message)}</p>'}"
+    return _wrong(message) if wrong else f"<p>{escape(message)}</p>"
 
 
 def _wrong(message: str) -> str:
     return f'<p class="wrong" role="alert">{escape(message)}</p>'
 
 
-def _recomputed(result: AuctionResult | None, tau: float, liar: str | None, factor: float) -> str:
+def _recompute(result: AuctionResult | None, tau: float, liar: str | None, factor: float) -> str:
     if result is None:
         return "<p>The auction is no longer kept. Run it again.</p>"
     try:
@@ -582,11 +600,11 @@ def _verification(receipt: str, change: str = "") -> str:
     before = f"<p>Changed {escape(change)}.</p>" if change else ""
     if verification.ok:
         return f'{before}<p class="right">✓ Valid: everything follows from the rest of the receipt.</p>'
-    listed = "".join(f"<li>{escape(str(one))}</li>" for one in verification.differences[:_DIFFERENCES])
+    items = "".join(f"<li>{escape(str(one))}</li>" for one in verification.differences[:_DIFFERENCES])
     more = len(verification.differences) + verification.more - _DIFFERENCES
-    listed += f"<li>and {more} more</li>" if more > 0 else ""
+    items += f"<li>and {more} more</li>" if more > 0 else ""
     return (
-        f'{before}<p class="wrong">✗ Refused. What does not follow from the rest:</p><ul class="reasons">{listed}</ul>'
+        f'{before}<p class="wrong">✗ Refused. What does not follow from the rest:</p><ul class="reasons">{items}</ul>'
     )
 
 
@@ -623,14 +641,14 @@ def _result_html(result: AuctionResult) -> str:
     sponsors = ", ".join(agent.name for agent in result.sponsors)
     disclosure = result.disclosure or (f"Sponsored by {sponsors}." if sponsors else "Not sponsored.")
     notes = [*result.warnings, *(why_left_out(out.as_dict()) for out in result.left_out)]
-    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     order = sorted(range(len(result.candidates)), key=lambda j: -result.settlement.probabilities[j])
     cards = [_card(result, j) for j in order]
     less = f"<summary>{len(cards) - _CARDS} less likely replies</summary>"
     more = f"<details>{less}<ol>{''.join(cards[_CARDS:])}</ol></details>"
     return (
         f'<section class="reply" aria-label="Reply"><h3>Reply</h3><blockquote>{escape(result.text)}</blockquote>'
-        f"<p>{escape(disclosure)}</p></section>{f'<ul>{listed}</ul>' if notes else ''}"
+        f"<p>{escape(disclosure)}</p></section>{f'<ul>{items}</ul>' if notes else ''}"
         f"{_agents_table(result) if result.agents else '<p>No agent took part.</p>'}"
         f'<h3>Candidates</h3><ol class="cards">{"".join(cards[:_CARDS])}</ol>{more if len(cards) > _CARDS else ""}'
     )

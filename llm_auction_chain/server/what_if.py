@@ -85,11 +85,11 @@ def what_if(result: AuctionResult, *, tau: float, liar: str = "", factor: float 
     owners = [agent.payer for agent in result.agents]
     i = next((i for i, agent in enumerate(result.agents) if agent.name == liar), -1)
     owner = owners[i] if liar else ""
-    rewards = _scaled(result, owner, factor)
-    changed = tuple(
+    rewards = _scale(result, owner, factor)
+    reports = tuple(
         replace(report, rewards=tuple(row)) for report, row in zip(result.reports, rewards.tolist(), strict=True)
     )
-    [point] = tau_sweep(replace(result, reports=changed), [tau])
+    [point] = tau_sweep(replace(result, reports=reports), [tau])
 
     def utility(reports: FloatArray) -> float:
         pays = [agent.pays for agent in result.agents]
@@ -104,11 +104,11 @@ def what_if(result: AuctionResult, *, tau: float, liar: str = "", factor: float 
         factor=factor,
         utility=utility(rewards) if liar else 0.0,
         factors=tuple(factors),
-        curve=tuple(utility(_scaled(result, owner, each)) for each in factors) if liar else (),
+        curve=tuple(utility(_scale(result, owner, each)) for each in factors) if liar else (),
     )
 
 
-def _scaled(result: AuctionResult, owner: str, factor: float) -> FloatArray:
+def _scale(result: AuctionResult, owner: str, factor: float) -> FloatArray:
     """Return the reports (N, M) with those of an owner multiplied, each within its agent's cap."""
     factors = [[factor if agent.payer == owner else 1.0] for agent in result.agents]
     scaled = result.rewards * np.reshape(factors, (len(result.agents), 1))
@@ -120,14 +120,14 @@ def _scaled(result: AuctionResult, owner: str, factor: float) -> FloatArray:
 def as_html(result: AuctionResult, one: WhatIf) -> str:
     """Return the changed auction as HTML: what it is worth, the liar's curve, and the probabilities."""
     settlement, unit = one.point.settlement, f" {result.currency}" if result.currency else ""
-    drawn = escape(result.candidates[settlement.winner].message.text)
+    reply = escape(result.candidates[settlement.winner].message.text)
     same = "the same reply" if settlement.winner == result.settlement.winner else "another reply"
     facts = (
         ("Welfare, true and expected", f"{one.welfare:.3f}{unit}"),
         ("Expected revenue", f"{one.point.expected_revenue:.3f}{unit}"),
         ("Distance from the model", f"{one.point.distance:.3f} nats"),
     )
-    listed = "".join(f"<div><dt>{name}</dt><dd>{amount}</dd></div>" for name, amount in facts)
+    items = "".join(f"<div><dt>{name}</dt><dd>{amount}</dd></div>" for name, amount in facts)
     order = sorted(range(len(result.candidates)), key=lambda j: -result.settlement.probabilities[j])
     rows = "".join(
         f'<li><span class="text">{escape(shortened(result.candidates[j].message.text, 80))}</span>'
@@ -136,8 +136,8 @@ def as_html(result: AuctionResult, one: WhatIf) -> str:
     )
     more = f"<p>And {len(order) - _ROWS} less likely replies.</p>" if len(order) > _ROWS else ""
     return (
-        f"<p>{_sentence(result, one, unit)} With the same noise, the draw gives {same}: <q>{drawn}</q></p>"
-        f'<dl class="facts">{listed}</dl>{_curve(one, unit) if one.liar else ""}'
+        f"<p>{_sentence(result, one, unit)} With the same noise, the draw gives {same}: <q>{reply}</q></p>"
+        f'<dl class="facts">{items}</dl>{_curve(one, unit) if one.liar else ""}'
         f'<h4>Probabilities (in the auction: the mark on each bar)</h4><ol class="chances">{rows}</ol>{more}'
     )
 
