@@ -54,6 +54,7 @@ def site(tmp_path_factory):
         auctions = {
             "ads": AuctionRunnable(**settings),
             "ads/charged": AuctionRunnable(**settings, billing=Billing(ledger=ledger)),
+            "ads/strict": AuctionRunnable(**settings, billing=Billing(ledger=ledger, on_error="raise")),
             "ads/tools": AuctionRunnable(**settings, on_tool_calls="auction"),
         }
         limits = Limits(keep_alive=0.05, n=3, max_tokens=100, body_bytes=100_000)

@@ -64,7 +64,7 @@ def test_a_response_has_its_text_and_streams(seen):
 
 
 def test_models_are_listed_and_retrieved(seen):
-    assert seen["models"] == ["ads", "ads/charged", "ads/tools"]
+    assert seen["models"] == ["ads", "ads/charged", "ads/strict", "ads/tools"]
     assert seen["model"] == "ads/charged"
 
 

@@ -232,7 +232,7 @@ def test_several_streamed_replies_are_told_apart_by_their_index(client):
 
 
 def test_models_are_listed_and_retrieved(client):
-    assert [model.id for model in client.models.list()] == ["ads", "ads/charged", "ads/tools"]
+    assert [model.id for model in client.models.list()] == ["ads", "ads/charged", "ads/strict", "ads/tools"]
     assert client.models.retrieve("ads/charged").id == "ads/charged"
 
 
@@ -370,6 +370,18 @@ def test_a_key_with_another_conversation_or_model_is_another_auction(client):
     third = complete(client, extra_headers=key)
     assert len({answer.auction["id"] for answer in (first, second, third)}) == 3
     assert first.id != third.id
+
+
+def test_a_key_whose_charge_was_taken_back_is_a_conflict_that_no_client_repeats(site, client):
+    key, sent = {"Idempotency-Key": "reversed"}, []
+    auction = complete(client, model="ads/strict", extra_headers=key).auction["id"]
+    site.ledger.reverse(auction, reason="a complaint")
+    with openai.DefaultHttpxClient(event_hooks={"request": [sent.append]}) as http_client:
+        retrying = client.with_options(max_retries=3, http_client=http_client)
+        with pytest.raises(openai.ConflictError) as caught:
+            complete(retrying, model="ads/strict", extra_headers=key)
+    assert caught.value.code == "idempotency_key_in_use"
+    assert len(sent) == 1
 
 
 def test_requests_with_one_key_at_once_are_charged_once_and_answered_alike(site, client, gate):
