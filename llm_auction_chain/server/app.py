@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import json
 import logging
 import secrets
 import time
@@ -167,8 +168,8 @@ def _add_replies(app: FastAPI, served: Auctions, access: Access) -> None:
         request: Request, read: Callable[[Mapping[str, Any]], ReplyRequest], kind: type[Answer]
     ) -> Response:
         caller = _caller(request, access, "client", "operator")
-        wanted = read(await _json_of(request, served.limits))
-        answer = kind(wanted, identifier=_identifier(request, caller, wanted.model), created=int(time.time()))
+        content = await _json_of(request, served.limits)
+        answer = kind(read(content), identifier=_identifier(request, caller, content), created=int(time.time()))
         served.check(answer)
         details = caller.role == "operator"
         return AuctionResponse(served, answer, caller, details=details, request_id=request.scope[_SCOPE]["request"])
@@ -260,14 +261,18 @@ def _caller(request: Request, access: Access, *roles: Any) -> Key:
     return caller
 
 
-def _identifier(request: Request, caller: Key, model: str) -> str:
-    """Return the identifier of a request: the same for the same caller, model and Idempotency-Key, else a fresh one."""
+def _identifier(request: Request, caller: Key, content: Mapping[str, Any]) -> str:
+    """Return the identifier of a request: the same for the same caller, content and Idempotency-Key, else a fresh one.
+
+    A stream and a whole answer have the same content.
+    """
     key = request.headers.get("idempotency-key")
     if key is None:
         return uuid4().hex
     if not key.strip() or len(key) > _LONGEST_KEY:
         raise WireError(400, f"Idempotency-Key must have 1 to {_LONGEST_KEY} characters.", param="Idempotency-Key")
-    return uuid5(NAMESPACE_URL, f"llm_auction_chain.server:{caller.name}\n{model}\n{key}").hex
+    form = json.dumps({name: content[name] for name in content if not name.startswith("stream")}, sort_keys=True)
+    return uuid5(NAMESPACE_URL, f"llm_auction_chain.server:{caller.name}\n{key}\n{form}").hex
 
 
 async def _json_of(request: Request, limits: Limits) -> Mapping[str, Any]:

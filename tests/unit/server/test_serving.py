@@ -301,6 +301,18 @@ async def test_one_key_of_two_models_is_two_auctions(ledger):
     assert len(auctions) == 2
 
 
+async def test_a_key_is_repeated_by_a_stream_and_not_by_a_request_of_another_form(ledger):
+    app, headers = create_app(auction_of(GatedChatModel(gate=Gate(is_open=True)), ledger)), {"idempotency-key": "1"}
+    first = (await Connection(app, BODY, headers=headers).answer())["auction"]["id"]
+    streamed = Connection(app, {**BODY, "stream": True, "stream_options": {"include_usage": True}}, headers=headers)
+    await streamed.task
+    assert first.encode() in streamed.body
+    for other in ({"temperature": 0.5}, {"n": 2}, {"max_tokens": 9}):
+        await (connection := Connection(app, {**BODY, **other}, headers=headers)).task
+        assert connection.status == 200
+        assert first.encode() not in connection.body
+
+
 async def test_one_key_of_two_callers_is_two_auctions(ledger):
     gate = Gate(is_open=True)
     keys = [Key.new("client", name=name) for name in ("web", "phone")]
