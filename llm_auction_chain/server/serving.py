@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import ismethod
 from typing import Any
 
 from langchain_core.messages import AIMessage
@@ -36,7 +37,7 @@ from llm_auction_chain.server.wire import Answer, ReplyRequest, WireError
 __all__ = ["AuctionResponse", "Auctions"]
 
 _logger = logging.getLogger(__name__)
-_ROUNDS = 3  # of the event loop, in which a hang-up that has arrived reaches the application
+_ROUNDS = 8  # of the event loop, in which a hang-up that has arrived reaches the application
 _SEED_BYTES = 6
 _PATIENCE = 10.0  # seconds that a stop waits for the ledger
 
@@ -262,6 +263,8 @@ class AuctionResponse(Response):
 
 def _has_hung_up(receive: Receive) -> bool:
     """Return whether the server knows at this very moment that the client is gone. No other task runs meanwhile."""
+    if not ismethod(receive):  # that of a middleware, which cannot be left halfway
+        return False
     waiting = receive().__await__()
     try:
         next(waiting)

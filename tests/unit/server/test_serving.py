@@ -222,6 +222,27 @@ async def test_a_client_that_reads_nothing_and_then_goes_is_not_charged(ledger):
     assert states(ledger) == (0, 0)
 
 
+@pytest.mark.parametrize("stays", [True, False])
+async def test_a_middleware_around_the_application_changes_no_charge(ledger, stays):
+    gate = Gate(is_open=stays)
+    app = create_app(auction_of(GatedChatModel(gate=gate), ledger))
+
+    @app.middleware("http")
+    async def mark(request, call_next):
+        response = await call_next(request)
+        response.headers["x-mark"] = "1"
+        return response
+
+    connection = Connection(app, BODY)
+    await gate.reached.wait()
+    if stays:
+        assert (await connection.answer())["choices"]
+    else:
+        await connection.hang_up()
+    assert states(ledger)[0] == 0
+    assert (states(ledger)[1] > 0) == stays
+
+
 class Uploading(Connection):
     """A client that sends a part of its request."""
 
