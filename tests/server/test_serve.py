@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -214,16 +215,23 @@ def test_a_worker_that_was_killed_is_replaced_and_the_metrics_count_what_all_of_
         assert server.end() == 0
 
 
-def test_sighup_makes_workers_read_the_file_again_without_a_pause(config):
+def test_sighup_makes_workers_read_the_file_again_and_a_broken_one_changes_nothing(config):
     old, stored = Key.new("client", name="web")
     new, more = Key.new("client", name="web-2")
     with served("--config", config(keys=[vars(stored)]), "--workers", "2") as server:
-        server.lines("is ready", 2)
+        ends = [os.pidfd_open(int(line[1])) for line in server.lines(r"worker (\d+) is ready", 2)]
         assert server.ask(token=new).status_code == 401
         config(keys=[vars(stored), vars(more)])
         server.process.send_signal(signal.SIGHUP)
-        server.lines("is ready", 4)
-        assert server.ask(token=old).status_code == 200
+        for end in ends:
+            assert select.select([end], [], [], 60)[0]
+            os.close(end)
+        assert server.ask(token=new).status_code == 200
+        config(keys=[vars(stored), {"role": "king"}])
+        server.process.send_signal(signal.SIGHUP)
+        server.lines("keeping worker")
+        server.lines(r"server.yaml: keys\[1\]: a key needs a name")
+        assert {server.ask(token=token).status_code for token in (old, new)} == {200}
         assert server.end() == 0
 
 
