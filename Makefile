@@ -71,7 +71,7 @@ test-oldest: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/build_site.py build/docs
 
-# The site in chromium (Debian: apt-get install chromium), each page at the widths of a phone and of a desktop.
+# The site and the playground in chromium (Debian: apt-get install chromium), at the widths of a phone and of a desktop.
 test-docs: $(STAMP)
 	$(BIN)/pytest tests/browser
 

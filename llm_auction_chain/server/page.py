@@ -585,9 +585,11 @@ def _wrong(message: str) -> str:
     return f'<p class="wrong" role="alert">{escape(message)}</p>'
 
 
-def _recompute(result: AuctionResult | None, tau: float, liar: str | None, factor: float) -> str:
+def _recompute(result: AuctionResult | None, tau: float | None, liar: str | None, factor: float | None) -> Any:
     if result is None:
         return "<p>The auction is no longer kept. Run it again.</p>"
+    if tau is None or factor is None:  # a number that is being written
+        return gr.skip()
     try:
         return what_ifs.as_html(result, what_if(result, tau=tau, liar=liar or "", factor=factor))
     except AuctionError as error:

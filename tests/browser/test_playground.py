@@ -11,7 +11,8 @@ from playwright.sync_api import expect
 
 from llm_auction_chain import Agent, AuctionRunnable, Disclosure
 from llm_auction_chain.rewards import MentionReward
-from llm_auction_chain.server import mount_playground
+from llm_auction_chain.server import Key, mount_playground
+from llm_auction_chain.server.access import Access
 from llm_auction_chain.testing import MarkovChatModel
 
 # gradio uses pandas in ways that newer ones warn about
@@ -39,6 +40,7 @@ class Waiting(MarkovChatModel):
             CANCELLED.set()
 
 
+KEY, OPERATOR = Key.new("operator", name="ops")
 STARTED, CANCELLED = threading.Event(), threading.Event()
 
 
@@ -54,6 +56,7 @@ def address():
     ads = AuctionRunnable(model=model, agents=agents, disclosure=Disclosure(text="Sponsored by {sponsors}."))
     app = FastAPI()
     mount_playground(app, {"ads": ads, "waiting": AuctionRunnable(model=Waiting(), agents=agents)})
+    mount_playground(app, ads, "/locked", access=Access([OPERATOR]))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     ready = threading.Event()
     startup = server.startup
@@ -88,7 +91,6 @@ def visit(browser, address):
             lambda request: request.failure == "net::ERR_ABORTED" or faults.append(request.url),
         )
         page.goto(address + link)
-        expect(page.get_by_role("heading", level=1)).to_have_text("Auction playground")
         return page
 
     OWN = (address.removesuffix("playground/"), "data:", "blob:")  # noqa: N806
@@ -174,6 +176,15 @@ def test_what_is_wrong_is_said_at_its_field_and_loses_nothing(visit):
     expect(page.get_by_role("alert")).to_contain_text("Row 3 (D): there are no phrases")
     assert page.get_by_role("region", name="Reply", exact=True).inner_text() == reply
     expect(page.get_by_role("gridcell").nth(8)).to_contain_text("D")
+
+
+def test_an_operators_key_opens_the_page_and_the_link_is_kept(visit):
+    page = visit("../locked/#seed=5&question=Why")
+    page.get_by_label("username").fill("me")
+    page.get_by_label("password").fill(KEY)
+    page.get_by_role("button", name="Login").click()
+    expect(page.get_by_label("Seed")).to_have_value("5")
+    expect(page.get_by_label("Question")).to_have_value("Why")
 
 
 def test_a_cancelled_auction_stops_its_model(visit):

@@ -1,6 +1,7 @@
 """What the playground reads, and what it returns; `tests/browser/test_playground.py` opens it."""
 
 import json
+import sys
 import warnings
 from dataclasses import replace
 from urllib.parse import unquote_plus
@@ -10,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from llm_auction_chain import Agent, AuctionRunnable, Billing, ConfigurationError, Ledger, server
+from llm_auction_chain.errors import MissingDependencyError
 from llm_auction_chain.receipts import verify
 from llm_auction_chain.rewards import MentionReward
 from llm_auction_chain.server.access import Access, Key
@@ -169,6 +171,23 @@ def test_a_changed_digit_is_refused_by_the_verification():
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"agents": [{}]}', '{"agents": 1}', '{"agents": [{"charge": "x"}]}'])
 def test_what_is_no_receipt_is_left_as_it_is(text):
     assert changed_digit(text) == (text, "Nothing was changed: this is no receipt.")
+
+
+def test_what_if_waits_for_numbers_and_says_where_an_auction_is_gone():
+    page = server.playground(auction_of())
+    result = auction_of(mentions("B", "bb", "cb"), seed=7).run("Say something")
+    assert call(page, "_recompute", result, None, "B", 1.0) == {"__type__": "update"}
+    assert "Run it again" in call(page, "_recompute", None, 1.0, "B", 1.0)
+    assert "the lie loses" in call(page, "_recompute", result, 1.0, "B", 2.0)
+    assert 'role="alert"' in call(page, "_recompute", result, 1.0, "other", 2.0)
+
+
+def test_without_gradio_it_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "llm_auction_chain.server.page")
+    monkeypatch.delattr(server, "page")
+    with pytest.raises(MissingDependencyError, match=r"llm-auction-chain\[playground\]"):
+        _ = server.playground
 
 
 def test_what_is_no_auction_is_refused():
