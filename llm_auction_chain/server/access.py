@@ -45,7 +45,9 @@ class Key:
         choice("role", self.role, get_args(Role))
         name_of_account("name", self.name)
         digest_text("digest", self.digest, "Key.new makes a key and its digest.")
-        if name_of_account("owner", self.owner, empty=self.role != "owner") and self.role != "owner":
+        owner = name_of_account("owner", self.owner, empty=self.role != "owner")
+        object.__setattr__(self, "owner", owner)  # as accounts are spelled
+        if owner and self.role != "owner":
             raise refuse("owner", f"empty for the role {self.role!r}", self.owner)
 
     @classmethod

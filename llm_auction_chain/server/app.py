@@ -215,14 +215,23 @@ def _add_receipts(app: FastAPI, served: Auctions, access: Access, ledgers: list[
     @app.get("/auctions/{auction_id}/view")
     async def view(request: Request, auction_id: str, owner: str = "") -> dict[str, Any]:
         caller = _caller(request, access, "owner", "operator")
-        owner = name_of_account("owner", owner or caller.owner)
-        if caller.role == "owner" and owner != caller.owner:
-            raise WireError(403, "This key reads the views of its own owner only.", param="owner")
+        owner = _owner_of(owner, caller)
         whole = await receipt_of(auction_id)
         agent = next((bid.agent for bid in whole.agents if bid.owner == owner), None)
         if agent is None:
             raise _unknown_auction()
         return whole.view(agent).as_dict()
+
+
+def _owner_of(owner: str, caller: Key) -> str:
+    """Return the owner whose view a caller may read: the one of the query, else the caller's own."""
+    try:
+        owner = name_of_account("owner", owner or caller.owner)
+    except ConfigurationError:
+        raise WireError(400, "owner must be the name of an account.", param="owner") from None
+    if caller.role == "owner" and owner != caller.owner:
+        raise WireError(403, "This key reads the views of its own owner only.", param="owner")
+    return owner
 
 
 def _unknown_auction() -> WireError:

@@ -232,6 +232,19 @@ def test_an_operator_reads_a_receipt_and_an_owner_its_own_view(keys, ledger, wit
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "auction_not_found")
 
 
+def test_an_owner_reads_its_view_however_its_accented_name_is_spelled():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    (client, a), (owner, b) = Key.new("client", name="web"), Key.new("owner", name="cafe", owner=decomposed)
+    agent = Agent("A", lambda prompt, reply: 4.0 * reply.text.count("b"), owner=composed)
+    server = TestClient(create_app(AuctionRunnable(model=MarkovChatModel(), agents=[agent]), keys=[a, b]))
+    ask = server.post(CHAT, json=BODY, headers={"Authorization": f"Bearer {client}"})
+    path, headers = f"/auctions/{ask.json()['auction']['id']}/view", {"Authorization": f"Bearer {owner}"}
+    for name in ("", composed, decomposed):
+        assert server.get(path, params={"owner": name}, headers=headers).status_code == 200
+    answer = server.get(path, params={"owner": " a\0"}, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "owner")
+
+
 def test_receipts_in_memory_are_bounded():
     text, key = Key.new("operator", name="ops")
     client = TestClient(create_app(auction_of(), keys=[key], limits=Limits(receipts=2)))
