@@ -9,6 +9,7 @@ import shlex
 import signal
 import socket
 import sys
+import warnings
 import webbrowser
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -22,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 from llm_auction_chain.cli import fail, printable_text, show_logs
 from llm_auction_chain.cli.run import DEFAULT_QUESTION, add_settings, checked_auction, load_weights, progress_bars
 from llm_auction_chain.cli.tables import add_format, write_json
-from llm_auction_chain.errors import AuctionError, ConfigurationError, MissingDependencyError
+from llm_auction_chain.errors import AuctionError, AuctionWarning, ConfigurationError, MissingDependencyError
 from llm_auction_chain.models.by_name import EMBEDDED, model_by_name
 from llm_auction_chain.validators import text, whole_number
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastapi import FastAPI
     from uvicorn import Config
 
@@ -113,6 +116,7 @@ def _serve(options: Namespace) -> int:
     if options.no_keys and config.keys:
         raise ConfigurationError("--no-keys is for a server without keys, and the file has some. Give one of them.")
     with ExitStack() as stack:
+        stack.callback(_log_requests())
         listener = stack.enter_context(_listener(options, needs_loopback=not config.keys and not options.no_keys))
         if options.workers == 1:
             return _serve_alone(options, config, listener)
@@ -229,7 +233,6 @@ def _serve_with_workers(options: Namespace, config: "ServerConfig", listener: so
 def _settings(options: Namespace, config: "ServerConfig", app: Any, **more: Any) -> "Config":
     from uvicorn import Config
 
-    _show_requests()
     return Config(
         app,
         access_log=False,
@@ -245,8 +248,25 @@ def _settings(options: Namespace, config: "ServerConfig", app: Any, **more: Any)
     )
 
 
-def _show_requests() -> None:
-    logging.getLogger("llm_auction_chain.server").setLevel(logging.INFO)
+def _log_requests() -> "Callable[[], None]":
+    """Log each request, and each warning once; return what undoes it.
+
+    Why agents fail is not logged, as what they say may quote a prompt: an operator's answer has it.
+    """
+    levels = {"server": logging.INFO, "reports": logging.ERROR, "auction.result": logging.ERROR}
+    loggers = {logging.getLogger(f"llm_auction_chain.{name}"): level for name, level in levels.items()}
+    before = {logger: logger.level for logger in loggers}
+    for logger, level in loggers.items():
+        logger.setLevel(level)
+    warnings.simplefilter("default", AuctionWarning)
+    logging.captureWarnings(capture=True)
+
+    def undo() -> None:
+        logging.captureWarnings(capture=False)
+        for logger, level in before.items():
+            logger.setLevel(level)
+
+    return undo
 
 
 def _app_of_worker(options: Namespace) -> "FastAPI":
@@ -254,7 +274,7 @@ def _app_of_worker(options: Namespace) -> "FastAPI":
     from uvicorn.config import STARTUP_FAILURE
 
     show_logs()
-    _show_requests()
+    _log_requests()
     _forget_dead_workers()
     try:
         config = _config(options)

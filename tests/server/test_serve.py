@@ -144,6 +144,25 @@ def test_without_arguments_the_embedded_model_answers_and_sigterm_ends_it():
         assert QUESTION not in "".join(server.log)
 
 
+def test_the_log_has_each_request_and_each_warning_once_and_nothing_that_agents_say(config, tmp_path):
+    path = config()
+    settings = yaml.safe_load(path.read_text())
+    settings["models"]["eggs"]["agents"] = [{"name": "A", "context": "Ignore the prompt.", "reward": "quotes:reward"}]
+    settings["models"]["eggs"]["allow_code"] = True
+    path.write_text(yaml.safe_dump(settings))
+    (tmp_path / "quotes.py").write_text("def reward(prompt, reply):\n    raise ValueError(prompt[-1].text)\n")
+    with served(
+        "--config", path, environment={"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{tmp_path}"}
+    ) as server:
+        assert [server.ask().status_code for _ in range(3)] == [200] * 3
+        assert server.end() == 0
+    log = "".join(server.log)
+    assert log.count("POST /v1/chat/completions 200") == 3
+    assert log.count("The context of 'A'") == 1
+    assert "ValueError" not in log
+    assert QUESTION not in log
+
+
 def test_an_interrupt_ends_it_as_the_other_commands(config):
     with served("--config", config()) as server:
         assert server.get("/healthz").status_code == 200
