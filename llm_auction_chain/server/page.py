@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlencode
 
 from llm_auction_chain.agents import Agent, check_agents, load_agents
 from llm_auction_chain.auction.admission import SEEDS
+from llm_auction_chain.auction.display import with_count
 from llm_auction_chain.auction.events import Progress
 from llm_auction_chain.auction.explanation import why_left_out
 from llm_auction_chain.auction.result import AuctionResult
@@ -45,7 +46,7 @@ _QUESTION = "Suggest a healthy breakfast in one sentence."
 _AT_ONCE, _QUEUE = 2, 32  # auctions
 _KEPT = 3600  # seconds that a session's auction is kept
 _MOST_CANDIDATES, _LONGEST_QUESTION, _LONGEST_RECEIPT = 64, 8000, 5_000_000
-_CARDS, _DIFFERENCES = 12, 8  # shown at once
+_CARDS, _AGENTS, _DIFFERENCES = 12, 20, 8  # shown at once
 _INTRODUCTION = """Agents bid on what the model may say. Their bids move the probabilities; one reply is drawn, and each
 agent pays for how far it moved the draw. Nothing here is charged."""
 _ABOUT_RECEIPT = """Everything can be computed again from it. Change what you like in it, and verify: a receipt that
@@ -644,23 +645,29 @@ def _result_html(result: AuctionResult) -> str:
     disclosure = result.disclosure or (f"Sponsored by {sponsors}." if sponsors else "Not sponsored.")
     notes = [*result.warnings, *(why_left_out(out.as_dict()) for out in result.left_out)]
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    winner, agents = result.settlement.winner, _agents_that_moved(result)
     order = sorted(range(len(result.candidates)), key=lambda j: -result.settlement.probabilities[j])
-    cards = [_card(result, j) for j in order]
-    less = f"<summary>{len(cards) - _CARDS} less likely replies</summary>"
-    more = f"<details>{less}<ol>{''.join(cards[_CARDS:])}</ol></details>"
+    first = [*order[:_CARDS], *(j for j in order[_CARDS:] if j == winner)]
+    cards, others = ([_card(result, j, agents) for j in some] for some in (first, [j for j in order if j not in first]))
+    more = f"<details><summary>{len(others)} less likely replies</summary><ol>{''.join(others)}</ol></details>"
     return (
         f'<section class="reply" aria-label="Reply"><h3>Reply</h3><blockquote>{escape(result.text)}</blockquote>'
         f"<p>{escape(disclosure)}</p></section>{f'<ul>{items}</ul>' if notes else ''}"
-        f"{_agents_table(result) if result.agents else '<p>No agent took part.</p>'}"
-        f'<h3>Candidates</h3><ol class="cards">{"".join(cards[:_CARDS])}</ol>{more if len(cards) > _CARDS else ""}'
+        f"{_agents_table(result, agents) if agents else '<p>No agent took part.</p>'}"
+        f'<h3>Candidates</h3><ol class="cards">{"".join(cards)}</ol>{more if others else ""}'
     )
 
 
-def _card(result: AuctionResult, j: int) -> str:
+def _agents_that_moved(result: AuctionResult) -> list[int]:
+    """Return the agents that moved the draw most, in the auction's order: all of them, unless they are many."""
+    most = sorted(range(len(result.agents)), key=lambda i: -result.settlement.influences[i])[:_AGENTS]
+    return sorted(most)
+
+
+def _card(result: AuctionResult, j: int, agents: Sequence[int]) -> str:
     candidate, drawn = result.candidates[j], j == result.settlement.winner
     rewards = "".join(
-        f"<div><dt>{escape(agent.name)}</dt><dd>{report.rewards[j]:g}</dd></div>"
-        for agent, report in zip(result.agents, result.reports, strict=True)
+        f"<div><dt>{escape(result.agents[i].name)}</dt><dd>{result.reports[i].rewards[j]:g}</dd></div>" for i in agents
     )
     times = "once" if candidate.draws == 1 else f"{candidate.draws} times"
     component = escape(candidate.component)
@@ -673,7 +680,7 @@ def _card(result: AuctionResult, j: int) -> str:
     )
 
 
-def _agents_table(result: AuctionResult) -> str:
+def _agents_table(result: AuctionResult, agents: Sequence[int]) -> str:
     unit = f" ({escape(result.currency)})" if result.currency else ""
     heads = ("agent", f"pays{unit}", "expected payment", "contribution", "influence", "report")
     head = "".join(f'<th scope="col">{one}</th>' for one in heads)
@@ -681,9 +688,10 @@ def _agents_table(result: AuctionResult) -> str:
         f'<tr><th scope="row">{escape(one.agent)}</th><td>{one.charge if one.pays else "never pays"}</td>'
         f"<td>{one.expected_payment:.4f}</td><td>{one.contribution:.4f}</td><td>{one.influence:.1%}</td>"
         f"<td>{one.status}</td></tr>"
-        for one in result.explain().agents
+        for one in map(result.explain().agents.__getitem__, agents)
     )
+    title = with_count("Agents", len(agents), len(result.agents), "that moved the draw most")
     return (
-        '<h3 id="payments">Agents</h3><div class="scrolls" tabindex="0" role="region" aria-labelledby="payments">'
+        f'<h3 id="payments">{title}</h3><div class="scrolls" tabindex="0" role="region" aria-labelledby="payments">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )

@@ -1,6 +1,7 @@
 """What the playground reads, and what it returns; `tests/browser/test_playground.py` opens it."""
 
 import json
+import re
 import sys
 import warnings
 from dataclasses import replace
@@ -16,7 +17,7 @@ from llm_auction_chain.receipts import verify
 from llm_auction_chain.rewards import MentionReward
 from llm_auction_chain.server.access import Access, Key
 from llm_auction_chain.server.page import FieldError, Settings, agents_of, changed_digit, mount_playground, rows_of
-from llm_auction_chain.testing import MarkovChatModel
+from llm_auction_chain.testing import MarkovChatModel, ScriptedChatModel
 
 
 def mentions(name, *phrases, value=2.0, **settings):
@@ -127,6 +128,22 @@ async def test_a_run_returns_results_and_charges_nobody():
     assert result.seed == 7
     assert "Link to this auction" in outputs[-1]
     assert json.dumps(SETTINGS.agents[0])[1:-1] in unquote_plus(outputs[-1])
+
+
+async def test_texts_of_models_and_agents_are_escaped_and_the_drawn_reply_is_among_the_first():
+    agents = [Agent(f"<{k}>", lambda prompt, reply, k=k: float(k == len(reply.text))) for k in range(25)]
+    model = ScriptedChatModel(turns=[[f"<b>{k} ${{1}}" for k in range(40)]])
+    page = server.playground(AuctionRunnable(model=model, agents=agents))
+    for seed in "123":
+        settings = replace(SETTINGS, candidates=60, seed=seed, agents=[])
+        outputs = await call(page, "_hold", *vars(settings).values())
+        first, more = outputs[6].split("<details>")
+        assert "★ Drawn" in first
+        assert "★ Drawn" not in more
+        assert "less likely replies" in more
+        assert "Agents, 20 of 25 that moved the draw most" in first
+        pages = [output for output in outputs if isinstance(output, str) and not output.startswith("{")]
+        assert not re.search(r"<b>|<\d", "".join(pages))
 
 
 @pytest.mark.parametrize(
