@@ -145,7 +145,7 @@ def _config(options: Namespace) -> "ServerConfig":
         raise ConfigurationError(f"{option} and --config exclude one another. Write the setting into the file.")
     else:
         config = ServerConfig.load(text("--config", options.config))
-    secret = getattr(options, "secret", config.secret)
+    secret = config.secret or getattr(options, "secret", None)
     return config.model_copy(update={"playground": config.playground or options.playground, "secret": secret})
 
 
@@ -220,7 +220,7 @@ def _serve_with_workers(options: Namespace, config: "ServerConfig", listener: so
     from uvicorn.supervisors import Multiprocess
 
     config.app(open_to_all=options.no_keys)  # checks what workers would fail at
-    options.secret = config.secret or SecretStr(secrets.token_urlsafe())
+    options.secret = SecretStr(secrets.token_urlsafe())  # where the file has none
     listener.listen()
     _announce(listener, config)
     sys.stderr.write(f"llm-auction: {options.workers} workers load the models; requests wait until one is ready\n")

@@ -20,7 +20,7 @@ from llm_auction_chain.interfaces.runnable import AuctionRunnable
 from llm_auction_chain.ledger import AuctionLedger
 from llm_auction_chain.models.by_name import EMBEDDED, model_by_name
 from llm_auction_chain.rewards.from_data import refuse_unknown
-from llm_auction_chain.server.access import Key
+from llm_auction_chain.server.access import Access, Key
 from llm_auction_chain.server.limits import Limits
 from llm_auction_chain.validators import Check, choice, number, refuse, text
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["LEDGER_SETTINGS", "ServerConfig"]
 
 LEDGER_SETTINGS = ("url", "scales", "credit", "hold_for", "keep_receipts")
+_OF_A_MODEL = ("temperature", "top_p", "max_tokens", "base_url", "api_key")
 _SHORTEST_SECRET = 16  # characters
 _DIGEST = re.compile("sha256:[0-9a-f]{64}")
 _FILE_OF_SQLITE = re.compile(r"(sqlite[^:]*:///)((?!/|:memory:|file:).+)")
@@ -135,6 +136,8 @@ def _objects(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if not isinstance(keys, list):
             raise refuse("keys", "a list of keys", type(keys).__name__)
         objects["keys"] = tuple(_key(f"keys[{index}]", key) for index, key in enumerate(keys))
+        with _at("keys"):
+            Access(objects["keys"])
     if (limits := data.get("limits")) is not None:
         with _at("limits"):
             objects["limits"] = Limits.model_validate(_mapping("limits", limits))
@@ -148,6 +151,8 @@ def _auction(
 ) -> AuctionRunnable:
     """Return an auction. `models` has those of earlier ones: equal settings share one model."""
     settings = _mapping("an auction", settings)
+    if misplaced := [name for name in _OF_A_MODEL if name in settings]:
+        raise ConfigurationError(f"{misplaced[0]} is of the model. Write model: {{name: ..., {misplaced[0]}: ...}}.")
     allow_code = choice("allow_code", settings.pop("allow_code", False), (True, False))
     agents = settings.get("agents") or []
     if isinstance(agents, str):

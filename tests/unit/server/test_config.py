@@ -1,15 +1,18 @@
 """The configuration file of a server: what it becomes, and what its errors say."""
 
 import json
+import re
 
+import jsonschema
 import pytest
 import yaml
 
 from llm_auction_chain import Agent, ChatTransformers, ChatVLLM, ConfigurationError, load_agents
-from llm_auction_chain.auction.settings import Disclosure
+from llm_auction_chain.auction.settings import AuctionSettings, Disclosure
 from llm_auction_chain.server import access
 from llm_auction_chain.server.config import ServerConfig
 from llm_auction_chain.server.limits import Limits
+from tests.documents import ROOT
 
 AGENT = {"name": "A", "owner": "shop", "reward": {"mention": {"phrases": ["egg"], "value": 2.0}}}
 DIGEST = f"sha256:{'0' * 64}"
@@ -129,6 +132,9 @@ def test_keys_limits_and_the_secret_are_objects(load, monkeypatch):
     ({**model(), "limits": {"queue": -1}}, "limits: queue must be a whole number of at least 0, got -1."),
     ({**model(), "keys": [{"role": "king", "name": "x", "digest": DIGEST}]}, "keys[0]: role must be 'client' or"),
     ({**model(), "keys": [{"role": "client", "name": "x"}]}, "keys[0]: a key needs a digest."),
+    ({**model(), "keys": []}, "keys: The server has no keys"),
+    ({**model(), "keys": 2 * [{"role": "client", "name": "x", "digest": DIGEST}]}, "keys: Two keys have the name 'x'."),
+    (model(temperature=0.5), "temperature is of the model. Write model: {name: ..., temperature: ...}."),
     ({**model(), "cors_origins": "*"}, "cors_origins must be a list of texts, got '*'."),
     ({**model(), "secret": "short"}, "secret must be a text of at least 16 characters."),
 ])  # fmt: skip
@@ -156,3 +162,46 @@ def test_no_error_shows_a_key_or_a_secret(load):
 def test_a_file_may_name_code_only_where_it_says_so(load):
     settings = {"agents": [{"name": "A", "reward": "math:dist"}]}
     assert load(model(**settings, allow_code=True)).models["auction"].agents[0].name == "A"
+
+
+@pytest.fixture(scope="module")
+def fits():
+    """Return whether settings fit the published schema."""
+    schema = json.loads((ROOT / "docs/schemas/server-1.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema).is_valid
+
+
+def test_the_example_of_the_page_fits_the_schema_and_is_read(fits, load, tmp_path, monkeypatch):
+    page = (ROOT / "docs/how_to/server.md").read_text("utf-8")
+    (example,) = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    (tmp_path / "agents.yaml").write_text(json.dumps([{**AGENT, "report_cap": 1.0}]))
+    monkeypatch.setenv("LEDGER_URL", "sqlite://")
+    config = load(example)
+    assert fits(example)
+    assert config.models.keys() == example["models"].keys()
+    assert config.limits == Limits(**example["limits"])
+
+
+def test_the_file_of_deploy_fits_the_schema(fits):
+    assert fits(yaml.safe_load((ROOT / "deploy/config.yaml").read_text("utf-8")))
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"models": {}}, model(n_candidate=3), model(proposal="x"), model(billing={"ledger": "sqlite://"}),
+    {**model(), "keys": [{"role": "king", "name": "x", "digest": DIGEST}]}, {**model(), "limit": {}},
+])  # fmt: skip
+def test_the_schema_refuses_what_the_reader_refuses(fits, load, settings):
+    assert not fits(settings)
+    with pytest.raises(ConfigurationError):
+        load(settings)
+
+
+def test_the_schema_has_every_setting_that_data_can_write(fits):
+    schema = json.loads((ROOT / "docs/schemas/server-1.json").read_text("utf-8"))
+    assert schema["properties"].keys() == ServerConfig.model_fields.keys()
+    objects = {"proposal", "on_event"}
+    assert (
+        schema["$defs"]["Auction"]["properties"].keys() ^ {"allow_code"}
+        == AuctionSettings.model_fields.keys() - objects
+    )
