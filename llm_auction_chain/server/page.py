@@ -77,10 +77,10 @@ _ON_LOAD = f"""() => {{
   addEventListener("hashchange", () => location.reload());
   return location.hash.slice(1);
 }}"""
-# On a phone, the reply is below the settings.
+# On a phone, a field that is wrong and the reply may be below the button.
 _ON_SUCCESS = f"""() => {{
   {_ANNOUNCE}
-  if (!document.querySelector("[role=alert]")) document.querySelector(".reply").scrollIntoView({{block: "nearest"}});
+  document.querySelector("[role=alert], .reply")?.scrollIntoView({{block: "nearest"}});
 }}"""
 
 

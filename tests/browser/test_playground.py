@@ -113,6 +113,7 @@ def test_an_auction_its_lies_its_receipt_and_its_link(visit, width, scheme):
     reply = page.get_by_role("region", name="Reply", exact=True)
     drawn = page.get_by_role("listitem").filter(has_text="★ Drawn")
     expect(drawn).to_have_count(1)
+    expect(reply).to_be_in_viewport()
     expect(reply).to_contain_text("ponsored")
     expect(page.get_by_role("row")).to_contain_text(["agent", "B", "C", "L"])
 
@@ -159,7 +160,7 @@ def slide(page, name, steps):
 
 
 def test_what_is_wrong_is_said_at_its_field_and_loses_nothing(visit):
-    page = visit()
+    page = visit(width=400)
     run(page, "7")
     reply = page.get_by_role("region", name="Reply", exact=True).inner_text()
     page.get_by_label("Seed").fill("seven")
@@ -171,6 +172,7 @@ def test_what_is_wrong_is_said_at_its_field_and_loses_nothing(visit):
     expect(page.get_by_role("gridcell").nth(8)).to_contain_text("D")
     page.get_by_role("button", name="Run the auction").click()
     expect(page.get_by_role("alert")).to_contain_text("seed must be a whole number")
+    expect(page.get_by_role("alert")).to_be_in_viewport()
     page.get_by_label("Seed").fill("7")
     page.get_by_role("button", name="Run the auction").click()
     expect(page.get_by_role("alert")).to_contain_text("Row 3 (D): there are no phrases")
