@@ -43,7 +43,7 @@ def variables(text):
 
 def test_the_page_quotes_each_file_as_it_is():
     page = PAGE.read_text("utf-8")
-    for path in set(FOLDER.iterdir()) - {FOLDER / "agents.yaml"}:
+    for path in set(FOLDER.iterdir()) - {FOLDER / "agents.yaml", FOLDER / "Dockerfile.dockerignore"}:
         assert f"\n{path.read_text('utf-8')}```\n" in page, path.name
 
 
@@ -97,9 +97,11 @@ def test_the_image_runs_without_root_and_reports_its_health():
 
 def test_the_image_is_built_from_what_the_repository_has():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    for name, arguments in instructions():
-        if name == "COPY" and "--from" not in arguments:
-            assert all((ROOT / source).exists() for source in arguments.split()[:-1])
+    shown = re.findall("^!(.+)$", (FOLDER / "Dockerfile.dockerignore").read_text("utf-8"), re.MULTILINE)
+    copies = [one[1].split()[:-1] for one in instructions() if one[0] == "COPY" and "--from" not in one[1]]
+    assert sorted(shown) == sorted(source.removeprefix("./") for sources in copies for source in sources)
+    assert all((ROOT / source).exists() for source in shown)
+    for _, arguments in instructions():
         for extras in re.findall(r"'\.\[([\w,]+)\]'", arguments):
             assert set(extras.split(",")) <= set(project["optional-dependencies"])
     torch = re.search(r"torch==[\d.]+", (FOLDER / "Dockerfile").read_text("utf-8"))[0]
