@@ -383,7 +383,10 @@ def _check_local(scope: Scope) -> None:
         WireError: 403.
     """
     peer = scope["client"][0] if scope.get("client") else ""
-    host = urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname or ""
+    try:
+        host = urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname or ""
+    except ValueError:  # as in "["
+        host = ""
     if not (_is_local(host) and (not peer or peer == "testclient" or _is_local(peer))):
         raise WireError(403, "This server has no keys, so it serves its own machine only.", code="keys_needed")
 

@@ -232,6 +232,15 @@ def test_an_operator_reads_a_receipt_and_an_owner_its_own_view(keys, ledger, wit
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "auction_not_found")
 
 
+@pytest.mark.parametrize(
+    "host", ["[", "[::1", "a]b", "", "@", "evil.example", "127.0.0.1@evil.example", "localhost.evil.example"]
+)
+def test_a_host_that_is_not_this_machines_is_refused_without_keys(host, caplog):
+    answer = TestClient(create_app(auction_of())).get("/v1/models", headers={"Host": host})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "keys_needed")
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 def test_an_owner_reads_its_view_however_its_accented_name_is_spelled():
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     (client, a), (owner, b) = Key.new("client", name="web"), Key.new("owner", name="cafe", owner=decomposed)
