@@ -241,6 +241,7 @@ def _unknown_auction() -> WireError:
 
 def _add_operations(app: FastAPI, access: Access, metrics: Metrics, ledgers: list[Any]) -> None:
     """Add the routes by which the server is watched."""
+    probe: asyncio.Task[bool] | None = None
 
     @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> dict[str, str]:
@@ -248,14 +249,14 @@ def _add_operations(app: FastAPI, access: Access, metrics: Metrics, ledgers: lis
 
     @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> dict[str, str]:
-        try:
+        nonlocal probe
+        if probe is None or probe.done():  # callers at once share one, which a database that hangs does not multiply
+            probe = asyncio.create_task(_reachable(ledgers))
+        with suppress(TimeoutError):
             async with asyncio.timeout(_LEDGER_PATIENCE):
-                for ledger in ledgers:
-                    if head := getattr(ledger, "head", None):
-                        await AWAITING.in_thread(head)
-        except (LedgerError, TimeoutError) as error:
-            raise WireError(503, "The ledger is unavailable.", code="unavailable", retry_after=1) from error
-        return {"status": "ready"}
+                if await asyncio.shield(probe):
+                    return {"status": "ready"}
+        raise WireError(503, "The ledger is unavailable.", code="unavailable", retry_after=1)
 
     @app.get("/metrics")
     async def prometheus(request: Request) -> Response:
@@ -317,6 +318,17 @@ async def _answer_error(_: Request, error: Exception) -> Response:
     if not isinstance(error, WireError):
         raise error
     return error_response(error)
+
+
+async def _reachable(ledgers: list[Any]) -> bool:
+    """Return whether all ledgers answer."""
+    try:
+        for ledger in ledgers:
+            if head := getattr(ledger, "head", None):
+                await AWAITING.in_thread(head)
+    except LedgerError:
+        return False
+    return True
 
 
 async def _expire_holds(ledgers: list[Any]) -> None:

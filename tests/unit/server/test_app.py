@@ -241,6 +241,18 @@ def test_a_host_that_is_not_this_machines_is_refused_without_keys(host, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+def test_a_ledger_that_hangs_is_asked_once_by_all_that_want_to_know(ledger, monkeypatch):
+    monkeypatch.setattr("llm_auction_chain.server.app._LEDGER_PATIENCE", 0.01)
+    calls, may_answer = [], threading.Event()
+    ledger.head = lambda: calls.append(1) or may_answer.wait(10)
+    with TestClient(create_app(auction_of(ledger))) as client:
+        assert [client.get("/readyz").status_code for _ in range(3)] == [503, 503, 503]
+        assert len(calls) == 1
+        may_answer.set()
+        monkeypatch.setattr("llm_auction_chain.server.app._LEDGER_PATIENCE", 10)
+        assert client.get("/readyz").status_code == 200
+
+
 def test_an_owner_reads_its_view_however_its_accented_name_is_spelled():
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     (client, a), (owner, b) = Key.new("client", name="web"), Key.new("owner", name="cafe", owner=decomposed)
