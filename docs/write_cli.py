@@ -18,6 +18,7 @@ The extra `cli` brings the command `llm-auction`, which is also `python -m llm_a
 $ llm-auction run "Which guitar suits a beginner?" --agents agents.yaml --receipt receipt.json
 $ llm-auction verify receipt.json
 $ llm-auction chat --agents agents.yaml --model openai:gpt-4o-mini
+$ llm-auction serve --config server.yaml
 ```
 
 Data goes to standard output; progress, warnings and errors go to standard error. Exit code 0 is success, 1 a failure or
