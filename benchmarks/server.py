@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from llm_auction_chain import Ledger
 BARE, PLAIN = "bare endpoint", "server, M = 1, no agents"
 AUCTION, CHARGED = "server, M = 8, 3 agents", "the same with PostgreSQL"
 KEY_LEVEL = 16  # clients of the ratio
-STREAMS, PARTS = 256, 10
+STREAMS, PARTS = 256, 12
 
 
 def contest(contenders: dict[str, Server], clients: int, *, turns: int, seconds: float) -> dict[str, Measurement]:
@@ -73,32 +74,37 @@ def memory() -> dict[str, float]:
     """Print a server's memory after many requests and after many streams that clients left, and return its growth."""
     seen, refused, by_requests, by_streams = Measurement(), 0, [], []
     with serving(Settings()) as server:
-        for _ in range(PARTS + 1):
+        for _ in range(PARTS):
             asyncio.run(load(server, KEY_LEVEL, 2.5, seen))
             by_requests.append(server.memory())
     with serving(Settings(latency=60.0, keep_alive=0.5)) as server:
-        for _ in range(PARTS + 1):
+        for _ in range(PARTS):
             refused += asyncio.run(hang(server, STREAMS))
             time.sleep(1.0)
             by_streams.append(server.memory())
-    print(f"\nRSS in MiB over {len(seen.seconds)} requests ({seen.errors} errors): {by_requests[0]:.0f}", end="")
-    print(f" after {len(seen.seconds) // (PARTS + 1)}, {by_requests[-1]:.0f} at the end")
-    print(
-        f"over {PARTS + 1} times {STREAMS} streams left ({refused} refused): {by_streams[0]:.0f}, {by_streams[-1]:.0f}"
-    )
-    return {"rss_over_requests": by_requests[-1] / by_requests[0], "rss_over_streams": by_streams[-1] / by_streams[0]}
+    print(f"\nRSS in MiB over {len(seen.seconds)} requests ({seen.errors} errors): {_listed(by_requests)}")
+    print(f"over {PARTS} times {STREAMS} streams that clients left ({refused} refused): {_listed(by_streams)}")
+    middle = PARTS // 2  # caches are full by then
+    return {
+        "rss_over_requests": by_requests[-1] / by_requests[middle],
+        "rss_over_streams": by_streams[-1] / by_streams[middle],
+    }
+
+
+def _listed(held: Sequence[float]) -> str:
+    return ", ".join(f"{one:.0f}" for one in held)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the sizes."""
     parser.add_argument("--latency", type=float, default=0.25, metavar="SECONDS", help="of a model call; 0.25")
-    parser.add_argument("--requests", type=int, help="of the part with faults: 5,000, or 300 where quick; 0 for none")
+    parser.add_argument("--requests", type=int, help="of the part with faults: 5,000, or 200 where quick; 0 for none")
     parser.add_argument("--faults-only", action="store_true", help="only the part with faults")
 
 
 def measure(options: Options) -> dict[str, float]:
     """Print the tables and return the ratios."""
-    requests = (300 if options.quick else 5000) if options.requests is None else options.requests
+    requests = (200 if options.quick else 5000) if options.requests is None else options.requests
     ratios: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -112,4 +118,4 @@ def measure(options: Options) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    benchmark("server", __doc__, measure, quick="16 clients, two servers, 300 faulty requests", add_options=add_options)
+    benchmark("server", __doc__, measure, quick="16 clients, two servers, 200 faulty requests", add_options=add_options)
