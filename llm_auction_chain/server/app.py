@@ -122,7 +122,7 @@ def create_app(
     if playground:
         from llm_auction_chain.server.page import mount_playground
 
-        mount_playground(app, by_model, access=access)
+        mount_playground(app, by_model, keys=keys)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,

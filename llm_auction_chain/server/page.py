@@ -2,34 +2,38 @@
 
 import asyncio
 import json
-import math
-from base64 import b64encode
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextvars import copy_context
-from dataclasses import dataclass, fields, replace
-from html import escape
+from dataclasses import fields, replace
 from importlib.resources import files
 from typing import Any, TypeVar, get_args
-from urllib.parse import parse_qs, urlencode
 
-from llm_auction_chain.agents import Agent, check_agents, load_agents
-from llm_auction_chain.auction.admission import SEEDS
-from llm_auction_chain.auction.display import with_count
 from llm_auction_chain.auction.events import Progress
-from llm_auction_chain.auction.explanation import why_left_out
 from llm_auction_chain.auction.result import AuctionResult
-from llm_auction_chain.auction.settings import Billing
-from llm_auction_chain.candidates import chat_models_in
-from llm_auction_chain.errors import AuctionError, ConfigurationError, MissingDependencyError
+from llm_auction_chain.errors import AuctionError, MissingDependencyError
 from llm_auction_chain.interfaces.runnable import AuctionRunnable
 from llm_auction_chain.mechanism import PaymentRule
-from llm_auction_chain.receipts import verify
-from llm_auction_chain.rewards import MentionReward
-from llm_auction_chain.server import what_if as what_ifs
-from llm_auction_chain.server.access import Access
-from llm_auction_chain.server.what_if import bar, liars_of, what_if
+from llm_auction_chain.server.access import Access, Key
+from llm_auction_chain.server.page_html import (
+    about_others,
+    alert,
+    links,
+    paragraph,
+    result_html,
+    verification_html,
+    what_if_html,
+)
+from llm_auction_chain.server.page_settings import (
+    COLUMNS,
+    FieldError,
+    Settings,
+    has_table,
+    prepare,
+    temperature_of,
+)
+from llm_auction_chain.server.what_if import liars_of, what_if
 from llm_auction_chain.server.wire import WireError
-from llm_auction_chain.validators import number, refuse, text, whole_number
+from llm_auction_chain.validators import refuse, text
 
 try:
     import gradio as gr
@@ -37,16 +41,12 @@ try:
 except ImportError as error:
     raise MissingDependencyError("The playground needs gradio: pip install 'llm-auction-chain[playground]'") from error
 
-__all__ = ["Settings", "agents_of", "changed_digit", "mount_playground", "playground", "rows_of"]
+__all__ = ["changed_digit", "mount_playground", "playground"]
 
 _T = TypeVar("_T")
-Rows = Sequence[Sequence[Any]]
-_COLUMNS = ("name", "description", "phrases, with commas between", "value")
-_QUESTION = "Suggest a healthy breakfast in one sentence."
 _AT_ONCE, _QUEUE = 2, 32  # auctions
 _KEPT = 3600  # seconds that a session's auction is kept
 _MOST_CANDIDATES, _LONGEST_QUESTION, _LONGEST_RECEIPT = 64, 8000, 5_000_000
-_CARDS, _AGENTS, _DIFFERENCES = 12, 20, 8  # shown at once
 _INTRODUCTION = """Agents bid on what the model may say. Their bids move the probabilities; one reply is drawn, and each
 agent pays for how far it moved the draw. Nothing here is charged."""
 _ABOUT_RECEIPT = """Everything can be computed again from it. Change what you like in it, and verify: a receipt that
@@ -84,195 +84,6 @@ _ON_SUCCESS = f"""() => {{
 }}"""
 
 
-class FieldError(ConfigurationError):
-    """What is wrong with a field of the page.
-
-    Attributes:
-        field: `question`, `agents`, `seed` or `settings`.
-    """
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What the page's fields hold, in their order. A link holds the same.
-
-    Attributes:
-        model: id of the auction.
-        question: what the user asks.
-        agents: a row for each: name, description, phrases with commas between, value.
-        candidates: M, how many replies are drawn.
-        tau: weight of the reference model, money per nat.
-        temperature: of the model.
-        rule: how the charge follows from the draw.
-        seed: repeats the auction; empty for a fresh one.
-    """
-
-    model: str
-    question: str
-    agents: Rows
-    candidates: int
-    tau: float
-    temperature: float
-    rule: str
-    seed: str
-
-    @classmethod
-    def of(cls, model: str, auction: AuctionRunnable) -> "Settings":
-        """Return where the page begins: the auction's own settings."""
-        return cls(
-            model=model,
-            question=_QUESTION,
-            agents=rows_of(auction),
-            candidates=auction.n_candidates,
-            tau=auction.tau,
-            temperature=_temperature_of(auction),
-            rule=auction.payment_rule,
-            seed="" if auction.seed is None else str(auction.seed),
-        )
-
-    def link(self) -> str:
-        """Return the settings as the end of a link, behind its `#`."""
-        return urlencode({**vars(self), "agents": json.dumps(self.agents, ensure_ascii=False)})
-
-    @classmethod
-    def of_link(cls, link: str, auctions: Mapping[str, AuctionRunnable]) -> "Settings":
-        """Return the settings of a link.
-
-        Raises:
-            FieldError: it is not one of this page.
-        """
-        values = {name: several[-1] for name, several in parse_qs(link, max_num_fields=20).items()}
-        names = [field.name for field in fields(cls)]
-        model = values.get("model", next(iter(auctions)))
-        if not values or {*values} - {*names} or model not in auctions:
-            raise FieldError("settings", "This link is not one of this page's, so its settings are not filled in.")
-        own = cls.of(model, auctions[model])
-        try:
-            rows = json.loads(values["agents"]) if "agents" in values else own.agents
-            if not all(isinstance(cell, str | int | float) for row in rows for cell in row):
-                raise TypeError  # noqa: TRY301 - like any other rows
-            return replace(
-                own,
-                question=values.get("question", own.question),
-                agents=[[str(cell) for cell in row] for row in rows],
-                candidates=whole_number(
-                    "candidates", int(values.get("candidates", own.candidates)), least=1, below=1001
-                ),
-                tau=number("tau", float(values.get("tau", own.tau)), above=0),
-                temperature=number("temperature", float(values.get("temperature", own.temperature)), least=0, most=2),
-                rule=values.get("rule", own.rule) if values.get("rule") in get_args(PaymentRule) else own.rule,
-                seed=values.get("seed", own.seed),
-            )
-        except (TypeError, ValueError, ConfigurationError) as error:
-            raise FieldError("settings", f"This link cannot be read: {error or 'its agents are no table'}.") from error
-
-
-def rows_of(auction: AuctionRunnable) -> list[list[str]]:
-    """Return the table of an auction's agents: those that pay for mentions; the demo's where it has no agents."""
-    agents = auction.agents if isinstance(auction.agents, Collection) else ()
-    agents = load_agents(None) if auction.agents == () else agents
-    mentions = ((agent, reward) for agent in agents if (reward := _mentions_of(agent)))
-    return [
-        [agent.name, agent.context, ", ".join(reward.phrases), str(reward.value).removesuffix(".0")]
-        for agent, reward in mentions
-    ]
-
-
-def agents_of(auction: AuctionRunnable, rows: Rows) -> Any:
-    """Return the agents of the table, and those of the auction that the table cannot show.
-
-    A row that has the name of an agent of the auction keeps what the table does not show: owner, cap, categories.
-
-    Raises:
-        FieldError: a row is no agent; the message names the row and what is wrong.
-    """
-    if not isinstance(auction.agents, Collection):
-        return auction.agents
-    originals = {agent.name: agent for agent in auction.agents}
-    agents = {agent.name: agent for agent in auction.agents if not _mentions_of(agent)}
-    bidders = [agent for k, row in enumerate(rows, 1) if (agent := _agent_of(row, k, originals))]
-    try:
-        check_agents([*agents.values(), *bidders])
-    except ConfigurationError as error:
-        raise FieldError("agents", str(error)) from error
-    agents |= {agent.name: agent for agent in bidders}
-    # in the auction's own order, on which exclusive categories depend
-    return [agents.pop(name) for name in [*originals] if name in agents] + [*agents.values()]
-
-
-def _agent_of(row: Sequence[Any], k: int, originals: Mapping[str, Agent]) -> Agent | None:
-    """Return the agent of a row; None for an empty row."""
-    cells = [str("" if cell is None else cell).strip() for cell in row]
-    cells += [""] * (len(_COLUMNS) - len(cells))
-    name, description, items, amount = cells[: len(_COLUMNS)]
-    if not any(cells):
-        return None
-    where = f"Row {k}{f' ({name})' if name else ''}"
-    if not name:
-        raise FieldError("agents", f"{where}: the name is empty. Give the agent a name, or clear the row.")
-    phrases = [phrase for part in items.split(",") if (phrase := part.strip())]
-    if not phrases:
-        raise FieldError("agents", f"{where}: there are no phrases. Write at least one word that the agent pays for.")
-    try:
-        value = float(amount)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise FieldError("agents", f"{where}: the value must be a number such as 2.5, got {amount!r}.")
-    try:
-        if (original := originals.get(name)) and isinstance(original.reward, MentionReward):
-            return replace(original, context=description, reward=replace(original.reward, phrases=phrases, value=value))
-        reward = {"mention": {"phrases": phrases, "value": value}}
-        return Agent.from_dict({"name": name, "context": description, "reward": reward})
-    except ConfigurationError as error:
-        raise FieldError("agents", f"{where}: {str(error).removeprefix('The agent, ')}") from error
-
-
-def _mentions_of(agent: Agent) -> MentionReward | None:
-    """Return the reward of an agent that the table can show; None for any other, and for phrases with commas."""
-    reward = agent.reward
-    return reward if type(reward) is MentionReward and "," not in "".join(reward.phrases) else None
-
-
-def _has_table(auction: AuctionRunnable) -> bool:
-    """Return whether the agents are a list, which the table can replace."""
-    return isinstance(auction.agents, Collection)
-
-
-def _temperature_of(auction: AuctionRunnable) -> float:
-    """Return the model's own temperature, and 1 where it does not say."""
-    bound = getattr(auction.model, "kwargs", {}).get("temperature")
-    known = [bound, *(getattr(model, "temperature", None) for model in chat_models_in(auction.model))]
-    return next((float(one) for one in known if isinstance(one, int | float)), 1.0)
-
-
-def _prepare(auction: AuctionRunnable, settings: Settings) -> AuctionRunnable:
-    """Return a copy of an auction with the settings of the page. It charges nobody and tells nobody.
-
-    Raises:
-        FieldError: a setting is invalid.
-    """
-    question, seed = settings.question, settings.seed.strip()
-    if not question.strip():
-        raise FieldError("question", "The question is empty. Ask something.")
-    if seed and not (seed.isascii() and seed.isdigit() and int(seed) < SEEDS):
-        raise FieldError("seed", f"The seed must be a whole number of at least 0 and below 2**128, got {seed[:40]!r}.")
-    agents = agents_of(auction, settings.agents)
-    copy = auction.model_copy(
-        update={"billing": Billing(currency=auction.billing.currency), "on_event": None, "agents": ()}
-    )
-    try:
-        copy.n_candidates, copy.tau = int(settings.candidates), float(settings.tau)
-        copy.payment_rule, copy.seed, copy.agents = settings.rule, int(seed) if seed else None, agents  # type: ignore[assignment]
-    except (ConfigurationError, TypeError, ValueError) as error:
-        raise FieldError("settings", str(error)) from error
-    return copy
-
-
 def changed_digit(receipt: str) -> tuple[str, str]:
     """Return a receipt with one digit changed, and which: of the largest charge, or of the seed where no agent bids.
 
@@ -296,7 +107,7 @@ def mount_playground(
     app: Any,
     auction: AuctionRunnable | Mapping[str, AuctionRunnable],
     path: str = "/playground",
-    access: Access | None = None,
+    keys: Collection[Key] | None = None,
 ) -> None:
     """Add the playground to a FastAPI application.
 
@@ -304,15 +115,16 @@ def mount_playground(
         app: the application.
         auction: as for `playground`.
         path: where the page is.
-        access: the keys of the server. If it needs keys, the page asks for an operator's.
+        keys: of the server. The page asks for an operator's; None opens it to all that reach it.
 
     Raises:
-        ConfigurationError: `auction` is not an auction.
+        ConfigurationError: `auction` is not an auction, or the keys are none of a server.
     """
+    access = Access(keys)
 
     def is_operator(_: str, password: str) -> bool:
         try:
-            access.caller(f"Bearer {password}", "operator")  # type: ignore[union-attr]
+            access.caller(f"Bearer {password}", "operator")
         except WireError:
             return False
         return True
@@ -321,13 +133,12 @@ def mount_playground(
     theme = gr.themes.Default(
         primary_hue="indigo", font=fonts, font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")]
     ).set(**_LEGIBLE)
-    needs_key = access is not None and access.needs_keys
     # browsers look for an icon, and note an error where there is none
     app.add_api_route("/favicon.ico", lambda: Response(status_code=204), include_in_schema=False)
     _in_a_loop(lambda: gr.mount_gradio_app(
         app, playground(auction), path, theme=theme, footer_links=[], run_history=False, show_error=False,
-        ssr_mode=False, mcp_server=False, max_file_size="1kb", auth=is_operator if needs_key else None,
-        auth_message=_NEEDS_KEY if needs_key else None,
+        ssr_mode=False, mcp_server=False, max_file_size="1kb", auth=is_operator if access.needs_keys else None,
+        auth_message=_NEEDS_KEY if access.needs_keys else None,
     ))  # fmt: skip
 
 
@@ -406,17 +217,17 @@ class _Page:
         with gr.Row():
             self._run = gr.Button("Run the auction", variant="primary", elem_id="run")
             self._cancel = gr.Button("Cancel", elem_id="cancel")
-        self._status = gr.HTML(_status("No auction yet."), elem_id="status", elem_classes="announced")
+        self._status = gr.HTML(paragraph("No auction yet."), elem_id="status", elem_classes="announced")
         self._agents = gr.Dataframe(
-            visible=_has_table(self._auctions[model]),
-            value=[list(row) for row in own.agents], headers=list(_COLUMNS), datatype="str", type="array",
+            visible=has_table(self._auctions[model]),
+            value=[list(row) for row in own.agents], headers=list(COLUMNS), datatype="str", type="array",
             label="Agents: each pays up to its value for a reply with one of its phrases", interactive=True, wrap=True,
             elem_id="agents",
             column_widths=["90px", "110px", "190px", "70px"], buttons=[],
         )  # fmt: skip
-        self._add = gr.Button("Add an agent", size="sm", elem_id="add", visible=_has_table(self._auctions[model]))
+        self._add = gr.Button("Add an agent", size="sm", elem_id="add", visible=has_table(self._auctions[model]))
         self._wrong_agents = _alert()
-        self._others = gr.HTML(_about_others(self._auctions[model]))
+        self._others = gr.HTML(about_others(self._auctions[model]))
         self._candidates, self._tau, self._temperature = _sliders(own)
         self._rule = gr.Radio(
             list(get_args(PaymentRule)), value=own.rule, label="Payment rule", elem_id="rule",
@@ -469,13 +280,13 @@ class _Page:
             show_progress_on=[self._status], api_visibility="private", trigger_mode="once",
         )  # fmt: skip
         run.success(None, js=_ON_SUCCESS, **quiet)
-        self._cancel.click(lambda: _status("Cancelled."), None, self._status, cancels=[run], **quiet)
+        self._cancel.click(lambda: paragraph("Cancelled."), None, self._status, cancels=[run], **quiet)
         gr.on(
             [self._other_tau.input, self._liar.input, self._factor.input], _recompute, changes, self._what_if,
             trigger_mode="always_last", concurrency_limit=_QUEUE, **quiet,
         )  # fmt: skip
-        self._add.click(lambda rows: [*rows, [""] * len(_COLUMNS)], self._agents, self._agents, **quiet)
-        self._verify.click(_verification, self._receipt, self._verified, **quiet)
+        self._add.click(lambda rows: [*rows, [""] * len(COLUMNS)], self._agents, self._agents, **quiet)
+        self._verify.click(verification_html, self._receipt, self._verified, **quiet)
         self._change.click(_with_changed_digit, self._receipt, [self._receipt, self._verified], **quiet)
         outputs = [*fields, self._add, self._others, self._status]
         self._model.input(self._choose, self._model, outputs, **quiet)
@@ -491,9 +302,9 @@ class _Page:
             def advance(now: Progress) -> None:
                 context.copy().run(progress, (now.done, now.total), desc=f"{now.label} {now.note}".strip())
 
-            is_own = settings.temperature == _temperature_of(auction)
+            is_own = settings.temperature == temperature_of(auction)
             keywords: dict[str, Any] = {} if is_own else {"temperature": settings.temperature}
-            copy = _prepare(auction, settings)
+            copy = prepare(auction, settings)
             result = await copy.arun(settings.question, progress=advance, **keywords)
         except FieldError as error:
             return [*_alerts(error), *[gr.skip()] * 12] if error.field != "settings" else _failure(str(error))
@@ -507,18 +318,18 @@ class _Page:
         least = 0 if result.settlement.payment_rule == "proportional" else -1
         return [
             *_alerts(None),
-            _status(f"One of {result.distinct_replies} distinct replies was drawn, of {result.draws} candidates."),
+            paragraph(f"One of {result.distinct_replies} distinct replies was drawn, of {result.draws} candidates."),
             result,
             gr.Column(visible=True),
-            _result_html(result),
+            result_html(result),
             gr.Column(visible=bool(result.agents)),
             gr.Slider(minimum=tau / 10, maximum=4 * tau, value=tau, step=tau / 100),
             gr.Dropdown(liars, value=liar or None),
             gr.Slider(minimum=least, value=1),
-            what_ifs.as_html(result, what_if(result, tau=tau, liar=liar)),
+            what_if_html(result, what_if(result, tau=tau, liar=liar)),
             json.dumps(result.receipt.as_dict(), indent=2),
             "",
-            _links(result, link),
+            links(result, link),
         ]
 
     def _choose(self, model: str) -> list[Any]:
@@ -532,16 +343,16 @@ class _Page:
         try:
             settings = Settings.of_link(fragment, self._auctions)
         except FieldError as error:
-            return [*[gr.skip()] * 10, _status(str(error), wrong=True)]
-        return [*self._fill(settings), _status("The link's settings are filled in. Run the auction to see it.")]
+            return [*[gr.skip()] * 10, alert(str(error))]
+        return [*self._fill(settings), paragraph("The link's settings are filled in. Run the auction to see it.")]
 
     def _fill(self, settings: Settings) -> list[Any]:
         auction = self._auctions[settings.model]
         return [
             settings.model, settings.question,
-            gr.Dataframe([list(row) for row in settings.agents], visible=_has_table(auction)),
-            *_sliders(settings), settings.rule, settings.seed, gr.Button(visible=_has_table(auction)),
-            _about_others(auction),
+            gr.Dataframe([list(row) for row in settings.agents], visible=has_table(auction)),
+            *_sliders(settings), settings.rule, settings.seed, gr.Button(visible=has_table(auction)),
+            about_others(auction),
         ]  # fmt: skip
 
 
@@ -570,20 +381,12 @@ def _alert() -> gr.HTML:
 def _alerts(error: FieldError | None) -> list[gr.HTML]:
     """Return the messages at the fields: one at most, the others empty."""
     field = error.field if error else ""
-    message = _wrong(str(error))
+    message = alert(str(error))
     return [gr.HTML(message if field == one else "", visible=field == one) for one in ("question", "agents", "seed")]
 
 
 def _failure(message: str) -> list[Any]:
-    return [*_alerts(None), _status(message, wrong=True), *[gr.skip()] * 11]
-
-
-def _status(message: str, *, wrong: bool = False) -> str:
-    return _wrong(message) if wrong else f"<p>{escape(message)}</p>"
-
-
-def _wrong(message: str) -> str:
-    return f'<p class="wrong" role="alert">{escape(message)}</p>'
+    return [*_alerts(None), alert(message), *[gr.skip()] * 11]
 
 
 def _recompute(result: AuctionResult | None, tau: float | None, liar: str | None, factor: float | None) -> Any:
@@ -592,106 +395,11 @@ def _recompute(result: AuctionResult | None, tau: float | None, liar: str | None
     if tau is None or factor is None:  # a number that is being written
         return gr.skip()
     try:
-        return what_ifs.as_html(result, what_if(result, tau=tau, liar=liar or "", factor=factor))
+        return what_if_html(result, what_if(result, tau=tau, liar=liar or "", factor=factor))
     except AuctionError as error:
-        return _wrong(str(error))
-
-
-def _verification(receipt: str, change: str = "") -> str:
-    """Return whether a receipt holds, and what differs."""
-    verification = verify(receipt)
-    before = f"<p>Changed {escape(change)}.</p>" if change else ""
-    if verification.ok:
-        return f'{before}<p class="right">✓ Valid: everything follows from the rest of the receipt.</p>'
-    items = "".join(f"<li>{escape(str(one))}</li>" for one in verification.differences[:_DIFFERENCES])
-    more = len(verification.differences) + verification.more - _DIFFERENCES
-    items += f"<li>and {more} more</li>" if more > 0 else ""
-    return (
-        f'{before}<p class="wrong">✗ Refused. What does not follow from the rest:</p><ul class="reasons">{items}</ul>'
-    )
+        return alert(str(error))
 
 
 def _with_changed_digit(receipt: str) -> tuple[str, str]:
     changed, change = changed_digit(receipt)
-    return changed, _verification(changed, change)
-
-
-def _about_others(auction: AuctionRunnable) -> str:
-    """Return which agents bid that are not in the table."""
-    if not isinstance(auction.agents, Collection):
-        return "<p>A function or directory chooses the agents for each question, so they cannot be edited here.</p>"
-    others = [
-        f"{escape(agent.name)} ({escape(type(agent.reward).__name__)})"
-        for agent in auction.agents
-        if not _mentions_of(agent)
-    ]
-    return f"<p>These bid, too, and cannot be edited here: {', '.join(others)}.</p>" if others else ""
-
-
-def _links(result: AuctionResult, link: str) -> str:
-    """Return the link that repeats the auction, and the receipt as a file. Neither is stored on the server."""
-    receipt = b64encode(json.dumps(result.receipt.as_dict(), indent=2).encode()).decode()
-    name = f"receipt-{result.auction_id}.json"
-    return (
-        f'<ul class="links"><li><a download="{escape(name)}" href="data:application/json;base64,{receipt}">'
-        f'Download the receipt</a></li><li><a href="#{escape(link)}">Link to this auction</a>, with its seed, '
-        f"{result.seed}: whoever opens it sees the question, the agents and their values</li></ul>"
-    )
-
-
-def _result_html(result: AuctionResult) -> str:
-    """Return the reply, the agents and the candidates."""
-    sponsors = ", ".join(agent.name for agent in result.sponsors)
-    disclosure = result.disclosure or (f"Sponsored by {sponsors}." if sponsors else "Not sponsored.")
-    notes = [*result.warnings, *(why_left_out(out.as_dict()) for out in result.left_out)]
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    winner, agents = result.settlement.winner, _agents_that_moved(result)
-    order = sorted(range(len(result.candidates)), key=lambda j: -result.settlement.probabilities[j])
-    first = [*order[:_CARDS], *(j for j in order[_CARDS:] if j == winner)]
-    cards, others = ([_card(result, j, agents) for j in some] for some in (first, [j for j in order if j not in first]))
-    more = f"<details><summary>{len(others)} less likely replies</summary><ol>{''.join(others)}</ol></details>"
-    return (
-        f'<section class="reply" aria-label="Reply"><h3>Reply</h3><blockquote>{escape(result.text)}</blockquote>'
-        f"<p>{escape(disclosure)}</p></section>{f'<ul>{items}</ul>' if notes else ''}"
-        f"{_agents_table(result, agents) if agents else '<p>No agent took part.</p>'}"
-        f'<h3>Candidates</h3><ol class="cards">{"".join(cards)}</ol>{more if others else ""}'
-    )
-
-
-def _agents_that_moved(result: AuctionResult) -> list[int]:
-    """Return the agents that moved the draw most, in the auction's order: all of them, unless they are many."""
-    most = sorted(range(len(result.agents)), key=lambda i: -result.settlement.influences[i])[:_AGENTS]
-    return sorted(most)
-
-
-def _card(result: AuctionResult, j: int, agents: Sequence[int]) -> str:
-    candidate, drawn = result.candidates[j], j == result.settlement.winner
-    rewards = "".join(
-        f"<div><dt>{escape(result.agents[i].name)}</dt><dd>{result.reports[i].rewards[j]:g}</dd></div>" for i in agents
-    )
-    times = "once" if candidate.draws == 1 else f"{candidate.draws} times"
-    component = escape(candidate.component)
-    excluded = ", forbidden by the platform's filter" if candidate.excluded else ""
-    return (
-        f'<li class="card{" drawn" if drawn else ""}">{"<strong>★ Drawn</strong>" if drawn else ""}'
-        f'<p class="text">{escape(candidate.message.text)}</p>{bar(float(result.settlement.probabilities[j]))}'
-        f'<p class="origin">Came {times}, from {component}{excluded}</p>'
-        f'<dl class="rewards" aria-label="Rewards">{rewards}</dl></li>'
-    )
-
-
-def _agents_table(result: AuctionResult, agents: Sequence[int]) -> str:
-    unit = f" ({escape(result.currency)})" if result.currency else ""
-    heads = ("agent", f"pays{unit}", "expected payment", "contribution", "influence", "report")
-    head = "".join(f'<th scope="col">{one}</th>' for one in heads)
-    body = "".join(
-        f'<tr><th scope="row">{escape(one.agent)}</th><td>{one.charge if one.pays else "never pays"}</td>'
-        f"<td>{one.expected_payment:.4f}</td><td>{one.contribution:.4f}</td><td>{one.influence:.1%}</td>"
-        f"<td>{one.status}</td></tr>"
-        for one in map(result.explain().agents.__getitem__, agents)
-    )
-    title = with_count("Agents", len(agents), len(result.agents), "that moved the draw most")
-    return (
-        f'<h3 id="payments">{title}</h3><div class="scrolls" tabindex="0" role="region" aria-labelledby="payments">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    return changed, verification_html(changed, change)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from llm_auction_chain import Agent, AuctionRunnable, AuctionWarning, ConfigurationError, Policy
 from llm_auction_chain.mechanism import PAYMENT_RULES
 from llm_auction_chain.rewards import MentionReward
-from llm_auction_chain.server.what_if import FACTORS, as_html, bar, liars_of, what_if
+from llm_auction_chain.server.page_html import what_if_html
+from llm_auction_chain.server.what_if import FACTORS, liars_of, what_if
 from llm_auction_chain.testing import MarkovChatModel
 
 
@@ -19,7 +20,7 @@ def likes(letter, value):
     return lambda prompt, reply: value * reply.text.count(letter)
 
 
-def held(*agents, model=None, **terms):
+def settled(*agents, model=None, **terms):
     agents = agents or (Agent("B", likes("b", 2.0)), Agent("C", likes("c", 1.0)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AuctionWarning)
@@ -48,7 +49,7 @@ def test_the_curve_peaks_at_the_truth_and_a_lie_loses_tau_times_the_divergence(
     agents = [
         Agent(name, likes(name, value), owner=owner) for name, value, owner in zip("abc", values, owners, strict=False)
     ]
-    result = held(*agents, payment_rule=rule, seed=seed)
+    result = settled(*agents, payment_rule=rule, seed=seed)
     truth = what_if(result, tau=tau, liar="a")
     assert truth.utility == truth.truthful == truth.curve[truth.factors.index(1.0)]
     assert max(truth.curve) - truth.truthful <= 1e-12 * (1 + sum(values))
@@ -60,14 +61,14 @@ def test_the_curve_peaks_at_the_truth_and_a_lie_loses_tau_times_the_divergence(
 
 
 def test_an_owner_lies_with_all_of_its_agents():
-    result = held(
+    result = settled(
         Agent("B", likes("b", 2.0), owner="O"), Agent("C", likes("c", 1.0), owner="O"), Agent("A", likes("a", 1.0)),
         seed=7,
     )  # fmt: skip
     by_b, by_c = what_if(result, tau=1.0, liar="B", factor=3.0), what_if(result, tau=1.0, liar="C", factor=3.0)
     assert by_b.curve == by_c.curve
     assert by_b.owner == "O"
-    assert "O, with all 2 of its agents," in as_html(result, by_b)
+    assert "O, with all 2 of its agents," in what_if_html(result, by_b)
 
 
 def test_another_tau_is_that_of_the_sweep_and_calls_neither_model_nor_agent():
@@ -82,7 +83,7 @@ def test_another_tau_is_that_of_the_sweep_and_calls_neither_model_nor_agent():
         calls["agent"] += 1
         return float(reply.text.count("b"))
 
-    result = held(Agent("B", reward), model=Watched(), seed=7)
+    result = settled(Agent("B", reward), model=Watched(), seed=7)
     before = dict(calls)
     same, steered = what_if(result, tau=1.0, liar="B"), what_if(result, tau=0.01, liar="B")
     assert dict(calls) == before
@@ -94,7 +95,7 @@ def test_another_tau_is_that_of_the_sweep_and_calls_neither_model_nor_agent():
 
 def test_a_lie_stays_within_the_cap_but_not_within_what_the_reward_declares():
     agents = [Agent("B", MentionReward(["bb", "cb"], value=2.0)), Agent("C", likes("c", 1.0), report_cap=1.0)]
-    result = held(*agents, n_candidates=16, seed=7)
+    result = settled(*agents, n_candidates=16, seed=7)
     twice = what_if(result, tau=1.0, liar="B", factor=2.0)
     assert not np.allclose(twice.point.settlement.probabilities, result.settlement.probabilities)
     capped = [what_if(result, tau=1.0, liar="C", factor=factor).utility for factor in (1.0, 2.0)]
@@ -102,7 +103,7 @@ def test_a_lie_stays_within_the_cap_but_not_within_what_the_reward_declares():
 
 
 def test_forbidden_replies_stay_forbidden():
-    result = held(policy=Policy(candidate_filter=lambda prompt, reply: "b" not in reply.text), seed=7)
+    result = settled(policy=Policy(candidate_filter=lambda prompt, reply: "b" not in reply.text), seed=7)
     p = what_if(result, tau=0.1, liar="B", factor=3.0).point.settlement.probabilities
     forbidden = [candidate.excluded for candidate in result.candidates]
     assert any(forbidden)
@@ -110,19 +111,8 @@ def test_forbidden_replies_stay_forbidden():
 
 
 def test_only_agents_that_pay_may_lie():
-    result = held(Agent("B", likes("b", 2.0)), Agent("user", likes("a", 1.0), pays=False), seed=7)
+    result = settled(Agent("B", likes("b", 2.0)), Agent("user", likes("a", 1.0), pays=False), seed=7)
     assert liars_of(result) == ["B"]
     with pytest.raises(ConfigurationError, match="'user' is not an agent of this auction that pays"):
         what_if(result, tau=1.0, liar="user")
     assert what_if(result, tau=1.0).curve == ()
-
-
-def test_texts_of_others_are_escaped_and_amounts_have_words():
-    result = held(Agent("<b>", likes("b", 2.0)), seed=7)
-    text = as_html(result, what_if(result, tau=1.0, liar="<b>", factor=2.0))
-    assert "<b>" not in text
-    assert "&lt;b&gt;" in text
-    assert "the lie loses" in text
-    assert 'role="img" aria-label="Expected utility of &lt;b&gt;' in text
-    assert "less than 0.1 %" in bar(1e-9)
-    assert ">0.0 %<" in bar(0.0)
