@@ -165,7 +165,7 @@ class AuctionResponse(Response):
         super().__init__()
         self._auctions, self._answer, self._caller = auctions, answer, caller
         self._details, self._request_id = details, request_id
-        self._started = self._delivered = False
+        self._started = self._delivered = self._hung_up = False
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -191,6 +191,7 @@ class AuctionResponse(Response):
         while (await receive())["type"] != "http.disconnect":
             pass
         if not self._delivered:
+            self._hung_up = True
             work.cancel()
 
     async def _work(self, receive: Receive, send: Send) -> None:
@@ -225,7 +226,7 @@ class AuctionResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": True})
         for _ in range(_ROUNDS):
             await asyncio.sleep(0)
-        if _has_hung_up(receive):  # which the task that waits for it has not seen yet
+        if self._hung_up or _has_hung_up(receive):  # which the task that waits for it has not seen yet
             raise asyncio.CancelledError
         self._delivered = True
         await send({"type": "http.response.body", "body": body, "more_body": False})

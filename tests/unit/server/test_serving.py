@@ -243,6 +243,34 @@ async def test_a_middleware_around_the_application_changes_no_charge(ledger, sta
     assert (states(ledger)[1] > 0) == stays
 
 
+@pytest.mark.parametrize("rounds", range(8))
+async def test_a_hang_up_that_arrives_as_the_comments_end_is_not_lost_in_a_middleware(ledger, rounds):
+    connections = []
+
+    def leave_in(rounds):
+        if rounds:
+            asyncio.get_running_loop().call_soon(leave_in, rounds - 1)
+        else:
+            connections[0].gone.set()
+
+    def note(event):
+        if event.name == "auction.settled":
+            leave_in(rounds)
+
+    app = create_app(auction_of(GatedChatModel(gate=Gate(is_open=True)), ledger, on_event=note))
+
+    async def middleware(scope, receive, send):
+        async def receive_within():
+            return await receive()
+
+        await app(scope, receive_within, send)
+
+    connections.append(Connection(middleware, {**BODY, "stream": True}))
+    await asyncio.gather(connections[0].task, return_exceptions=True)
+    assert b"[DONE]" not in connections[0].body
+    assert states(ledger) == (0, 0)
+
+
 class Uploading(Connection):
     """A client that sends a part of its request."""
 
