@@ -223,7 +223,8 @@ class AuctionResponse(Response):
             body = json.dumps(self._answer.body(replies, seen), separators=(",", ":"), allow_nan=False).encode()
             await self._start(send, length=len(body))
         # where earlier bytes wait for a client that reads slowly, this waits, too: the last part must not
-        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        async with asyncio.timeout(self._auctions.limits.timeout):
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
         for _ in range(_ROUNDS):
             await asyncio.sleep(0)
         if self._hung_up or _has_hung_up(receive):  # which the task that waits for it has not seen yet
