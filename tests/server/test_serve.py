@@ -17,6 +17,7 @@ import httpx
 import pytest
 import yaml
 
+from llm_auction_chain import Ledger
 from llm_auction_chain.server import Key
 
 SEEDS = "a secret that no list of processes shows"
@@ -37,8 +38,9 @@ class _Replies(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.requests.release()
         self.server.answer.wait(timeout=60)
-        message = {"role": "assistant", "content": f"an egg, {body.get('seed')}"}
-        choices = [{"index": i, "message": message, "finish_reason": "stop"} for i in range(body.get("n") or 1)]
+        texts = [f"an {('egg', 'oat')[i % 2]}, {body.get('seed')}" for i in range(body.get("n") or 1)]
+        messages = [{"role": "assistant", "content": text} for text in texts]
+        choices = [{"index": i, "message": one, "finish_reason": "stop"} for i, one in enumerate(messages)]
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices, "usage": usage}
         content = json.dumps(reply).encode()
@@ -104,8 +106,9 @@ class Server:
             assert self._grown.wait_for(lambda: len(found()) >= count, timeout=120), self.log
             return found()
 
-    def ask(self, model="eggs", *, token=None, **more):
+    def ask(self, model="eggs", *, token=None, key=None, **more):
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        headers |= {} if key is None else {"Idempotency-Key": key}
         body = {"model": model, "messages": [{"role": "user", "content": QUESTION}], **more}
         return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
 
@@ -181,7 +184,7 @@ def test_a_request_that_runs_gets_its_reply_after_sigterm(config, model, workers
         model.answer.set()
         request.join()
         assert server.process.wait(timeout=60) == 0
-    assert answers[0].json()["choices"][0]["message"]["content"].startswith("an egg")
+    assert answers[0].json()["choices"][0]["message"]["content"].startswith("an ")
 
 
 def test_an_open_page_does_not_keep_it_from_ending(config):
@@ -216,6 +219,20 @@ def test_workers_repeat_each_others_seeds_and_nothing_shows_their_secret(config)
             assert SEEDS not in Path(f"/proc/{process}/cmdline").read_text()
         assert server.end() == 0
         assert SEEDS not in "".join(server.log)
+
+
+def test_a_request_that_is_repeated_is_charged_once_whichever_worker_gets_it(config, tmp_path):
+    url = f"sqlite:///{tmp_path}/billing.db"
+    with Ledger(url) as ledger:
+        ledger.deposit("EggCo", 100, key="bank transfer")
+        with served("--config", config(ledger=url), "--workers", "2") as server:
+            server.lines("is ready", 2)
+            replies = [server.ask(key="3f1d8c0e").json()["choices"] for _ in range(8)]
+            assert server.end() == 0
+        assert replies == [replies[0]] * 8
+        assert ledger.verify().ok
+        charges = [entry for entry in ledger.entries(owner="EggCo") if entry.kind == "charge"]
+        assert len(charges) == 1
 
 
 def test_a_worker_that_was_killed_is_replaced_and_the_metrics_count_what_all_of_them_did(config):
