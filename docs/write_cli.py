@@ -9,7 +9,7 @@ from llm_auction_chain.cli import command_parser
 from llm_auction_chain.cli.completion import parsers_of
 
 _PAGE = Path(__file__).parent / "reference" / "cli.md"
-_OPTION = re.compile(r"(?<![\w`-])--\w[\w-]*")
+_CODE_OR_OPTION = re.compile(r"`([^`]*)`|((?<![\w-])--\w[\w-]*)")
 _INTRODUCTION = """# Command line
 
 The extra `cli` brings the command `llm-auction`, which is also `python -m llm_auction_chain`.
@@ -46,7 +46,7 @@ def _section(command: ArgumentParser) -> str:
     required = [_name(action) for action in options if action.required]
     usage = [command.prog, *required, "[OPTIONS]", *map(_usage, arguments), *(["COMMAND ..."] if inner else [])]
     level = "#" * len(command.prog.split())
-    description = fill(_OPTION.sub(r"`\g<0>`", command.description or ""), 120)
+    description = fill(_CODE_OR_OPTION.sub(r"`\1\2`", command.description or ""), 120)
     parts = [f"{level} {command.prog}", description, f"```console\n$ {' '.join(usage)}\n```"]
     parts += [_table(title, rows, formatter) for title, rows in (("argument", arguments), ("option", options)) if rows]
     return "".join(f"{part}\n\n" for part in parts).rstrip("\n") + "\n"
@@ -69,7 +69,7 @@ def _table(title: str, actions: list[Action], formatter: HelpFormatter) -> str:
 
 
 def _sentence(text: str) -> str:
-    text = _OPTION.sub(r"`\g<0>`", " ".join(text.split()))
+    text = _CODE_OR_OPTION.sub(r"`\1\2`", " ".join(text.split()))
     return f"{text[:1].upper()}{text[1:]}."
 
 

@@ -28,7 +28,7 @@ from llm_auction_chain.errors import AuctionWarning, ConfigurationError, LedgerE
 from llm_auction_chain.interfaces.runnable import AuctionRunnable
 from llm_auction_chain.receipts import Receipt
 from llm_auction_chain.server import chat_completions, responses
-from llm_auction_chain.server.access import Access, Key
+from llm_auction_chain.server.access import Access, Key, Role
 from llm_auction_chain.server.failures import error_response, wire_error
 from llm_auction_chain.server.limits import Capacity, Limits
 from llm_auction_chain.server.metrics import Metrics
@@ -95,7 +95,7 @@ def create_app(
     access, capacity = Access(keys), Capacity(limits)
     metrics = Metrics(capacity)
     secret_bytes = secrets.token_bytes() if secret is None else text("secret", secret).encode()
-    served = Auctions(by_model=by_model, limits=limits, capacity=capacity, metrics=metrics, secret=secret_bytes)
+    all_auctions = Auctions(by_model=by_model, limits=limits, capacity=capacity, metrics=metrics, secret=secret_bytes)
     ledgers = {id(one.billing.ledger): one.billing.ledger for one in by_model.values() if one.billing.ledger}
 
     @asynccontextmanager
@@ -108,14 +108,14 @@ def create_app(
         try:
             yield
         finally:
-            await served.end()
+            await all_auctions.end()
             expiry.cancel()
             with suppress(asyncio.CancelledError):
                 await expiry
 
     app = FastAPI(title="llm-auction", version=_VERSION, lifespan=lifespan, openapi_url=None)
-    _add_replies(app, served, access)
-    _add_receipts(app, served, access, list(ledgers.values()))
+    _add_replies(app, all_auctions, access)
+    _add_receipts(app, all_auctions, access, list(ledgers.values()))
     _add_operations(app, access, metrics, list(ledgers.values()))
     app.add_exception_handler(WireError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)
@@ -158,21 +158,22 @@ def _checked_auctions(auctions: Any, limits: Limits) -> dict[str, AuctionRunnabl
     return dict(by_model)
 
 
-def _add_replies(app: FastAPI, served: Auctions, access: Access) -> None:
+def _add_replies(app: FastAPI, auctions: Auctions, access: Access) -> None:
     """Add the routes of OpenAI's wire formats."""
-    models = [
-        {"id": name, "object": "model", "created": 0, "owned_by": "llm-auction-chain"} for name in served.by_model
-    ]
+    models = {
+        name: {"id": name, "object": "model", "created": 0, "owned_by": "llm-auction-chain"}
+        for name in auctions.by_model
+    }
 
     async def reply(
         request: Request, read: Callable[[Mapping[str, Any]], ReplyRequest], kind: type[Answer]
     ) -> Response:
         caller = _caller(request, access, "client", "operator")
-        content = await _json_of(request, served.limits)
+        content = await _json_of(request, auctions.limits)
         answer = kind(read(content), identifier=_identifier(request, caller, content), created=int(time.time()))
-        served.check(answer)
+        auctions.check(answer)
         details = caller.role == "operator"
-        return AuctionResponse(served, answer, caller, details=details, request_id=request.scope[_SCOPE]["request"])
+        return AuctionResponse(auctions, answer, caller, details=details, request_id=request.scope[_SCOPE]["request"])
 
     @app.post("/v1/chat/completions")
     async def chat_completion(request: Request) -> Response:
@@ -185,20 +186,20 @@ def _add_replies(app: FastAPI, served: Auctions, access: Access) -> None:
     @app.get("/v1/models")
     async def list_models(request: Request) -> dict[str, Any]:
         _caller(request, access, "client", "operator")
-        return {"object": "list", "data": models}
+        return {"object": "list", "data": [*models.values()]}
 
     @app.get("/v1/models/{model:path}")
     async def retrieve_model(request: Request, model: str) -> dict[str, Any]:
         _caller(request, access, "client", "operator")
-        served.named(model)
-        return next(one for one in models if one["id"] == model)
+        auctions.named(model)
+        return models[model]
 
 
-def _add_receipts(app: FastAPI, served: Auctions, access: Access, ledgers: list[Any]) -> None:
+def _add_receipts(app: FastAPI, auctions: Auctions, access: Access, ledgers: list[Any]) -> None:
     """Add the routes of receipts, for operators and owners."""
 
     async def receipt_of(auction_id: str) -> Receipt:
-        if recent := served.recent.get(auction_id):
+        if recent := auctions.recent.get(auction_id):
             return recent
         for ledger in ledgers:
             if find := getattr(ledger, "receipt_of", None):
@@ -265,7 +266,7 @@ def _add_operations(app: FastAPI, access: Access, metrics: Metrics, ledgers: lis
         return Response(metrics.text(), media_type=metrics.content_type)
 
 
-def _caller(request: Request, access: Access, *roles: Any) -> Key:
+def _caller(request: Request, access: Access, *roles: Role) -> Key:
     caller = access.caller(request.headers.get("authorization"), *roles)
     request.scope[_SCOPE]["caller"] = caller.name
     return caller

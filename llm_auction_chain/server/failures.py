@@ -26,7 +26,8 @@ _HEADERS: Mapping[int, Mapping[str, str]] = {
     401: {"www-authenticate": "Bearer"},
     409: {"x-should-retry": "false"},  # clients of OpenAI's would repeat the request
 }
-# What the request caused. The same errors may come from a provider's package, so only texts of our own are shown.
+# What the request caused. Packages of providers raise the same types, with private texts: where an error was raised is
+# the only mark of a text of our own.
 _OF_THE_REQUEST: Mapping[type[Exception], WireError] = {
     ContextOverflowError: WireError(400, "The prompt is too long for the model.", code="context_length_exceeded"),
     PromptError: WireError(400, "The prompt is empty; its last message must have content.", code="empty_prompt"),
@@ -65,15 +66,14 @@ def wire_error(error: Exception, request_id: str, *, details: bool = False) -> W
     """
     if isinstance(error, WireError):
         return error
-    known = _of_the_request(error, details=details) or (
-        _of_candidates(error) if isinstance(error, CandidatesError) else None
-    )
-    known = known or next((wire for kind, wire in _OF_THE_SERVER.items() if isinstance(error, kind)), None)
+    wire = _of_the_request(error, details=details) or _of_type(error, _OF_THE_SERVER)
+    if wire is None and isinstance(error, CandidatesError):
+        wire = _of_candidates(error)
     causes = [error, error.__cause__]
     kinds = " from ".join(type(one).__name__ for one in causes if one is not None)
-    if known is not None:
+    if wire is not None:
         _logger.warning("Request %s failed: %s", request_id, kinds)
-        return known
+        return wire
     frames = "".join(traceback.format_tb(error.__traceback__))
     _logger.error("Request %s failed: %s\n%s", request_id, kinds, frames)
     return WireError(500, f"The server failed. Its log has the request {request_id}.", code="internal_error")
@@ -81,20 +81,24 @@ def wire_error(error: Exception, request_id: str, *, details: bool = False) -> W
 
 def _of_the_request(error: Exception, *, details: bool) -> WireError | None:
     """Return the error of a request that the model cannot serve, None for one of the server or of its agents."""
-    known = next((wire for kind, wire in _OF_THE_REQUEST.items() if isinstance(error, kind)), None)
+    wire = _of_type(error, _OF_THE_REQUEST)
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     modules = [module for module in modules if module != validators.__name__]
     of_model = bool(modules) and _OF_OUR_MODELS.fullmatch(modules[-1]) is not None
-    if (known and of_model) or (isinstance(error, ConfigurationError) and (of_model or details)):
-        return WireError(400, str(error), code=known.code if known else "unsupported")
-    return known
+    if (wire and of_model) or (isinstance(error, ConfigurationError) and (of_model or details)):
+        return WireError(400, str(error), code=wire.code if wire else "unsupported")
+    return wire
+
+
+def _of_type(error: Exception, errors: Mapping[type[Exception], WireError]) -> WireError | None:
+    return next((wire for kind, wire in errors.items() if isinstance(error, kind)), None)
 
 
 def _of_candidates(error: CandidatesError) -> WireError:
     """Return the error of a model whose replies could not be drawn."""
     statuses = {getattr(cause, "status_code", None) for cause in error.causes}
     if not error.causes:
-        return WireError(503, "The model gave no reply that is allowed.", code="no_reply")
+        return WireError(503, "The model gave no reply that is allowed.", code="no_reply", retry_after=1)
     if statuses <= {400, 413, 422}:
         return WireError(400, "The model does not accept this request.", code="refused_by_model")
     if statuses == {429}:

@@ -387,7 +387,11 @@ def _assistant(reply: Sequence[_Message], calls: Sequence[_FunctionCall]) -> Ite
 class ModelResponse(Answer):
     """The answer to `POST /v1/responses`. Its one reply is known at once, so each part of it is one delta."""
 
-    fields: ClassVar[Mapping[str, str]] = {"messages": "input", "max_tokens": "max_output_tokens"}
+    fields: ClassVar[Mapping[str, str]] = {
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "response_format": "text.format",
+    }
 
     @override
     def __init__(self, request: ReplyRequest, *, identifier: str, created: int) -> None:

@@ -32,7 +32,7 @@ from llm_auction_chain.server.access import Key
 from llm_auction_chain.server.failures import error_response, wire_error
 from llm_auction_chain.server.limits import Capacity, Limits
 from llm_auction_chain.server.metrics import Metrics
-from llm_auction_chain.server.wire import Answer, ReplyRequest, WireError
+from llm_auction_chain.server.wire import Answer, ReplyRequest, WireError, invalid
 
 __all__ = ["AuctionResponse", "Auctions"]
 
@@ -78,10 +78,10 @@ class Auctions:
         return auction
 
     def check(self, answer: Answer) -> None:
-        """Refuse a request that is beyond the limits.
+        """Refuse a request that is beyond the limits, or combines what no model can do.
 
         Raises:
-            WireError: 400, with the limit.
+            WireError: 400, with the field.
         """
         limits, request = self.limits, answer.request
         for name, value, most in (
@@ -92,6 +92,10 @@ class Auctions:
             if value > most:
                 name = answer.fields.get(name, name)  # noqa: PLW2901
                 raise WireError(400, f"{name} must be at most {most} on this server, got {value}.", param=name)
+        if request.tools and (request.response_format or {}).get("type") == "json_object":
+            raise invalid(
+                answer.fields.get("response_format", "response_format"), "must be a json_schema beside tools."
+            )
 
     async def replies(
         self, request: ReplyRequest, caller: Key, identifier: str, delivery: Delivery
@@ -115,9 +119,9 @@ class Auctions:
             config: Any = {"configurable": {"idempotency_key": f"{identifier}:{i}"}}
             if agents is not None:
                 config["configurable"][AGENTS_OF_CALL] = agents
-            different = {} if seed is None else {"seed": seed + i}
+            seeds = {} if seed is None else {"seed": seed + i}
             async with self.capacity.slot():
-                return _message_of(await runnable.ainvoke(list(request.messages), config, **keywords, **different))
+                return _message_of(await runnable.ainvoke(list(request.messages), config, **keywords, **seeds))
 
         async with self.capacity.admit(request.n):
             if request.n == 1:
@@ -215,12 +219,12 @@ class AuctionResponse(Response):
             self._auctions.record(request.model, delivery.results)
 
     async def _deliver(self, replies: Sequence[AIMessage], receive: Receive, send: Send) -> None:
-        seen = [_field_of(reply, details=self._details) for reply in replies]
+        fields = [_field_of(reply, details=self._details) for reply in replies]
         if self._answer.request.stream:
-            body = b"".join(self._answer.events(replies, seen))
+            body = b"".join(self._answer.events(replies, fields))
             await self._start(send)
         else:
-            body = json.dumps(self._answer.body(replies, seen), separators=(",", ":"), allow_nan=False).encode()
+            body = json.dumps(self._answer.body(replies, fields), separators=(",", ":"), allow_nan=False).encode()
             await self._start(send, length=len(body))
         # where earlier bytes wait for a client that reads slowly, this waits, too: the last part must not
         async with asyncio.timeout(self._auctions.limits.timeout):
@@ -264,7 +268,11 @@ class AuctionResponse(Response):
 
 
 def _has_hung_up(receive: Receive) -> bool:
-    """Return whether the server knows at this very moment that the client is gone. No other task runs meanwhile."""
+    """Return whether the server knows at this very moment that the client is gone.
+
+    The one step is by hand, because Starlette's `Request.is_disconnected` lets other tasks run: the client could go
+    between its answer and the reply, and be charged.
+    """
     if not ismethod(receive):  # that of a middleware, which cannot be left halfway
         return False
     waiting = receive().__await__()
@@ -308,11 +316,11 @@ def _bound(auction: AuctionRunnable, request: ReplyRequest) -> tuple[Runnable[An
     """Return the auction with the request's tools and format, and the keywords of its calls."""
     keywords, form = dict(request.keywords), request.response_format
     if request.tools:
-        tools, bound = list(request.tools), {"tool_choice": request.tool_choice}
+        tools, choice = list(request.tools), request.tool_choice
         if form is not None:
             tools = [{**tool, "function": {**tool["function"], "strict": True}} for tool in tools]
-            return auction.bind_tools(tools, **bound, response_format=_form_beside_tools(form)), keywords
-        return auction.bind_tools(tools, **bound), keywords
+            return auction.bind_tools(tools, tool_choice=choice, response_format=_strict(form)), keywords
+        return auction.bind_tools(tools, tool_choice=choice), keywords
     if form is not None:
         auction = auction.model_copy(update={"model": auction.model.bind(**keywords)}) if keywords else auction
         return _formatted(auction, form), {}
@@ -330,10 +338,8 @@ def _formatted(auction: AuctionRunnable, form: Mapping[str, Any]) -> Runnable[An
     return structured()
 
 
-def _form_beside_tools(form: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a format as LangChain's agents give it beside tools, which have to be strict then."""
-    if form["type"] == "json_object":
-        raise WireError(400, "Give a json_schema beside tools, not json_object.", param="response_format")
+def _strict(form: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a schema's format as LangChain's agents give it beside tools."""
     return {**form, "json_schema": {**form["json_schema"], "schema": _schema_of(form)}}
 
 

@@ -144,7 +144,7 @@ ImageUrl = Annotated[str, AfterValidator(_safe_url)]
 
 
 class Named(WireModel):
-    """What has a name that models can write."""
+    """A part with a name that models can write."""
 
     name: Name
 
@@ -302,7 +302,7 @@ class Answer(ABC):
     """
 
     fields: ClassVar[Mapping[str, str]] = {}
-    """What the format calls `messages` and `max_tokens`, where it has other names for them."""
+    """What the format calls `messages`, `max_tokens` and `response_format`, where it has other names for them."""
 
     def __init__(self, request: ReplyRequest, *, identifier: str, created: int) -> None:
         self.request, self.identifier, self.created = request, identifier, created
@@ -372,9 +372,9 @@ def tool_calls(reply: AIMessage, identifier: str) -> list[dict[str, Any]]:
     calls = []
     for place, (name, arguments) in enumerate(calls_of(reply)):
         text = arguments if isinstance(arguments, str) else json_of(arguments)
-        given = identifiers[place] if identifiers else None
+        own = identifiers[place] if identifiers else None
         function = {"name": name, "arguments": text}
-        calls.append({"id": given or f"call_{identifier}_{place}", "type": "function", "function": function})
+        calls.append({"id": own or f"call_{identifier}_{place}", "type": "function", "function": function})
     return calls
 
 

@@ -90,12 +90,12 @@ with Ledger(sys.argv[1], keep_replies=True) as ledger:
 @pytest.mark.parametrize("patience", [LONG, 1])
 def test_a_stop_charges_what_is_delivered_and_releases_what_is_not(tmp_path, patience):
     """With patience for the auction that runs, its reply is delivered; without, the auction is cancelled."""
-    url, opened = f"sqlite:///{tmp_path / 'ledger.sqlite'}", tmp_path / "opened"
+    url, ready = f"sqlite:///{tmp_path / 'ledger.sqlite'}", tmp_path / "ready"
     with Ledger(url, keep_replies=True) as ledger, socket.create_server(("127.0.0.1", 0)) as listener:
         for owner in ("egg-group", "oat-group"):
             ledger.deposit(owner, 100, key=owner)
         address, handle = listener.getsockname(), listener.fileno()
-        command = [sys.executable, "-c", PROGRAM, url, str(handle), str(opened), str(patience)]
+        command = [sys.executable, "-c", PROGRAM, url, str(handle), str(ready), str(patience)]
         with (
             subprocess.Popen(  # noqa: S603  our own code
                 command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2], pass_fds=[handle]
@@ -105,16 +105,16 @@ def test_a_stop_charges_what_is_delivered_and_releases_what_is_not(tmp_path, pat
                 base_url=f"http://127.0.0.1:{address[1]}/v1", api_key="-", max_retries=0, timeout=LONG
             ) as client,
         ):
-            asked = pool.submit(client.chat.completions.create, model="llm-auction", messages=WAIT)
+            answer = pool.submit(client.chat.completions.create, model="llm-auction", messages=WAIT)
             assert process.stdout.readline() == "reached\n"
             assert sum(one.held for one in ledger.accounts()) > 0
             process.send_signal(signal.SIGTERM)
             if patience == LONG:
-                opened.touch()
-                assert asked.result(LONG).choices
+                ready.touch()
+                assert answer.result(LONG).choices
             else:
                 with pytest.raises(openai.APIError):
-                    asked.result(LONG)
+                    answer.result(LONG)
             process.wait(LONG)
         accounts = ledger.accounts()
         assert sum(one.held for one in accounts) == 0

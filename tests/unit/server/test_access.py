@@ -9,12 +9,12 @@ from llm_auction_chain.server.wire import WireError
 
 @pytest.fixture
 def keys():
-    made = [
+    pairs = [
         Key.new("client", name="web"),
         Key.new("owner", name="tune", owner="tune-group"),
         Key.new("operator", name="ops"),
     ]
-    return {key.name: (text, key) for text, key in made}
+    return {key.name: (text, key) for text, key in pairs}
 
 
 def access_of(keys):

@@ -36,13 +36,13 @@ def ledger():
 
 @pytest.fixture
 def keys():
-    made = [
+    pairs = [
         Key.new("client", name="web"),
         Key.new("operator", name="ops"),
         Key.new("owner", name="a", owner="a-group"),
         Key.new("owner", name="c", owner="c-group"),
     ]
-    return {key.name: {"Authorization": f"Bearer {text}"} for text, key in made}, [key for _, key in made]
+    return {key.name: {"Authorization": f"Bearer {text}"} for text, key in pairs}, [key for _, key in pairs]
 
 
 def test_models_are_listed_and_retrieved_by_their_ids():

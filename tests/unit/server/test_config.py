@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -157,6 +158,16 @@ def test_no_error_shows_a_key_or_a_secret(load):
         with pytest.raises(ConfigurationError) as refused:
             load({**model(), **settings})
         assert key not in str(refused.value)
+
+
+def test_the_file_of_the_page_about_the_server_can_be_served(load, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[3] / "docs" / "how_to" / "server.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    monkeypatch.setenv("LEDGER_URL", "sqlite://")
+    (tmp_path / "agents.yaml").write_text(yaml.safe_dump([AGENT]), encoding="utf-8")
+    config = load(yaml.safe_load(block))
+    assert config.app().title == "llm-auction"
+    assert config.limits.auctions == 8
 
 
 def test_a_file_may_name_code_only_where_it_says_so(load):

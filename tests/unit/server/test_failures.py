@@ -52,6 +52,7 @@ def test_neither_client_nor_log_gets_the_text_of_an_error_that_may_be_private(ca
     with caplog.at_level(logging.DEBUG):
         wire = wire_error(error, "req_7")
     assert (wire.status, wire.code) == (status, code)
+    assert (wire.retry_after is not None) == (status in (429, 503))
     assert PROMPT not in wire.message
     assert PROMPT not in caplog.text
     assert "req_7" in caplog.text

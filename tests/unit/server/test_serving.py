@@ -414,7 +414,8 @@ async def test_a_waiting_stream_gets_comments_and_then_its_reply():
     gate.opened.set()
     await connection.task
     assert connection.status == 200
-    assert connection.body.rstrip().endswith(b"}") or b"[DONE]" in connection.body
+    assert b'"content":"Eggs."' in connection.body or b'"content":"Oats."' in connection.body
+    assert connection.body.endswith(b"data: [DONE]\n\n")
 
 
 async def test_a_failure_after_a_streams_first_comment_is_its_last_event():
@@ -489,7 +490,7 @@ TOOL = {"type": "function", "function": {"name": "cook", "parameters": {"type": 
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "fields",
     [
         {"response_format": FORM},
         {"response_format": {"type": "json_object"}},
@@ -500,7 +501,7 @@ TOOL = {"type": "function", "function": {"name": "cook", "parameters": {"type": 
         {"temperature": 0.25, "max_tokens": 9, "stop": ["."]},
     ],
 )
-async def test_a_model_gets_the_tools_the_format_and_the_settings_of_the_request(wanted):
+async def test_a_model_gets_the_tools_the_format_and_the_settings_of_the_request(fields):
     """The model is ChatOpenAI, whose requests a transport in this process answers."""
     bodies = []
 
@@ -514,25 +515,44 @@ async def test_a_model_gets_the_tools_the_format_and_the_settings_of_the_request
     client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
     model = ChatOpenAI(model="m", api_key="k", http_async_client=client)
     app = create_app(AuctionRunnable(model=model, n_candidates=2))
-    body = await Connection(app, {**BODY, **wanted}).answer()
+    body = await Connection(app, {**BODY, **fields}).answer()
     assert body["choices"][0]["message"]["content"] == '{"egg": true}'
     for name in ("temperature", "stop", "tool_choice"):
-        assert bodies[0].get(name) == wanted.get(name)
-    assert bodies[0].get("max_completion_tokens") == wanted.get("max_tokens")
-    assert [tool["function"]["name"] for tool in bodies[0].get("tools", [])] == ["cook"] * ("tools" in wanted)
+        assert bodies[0].get(name) == fields.get(name)
+    assert bodies[0].get("max_completion_tokens") == fields.get("max_tokens")
+    assert [tool["function"]["name"] for tool in bodies[0].get("tools", [])] == ["cook"] * ("tools" in fields)
     assert all(
-        tool["function"].get("strict") == ("response_format" in wanted or None) for tool in bodies[0].get("tools", [])
+        tool["function"].get("strict") == ("response_format" in fields or None) for tool in bodies[0].get("tools", [])
     )
     form = bodies[0].get("response_format", {})
-    assert form.get("type") == wanted.get("response_format", {}).get("type")
+    assert form.get("type") == fields.get("response_format", {}).get("type")
     if form.get("type") == "json_schema":
         assert form["json_schema"]["name"] == "meal"
         assert form["json_schema"]["strict"] is True
         assert form["json_schema"]["schema"]["required"] == ["egg"]
 
 
-async def test_a_format_without_a_schema_is_refused_beside_tools():
-    app = create_app(auction_of(GatedChatModel(gate=Gate(is_open=True))))
-    connection = Connection(app, {**BODY, "tools": [TOOL], "response_format": {"type": "json_object"}})
-    assert (await connection.answer())["error"]["param"] == "response_format"
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (
+            "/v1/chat/completions",
+            {**BODY, "tools": [TOOL], "response_format": {"type": "json_object"}},
+            "response_format",
+        ),
+        (
+            "/v1/responses",
+            {
+                "model": "llm-auction",
+                "input": "Hi",
+                "tools": [{"type": "function", **TOOL["function"]}],
+                "text": {"format": {"type": "json_object"}},
+            },
+            "text.format",
+        ),
+    ],
+)
+async def test_a_format_without_a_schema_is_refused_beside_tools(path, body, param):
+    connection = Connection(create_app(auction_of(GatedChatModel(gate=Gate(is_open=True)))), body, path=path)
+    assert (await connection.answer())["error"]["param"] == param
     assert connection.status == 400
