@@ -29,18 +29,18 @@ STREAMS, PARTS = 256, 12
 
 def contest(contenders: dict[str, Server], clients: int, *, turns: int, seconds: float) -> dict[str, Measurement]:
     """Let clients load the servers in turn, print a row for each, and return what the clients saw."""
-    seen = {name: Measurement() for name in contenders}
+    measurements = {name: Measurement() for name in contenders}
     for server in contenders.values():
         asyncio.run(load(server, clients, seconds / 4, Measurement()))
     for _ in range(turns):
         for name, server in contenders.items():
-            asyncio.run(load(server, clients, seconds, seen[name]))
-    for name, one in seen.items():
+            asyncio.run(load(server, clients, seconds, measurements[name]))
+    for name, one in measurements.items():
         times = [one.percentile(share) * 1e3 for share in (0.5, 0.99)]
         rate, cost = len(one.seconds) / one.wall, one.processor / len(one.seconds) * 1e3
         figures = f"{rate:10.1f} {times[0]:9.0f} {times[1]:9.0f} {one.errors:7d} {cost:9.2f}"
         print(f"{clients:7d}  {name:26} {figures} {contenders[name].memory():8.0f}", flush=True)
-    return seen
+    return measurements
 
 
 def speed(folder: Path, options: Options) -> dict[str, float]:
@@ -61,28 +61,28 @@ def speed(folder: Path, options: Options) -> dict[str, float]:
         contenders = {name: stack.enter_context(serving(one, **more)) for name, (one, more) in settings.items()}
         ratios = {}
         for clients in levels:
-            seen = contest(contenders, clients, turns=2 if options.quick else 4, seconds=3.0)
+            measurements = contest(contenders, clients, turns=2 if options.quick else 4, seconds=3.0)
             if clients == KEY_LEVEL:
-                ratios["server_vs_bare_p50"] = seen[PLAIN].percentile(0.5) / seen[BARE].percentile(0.5)
-                ratios["server_vs_bare_cpu"] = (seen[PLAIN].processor / len(seen[PLAIN].seconds)) / (
-                    seen[BARE].processor / len(seen[BARE].seconds)
+                ratios["server_vs_bare_p50"] = measurements[PLAIN].percentile(0.5) / measurements[BARE].percentile(0.5)
+                ratios["server_vs_bare_cpu"] = (measurements[PLAIN].processor / len(measurements[PLAIN].seconds)) / (
+                    measurements[BARE].processor / len(measurements[BARE].seconds)
                 )
     return ratios
 
 
 def memory() -> dict[str, float]:
     """Print a server's memory after many requests and after many streams that clients left, and return its growth."""
-    seen, refused, by_requests, by_streams = Measurement(), 0, [], []
+    requests, refused, by_requests, by_streams = Measurement(), 0, [], []
     with serving(Settings()) as server:
         for _ in range(PARTS):
-            asyncio.run(load(server, KEY_LEVEL, 2.5, seen))
+            asyncio.run(load(server, KEY_LEVEL, 2.5, requests))
             by_requests.append(server.memory())
     with serving(Settings(latency=60.0, keep_alive=0.5)) as server:
         for _ in range(PARTS):
             refused += asyncio.run(hang(server, STREAMS))
             time.sleep(1.0)
             by_streams.append(server.memory())
-    print(f"\nRSS in MiB over {len(seen.seconds)} requests ({seen.errors} errors): {_listed(by_requests)}")
+    print(f"\nRSS in MiB over {len(requests.seconds)} requests ({requests.errors} errors): {_listed(by_requests)}")
     print(f"over {PARTS} times {STREAMS} streams that clients left ({refused} refused): {_listed(by_streams)}")
     middle = PARTS // 2  # caches are full by then
     return {
@@ -91,8 +91,8 @@ def memory() -> dict[str, float]:
     }
 
 
-def _listed(held: Sequence[float]) -> str:
-    return ", ".join(f"{one:.0f}" for one in held)
+def _listed(sizes: Sequence[float]) -> str:
+    return ", ".join(f"{one:.0f}" for one in sizes)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

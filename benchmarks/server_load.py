@@ -81,7 +81,7 @@ class Measurement:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-async def load(server: Server, clients: int, seconds: float, seen: Measurement) -> None:
+async def load(server: Server, clients: int, seconds: float, measurement: Measurement) -> None:
     """Let clients send requests for a while, and add what they see."""
     timeout = aiohttp.ClientTimeout(total=_STOP_AFTER)
     connector = aiohttp.TCPConnector(limit=0)
@@ -94,14 +94,14 @@ async def load(server: Server, clients: int, seconds: float, seen: Measurement) 
                 try:
                     async with session.post(server.url, json=_BODY) as answer:
                         await answer.read()
-                        seen.errors += answer.status != 200  # noqa: PLR2004
+                        measurement.errors += answer.status != 200  # noqa: PLR2004
                 except (aiohttp.ClientError, TimeoutError):
-                    seen.errors += 1
-                seen.seconds.append(time.perf_counter() - sent)
+                    measurement.errors += 1
+                measurement.seconds.append(time.perf_counter() - sent)
 
         await asyncio.gather(*(client(place) for place in range(clients)))
-        seen.wall += time.perf_counter() - start
-        seen.processor += server.processor_seconds() - used
+        measurement.wall += time.perf_counter() - start
+        measurement.processor += server.processor_seconds() - used
 
 
 async def hang(server: Server, streams: int) -> int:

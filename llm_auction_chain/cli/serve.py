@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
     from llm_auction_chain.server.config import ServerConfig
 
-_MODEL_ID = "llm-auction"
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 _PATIENCE = 30  # seconds that a worker may be silent: it imports and loads much
 
@@ -132,6 +131,7 @@ def _config(options: Namespace) -> "ServerConfig":
         import uvicorn  # noqa: F401
 
         from llm_auction_chain.server.config import ServerConfig
+        from llm_auction_chain.server.serving import MODEL_ID
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("fastapi", "prometheus_client", "starlette", "uvicorn"):
             raise
@@ -139,9 +139,9 @@ def _config(options: Namespace) -> "ServerConfig":
         raise MissingDependencyError(message) from error
     if options.config is None:
         auction = _auction(Namespace(**{**options.defaults, **vars(options)}))
-        config = ServerConfig(models={_MODEL_ID: auction}, ledger=auction.billing.ledger)
-    elif given := [name for name in options.defaults if hasattr(options, name)]:
-        option = f"--{given[0].replace('_', '-')}"
+        config = ServerConfig(models={MODEL_ID: auction}, ledger=auction.billing.ledger)
+    elif settings := [name for name in options.defaults if hasattr(options, name)]:
+        option = f"--{settings[0].replace('_', '-')}"
         raise ConfigurationError(f"{option} and --config exclude one another. Write the setting into the file.")
     else:
         config = ServerConfig.load(text("--config", options.config))

@@ -32,7 +32,7 @@ from llm_auction_chain.server.access import Access, Key, Role
 from llm_auction_chain.server.failures import error_response, wire_error
 from llm_auction_chain.server.limits import Capacity, Limits
 from llm_auction_chain.server.metrics import Metrics
-from llm_auction_chain.server.serving import AuctionResponse, Auctions
+from llm_auction_chain.server.serving import AuctionResponse, Auctions, auctions_by_model
 from llm_auction_chain.server.wire import Answer, ReplyRequest, WireError, read_json
 from llm_auction_chain.validators import name_of_account, refuse, text
 from llm_auction_chain.waiting import AWAITING
@@ -41,7 +41,6 @@ __all__ = ["create_app"]
 
 _logger = logging.getLogger(__name__)
 _VERSION = version("llm-auction-chain")
-_ID = "llm-auction"  # of the model, where one auction is given without an id
 _LONGEST_KEY = 255  # characters of an Idempotency-Key
 _EXPIRY = 60.0  # seconds between two releases of expired holds
 _LEDGER_PATIENCE = 5.0  # seconds that /readyz waits for the ledger
@@ -91,7 +90,8 @@ def create_app(
     ('bb', ['B'])
     """
     limits = limits or Limits()
-    by_model = _checked_auctions(auctions, limits)
+    by_model = auctions_by_model("auctions", auctions)
+    _check_auctions(by_model, limits)
     access, capacity = Access(keys), Capacity(limits)
     metrics = Metrics(capacity)
     secret_bytes = secrets.token_bytes() if secret is None else text("secret", secret).encode()
@@ -135,14 +135,9 @@ def create_app(
     return app
 
 
-def _checked_auctions(auctions: Any, limits: Limits) -> dict[str, AuctionRunnable]:
-    by_model = {_ID: auctions} if isinstance(auctions, AuctionRunnable) else auctions
-    if not isinstance(by_model, Mapping) or not by_model:
-        raise refuse("auctions", "an AuctionRunnable, or a mapping from model ids to some", auctions)
-    for model, auction in by_model.items():
-        text("The id of a model", model)
-        if not isinstance(auction, AuctionRunnable):
-            raise refuse(f"auctions[{model!r}]", "an AuctionRunnable", auction)
+def _check_auctions(by_model: Mapping[str, AuctionRunnable], limits: Limits) -> None:
+    """Refuse an auction that may outlast its request, and warn of a ledger that cannot answer a repeated one."""
+    for auction in by_model.values():
         if auction.reward_timeout is None or auction.reward_timeout >= limits.timeout:
             hint = "Otherwise one slow agent ends the request."
             raise refuse(
@@ -155,7 +150,6 @@ def _checked_auctions(auctions: Any, limits: Limits) -> dict[str, AuctionRunnabl
         if ledger is not None and not getattr(ledger, "keep_replies", False):
             message = "The ledger keeps no replies, so a repeated request gets an error. Use Ledger(keep_replies=True)."
             warnings.warn(message, AuctionWarning, stacklevel=3)
-    return dict(by_model)
 
 
 def _add_replies(app: FastAPI, auctions: Auctions, access: Access) -> None:

@@ -31,9 +31,9 @@ from llm_auction_chain.server.page_settings import (
     prepare,
     temperature_of,
 )
+from llm_auction_chain.server.serving import auctions_by_model
 from llm_auction_chain.server.what_if import liars_of, what_if
 from llm_auction_chain.server.wire import WireError
-from llm_auction_chain.validators import refuse, text
 
 try:
     import gradio as gr
@@ -172,14 +172,8 @@ def playground(auction: AuctionRunnable | Mapping[str, AuctionRunnable]) -> gr.B
     >>> type(playground(AuctionRunnable(model=MarkovChatModel()))).__name__
     'Blocks'
     """
-    auctions = {"llm-auction": auction} if isinstance(auction, AuctionRunnable) else auction
-    if not isinstance(auctions, Mapping) or not auctions:
-        raise refuse("auction", "an AuctionRunnable, or a mapping from ids to some", auction)
-    for model, one in auctions.items():
-        text("The id of an auction", model)
-        if not isinstance(one, AuctionRunnable):
-            raise refuse(f"auction[{model!r}]", "an AuctionRunnable", one)
-    page: gr.Blocks = _in_a_loop(lambda: _Page(dict(auctions)).blocks)
+    auctions = auctions_by_model("auction", auction)
+    page: gr.Blocks = _in_a_loop(lambda: _Page(auctions).blocks)
     return page
 
 

@@ -33,13 +33,36 @@ from llm_auction_chain.server.failures import error_response, wire_error
 from llm_auction_chain.server.limits import Capacity, Limits
 from llm_auction_chain.server.metrics import Metrics
 from llm_auction_chain.server.wire import Answer, ReplyRequest, WireError, invalid
+from llm_auction_chain.validators import refuse, text
 
-__all__ = ["AuctionResponse", "Auctions"]
+__all__ = ["MODEL_ID", "AuctionResponse", "Auctions", "auctions_by_model"]
 
+MODEL_ID = "llm-auction"
+"""Of the model, where one auction is given without an id."""
 _logger = logging.getLogger(__name__)
 _ROUNDS = 8  # of the event loop, in which a hang-up that has arrived reaches the application
 _SEED_BYTES = 6
 _PATIENCE = 10.0  # seconds that a stop waits for the ledger
+
+
+def auctions_by_model(name: str, auctions: Any) -> dict[str, AuctionRunnable]:
+    """Return auctions by the model ids that clients name.
+
+    Args:
+        name: of the argument, for errors.
+        auctions: one auction, or several by their ids.
+
+    Raises:
+        ConfigurationError: they are neither.
+    """
+    by_model = {MODEL_ID: auctions} if isinstance(auctions, AuctionRunnable) else auctions
+    if not isinstance(by_model, Mapping) or not by_model:
+        raise refuse(name, "an AuctionRunnable, or a mapping from model ids to some", auctions)
+    for model, auction in by_model.items():
+        text("The id of a model", model)
+        if not isinstance(auction, AuctionRunnable):
+            raise refuse(f"{name}[{model!r}]", "an AuctionRunnable", auction)
+    return dict(by_model)
 
 
 @dataclass(kw_only=True)
@@ -152,8 +175,8 @@ class Auctions:
         An agent that knows the draw could bid by it. Where a client sends one seed with each request, the draw of one
         request says nothing about that of another.
         """
-        text = f"{caller.name}\n{request.model}\n{seed}\n{message_digest('', *request.messages)}"
-        digest = hmac.digest(self.secret, text.encode(), hashlib.sha256)
+        message = f"{caller.name}\n{request.model}\n{seed}\n{message_digest('', *request.messages)}"
+        digest = hmac.digest(self.secret, message.encode(), hashlib.sha256)
         return int.from_bytes(digest[:_SEED_BYTES], "big")
 
 

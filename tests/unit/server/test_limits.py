@@ -52,6 +52,20 @@ async def test_a_request_beyond_the_queue_gets_429_and_a_time_to_retry():
         assert capacity.admitted == 1
 
 
+async def test_the_time_to_retry_follows_how_long_auctions_take(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("llm_auction_chain.server.limits.monotonic", lambda: now)
+    capacity = Capacity(Limits(auctions=1, queue=0, n=1))
+    for _ in range(50):
+        async with capacity.admit(1), capacity.slot():
+            now += 30.0
+    async with capacity.admit(1):
+        with pytest.raises(WireError) as caught:
+            async with capacity.admit(1):
+                raise AssertionError("admitted")
+    assert caught.value.retry_after == 30
+
+
 async def test_all_auctions_of_a_request_are_admitted_or_none():
     capacity = Capacity(Limits(auctions=2, queue=1, n=3))
     async with capacity.admit(1):
@@ -60,6 +74,7 @@ async def test_all_auctions_of_a_request_are_admitted_or_none():
                 raise AssertionError("admitted")
         async with capacity.admit(2):
             assert capacity.admitted == 3
+        assert capacity.admitted == 1
 
 
 async def test_a_request_that_is_cancelled_while_it_waits_leaves_its_place():
