@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from typing import Literal, Self, get_args
 
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.server.wire import WireError
-from llm_auction_chain.validators import choice, digest_text, name_of_account, refuse
+from llm_auction_chain.validators import choice, name_of_account, refuse
 
 __all__ = ["ANONYMOUS", "Access", "Key", "Role"]
 
 Role = Literal["client", "owner", "operator"]
+_DIGEST = re.compile("sha256:[0-9a-f]{64}")
 _BYTES = 32  # of randomness: a key cannot be guessed from its digest, so the digest needs no salt and no slow hash
 
 
@@ -24,7 +26,8 @@ class Key:
     Attributes:
         role: `client` asks for replies, `owner` reads the views of its own agents, `operator` does both, reads whole
             receipts, and sees payments with each reply.
-        name: of the caller, in logs. One name's idempotency keys are apart from another's.
+        name: of the caller, in logs. One name's idempotency keys are apart from another's. While a key is replaced, two
+            of the same role have one name.
         digest: `sha256:` and the SHA-256 of the key.
         owner: the account of an owner's key; empty for the other roles.
 
@@ -44,7 +47,9 @@ class Key:
     def __post_init__(self) -> None:
         choice("role", self.role, get_args(Role))
         name_of_account("name", self.name)
-        digest_text("digest", self.digest, "Key.new makes a key and its digest.")
+        if not isinstance(self.digest, str) or not _DIGEST.fullmatch(self.digest):  # it may be the key: not shown
+            hint = "`llm-auction keys new`, or Key.new, makes a key and its digest."
+            raise ConfigurationError(f"digest must be `sha256:` and 64 hexadecimal digits. {hint}")
         owner = name_of_account("owner", self.owner, empty=self.role != "owner")
         object.__setattr__(self, "owner", owner)  # as accounts are spelled
         if owner and self.role != "owner":
@@ -68,7 +73,7 @@ class Access:
         keys: of the server. None lets each caller in as a client.
 
     Raises:
-        ConfigurationError: two keys have one name or one digest, or the collection is empty.
+        ConfigurationError: two keys have one digest, or one name and different roles, or the collection is empty.
     """
 
     def __init__(self, keys: Collection[Key] | None) -> None:
@@ -80,10 +85,12 @@ class Access:
         for one in self._keys:
             if not isinstance(one, Key):
                 raise refuse("keys", "a collection of Key objects", one)
-        for field in ("name", "digest"):
-            values = [getattr(one, field) for one in self._keys]
-            if twice := {value for value in values if values.count(value) > 1}:
-                raise ConfigurationError(f"Two keys have the {field} {min(twice)!r}. Give each its own.")
+        digests, callers = {one.digest for one in self._keys}, {(one.name, one.role, one.owner) for one in self._keys}
+        names = [name for name, *_ in callers]
+        if len(digests) < len(self._keys):
+            raise ConfigurationError("Two keys have the same digest. Leave one of them out.")
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigurationError(f"Keys named {min(twice)!r} have different roles or owners. Name them apart.")
 
     @property
     def needs_keys(self) -> bool:

@@ -86,10 +86,27 @@ def test_a_key_that_is_none_is_refused(arguments, text):
     assert text in str(caught.value)
 
 
-def test_keys_of_one_name_are_refused(keys):
+def test_a_key_is_replaced_by_another_of_its_name():
+    (old, one), (new, other) = Key.new("client", name="web"), Key.new("client", name="web")
+    access = Access([one, other])
+    assert access.caller(f"Bearer {old}").name == access.caller(f"Bearer {new}").name == "web"
+
+
+def test_one_name_has_one_role_and_one_owner_and_one_digest_one_key(keys):
     key = keys["web"][1]
-    with pytest.raises(ConfigurationError, match="Two keys have the name 'web'"):
+    with pytest.raises(ConfigurationError, match="Two keys have the same digest"):
         Access([key, key])
+    others = (Key.new("operator", name="web"), Key.new("owner", name="tune", owner="other"))
+    for (_, other), name in zip(others, ("web", "tune"), strict=True):
+        with pytest.raises(ConfigurationError, match=f"Keys named '{name}' have different roles or owners"):
+            Access([other, keys[name][1]])
+
+
+def test_no_message_shows_a_key_that_is_given_for_its_digest(keys):
+    text, key = keys["web"]
+    with pytest.raises(ConfigurationError) as caught:
+        Key(role=key.role, name=key.name, digest=text)
+    assert text not in str(caught.value)
 
 
 def test_an_empty_collection_of_keys_is_refused():
