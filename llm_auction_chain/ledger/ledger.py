@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -125,7 +126,14 @@ class Ledger:
         auction_id, currency = check.checked_name("auction_id", auction_id), _currency(currency)
         amounts = check.checked_amounts("most", most)
         self._cancel_undelivered()
-        booking, nonce, delivered = self._write(operations.hold, auction_id, amounts, currency, self._hold_for)
+        repeat = f"{operations.REPEAT}{secrets.token_hex(16)}"
+        try:
+            booking, nonce, delivered = self._write(
+                operations.hold, auction_id, amounts, currency, self._hold_for, repeat
+            )
+        except LedgerUnavailableError:
+            self._uncancelled[auction_id, repeat] = "not delivered: the answer of the ledger was lost"
+            raise
         return queries.hold_record(booking, nonce, amounts, delivered)
 
     def charge(

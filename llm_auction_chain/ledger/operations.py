@@ -14,6 +14,7 @@ from llm_auction_chain.ledger.records import Delivered
 from llm_auction_chain.ledger.transaction import AuctionRow, Booked, Writer, by_key, lines_of, units_of
 from llm_auction_chain.validators import refuse
 
+REPEAT = "repeat:"  # begins the receipt of a call that delivers what another has delivered
 _CONFLICTS = {
     "voided": "was voided",
     "expired": "has expired",
@@ -24,15 +25,18 @@ _CONFLICTS = {
 
 
 def hold(
-    writer: Writer, auction_id: str, most: Mapping[str, Decimal], currency: str, hold_for: timedelta
+    writer: Writer, auction_id: str, most: Mapping[str, Decimal], currency: str, hold_for: timedelta, repeat: str
 ) -> tuple[Booked, str, Delivered | None]:
-    """Hold the amounts that accounts cover; return the booking, the auction's nonce, and what it delivered already."""
+    """Hold the amounts that accounts cover; return the booking, the auction's nonce, and what it delivered already.
+
+    `repeat` is the receipt under which this call delivers that, too.
+    """
     request = request_of("hold", auction_id, currency, most)
     auction = writer.auction(auction_id, currency)
     if auction.state:
         earlier = None if auction.hold_seq is None else writer.of_seq(auction.hold_seq)
         _check_open(writer, auction)
-        if earlier and auction.state == "charged" and (delivered := _delivered(writer, auction)):
+        if earlier and auction.state == "charged" and (delivered := _delivered(writer, auction, repeat)):
             return earlier, auction.nonce, delivered
         if auction.state != "voided" or earlier is not None:  # else it was voided before its first hold
             if earlier is None or earlier.row.request != request:
@@ -138,12 +142,13 @@ def _conflict(writer: Writer, auction: AuctionRow) -> ChargeConflictError:
     return ChargeConflictError(f"Auction {name!r} {_CONFLICTS[auction.state]}. Give each auction an id of its own.")
 
 
-def _delivered(writer: Writer, auction: AuctionRow) -> Delivered | None:
+def _delivered(writer: Writer, auction: AuctionRow, receipt: str) -> Delivered | None:
     """Return the kept outcome of a charged auction, and book that another call delivers it too."""
     if auction.close_seq is None or not (reply := reply_of(writer.connection, auction.auction_id)):
         return None
-    receipt = f"repeat:{secrets.token_hex(16)}"
-    _share(writer, auction, writer.shares(auction.auction_id), "repeat", receipt)
+    shares = writer.shares(auction.auction_id)
+    if receipt not in _delivering(shares):
+        _share(writer, auction, shares, "repeat", receipt)
     return Delivered(charge=charge_record(writer.of_seq(auction.close_seq)), reply=reply, receipt=receipt)
 
 
@@ -183,7 +188,7 @@ def cancel(writer: Writer, auction_id: str, reason: str, receipt: str | None) ->
             reverse(writer, auction_id, None, reason)
         elif receipt in delivering:
             _share(writer, auction, shares, "failure", receipt, reason)
-    elif auction.state not in ("cancelled", "reversed"):
+    elif auction.state not in ("cancelled", "reversed") and not (receipt or "").startswith(REPEAT):
         _close(writer, [auction], "cancellation", "cancelled", reason)
 
 

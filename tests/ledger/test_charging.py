@@ -27,6 +27,7 @@ from llm_auction_chain.errors import (
     PromptError,
     RewardError,
 )
+from llm_auction_chain.ledger import operations
 from llm_auction_chain.mechanism import PAYMENT_RULES
 from llm_auction_chain.money import as_decimal
 from llm_auction_chain.receipts import verify
@@ -500,6 +501,37 @@ async def test_a_repeated_call_that_is_cancelled_while_it_reads_the_kept_reply_d
 
         with pytest.raises(ZeroDivisionError):
             await auction(AuctionRunnable, ledger, [likes("c")], on_event=repeat).ainvoke("x", config)
+        assert {"charge", "reversal"} < set(kinds_of(ledger))
+        assert ledger.balance("C").balance == 100
+        assert sound(ledger)
+
+
+class Forgetful(Ledger):
+    """Books a repeated hold, and its answer is lost."""
+
+    def _write(self, operation, *arguments):
+        outcome = super()._write(operation, *arguments)
+        if operation is operations.hold and outcome[2] is not None:
+            raise LedgerUnavailableError("The connection is lost.")
+        return outcome
+
+
+@KINDS
+def test_a_repeated_call_whose_answer_is_lost_leaves_no_charge_that_nobody_delivers(kind, url):
+    with Forgetful(url, keep_replies=True) as ledger:
+        ledger.deposit("C", 100)
+        config = {"configurable": {"idempotency_key": "1"}}
+
+        def repeat(event):
+            if event.name == "auction.settled":
+                with pytest.warns(AuctionWarning, match="LedgerUnavailableError"):
+                    auction(kind, ledger, [likes("c")]).invoke("x", config)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            auction(kind, ledger, [likes("c")], on_event=repeat).invoke("x", config)
+        ledger.hold("another", {"C": 1})
+        ledger.void("another")
         assert {"charge", "reversal"} < set(kinds_of(ledger))
         assert ledger.balance("C").balance == 100
         assert sound(ledger)
