@@ -97,7 +97,7 @@ class Capacity:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Wait for the turn of one auction, and hold the slot while it runs."""
+        """Wait for the turn of one auction, and keep the slot while it runs."""
         async with self._slots:
             start = monotonic()
             try:

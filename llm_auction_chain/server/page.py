@@ -266,7 +266,7 @@ class _Page:
         changes = [self._result, self._other_tau, self._liar, self._factor]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         run = gr.on(
-            [self._run.click, self._question.submit], self._hold, fields,
+            [self._run.click, self._question.submit], self._run_auction, fields,
             [
                 *alerts, self._status, self._result, self._results, self._reply, self._changes, *changes[1:],
                 self._what_if, self._receipt, self._verified, self._links,
@@ -286,8 +286,8 @@ class _Page:
         self._model.input(self._choose, self._model, outputs, **quiet)
         self.blocks.load(self._open_link, self._fragment, outputs, js=_ON_LOAD, **quiet)
 
-    async def _hold(self, *values: Any, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
-        """Hold an auction and return the contents of all results; where a field is wrong, the message at the field."""
+    async def _run_auction(self, *values: Any, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
+        """Run an auction and return the contents of all results; where a field is wrong, the message at the field."""
         try:
             settings = Settings(**dict(zip((field.name for field in fields(Settings)), values, strict=True)))
             auction = self._auctions[settings.model]

@@ -183,7 +183,7 @@ class _ToolChoice(WireModel):
     mode: Literal["auto", "required"] = "auto"
     tools: Sequence[_FunctionReference] = ()
 
-    def as_sent(self) -> Any:
+    def echo(self) -> Any:
         names = {"function": {"type", "name"}, "allowed_tools": {"type", "mode", "tools"}}
         return self.model_dump(include=names[self.type]) if self.type in names else self.type
 
@@ -206,13 +206,13 @@ class _TextSettings(WireModel):
     format: _Format | None = None
     verbosity: Verbosity | None = None
 
-    def as_sent(self) -> dict[str, Any]:
+    def echo(self) -> dict[str, Any]:
         sent = self.model_dump(by_alias=True, exclude_none=True)
         if self.format and self.format.type == "json_schema":  # of this one, the schema demands all fields
             sent["format"] |= {"description": self.format.description, "strict": bool(self.format.strict)}
         return sent
 
-    def nested(self) -> dict[str, Any] | None:
+    def chat_format(self) -> dict[str, Any] | None:
         """Return the format as chat completions have it."""
         if self.format is None or self.format.type == "text":
             return None
@@ -286,7 +286,7 @@ class _Body(ReplyBody):
             ),
             tools=tuple({"type": "function", "function": function} for function in functions),
             tool_choice=tool_choice,
-            response_format=text.nested(),
+            response_format=text.chat_format(),
             stream=bool(self.stream),
             extra=self.auction,
             echo=self._echo(),
@@ -355,8 +355,8 @@ class _Body(ReplyBody):
             "metadata": self.metadata or {},
             "parallel_tool_calls": self.parallel_tool_calls is not False,
             "reasoning": None if self.reasoning is None else {"effort": self.reasoning.effort, "summary": None},
-            "text": {"format": _NO_FORMAT, **(self.text.as_sent() if self.text else {})},
-            "tool_choice": self.tool_choice.as_sent() if self.tool_choice else "auto",
+            "text": {"format": _NO_FORMAT, **(self.text.echo() if self.text else {})},
+            "tool_choice": self.tool_choice.echo() if self.tool_choice else "auto",
             "tools": [tool.model_dump() for tool in self.tools or ()],
         }
 

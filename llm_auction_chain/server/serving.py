@@ -123,7 +123,7 @@ class Auctions:
     async def replies(
         self, request: ReplyRequest, caller: Key, identifier: str, delivery: Delivery
     ) -> Sequence[AIMessage]:
-        """Hold the auctions of a request and return their replies. If one fails, none of them is charged.
+        """Run the auctions of a request and return their replies. If one fails, none of them is charged.
 
         Args:
             request: of the client.
@@ -138,7 +138,7 @@ class Auctions:
             seed = self._unpredictable(seed, request, caller)
         runnable, keywords = _bound(within(auction, delivery), request)
 
-        async def hold(i: int) -> AIMessage:
+        async def run(i: int) -> AIMessage:
             config: Any = {"configurable": {"idempotency_key": f"{identifier}:{i}"}}
             if agents is not None:
                 config["configurable"][AGENTS_OF_CALL] = agents
@@ -148,10 +148,10 @@ class Auctions:
 
         async with self.capacity.admit(request.n):
             if request.n == 1:
-                return [await hold(0)]
+                return [await run(0)]
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(hold(i)) for i in range(request.n)]
+                    tasks = [group.create_task(run(i)) for i in range(request.n)]
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None
             return [task.result() for task in tasks]
@@ -181,7 +181,7 @@ class Auctions:
 
 
 class AuctionResponse(Response):
-    """The answer to one request: holds its auctions, and sends their replies.
+    """The answer to one request: runs its auctions, and sends their replies.
 
     The replies are delivered when the last byte is handed to a connection that is still open. Where the client hangs up
     before, the deadline passes, or the server stops, the auctions are cancelled: holds are released, and charges are
@@ -324,7 +324,9 @@ def _agents_of(request: ReplyRequest, caller: Key) -> list[Agent] | None:
     if request.extra is None:
         return None
     if caller.role != "operator":
-        raise WireError(403, "Who bids is the server's affair; only an operator may send it.", param="auction")
+        raise WireError(
+            403, "auction needs an operator's key: the server's configuration says who bids.", param="auction"
+        )
     extra = dict(request.extra)
     agents = extra.pop("agents", None)
     if extra or not isinstance(agents, list):

@@ -151,6 +151,13 @@ def test_the_limits_of_a_request_are_named():
         assert answer.json()["error"]["param"] == field
 
 
+def test_more_replies_than_ever_run_and_wait_are_refused_rather_than_sent_away_to_retry():
+    client = TestClient(create_app(auction_of(), limits=Limits(auctions=1, queue=1)))
+    answer = client.post(CHAT, json={**BODY, "n": 3})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
+    assert client.post(CHAT, json={**BODY, "n": 2}).status_code == 200
+
+
 def test_each_answer_has_a_request_id_of_its_own():
     client = TestClient(create_app(auction_of()))
     ids = [client.get(path).headers["x-request-id"] for path in ("/healthz", "/nowhere", "/v1/models", "/healthz")]

@@ -10,7 +10,7 @@ from llm_auction_chain.server.limits import Capacity, Limits
 from llm_auction_chain.server.wire import WireError
 
 
-async def hold(capacity, n, started, end):
+async def occupy(capacity, n, started, end):
     async with capacity.admit(n), capacity.slot():
         started.append(n)
         await end.wait()
@@ -25,7 +25,7 @@ async def test_no_more_auctions_run_at_once_than_allowed_and_they_run_in_their_o
     capacity, started, ends = Capacity(Limits(auctions=2, queue=8, n=1)), [], [asyncio.Event() for _ in range(5)]
     tasks = []
     for place in range(5):
-        tasks.append(asyncio.create_task(hold(capacity, 1, started, ends[place])))
+        tasks.append(asyncio.create_task(occupy(capacity, 1, started, ends[place])))
         await settle()
     assert (len(started), capacity.running, capacity.admitted) == (2, 2, 5)
     ends[0].set()
@@ -39,7 +39,7 @@ async def test_no_more_auctions_run_at_once_than_allowed_and_they_run_in_their_o
 
 async def test_a_request_beyond_the_queue_gets_429_and_a_time_to_retry():
     capacity, end = Capacity(Limits(auctions=1, queue=1, n=1)), asyncio.Event()
-    tasks = [asyncio.create_task(hold(capacity, 1, [], end)) for _ in range(2)]
+    tasks = [asyncio.create_task(occupy(capacity, 1, [], end)) for _ in range(2)]
     await settle()
     with pytest.raises(WireError) as caught:
         async with capacity.admit(1):
@@ -79,7 +79,7 @@ async def test_all_auctions_of_a_request_are_admitted_or_none():
 
 async def test_a_request_that_is_cancelled_while_it_waits_leaves_its_place():
     capacity, started, end = Capacity(Limits(auctions=1, queue=2, n=1)), [], asyncio.Event()
-    first, second = (asyncio.create_task(hold(capacity, 1, started, end)) for _ in range(2))
+    first, second = (asyncio.create_task(occupy(capacity, 1, started, end)) for _ in range(2))
     await settle()
     second.cancel()
     await asyncio.gather(second, return_exceptions=True)

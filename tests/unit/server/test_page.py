@@ -46,7 +46,7 @@ async def test_a_run_returns_results_and_charges_nobody():
         ledger.deposit("B", 100, key="1")
         auction = auction_of(mentions("B", "bb", "cb", report_cap=9.0), billing=Billing(ledger=ledger))
         page = server.playground(auction)
-        outputs = await call(page, "_hold", *vars(SETTINGS).values())
+        outputs = await call(page, "_run_auction", *vars(SETTINGS).values())
         assert ledger.balance("B").balance == 100
         assert auction.billing.ledger is ledger
     status, result = outputs[3:5]
@@ -62,7 +62,7 @@ async def test_texts_of_models_and_agents_are_escaped_and_the_drawn_reply_is_amo
     page = server.playground(AuctionRunnable(model=model, agents=agents))
     for seed in "123":
         settings = replace(SETTINGS, candidates=60, seed=seed, agents=[])
-        outputs = await call(page, "_hold", *vars(settings).values())
+        outputs = await call(page, "_run_auction", *vars(settings).values())
         first, more = outputs[6].split("<details>")
         assert "★ Drawn" in first
         assert "★ Drawn" not in more
@@ -78,7 +78,7 @@ async def test_texts_of_models_and_agents_are_escaped_and_the_drawn_reply_is_amo
 )
 async def test_what_is_wrong_is_said_at_its_field_and_nothing_else_changes(field, value, place):
     page = server.playground(auction_of())
-    outputs = await call(page, "_hold", *vars(replace(SETTINGS, **{field: value})).values())
+    outputs = await call(page, "_run_auction", *vars(replace(SETTINGS, **{field: value})).values())
     assert [one.visible for one in outputs[:3]] == [k == place for k in range(3)]
     assert 'role="alert"' in outputs[place].value
     assert all(output == {"__type__": "update"} for output in outputs[3:])
@@ -92,7 +92,7 @@ async def test_a_model_that_fails_is_an_error_on_the_page():
     page = server.playground(AuctionRunnable(model=Broken()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        outputs = await call(page, "_hold", *vars(SETTINGS).values())
+        outputs = await call(page, "_run_auction", *vars(SETTINGS).values())
     assert 'role="alert"' in outputs[3]
     assert "<route>" not in outputs[3]
 

@@ -447,6 +447,13 @@ async def test_a_clients_seed_repeats_its_reply_and_predicts_nothing_where_money
     assert answer["auction"]["seed"] == 7
 
 
+async def test_replies_of_one_request_have_seeds_of_their_own():
+    text, key = Key.new("operator", name="ops")
+    app = create_app(auction_of(GatedChatModel(gate=Gate(is_open=True))), keys=[key])
+    answer = await Connection(app, {**BODY, "seed": 7, "n": 3}, headers={"authorization": f"Bearer {text}"}).answer()
+    assert [choice["auction"]["seed"] for choice in answer["choices"]] == [7, 8, 9]
+
+
 async def test_one_seed_of_a_client_is_another_seed_for_each_caller_and_question(ledger):
     keys = [Key.new("client", name=name) for name in ("web", "phone")]
     auction = auction_of(GatedChatModel(gate=Gate(is_open=True)), ledger)
