@@ -55,7 +55,7 @@ def add_serve(commands: Any) -> None:
     serve.set_defaults(open=False)
     playground = commands.add_parser(
         "playground",
-        help="show a web page on which you hold auctions and see all of them",
+        help="show a web page on which you run auctions and see all of them",
         description="Serves a web page, and prints its URL: ask a question, edit the agents, move tau, and see the "
         "candidates, their probabilities and the payments. Without arguments it has the demo's agents and the embedded "
         "model. It is `llm-auction serve --playground`, so clients can call it, too.",

@@ -156,7 +156,7 @@ def _in_a_loop(make: Callable[[], _T]) -> _T:
 
 
 def playground(auction: AuctionRunnable | Mapping[str, AuctionRunnable]) -> gr.Blocks:
-    """Return a page on which one auction after the other is held, seen from inside and replayed.
+    """Return a page on which one auction after the other runs, seen from inside and replayed.
 
     It works on copies of the auctions without their ledger, so it charges nobody. It shows private reports: the page
     is for the operator. `mount_playground` puts it behind an operator's key.

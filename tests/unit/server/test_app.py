@@ -158,6 +158,14 @@ def test_more_replies_than_ever_run_and_wait_are_refused_rather_than_sent_away_t
     assert client.post(CHAT, json={**BODY, "n": 2}).status_code == 200
 
 
+def test_an_idempotency_key_has_1_to_255_characters():
+    client = TestClient(create_app(auction_of()))
+    for key, status in ((" ", 400), ("k" * 256, 400), ("k" * 255, 200)):
+        answer = client.post(CHAT, json=BODY, headers={"Idempotency-Key": key})
+        assert answer.status_code == status
+        assert status == 200 or answer.json()["error"]["param"] == "Idempotency-Key"
+
+
 def test_each_answer_has_a_request_id_of_its_own():
     client = TestClient(create_app(auction_of()))
     ids = [client.get(path).headers["x-request-id"] for path in ("/healthz", "/nowhere", "/v1/models", "/healthz")]
@@ -215,6 +223,8 @@ def test_other_origins_get_no_permission_unless_it_is_set():
     assert "access-control-allow-origin" not in closed.headers
     opened = TestClient(create_app(auction_of(), cors_origins=["https://shop.example"]))
     assert opened.options(CHAT, headers=ask).headers["access-control-allow-origin"] == "https://shop.example"
+    answer = opened.get("/healthz", headers={"Origin": "https://shop.example"})
+    assert answer.headers["access-control-expose-headers"] == "x-request-id, retry-after"
     other = opened.options(CHAT, headers=ask | {"Origin": "https://other.example"})
     assert "access-control-allow-origin" not in other.headers
 

@@ -414,6 +414,9 @@ async def test_a_waiting_stream_gets_comments_and_then_its_reply():
     gate.opened.set()
     await connection.task
     assert connection.status == 200
+    headers = dict(connection.messages[0]["headers"])
+    assert headers[b"content-type"] == b"text/event-stream; charset=utf-8"
+    assert (headers[b"cache-control"], headers[b"x-accel-buffering"]) == (b"no-cache", b"no")
     assert b'"content":"Eggs."' in connection.body or b'"content":"Oats."' in connection.body
     assert connection.body.endswith(b"data: [DONE]\n\n")
 
