@@ -93,6 +93,8 @@ def create_app(
     by_model = auctions_by_model("auctions", auctions)
     _check_auctions(by_model, limits)
     access, capacity = Access(keys), Capacity(limits)
+    if playground and open_to_all and not access.needs_keys:
+        raise ConfigurationError("The playground shows private reports, so others may open it only with keys.")
     metrics = Metrics(capacity)
     secret_bytes = secrets.token_bytes() if secret is None else text("secret", secret).encode()
     all_auctions = Auctions(by_model=by_model, limits=limits, capacity=capacity, metrics=metrics, secret=secret_bytes)

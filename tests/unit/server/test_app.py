@@ -351,6 +351,7 @@ def test_expired_holds_are_released_while_the_server_runs(ledger, monkeypatch):
         (auction_of(), {"limits": Limits(timeout=60)}, "reward_timeout must be below the server's timeout, 60 seconds"),
         (auction_of(), {"secret": ""}, "secret must be a text that is not blank"),
         (auction_of(), {"keys": []}, "The server has no keys"),
+        (auction_of(), {"playground": True, "open_to_all": True}, "The playground shows private reports"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(auctions, settings, text):
