@@ -66,6 +66,14 @@ def model():
         thread.join()
 
 
+@pytest.fixture(autouse=True)
+def interrupts():
+    """Let servers be interrupted: a shell's background job ignores it, and so do the processes that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def config(model, tmp_path):
     """Write a file of a server over that model, and return its path."""
