@@ -224,24 +224,26 @@ class AuctionResponse(Response):
     async def _work(self, receive: Receive, send: Send) -> None:
         answer, request = self._answer, self._answer.request
         delivery = Delivery(self._auctions.named(request.model).billing.ledger)
+        deadline = asyncio.get_running_loop().time() + self._auctions.limits.timeout
         comments = asyncio.create_task(self._comment(send)) if request.stream else None
         try:
             async with delivery:
                 try:
-                    async with asyncio.timeout(self._auctions.limits.timeout):
+                    async with asyncio.timeout_at(deadline):
                         replies = await self._auctions.replies(request, self._caller, answer.identifier, delivery)
                 finally:
                     if comments is not None:
                         comments.cancel()
                         with suppress(asyncio.CancelledError):
                             await comments
-                await self._deliver(replies, receive, send)
+                await self._deliver(replies, deadline, receive, send)
         except Exception as error:  # noqa: BLE001 - every failure is an answer
             await self._fail(wire_error(error, self._request_id, details=self._details), receive, send)
         else:
             self._auctions.record(request.model, delivery.results)
 
-    async def _deliver(self, replies: Sequence[AIMessage], receive: Receive, send: Send) -> None:
+    async def _deliver(self, replies: Sequence[AIMessage], deadline: float, receive: Receive, send: Send) -> None:
+        """Send the replies, the last part only once the connection is open and no earlier byte waits for its client."""
         fields = [_field_of(reply, details=self._details) for reply in replies]
         if self._answer.request.stream:
             body = b"".join(self._answer.events(replies, fields))
@@ -249,8 +251,7 @@ class AuctionResponse(Response):
         else:
             body = json.dumps(self._answer.body(replies, fields), separators=(",", ":"), allow_nan=False).encode()
             await self._start(send, length=len(body))
-        # where earlier bytes wait for a client that reads slowly, this waits, too: the last part must not
-        async with asyncio.timeout(self._auctions.limits.timeout):
+        async with asyncio.timeout_at(deadline):
             await send({"type": "http.response.body", "body": b"", "more_body": True})
         for _ in range(_ROUNDS):
             await asyncio.sleep(0)

@@ -8,6 +8,7 @@ import threading
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
@@ -204,22 +205,20 @@ class Unread(Connection):
 
 
 @pytest.mark.parametrize("goes", [True, False])
-async def test_a_client_that_reads_nothing_is_not_charged(ledger, goes):
+async def test_a_client_that_reads_nothing_is_not_charged(ledger, goes, monkeypatch):
     gate, settled, taken_back, cancel = Gate(), asyncio.Event(), asyncio.Event(), ledger.cancel
-    loop, limits = asyncio.get_running_loop(), Limits(keep_alive=0.01)
+    loop = asyncio.get_running_loop()
 
     def note(event):
         if event.name == "auction.settled":
             settled.set()
-            if not goes:
-                object.__setattr__(limits, "timeout", 0.01)  # which is over once the reply waits
 
     def note_cancel(*arguments, **keywords):
         cancel(*arguments, **keywords)
         loop.call_soon_threadsafe(taken_back.set)
 
     ledger.cancel = note_cancel
-    app = create_app(auction_of(GatedChatModel(gate=gate), ledger, on_event=note), limits=limits)
+    app = create_app(auction_of(GatedChatModel(gate=gate), ledger, on_event=note), limits=Limits(keep_alive=0.01))
     connection = Unread(app, {**BODY, "stream": True})
     while b"auction runs" not in connection.body:
         connection.sent.clear()
@@ -230,6 +229,9 @@ async def test_a_client_that_reads_nothing_is_not_charged(ledger, goes):
         await asyncio.sleep(0)
     if goes:
         await connection.hang_up()
+    else:  # the deadline passes while the reply waits
+        now = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now() + Limits().timeout)
     await taken_back.wait()
     assert states(ledger) == (0, 0)
     await connection.hang_up()
@@ -295,12 +297,14 @@ class Uploading(Connection):
 
 
 async def test_a_client_that_goes_before_its_request_is_complete_is_no_failure_of_the_server(caplog):
-    connection = Uploading(create_app(auction_of(GatedChatModel(gate=Gate()))), BODY)
+    app = create_app(auction_of(GatedChatModel(gate=Gate())))
+    connection = Uploading(app, BODY)
     with caplog.at_level(logging.INFO, logger="llm_auction_chain"):
         await connection.hang_up()
     assert connection.messages == []
     assert [record.levelname for record in caplog.records] == ["INFO"]
     assert " 499 " in caplog.text
+    assert 'route="/v1/chat/completions",status="499"} 1.0' in TestClient(app).get("/metrics").text
 
 
 async def test_a_body_that_does_not_arrive_in_time_gets_408():
@@ -402,6 +406,7 @@ async def test_if_one_of_several_replies_fails_none_is_charged(ledger):
     answer = await connection.answer()
     assert (connection.status, answer["error"]["code"]) == (503, "model_unavailable")
     assert states(ledger) == (0, 0)
+    assert "llm_auction_auctions_total{" not in TestClient(app).get("/metrics").text  # it counts those delivered
 
 
 async def test_a_waiting_stream_gets_comments_and_then_its_reply():
