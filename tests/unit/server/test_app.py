@@ -376,3 +376,4 @@ def test_the_playground_is_there_if_it_is_set_and_asks_for_an_operators_key(keys
             key = headers[name]["Authorization"].removeprefix("Bearer ")
             form = {"username": "me", "password": key}
             assert client.post("/playground/login", data=form).status_code == status, name
+        assert client.get("/playground/config").status_code == 200

@@ -15,7 +15,6 @@ from llm_auction_chain import Agent, AuctionRunnable, Billing, ConfigurationErro
 from llm_auction_chain.errors import MissingDependencyError
 from llm_auction_chain.receipts import verify
 from llm_auction_chain.rewards import MentionReward
-from llm_auction_chain.server.access import Key
 from llm_auction_chain.server.page import changed_digit, mount_playground
 from llm_auction_chain.server.page_settings import Settings
 from llm_auction_chain.testing import MarkovChatModel, ScriptedChatModel
@@ -54,6 +53,20 @@ async def test_a_run_returns_results_and_charges_nobody():
     assert result.seed == 7
     assert "Link to this auction" in outputs[-1]
     assert json.dumps(SETTINGS.agents[0])[1:-1] in unquote_plus(outputs[-1])
+
+
+@pytest.mark.parametrize(("temperature", "expected"), [(1.0, None), (0.3, 0.3)])
+async def test_the_model_gets_the_temperature_only_where_it_is_moved(temperature, expected):
+    temperatures = set()
+
+    class Noting(MarkovChatModel):
+        def _generate(self, *arguments, **keywords):
+            temperatures.add(keywords.pop("temperature", None))
+            return super()._generate(*arguments, **keywords)
+
+    page = server.playground(AuctionRunnable(model=Noting()))
+    await call(page, "_run_auction", *vars(replace(SETTINGS, temperature=temperature)).values())
+    assert temperatures == {expected}
 
 
 async def test_texts_of_models_and_agents_are_escaped_and_the_drawn_reply_is_among_the_first():
@@ -137,19 +150,6 @@ def test_what_is_no_auction_is_refused():
     for wrong in (None, {}, {"a": 1}, {"": auction_of()}):
         with pytest.raises(ConfigurationError):
             server.playground(wrong)
-
-
-def test_a_server_with_keys_asks_for_an_operators():
-    text, operator = Key.new("operator", name="ops")
-    client_text, client_key = Key.new("client", name="web")
-    app = FastAPI()
-    mount_playground(app, auction_of(), keys=[operator, client_key])
-    with TestClient(app) as client:
-        assert client.get("/playground/config").status_code == 401
-        for password, status in (("wrong", 400), (client_text, 400), (text, 200)):
-            answer = client.post("/playground/login", data={"username": "me", "password": password})
-            assert answer.status_code == status
-        assert client.get("/playground/config").status_code == 200
 
 
 def test_a_server_without_keys_has_an_open_page_and_no_public_functions():

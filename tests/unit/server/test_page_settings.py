@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from llm_auction_chain import Agent, AuctionRunnable
+from llm_auction_chain import Agent, AuctionRunnable, Billing, Ledger
 from llm_auction_chain.rewards import MentionReward
-from llm_auction_chain.server.page_settings import FieldError, Settings, agents_of, rows_of
+from llm_auction_chain.server.page_settings import FieldError, Settings, agents_of, prepare, rows_of
 from llm_auction_chain.testing import MarkovChatModel
 
 
@@ -73,6 +73,18 @@ def test_two_rows_of_one_name_are_refused_and_empty_rows_are_not_agents():
     with pytest.raises(FieldError, match="'L'"):
         agents_of(auction_of(Agent("L", lambda prompt, reply: 1.0)), [["L", "", "b", "1"]])
     assert agents_of(auction_of(), [["", None, "", ""], []]) == []
+
+
+def test_an_auction_of_the_page_is_a_copy_that_tells_and_charges_nobody():
+    events = []
+    with Ledger("sqlite://") as ledger:
+        auction = auction_of(mentions("B", "bb"), on_event=events.append, billing=Billing(ledger=ledger))
+        copy = prepare(auction, replace(Settings.of("m", auction), tau=3.0, seed="7"))
+        result = copy.run("Say")
+    assert (result.settlement.tau, result.seed) == (3.0, 7)
+    assert events == []
+    assert copy.billing.ledger is None
+    assert (auction.tau, auction.billing.ledger) == (1.0, ledger)
 
 
 def test_a_link_holds_all_settings():

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_auction_chain import Agent, AuctionRunnable, AuctionWarning, ConfigurationError, Policy
+from llm_auction_chain.errors import RewardError
 from llm_auction_chain.mechanism import PAYMENT_RULES
 from llm_auction_chain.rewards import MentionReward
 from llm_auction_chain.server.page_html import what_if_html
@@ -100,6 +101,13 @@ def test_a_lie_stays_within_the_cap_but_not_within_what_the_reward_declares():
     assert not np.allclose(twice.point.settlement.probabilities, result.settlement.probabilities)
     capped = [what_if(result, tau=1.0, liar="C", factor=factor).utility for factor in (1.0, 2.0)]
     assert capped[0] == capped[1]
+
+
+def test_under_the_proportional_rule_no_report_turns_negative():
+    result = settled(payment_rule="proportional", seed=7)
+    assert what_if(result, tau=1.0, liar="B").factors == FACTORS[10:]
+    with pytest.raises(RewardError):
+        what_if(result, tau=1.0, liar="B", factor=-1.0)
 
 
 def test_forbidden_replies_stay_forbidden():
