@@ -12,7 +12,6 @@ from playwright.sync_api import expect
 from llm_auction_chain import Agent, AuctionRunnable, Disclosure
 from llm_auction_chain.rewards import MentionReward
 from llm_auction_chain.server import Key, mount_playground
-from llm_auction_chain.server.access import Access
 from llm_auction_chain.testing import MarkovChatModel
 
 # gradio uses pandas in ways that newer ones warn about
@@ -56,7 +55,7 @@ def address():
     ads = AuctionRunnable(model=model, agents=agents, disclosure=Disclosure(text="Sponsored by {sponsors}."))
     app = FastAPI()
     mount_playground(app, {"ads": ads, "waiting": AuctionRunnable(model=Waiting(), agents=agents)})
-    mount_playground(app, ads, "/locked", access=Access([OPERATOR]))
+    mount_playground(app, ads, "/locked", keys=[OPERATOR])
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     ready = threading.Event()
     startup = server.startup
