@@ -309,12 +309,14 @@ async def _json_of(request: Request, limits: Limits) -> Mapping[str, Any]:
 
 async def _answer_error(_: Request, error: Exception) -> Response:
     """Answer an error of a route, or of a path that has none."""
-    if isinstance(error, HTTPException):
-        status: Any = error.status_code
-        error = WireError(status, _OF_PATHS.get(status, str(error.detail)))
-    if not isinstance(error, WireError):
+    if isinstance(error, WireError):
+        return error_response(error)
+    if not isinstance(error, HTTPException):
         raise error
-    return error_response(error)
+    status: Any = error.status_code
+    response = error_response(WireError(status, _OF_PATHS.get(status, str(error.detail))))
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _reachable(ledgers: list[Any]) -> bool:

@@ -183,6 +183,7 @@ def test_paths_and_methods_that_do_not_exist_get_the_same_kind_of_error():
     ):
         assert answer.status_code == status
         assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert client.get(CHAT).headers["allow"] == "POST"
 
 
 def test_an_error_that_nobody_foresaw_is_500_and_shows_nothing(caplog):
