@@ -241,7 +241,8 @@ def _content(message: BaseMessage, reader: str) -> str:
     blocks = [block for block in message.content if isinstance(block, dict)]
     strange = {str(block.get("type")) for block in blocks} - {"text"}
     if strange and not isinstance(message, AIMessage):
-        raise ConfigurationError(f"a {message.type} message with {', '.join(sorted(strange))}; {reader} reads text")
+        kinds = ", ".join(sorted(strange))
+        raise ConfigurationError(f"{reader} reads text only, and a {message.type} message has {kinds}.")
     return str(message.text)
 
 

@@ -454,6 +454,8 @@ def _warn(settings: AuctionSettings, admitted: Admitted, plan: Plan, drawn: Draw
     messages += filter(None, [drawn.warning])
     for reason, what in _LEFT_OUT.items():
         if names := [out.agent.name for out in admitted.left_out if out.reason == reason]:
+            if reason == "cover" and admitted.currency:
+                what = what.replace("amount)", f"amount, currency={admitted.currency!r})")  # noqa: PLW2901
             messages.append(f"{', '.join(names)} took no part: {what}")
     if admitted.failure is not None:
         messages.append(f"The ledger failed, so the reply has no sponsors: {type(admitted.failure).__name__}.")

@@ -114,6 +114,8 @@ def _serve(options: Namespace) -> int:
         raise ConfigurationError("The playground keeps each visitor's auctions in one process. Leave out --workers.")
     if options.no_keys and config.keys:
         raise ConfigurationError("--no-keys is for a server without keys, and the file has some. Give one of them.")
+    _check_ledger(config)
+    _check_proxy(options.proxy)
     with ExitStack() as stack:
         stack.callback(_log_requests())
         listener = stack.enter_context(_listener(options, needs_loopback=not config.keys and not options.no_keys))
@@ -123,6 +125,23 @@ def _serve(options: Namespace) -> int:
             os.environ[_METRICS] = stack.enter_context(TemporaryDirectory(prefix="llm-auction-metrics-"))
             stack.callback(os.environ.pop, _METRICS)
         return _serve_with_workers(options, config, listener)
+
+
+def _check_ledger(config: "ServerConfig") -> None:
+    """Refuse a ledger that cannot be reached, or that does not exist: its URL may be mistyped."""
+    exists = getattr(config.ledger, "exists", None)
+    if exists and not exists():
+        hint = "Check the URL; `llm-auction ledger deposit` creates a ledger."
+        raise ConfigurationError(f"{config.ledger!r} does not exist, so no owner has money. {hint}")
+
+
+def _check_proxy(addresses: str | None) -> None:
+    try:
+        for address in [] if addresses is None else addresses.split(","):
+            ipaddress.ip_network(address.strip(), strict=False)
+    except ValueError as error:
+        message = f"--proxy must be IP addresses with commas between, got {addresses!r}."
+        raise ConfigurationError(message) from error
 
 
 def _config(options: Namespace) -> "ServerConfig":
@@ -152,12 +171,13 @@ def _config(options: Namespace) -> "ServerConfig":
 def _auction(options: Namespace) -> "AuctionRunnable":
     """Return the auction of the options, with its model and its ledger."""
     from llm_auction_chain.auction.settings import Disclosure
+    from llm_auction_chain.server.config import DISCLOSURE
 
     auction = checked_auction(options)
     sampling = {name: getattr(options, name) for name in ("temperature", "top_p") if getattr(options, name) is not None}
     settings = {**(EMBEDDED if options.model is None else {}), **sampling, "max_tokens": options.max_tokens}
     auction.model = model_by_name(options.model, **settings)
-    auction.disclosure = Disclosure(text="Sponsored by {sponsors}.")
+    auction.disclosure = Disclosure(text=DISCLOSURE)
     if options.ledger is not None:
         from llm_auction_chain.ledger import Ledger
 
@@ -184,7 +204,8 @@ def _listener(options: Namespace, *, needs_loopback: bool) -> Iterator[socket.so
         try:
             listener.bind(address)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, f"{options.host}:{options.port}") from error
+            message = f"{options.host}:{options.port}. Choose another with --port"
+            raise OSError(error.errno, error.strerror, message) from error
         yield listener
 
 

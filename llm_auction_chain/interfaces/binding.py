@@ -143,7 +143,7 @@ def _split(
     try:
         pipeline = chat.with_structured_output(schema, **kwargs)
     except NotImplementedError as error:
-        raise NotImplementedError(f"{type(chat).__name__} has no structured output.") from error
+        raise NotImplementedError(f"{type(chat).__name__} has no structured output; give a model that has.") from error
     split = _split_at_head(pipeline, chat)
     if split is None:
         raise ConfigurationError(

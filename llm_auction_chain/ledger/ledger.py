@@ -16,7 +16,7 @@ from llm_auction_chain.errors import LedgerError, LedgerUnavailableError
 from llm_auction_chain.ledger import arguments as check
 from llm_auction_chain.ledger import audit, operations, queries
 from llm_auction_chain.ledger.chain import key_of
-from llm_auction_chain.ledger.database import Database
+from llm_auction_chain.ledger.database import Database, in_memory
 from llm_auction_chain.ledger.records import Account, Audit, Booking, Charge, Entry, Head, Hold, Statement, Totals
 from llm_auction_chain.ledger.transaction import Writer, by_key
 from llm_auction_chain.money import from_units, negated, plus
@@ -388,6 +388,10 @@ class Ledger:
             head: a hash that `head` returned at some time; it must be in the chain.
         """
         return self._database.read(audit.verify, head=head)
+
+    def exists(self) -> bool:
+        """Return whether there is a ledger in the database. Unlike other methods, it creates none, and no file."""
+        return in_memory(self._database.url) or self._database.has_ledger()
 
     def migrate(self) -> None:
         """Upgrade the database's schema to the newest revision. Make a backup first."""

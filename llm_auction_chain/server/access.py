@@ -61,6 +61,17 @@ class Key:
         text = f"{role}-{secrets.token_urlsafe(_BYTES)}"
         return text, cls(role=role, name=name, digest=_digest(text), owner=owner)
 
+    def require(self, *roles: Role) -> None:
+        """Refuse a caller whose role may not make a request.
+
+        Raises:
+            WireError: 403.
+        """
+        if self.role not in roles:
+            hint = " This server has no keys; `llm-auction keys new` makes some." if self is ANONYMOUS else ""
+            message = f"This needs a key of the role {' or '.join(roles)}.{hint}"
+            raise WireError(403, message, code="insufficient_role")
+
 
 ANONYMOUS = Key(role="client", name="anonymous", digest=f"sha256:{'0' * 64}")
 """Each caller of a server without keys."""
@@ -97,20 +108,16 @@ class Access:
         """Whether a caller needs a key."""
         return self._keys is not None
 
-    def caller(self, authorization: str | None, *roles: Role) -> Key:
+    def caller(self, authorization: str | None) -> Key:
         """Return the key that a request's `Authorization` header holds.
 
         Args:
             authorization: the header, as in `Bearer client-...`; None where there is none.
-            *roles: those that may make the request; without any, every role.
 
         Raises:
-            WireError: 401 for no key or an unknown one, 403 for a role that may not do this.
+            WireError: 401 for no key or an unknown one.
         """
-        caller = ANONYMOUS if self._keys is None else _holder(self._keys, authorization)
-        if roles and caller.role not in roles:
-            raise WireError(403, f"This needs a key of the role {' or '.join(roles)}.", code="insufficient_role")
-        return caller
+        return ANONYMOUS if self._keys is None else _holder(self._keys, authorization)
 
 
 def _holder(keys: Collection[Key], authorization: str | None) -> Key:

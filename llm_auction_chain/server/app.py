@@ -20,7 +20,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm_auction_chain.candidates import chat_models_in
@@ -46,7 +46,7 @@ _EXPIRY = 60.0  # seconds between two releases of expired holds
 _LEDGER_PATIENCE = 5.0  # seconds that /readyz waits for the ledger
 _LOCAL_NAMES = frozenset({"localhost", "testserver"})  # the second is that of Starlette's test client
 _OF_PATHS = {404: "There is no such path.", 405: "The path has no such method."}
-_PROBES = frozenset({"/healthz", "/readyz", "/metrics"})  # asked every few seconds
+_LOGGED = ("/v1/", "/auctions/")  # probes come every few seconds, and a page has many files: those only if they fail
 _SCOPE = "llm_auction_chain"  # where a request keeps what its log line says
 
 
@@ -125,6 +125,7 @@ def create_app(
         from llm_auction_chain.server.page import mount_playground
 
         mount_playground(app, by_model, keys=keys)
+        app.add_api_route("/", lambda: RedirectResponse("/playground"), include_in_schema=False)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -225,14 +226,15 @@ def _owner_of(owner: str, caller: Key) -> str:
     try:
         owner = name_of_account("owner", owner or caller.owner)
     except ConfigurationError:
-        raise WireError(400, "owner must be the name of an account.", param="owner") from None
+        message = "owner must be the name of an account, as in ?owner=EggCo."
+        raise WireError(400, message, param="owner") from None
     if caller.role == "owner" and owner != caller.owner:
         raise WireError(403, "This key reads the views of its own owner only.", param="owner")
     return owner
 
 
 def _unknown_auction() -> WireError:
-    message = "There is no receipt of such an auction. Receipts of auctions without charges are kept for a while only."
+    message = "There is no receipt of such an auction, or not with this owner. Without a charge it is kept for a while."
     return WireError(404, message, code="auction_not_found")
 
 
@@ -263,8 +265,9 @@ def _add_operations(app: FastAPI, access: Access, metrics: Metrics, ledgers: lis
 
 
 def _caller(request: Request, access: Access, *roles: Role) -> Key:
-    caller = access.caller(request.headers.get("authorization"), *roles)
+    caller = access.caller(request.headers.get("authorization"))
     request.scope[_SCOPE]["caller"] = caller.name
+    caller.require(*roles)
     return caller
 
 
@@ -381,7 +384,7 @@ class _Front:
             # a client that hung up has no status
             self._metrics.count_request(route, status or 499, seconds)
             caller, method = scope[_SCOPE]["caller"], scope["method"]
-            level = logging.DEBUG if route in _PROBES else logging.INFO
+            level = logging.INFO if route.startswith(_LOGGED) or status >= 400 else logging.DEBUG  # noqa: PLR2004
             _logger.log(
                 level, "%s %s %s %d %.0f ms %s", request_id, method, route, status or 499, 1000 * seconds, caller
             )

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from langchain_core.language_models import BaseChatModel
 
-__all__ = ["LEDGER_SETTINGS", "ServerConfig"]
+__all__ = ["DISCLOSURE", "LEDGER_SETTINGS", "ServerConfig"]
 
+DISCLOSURE = "Sponsored by {sponsors}."  # where the file has no text
 LEDGER_SETTINGS = ("url", "scales", "credit", "hold_for", "keep_receipts")
 _OF_A_MODEL = ("temperature", "top_p", "max_tokens", "base_url", "api_key")
 _SHORTEST_SECRET = 16  # characters
@@ -164,6 +165,9 @@ def _auction(
     if "ledger" in billing:
         raise ConfigurationError("billing: the ledger is a setting of the whole file. Write it beside `models`.")
     settings["billing"] = {**billing, "ledger": ledger}
+    disclosure = settings.get("disclosure", {})
+    if isinstance(disclosure, Mapping):
+        settings["disclosure"] = {"text": DISCLOSURE, **disclosure}
     with _at("model"):
         settings["model"] = _model(settings.get("model"), folder, models)
     return AuctionRunnable(**settings)

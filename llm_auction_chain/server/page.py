@@ -124,7 +124,7 @@ def mount_playground(
 
     def is_operator(_: str, password: str) -> bool:
         try:
-            access.caller(f"Bearer {password}", "operator")
+            access.caller(f"Bearer {password}").require("operator")
         except WireError:
             return False
         return True

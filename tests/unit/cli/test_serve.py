@@ -138,10 +138,11 @@ def test_it_listens_beyond_the_loopback_only_with_keys_or_where_that_is_the_wish
 def test_the_settings_of_an_auction_reach_it(start, tmp_path):
     (tmp_path / "agents.yaml").write_text("- {name: B, reward: {regex: {pattern: b, value: 4.0}}}")
     ledger = f"sqlite:///{tmp_path}/billing.db"
+    Ledger(ledger).deposit("B", 100)
     code, server, *_ = start("--agents", str(tmp_path / "agents.yaml"), "--candidates", "3", "--ledger", ledger)
     assert code == 0
     ask(server)
-    assert Ledger(ledger).head().seq > 0
+    assert Ledger(ledger).head().seq > 1
 
 
 def test_the_playground_is_a_page_of_the_server_and_opens_in_a_browser(start, monkeypatch):
@@ -191,12 +192,20 @@ def test_a_port_in_use_is_said_before_a_model_loads(start):
         port = other.getsockname()[1]
         code, _, out, err = start("--port", str(port), model=Local)
     assert (code, out) == (1, "")
-    assert err == f"llm-auction: {os.strerror(errno.EADDRINUSE)}: 127.0.0.1:{port}\n"
+    assert err == f"llm-auction: {os.strerror(errno.EADDRINUSE)}: 127.0.0.1:{port}. Choose another with --port\n"
+
+
+def test_a_ledger_that_does_not_exist_is_refused_and_not_created(start, tmp_path):
+    code, server, _, err = start("--ledger", f"sqlite:///{tmp_path}/mistyped.db")
+    assert (code, server) == (2, None)
+    assert "mistyped.db') does not exist, so no owner has money. Check the URL" in err
+    assert not (tmp_path / "mistyped.db").exists()
 
 
 @pytest.mark.parametrize("arguments", [
     ["--workers", "0"], ["--host", ""], ["--port", "65536"], ["--host", "no such host."], ["--tau", "-1"],
     ["--candidates", "0"], ["--config", "none.yaml"], ["--agents", "none.yaml"], ["--ledger", "nonsense"],
+    ["--proxy", "abc"],
 ])  # fmt: skip
 def test_all_is_checked_before_a_model_loads(start, arguments):
     code, server, out, err = start(*arguments, model=Local)

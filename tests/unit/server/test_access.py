@@ -56,16 +56,17 @@ def test_a_digest_is_no_key(keys):
 
 def test_a_role_that_may_not_do_this_gets_403(keys):
     with pytest.raises(WireError) as caught:
-        access_of(keys).caller(f"Bearer {keys['web'][0]}", "operator", "owner")
+        access_of(keys).caller(f"Bearer {keys['web'][0]}").require("operator", "owner")
     assert caught.value.status == 403
     assert "operator or owner" in caught.value.message
 
 
 def test_without_keys_each_caller_is_a_client():
-    assert Access(None).caller(None, "client", "operator") is ANONYMOUS
+    assert Access(None).caller(None) is ANONYMOUS
+    ANONYMOUS.require("client", "operator")
     assert Access(None).caller("Bearer anything") is ANONYMOUS
-    with pytest.raises(WireError):
-        Access(None).caller(None, "operator")
+    with pytest.raises(WireError, match="This server has no keys"):
+        ANONYMOUS.require("operator")
 
 
 @pytest.mark.parametrize(

@@ -206,8 +206,10 @@ def test_the_log_has_one_line_of_a_request_without_its_texts_and_keys(keys, capl
         answer = client.post(f"{CHAT}?note=private", json=BODY, headers=headers["web"])
         client.get("/v1/models", headers={"Authorization": "Bearer guess"})
         client.get("/readyz")
+        client.get("/metrics", headers=headers["web"])
     lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 2
+    assert len(lines) == 3
+    assert re.fullmatch(r"req_\w+ GET /metrics 403 \d+ ms web", lines[2])  # a probe is in the log if it fails
     assert re.fullmatch(rf"{answer.headers['x-request-id']} POST {CHAT} 200 \d+ ms web", lines[0])
     assert lines[1].endswith("ms -")
     for private in (QUESTION, "private", "guess", headers["web"]["Authorization"]):
@@ -371,6 +373,7 @@ def test_the_playground_is_there_if_it_is_set_and_asks_for_an_operators_key(keys
     assert TestClient(create_app(auction_of())).get("/playground/").status_code == 404
     with TestClient(create_app(auction_of(), playground=True)) as client:
         assert client.get("/playground/config").status_code == 200
+        assert client.get("/", follow_redirects=False).headers["location"] == "/playground"
     with TestClient(create_app(auction_of(), keys=stored, playground=True)) as client:
         assert client.get("/playground/config").status_code == 401
         for name, status in (("web", 400), ("a", 400), ("ops", 200)):

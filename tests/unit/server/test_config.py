@@ -216,3 +216,14 @@ def test_the_schema_has_every_setting_that_data_can_write(fits):
         schema["$defs"]["Auction"]["properties"].keys() ^ {"allow_code"}
         == AuctionSettings.model_fields.keys() - objects
     )
+
+
+def test_a_sponsored_reply_says_so_unless_the_file_turns_it_off(load):
+    for settings, text in (
+        ({}, "Sponsored by {sponsors}."),
+        ({"disclosure": {"place": "end"}}, "Sponsored by {sponsors}."),
+        ({"disclosure": "Ad"}, "Ad"),
+        ({"disclosure": ""}, ""),
+    ):
+        config = load({"models": {"m": {"model": "vllm:", **settings}}})
+        assert config.models["m"].disclosure.text == text

@@ -82,7 +82,7 @@ def test_a_client_reads_no_text_of_a_provider_or_of_the_servers_settings(caplog,
     [
         (
             lambda: as_turns([HumanMessage([{"type": "image_url", "image_url": "https://a.example"}])], "M"),
-            "a human message with image_url; M reads text",
+            "M reads text only, and a human message has image_url.",
         ),
         (
             lambda: AuctionRunnable(model=MarkovChatModel()).bind_tools([{"name": "cook"}]),
