@@ -27,6 +27,7 @@ __all__ = [
 
 _CARDS, _ROWS, _AGENTS, _DIFFERENCES = 12, 12, 20, 8  # shown at once
 _LEAST = 0.001  # of a probability that is shown as a number
+_NO_RECEIPT = "This is no receipt: it must be the whole JSON text that the page or `receipt.as_dict()` gave."
 
 
 def paragraph(message: str) -> str:
@@ -45,8 +46,8 @@ def links(result: AuctionResult, link: str) -> str:
     name = f"receipt-{result.auction_id}.json"
     return (
         f'<ul class="links"><li><a download="{escape(name)}" href="data:application/json;base64,{receipt}">'
-        f'Download the receipt</a></li><li><a href="#{escape(link)}">Link to this auction</a>, with its seed, '
-        f"{result.seed}: whoever opens it sees the question, the agents and their values</li></ul>"
+        f'Download the receipt</a></li><li><a href="#{escape(link)}">Link to this auction</a> with the seed '
+        f"{result.seed}: anyone with it sees the question, the agents and their values</li></ul>"
     )
 
 
@@ -199,6 +200,8 @@ def _curve(one: WhatIf, unit: str) -> str:
 def verification_html(receipt: str, change: str = "") -> str:
     """Return whether a receipt holds, and what differs."""
     verification = verify(receipt)
+    if any(one.field == "receipt" and one.rule.startswith("not a receipt") for one in verification.differences):
+        return alert(_NO_RECEIPT)
     before = f"<p>Changed {escape(change)}.</p>" if change else ""
     if verification.ok:
         return f'{before}<p class="right">✓ Valid: everything follows from the rest of the receipt.</p>'

@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
+from io import BytesIO
 
 import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
+from PIL import Image, ImageStat
 from playwright.sync_api import expect
 
 from llm_auction_chain import Agent, AuctionRunnable, Disclosure
@@ -17,6 +19,7 @@ from llm_auction_chain.testing import MarkovChatModel
 # gradio uses pandas in ways that newer ones warn about
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning")
 WIDTHS = (1280, 400)
+FAINT = 40  # of 255 greys
 # What is wider than the window, unless something around it scrolls or is cut.
 TOO_WIDE = """() => {
   const cut = element => element && element !== document.body &&
@@ -149,6 +152,27 @@ def test_an_auction_its_lies_its_receipt_and_its_link(visit, width, scheme):
     expect(other.get_by_label("Seed")).to_have_value("7")
     other.get_by_role("button", name="Run the auction").click()
     expect(other.get_by_role("region", name="Reply", exact=True)).to_have_text(reply.inner_text(), use_inner_text=True)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_table_that_scrolls_sideways_has_a_shadow_where_there_is_more(visit, scheme):
+    page = visit(width=400, scheme=scheme)
+    run(page, "7")
+    table = page.get_by_role("region", name="Agents")
+    assert edges_with_shadow(table) == ["right"]
+    table.evaluate("element => element.scrollLeft = element.scrollWidth")
+    assert edges_with_shadow(table) == ["left"]
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert edges_with_shadow(table) == []
+
+
+def edges_with_shadow(table):
+    """Return the edges of a table near which most pixels differ from the page's background."""
+    picture = Image.open(BytesIO(table.screenshot())).convert("L")
+    background = max(picture.getcolors())[1]
+    near = {"left": 2, "right": picture.width - 3}
+    columns = {edge: picture.crop((x, 0, x + 1, picture.height)) for edge, x in near.items()}
+    return [edge for edge, column in columns.items() if abs(ImageStat.Stat(column).median[0] - background) > FAINT]
 
 
 def slide(page, name, steps):

@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
+
 from llm_auction_chain import Agent, AuctionRunnable
 from llm_auction_chain.receipts import verify
-from llm_auction_chain.server.page_html import about_others, bar, verification_html, what_if_html
+from llm_auction_chain.server.page_html import about_others, bar, links, verification_html, what_if_html
 from llm_auction_chain.server.what_if import what_if
 from llm_auction_chain.testing import MarkovChatModel
 
@@ -39,6 +41,18 @@ def test_a_verification_names_what_differs_and_counts_the_rest():
     assert shown == min(8, len(verification.differences))
     assert ("more</li>" in text) == (len(verification.differences) + verification.more > 8)
     assert "Changed &lt;tau&gt;." in text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"digest": 1', "<b>"])
+def test_a_text_that_is_no_receipt_is_told_what_one_is(text):
+    message = "This is no receipt: it must be the whole JSON text"
+    assert message in verification_html(text)
+    assert verification_html(text, "Nothing") == verification_html(text)
+
+
+def test_the_link_is_followed_by_words_rather_than_by_a_comma():
+    text = links(auction_of("B", seed=7).run("Say something"), "seed=7")
+    assert '<a href="#seed=7">Link to this auction</a> with the seed 7: ' in text
 
 
 def test_agents_that_the_table_cannot_show_are_named():
