@@ -39,7 +39,7 @@ _OF_OUR_MODELS = re.compile(
 _OF_THE_SERVER: Mapping[type[Exception], WireError] = {
     ChargeConflictError: WireError(
         409,
-        "Another request has used this Idempotency-Key. Send a new key with a new request.",
+        "This Idempotency-Key was used, and its first reply cannot be sent again. Send the request with a new key.",
         code="idempotency_key_in_use",
     ),
     LedgerError: WireError(503, "The ledger is unavailable. Nothing was charged.", code="unavailable", retry_after=1),

@@ -211,12 +211,14 @@ def test_a_port_in_use_is_exit_code_1(config):
         command = [sys.executable, "-m", "llm_auction_chain", "serve", "--config", config(), "--port", port]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 1
-    assert done.stderr == f"llm-auction: Address already in use: 127.0.0.1:{port}\n"
+    assert done.stderr == f"llm-auction: Address already in use: 127.0.0.1:{port}. Choose another with --port\n"
 
 
 def test_workers_repeat_each_others_seeds_and_nothing_shows_their_secret(config):
     path = config(secret={"env": "SEEDS"}, ledger={"env": "LEDGER"})
     environment = {"SEEDS": SEEDS, "LEDGER": f"sqlite:///{path.parent}/billing.db"}
+    with Ledger(environment["LEDGER"]) as ledger:
+        ledger.deposit("EggCo", 100, key="1")
     with served("--config", path, "--workers", "2", environment=environment) as server:
         workers = [int(line[1]) for line in server.lines(r"worker (\d+) is ready", 2)]
         replies = set()
