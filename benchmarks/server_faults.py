@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class Client:
         messages = [{"role": "user", "content": f"How do I learn the violin? {self._key}"}]
         body = {"model": "auction", "messages": messages, "stream": self._streams}
         async with self._session.post(self._server.url, json=body, headers=headers) as answer:
-            if answer.status != 200:  # noqa: PLR2004
+            if answer.status != HTTPStatus.OK:
                 await answer.read()
                 return "refused"
             if not self._streams:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ async def load(server: Server, clients: int, seconds: float, measurement: Measur
                 try:
                     async with session.post(server.url, json=_BODY) as answer:
                         await answer.read()
-                        measurement.errors += answer.status != 200  # noqa: PLR2004
+                        measurement.errors += answer.status != HTTPStatus.OK
                 except (aiohttp.ClientError, TimeoutError):
                     measurement.errors += 1
                 measurement.seconds.append(time.perf_counter() - sent)
@@ -113,4 +114,4 @@ async def hang(server: Server, streams: int) -> int:
         answers = await asyncio.gather(*(session.post(server.url, json=body) for _ in range(streams)))
         for answer in answers:
             answer.close()
-    return sum(answer.status != 200 for answer in answers)  # noqa: PLR2004
+    return sum(answer.status != HTTPStatus.OK for answer in answers)

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from http import HTTPStatus
 from typing import Any, Literal
 
 import uvicorn
@@ -156,7 +157,7 @@ def logged(app: App, path: str) -> App:
             body, is_open = message.get("body", b""), not cycle.disconnected
             await send(message)
             is_last = b"data: [DONE]" in body or (body and not message.get("more_body"))
-            if status == 200 and is_open and is_last:  # noqa: PLR2004
+            if status == HTTPStatus.OK and is_open and is_last:
                 note("handed")
 
         def note(step: str) -> None:

@@ -43,7 +43,8 @@ class Limits(CheckedModel, frozen=True):
     queue: int = 64
     """Auctions that wait for their turn; beyond, the answer is 429."""
     timeout: float = 120.0
-    """Seconds for a request, its wait in the queue included. The auctions' `reward_timeout` must be shorter."""
+    """Seconds for a request, its wait in the queue included. The auctions' `reward_timeout` must be shorter, and agents
+    get at most half of what is left when the auction begins."""
     keep_alive: float = 10.0
     """Seconds after which a stream that waits for its auction gets a comment, so that proxies keep it open."""
     body_bytes: int = 4 * 1024 * 1024

@@ -118,7 +118,7 @@ def mount_playground(
         keys: of the server. The page asks for an operator's; None opens it to all that reach it.
 
     Raises:
-        ConfigurationError: `auction` is not an auction, or the keys are none of a server.
+        ConfigurationError: `auction` is not an auction, or the keys are invalid.
     """
     access = Access(keys)
 
@@ -158,7 +158,7 @@ def _in_a_loop(make: Callable[[], _T]) -> _T:
 def playground(auction: AuctionRunnable | Mapping[str, AuctionRunnable]) -> gr.Blocks:
     """Return a page on which one auction after the other runs, seen from inside and replayed.
 
-    It works on copies of the auctions without their ledger, so it charges nobody. It shows private reports: the page
+    It works on copies of the auctions without their ledger, so no owner pays. It shows private reports: the page
     is for the operator. `mount_playground` puts it behind an operator's key.
 
     Args:

@@ -202,7 +202,7 @@ def temperature_of(auction: AuctionRunnable) -> float:
 
 
 def prepare(auction: AuctionRunnable, settings: Settings) -> AuctionRunnable:
-    """Return a copy of an auction with the settings of the page. It charges nobody and tells nobody.
+    """Return a copy of an auction with the settings of the page. It has no ledger and no `on_event`.
 
     Raises:
         FieldError: a setting is invalid.

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import ismethod
+from time import monotonic
 from typing import Any
 
 from langchain_core.messages import AIMessage
@@ -136,7 +137,8 @@ class Auctions:
         seed = request.seed
         if seed is not None and auction.billing.ledger is not None and caller.role != "operator":
             seed = self._unpredictable(seed, request, caller)
-        runnable, keywords = _bound(within(auction, delivery), request)
+        _bound(auction, request)  # refuses what the model cannot do before the request waits
+        start = monotonic()
 
         async def run(i: int) -> AIMessage:
             config: Any = {"configurable": {"idempotency_key": f"{identifier}:{i}"}}
@@ -144,6 +146,11 @@ class Auctions:
                 config["configurable"][AGENTS_OF_CALL] = agents
             seeds = {} if seed is None else {"seed": seed + i}
             async with self.capacity.slot():
+                # an agent that is slow abstains, however long the request has waited, and ends it for no other agent
+                rest = self.limits.timeout - (monotonic() - start)
+                reward_timeout = min(auction.reward_timeout or rest, rest / 2)
+                in_time = auction.model_copy(update={"reward_timeout": reward_timeout})
+                runnable, keywords = _bound(within(in_time, delivery), request)
                 return _message_of(await runnable.ainvoke(list(request.messages), config, **keywords, **seeds))
 
         async with self.capacity.admit(request.n):

@@ -99,7 +99,7 @@ def read_json(data: bytes) -> Any:
     """Return a request's body as JSON, without NaN, lone surrogates and nesting that no format needs.
 
     Raises:
-        WireError: it is none, or has so many values that other requests would wait while they are checked.
+        WireError: it is not JSON, or has so many values that checking them would hold up other requests.
     """
     try:
         content = from_json(data, allow_inf_nan=False)

@@ -81,7 +81,7 @@ def visit(browser, address):
     """Open pages, and note what a visitor would complain about: errors, failures, requests to other servers."""
     contexts, faults = [], []
 
-    def opened(link="", width=1280, scheme="light"):
+    def open_page(link="", width=1280, scheme="light"):
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
         page = contexts[-1].new_page()
         page.on("console", lambda message: message.type in ("error", "warning") and faults.append(message.text))
@@ -96,7 +96,7 @@ def visit(browser, address):
         return page
 
     OWN = (address.removesuffix("playground/"), "data:", "blob:")  # noqa: N806
-    yield opened
+    yield open_page
     for context in contexts:
         context.close()
     assert faults == []

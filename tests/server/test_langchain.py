@@ -89,11 +89,11 @@ def test_a_reply_keeps_to_a_schema(chat, method, strict):
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_agent_calls_its_tool_and_answers(chat, stream):
     agent = create_agent(chat, [order])
-    asked = {"messages": [HumanMessage(QUESTION)]}
+    call = {"messages": [HumanMessage(QUESTION)]}
     if stream:
-        *_, state = agent.stream(asked, stream_mode="values")
+        *_, state = agent.stream(call, stream_mode="values")
     else:
-        state = agent.invoke(asked)
+        state = agent.invoke(call)
     kinds = [message.type for message in state["messages"]]
     assert kinds == ["human", "ai", "tool", "ai"]
     assert state["messages"][-1].text.startswith(f"The kitchen says: {state['messages'][2].text}")

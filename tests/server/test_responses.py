@@ -26,14 +26,14 @@ def chat(site):
 
 
 def test_items_of_a_parsed_response_can_be_sent_back(client):
-    asked = [{"role": "user", "content": "What is for breakfast?"}]
+    question = [{"role": "user", "content": "What is for breakfast?"}]
     tool = {"type": "function", "strict": True, **WEATHER}
-    with client.responses.stream(model="ads", input=asked, tools=[tool]) as stream:
+    with client.responses.stream(model="ads", input=question, tools=[tool]) as stream:
         (call,) = stream.get_final_response().output
     assert call.parsed_arguments
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "sun"}
     for item in (call, call.model_dump()):
-        answer = client.responses.create(model="ads", input=[*asked, item, result], tools=[tool])
+        answer = client.responses.create(model="ads", input=[*question, item, result], tools=[tool])
         assert answer.output_text.startswith("The kitchen says: sun")
 
 

@@ -110,9 +110,11 @@ class Server:
     def lines(self, pattern, count=1):
         """Return the matches of a pattern in the log, once there are as many."""
         with self._grown:
-            found = lambda: [one for line in self.log if (one := re.search(pattern, line))]  # noqa: E731
-            assert self._grown.wait_for(lambda: len(found()) >= count, timeout=120), self.log
-            return found()
+            assert self._grown.wait_for(lambda: len(self._matches(pattern)) >= count, timeout=120), self.log
+            return self._matches(pattern)
+
+    def _matches(self, pattern):
+        return [match for line in self.log if (match := re.search(pattern, line))]
 
     def ask(self, model="eggs", *, token=None, key=None, **more):
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}

@@ -218,9 +218,9 @@ def test_tools_get_the_nested_form():
 )
 def test_the_model_has_only_the_tools_that_the_client_allows(choice, tools, expected):
     fields = {"tools": [WEATHER, {"type": "function", "name": "add"}], "tool_choice": choice}
-    asked = request(**fields)
-    assert [tool["function"]["name"] for tool in asked.tools] == tools
-    assert asked.tool_choice == expected
+    wanted = request(**fields)
+    assert [tool["function"]["name"] for tool in wanted.tools] == tools
+    assert wanted.tool_choice == expected
     assert [tool["name"] for tool in body(AIMessage("Hi"), **fields)["tools"]] == ["get_weather", "add"]
 
 
@@ -362,8 +362,8 @@ def test_any_json_gives_a_request_or_an_error_for_the_client(data, value):
     else:
         whole = value
     with suppress(WireError):  # anything else fails
-        asked = read_request(read_json(json.dumps(whole).encode()))
-        answer = ModelResponse(asked, identifier="0", created=0).body([AIMessage("Hi")], [AUCTION])
+        wanted = read_request(read_json(json.dumps(whole).encode()))
+        answer = ModelResponse(wanted, identifier="0", created=0).body([AIMessage("Hi")], [AUCTION])
         json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()
 
 

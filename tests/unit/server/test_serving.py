@@ -323,6 +323,17 @@ async def test_a_request_that_takes_too_long_gets_503_and_is_not_charged(ledger)
     assert states(ledger) == (0, 0)
 
 
+async def test_an_agent_that_never_answers_abstains_before_the_requests_time_is_over():
+    async def never(*_):
+        await asyncio.Event().wait()
+
+    model = GatedChatModel(gate=Gate(is_open=True))
+    auction = AuctionRunnable(model=model, agents=[Agent("Slow", never)], n_candidates=2, reward_timeout=3.999)
+    connection = Connection(create_app(auction, limits=Limits(timeout=4)), BODY)
+    assert (await connection.answer())["choices"][0]["message"]["content"]
+    assert connection.status == 200
+
+
 async def test_a_stop_of_the_server_cancels_what_is_not_delivered(ledger):
     gate = Gate()
     connection = Connection(create_app(auction_of(GatedChatModel(gate=gate), ledger)), BODY)
