@@ -56,11 +56,12 @@ class Ours:
 
     def draw(self, work: Workload, seed: int) -> list[Any]:
         """Return the replies, the log-probabilities under their own laws among what they know."""
+        from llm_auction_chain.models.local.engine import Drawing
+
         self.engine.ends = self._ends if work.ends else type(self._ends)()
         drawings = [
-            ([work.prompts[k] for k in used], [powers[k] for k in used], count)
+            Drawing([work.prompts[k] for k in used], [powers[k] for k in used], count)
             for used, powers, count in zip(work.used, work.powers, work.counts, strict=True)
-            if count
         ]
         return list(self.engine.sample(drawings, seed=seed, max_tokens=work.max_tokens, sampler=self.sampler))
 
@@ -69,10 +70,9 @@ class Ours:
         replies = [reply.token_ids for reply in drawn]
         log_probs = self.engine.score(work.prompts, work.powers, replies, self.sampler, wanted=work.wanted)
         for m, (reply, own) in enumerate(zip(drawn, work.own, strict=True)):
-            alone = dict(zip(work.used[own], reply.prompt_log_probs, strict=True))
             for c in range(len(work.powers)):
                 if work.known(c, own):
-                    log_probs[c, m] = sum(reply.log_probs) if c == own else alone[work.used[c][0]]
+                    log_probs[c, m] = reply.totals[c]
         return log_probs
 
     def score(self, work: Workload, replies: Sequence[Sequence[int]]) -> Floats:

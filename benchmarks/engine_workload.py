@@ -137,6 +137,7 @@ def build(
     from llm_auction_chain.candidates.proposals import (
         ContextPrompt,
         DefensiveMixture,
+        ProposalInputs,
         Reference,
         conditions_of,
         default_proposal,
@@ -150,7 +151,7 @@ def build(
     halves = DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)])
     proposal = default_proposal(descriptions, scores=True, logits=True) if default else halves
     question = HumanMessage(QUESTION)
-    conditions, shares = conditions_of(proposal, [question], descriptions, tau=1.0, seed=0)
+    conditions, shares = conditions_of(proposal, ProposalInputs(prompt=(question,), descriptions=tuple(descriptions)))
     laws: list[tuple[Sequence[Sequence[Any]], Sequence[float]]] = [(each.prompts, each.powers) for each in conditions]
     laws += [([[SystemMessage(SYSTEM.format(**each)), question]], [1.0]) for each in companies]
     encoded = [[tuple(encode(as_turns(prompt, "the benchmark"))) for prompt in prompts] for prompts, _ in laws]

@@ -32,6 +32,7 @@ __all__ = [
 AGENTS_OF_CALL = "auction_agents"
 """The key under `configurable`, in the runtime context or in the state that replaces the agents for one call."""
 _LONGEST_CONTEXT = 100_000
+_MOST_KEYWORDS, _LONGEST_KEYWORD = 32, 100
 
 
 class ScoresReplies(Protocol):
@@ -61,6 +62,8 @@ class Agent:
         owner: the payer. Agents of one owner are one report and one payer; None: the agent pays itself.
         context: public description, fixed before the auction, without any bid; at most 100,000 characters, of which
             models read 400.
+        keywords: public words of what the agent offers, at most 32. `KeywordTilt` draws replies with them early. None:
+            the words of its context.
         pays: False for a player whose welfare counts and that is never charged: the user, the platform's own rules.
             It has no reason to be honest, so its reward should be the platform's.
         report_cap: money; every reward is cut to within plus and minus this. None: the auction's cap.
@@ -82,6 +85,7 @@ class Agent:
     report_cap: float | None = None
     categories: Collection[str] = ()
     currency: str | None = None
+    keywords: Collection[str] | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -89,6 +93,8 @@ class Agent:
         if self.owner is not None:
             object.__setattr__(self, "owner", name_of_account(f"owner of {self.name!r}", self.owner))
         text(f"context of {self.name!r}", self.context, empty=True, most=_LONGEST_CONTEXT)
+        if self.keywords is not None:
+            object.__setattr__(self, "keywords", _check_keywords(self.keywords, repr(self.name)))
         choice(f"pays of {self.name!r}", self.pays, (True, False))
         if self.currency is not None:
             object.__setattr__(self, "currency", name_of_account(f"currency of {self.name!r}", self.currency))
@@ -300,6 +306,13 @@ def check_categories(categories: Any, whose: str) -> tuple[str, ...]:
     if isinstance(categories, str) or not isinstance(categories, Collection):
         raise refuse(f"categories of {whose}", "a list of names", categories)
     return tuple(name_of_account(f"categories of {whose}: each", category) for category in categories)
+
+
+def _check_keywords(keywords: Any, whose: str) -> tuple[str, ...]:
+    """Return keywords, which must be a short list of words, as a tuple."""
+    if isinstance(keywords, str) or not isinstance(keywords, Collection) or len(keywords) > _MOST_KEYWORDS:
+        raise refuse(f"keywords of {whose}", f"a list of at most {_MOST_KEYWORDS} words", keywords)
+    return tuple(text(f"keywords of {whose}: each", word, most=_LONGEST_KEYWORD) for word in keywords)
 
 
 AgentSource = Collection[Agent] | Callable[..., Iterable[Agent] | Awaitable[Iterable[Agent]]] | Runnable[Any, Any]

@@ -7,15 +7,27 @@ names what looks like an attempt, and `clean_context` removes marks and invisibl
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from langchain_core.messages import BaseMessage, SystemMessage
 
-__all__ = ["clean_context", "descriptions_of", "lint_context", "with_instructions"]
+__all__ = [
+    "MOST_KEYWORDS",
+    "Keywords",
+    "clean_context",
+    "descriptions_of",
+    "keywords_of",
+    "lint_context",
+    "with_instructions",
+]
+
+MOST_KEYWORDS = 32
 
 _LONGEST = 400  # characters of one agent's description that reach a prompt
 _READ = 4000  # characters that are looked at, white space included
 _JOINERS = "\u200c\u200d"  # invisible characters that some scripts need inside words
 _SPACES = "\t\n\r"
+_WORD = re.compile(r"[^\W\d_]{3,}")
 _DEFAULT_SYSTEM = "You are a helpful AI assistant."  # begins the system message of a prompt without one
 
 # How chat templates mark turns: "<|im_end|>", "</s>", "<start_of_turn>", "<<SYS>>"; "[INST]", "[/INST]".
@@ -29,6 +41,20 @@ _ORDER = re.compile(
     r"|\byou are now\b|\bsystem prompt\b",
     re.IGNORECASE,
 )
+
+
+@dataclass(frozen=True, order=True)
+class Keywords:
+    """The keywords of one agent. They are public, and fixed before the auction.
+
+    Attributes:
+        words: distinct, sorted.
+        chosen: whether the agent chose them. Else they are the words of its description, of which a model leaves out
+            those that are the most common in its language.
+    """
+
+    words: tuple[str, ...]
+    chosen: bool = True
 
 
 def lint_context(context: str) -> tuple[str, ...]:
@@ -67,6 +93,21 @@ def clean_context(context: str) -> str:
 def descriptions_of(contexts: Iterable[str]) -> list[str]:
     """Return the distinct descriptions, cleaned and sorted, so their order does not depend on the agents'."""
     return sorted({text for text in map(clean_context, contexts) if text})
+
+
+def keywords_of(context: str, chosen: Iterable[str] | None = None) -> Keywords:
+    """Return an agent's keywords: those that it chose, or else the words of its public description.
+
+    Words of a description have at least three letters; there are at most 32.
+
+    >>> keywords_of("TuneTown sells guitars, and repairs guitars.").words
+    ('TuneTown', 'and', 'guitars', 'repairs', 'sells')
+    """
+    words = _WORD.findall(clean_context(context)) if chosen is None else [_one_line(word) for word in chosen]
+    distinct: dict[str, str] = {}
+    for word in words:
+        distinct.setdefault(word.casefold(), word)
+    return Keywords(tuple(sorted([*distinct.values()][:MOST_KEYWORDS])), chosen=chosen is not None)
 
 
 def with_instructions(messages: Sequence[BaseMessage], text: str) -> tuple[BaseMessage, ...]:

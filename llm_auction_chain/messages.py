@@ -133,7 +133,7 @@ def shown_to_agents(message: M) -> M:
     metadata = {name: value for name, value in message.response_metadata.items() if name in _SHOWN}
     tokens = message.response_metadata.get("logprobs")
     if isinstance(tokens, dict) and isinstance(ids := tokens.get("token_ids"), list):  # what log-ratios are of
-        figures = {"token_logprobs": [-math.inf] * len(ids), "prompt_totals": []}
+        figures = {"token_logprobs": [-math.inf] * len(ids), "condition_totals": []}
         metadata["logprobs"] = {**tokens, **figures}
     private = {"usage_metadata": None, "artifact": None}
     kept = {name: value for name, value in private.items() if getattr(message, name, None) is not None}

@@ -4,6 +4,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from llm_auction_chain.models.local.engine import Drawing
 from llm_auction_chain.models.local.sampler import Sampler
 
 WORDS = ["<end>", "user", ":", "assistant", "Hi", "system", "no"]  # every other word of a prompt is read as "no"
@@ -24,7 +25,7 @@ def save_seven_words(folder):
 
 def draw(engine, prompt, n, *, seed, max_tokens, stop=(), progress=None, **sampler):
     options = {"max_tokens": max_tokens, "stop": stop, "sampler": Sampler(**sampler)}
-    return engine.sample([([prompt], [1.0], n)], seed=seed, progress=progress, **options)
+    return engine.sample([Drawing([prompt], [1.0], n)], seed=seed, progress=progress, **options)
 
 
 def full_log_prob(engine, prompt, reply, temperature=1.0):

@@ -13,7 +13,17 @@ from llm_auction_chain.auction.admission import Admitted, Call, LeftOut, admit, 
 from llm_auction_chain.auction.billing import Tab
 from llm_auction_chain.auction.result import AuctionResult, settle_auction
 from llm_auction_chain.auction.settings import AuctionSettings
-from llm_auction_chain.candidates import CandidateFilter, Drawn, Plan, Source, as_message, draw, make_plan
+from llm_auction_chain.candidates import (
+    CandidateFilter,
+    Drawn,
+    Plan,
+    ProposalInputs,
+    Source,
+    as_message,
+    draw,
+    make_plan,
+)
+from llm_auction_chain.descriptions import descriptions_of, keywords_of
 from llm_auction_chain.messages import calls_of
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, Opening, open_auction
 from llm_auction_chain.reports import Report, Terms, collect
@@ -90,16 +100,20 @@ class _Steps:
     def plan(self, admitted: Admitted) -> Plan:
         """Return what to draw, decided from the prompt, public descriptions, tau and a seed."""
         call, sampling, policy = self.call, self.settings.sampling, self.settings.policy
+        keywords = [keywords_of(agent.context, agent.keywords) for agent in admitted.agents]
         kwargs = dict(call.model_kwargs)
         return make_plan(
             Source(self.settings.model, call.config, native_n=sampling.native_n, traced=call.traced, kwargs=kwargs),
             scorer=sampling.scorer,
             proposal=self.settings.proposal,
-            prompt=admitted.prompt,
-            contexts=[agent.context for agent in admitted.agents if agent.context],
-            tau=self.settings.tau,
+            inputs=ProposalInputs(
+                prompt=tuple(admitted.prompt),
+                descriptions=tuple(descriptions_of(agent.context for agent in admitted.agents)),
+                keywords=tuple(sorted({own for own in keywords if own.words})),
+                tau=self.settings.tau,
+                seed=admitted.seed_of_candidates,
+            ),
             size=admitted.size,
-            seed=admitted.seed_of_candidates,
             log_ratios=any(
                 isinstance(agent.reward, Reward) and bool(log_ratios_of(agent.reward)) for agent in admitted.agents
             ),

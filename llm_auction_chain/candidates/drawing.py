@@ -7,28 +7,26 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import compress
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import RunnableConfig
 
 from llm_auction_chain.candidates.filtering import CandidateFilter
 from llm_auction_chain.candidates.logprobs import SequenceScorer, log_prob_matrix
 from llm_auction_chain.candidates.proposals import (
-    PLAIN,
     Condition,
     Proposal,
+    ProposalInputs,
     conditions_of,
     default_proposal,
     log_weights,
     stratify,
 )
 from llm_auction_chain.candidates.source import Sample, Source
-from llm_auction_chain.descriptions import descriptions_of
 from llm_auction_chain.errors import CandidatesError, ConfigurationError, ContextWindowError, LogitsError
 from llm_auction_chain.mechanism.diagnostics import effective_sample_size
 from llm_auction_chain.messages import ENDS, calls_of, parsed, total_usage, usage_by_model
@@ -141,11 +139,8 @@ def make_plan(
     *,
     scorer: SequenceScorer | None,
     proposal: Proposal | None,
-    prompt: Sequence[BaseMessage],
-    contexts: Sequence[str],
-    tau: float,
+    inputs: ProposalInputs,
     size: Size,
-    seed: int,
     log_ratios: bool = False,
     candidate_filter: CandidateFilter | None = None,
     fallback: AIMessage | None = None,
@@ -153,7 +148,7 @@ def make_plan(
     """Return what to draw for one auction: the `Plan`, whose fields have the names of these arguments.
 
     Without a scorer, the model itself is the scorer if it can be. Without a proposal, it is the best that model and
-    scorer can do. `contexts` are the agents' public descriptions, whose order does not matter.
+    scorer can do.
 
     Raises:
         ConfigurationError: the proposal needs a scorer and there is none, or logits and the model exposes none.
@@ -161,20 +156,20 @@ def make_plan(
     scorer = source.scorer if scorer is None else scorer
     own_scorer = scorer is source.scorer
     logits = source.logits and own_scorer
-    descriptions = descriptions_of(contexts) if contexts else []
-    default = default_proposal(descriptions, scores=scorer is not None, logits=logits)
-    chosen = default if proposal is None or not descriptions else proposal
-    conditions, shares = conditions_of(chosen, prompt, descriptions, tau=tau, seed=seed)
+    knows_agents = bool(inputs.descriptions or inputs.keywords)
+    default = default_proposal(inputs.descriptions, scores=scorer is not None, logits=logits)
+    chosen = default if proposal is None or not knows_agents else proposal
+    conditions, shares = conditions_of(chosen, inputs)
     weighted = len(conditions) > 1
     if weighted and scorer is None:
         raise ConfigurationError(
             f"proposal={proposal!r} needs the probability of every reply, which this model does not report. Use "
             "ChatTransformers or ChatVLLM, set sampling=Sampling(scorer=...), or leave proposal out."
         )
-    if not logits and any(condition.powers != PLAIN for condition in conditions):
+    if not logits and not all(condition.is_plain for condition in conditions):
         raise ConfigurationError(
-            f"proposal={proposal!r} draws from products of prompts, for which the model must expose its logits. Use "
-            "ChatTransformers without a scorer of its own, or a mixture of Reference() and ContextPrompt()."
+            f"proposal={proposal!r} draws from products of prompts or tilts, for which the model must expose its "
+            "logits. Use ChatTransformers without a scorer of its own, or a mixture of Reference() and ContextPrompt()."
         )
     used: Contexts = "used" if weighted else "unused"
     return Plan(
@@ -182,9 +177,9 @@ def make_plan(
         scorer=scorer,
         conditions=conditions,
         shares=shares,
-        contexts=used if descriptions else "none",
+        contexts=used if knows_agents else "none",
         size=size,
-        seed=seed,
+        seed=inputs.seed,
         log_ratios=log_ratios,
         filter=candidate_filter,
         fallback=fallback,
@@ -297,22 +292,19 @@ async def _sample(
     plan: Plan, size: int, asked: int, waiter: Waiter, config: RunnableConfig | None, progress: Progress | None
 ) -> Sample:
     """Draw `size` replies after the first `asked`, and return each with the place of its condition in the plan."""
-    counts = stratify(plan.shares, size)
 
     def pass_on(done: int, tokens_per_second: float | None) -> None:
         if progress:
             progress("candidates", asked + done, asked + size, tokens_per_second)
 
-    sample = await plan.source.sample(
-        list(compress(zip(plan.conditions, counts, strict=True), counts)),
+    return await plan.source.sample(
+        list(zip(plan.conditions, stratify(plan.shares, size), strict=True)),
         waiter,
         seed=int(np.random.SeedSequence([plan.seed, asked]).generate_state(1, np.uint64)[0]) >> 11,
         tokens=plan.tokens,
         config=config,
         progress=pass_on if progress else None,
     )
-    places = np.flatnonzero(counts).tolist()
-    return replace(sample, replies=tuple((places[k], message) for k, message in sample.replies))
 
 
 async def _filter(

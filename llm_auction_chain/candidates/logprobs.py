@@ -1,6 +1,6 @@
 """How likely replies are: log-probabilities from a reply's metadata, or from a scorer."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
@@ -35,15 +35,15 @@ class LogProbs:
             the reply was sampled from; `unknown`, one of the two.
         complete: whether every sampled token is there: end token, tool calls and reasoning too.
         token_ids: the tokens, if they are known.
-        prompt_totals: log-probabilities of the whole reply under each prompt of its condition alone, if the model
-            reports them; nats.
+        condition_totals: log-probabilities of the whole reply under each condition of the request that drew it; None
+            for one that the draw does not give. Empty if the model reports none; nats.
     """
 
     tokens: tuple[float, ...]
     basis: Basis
     complete: bool
     token_ids: tuple[int, ...] | None = None
-    prompt_totals: tuple[float, ...] = ()
+    condition_totals: tuple[float | None, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -99,20 +99,20 @@ class SequenceScorer(Protocol):
 
 @runtime_checkable
 class LogitModel(Protocol):
-    """A chat model that exposes its logits: it draws from, and scores under, conditions of several prompts.
+    """A chat model that exposes its logits: it draws from, and scores under, conditions of every kind.
 
-    Its `_generate` takes `conditions`, a list of `(prompts, powers, count)`, in place of `n`. A reply that comes with
-    `prompt_totals` needs no scoring under the prompts of its own condition.
+    Its `_generate` takes `conditions`, a list of `(condition, count)`, in place of `n`; a count may be 0. A reply that
+    comes with `condition_totals` needs no scoring under the conditions that they hold.
     """
 
     def score_conditions(
         self,
-        conditions: Sequence[tuple[Sequence[Sequence[BaseMessage]], Sequence[float]]],
+        conditions: Sequence[Condition],
         replies: Sequence[AIMessage],
         *,
         wanted: Sequence[Sequence[bool]],
     ) -> Sequence[Sequence[float]]:
-        """Return `log pi_c(reply)` (C, M) in nats, for conditions of `(prompts, powers)`.
+        """Return `log pi_c(reply)` (C, M) in nats.
 
         Figures that are not `wanted` (C, M) are ignored. An optional `ascore_conditions` with the same arguments is
         awaited by async callers.
@@ -131,9 +131,9 @@ async def log_prob_matrix(
 ) -> FloatArray:
     """Return the log-probabilities (C, M) of replies under every condition, nats.
 
-    Each reply comes with the place of the condition that it was drawn from. Under that condition, and under its prompts
-    alone, the sampler's own figure is taken if it is exact: it is that of the draw to the last bit, and saves a
-    scoring. Other figures are the scorer's, to which `law` passes the sampler's temperature and truncation. Replies
+    Each reply comes with the place of the condition that it was drawn from. Under that condition, and under others that
+    the draw gives, the sampler's own figure is taken if it is exact: it is that of the draw to the last bit, and saves
+    a scoring. Other figures are the scorer's, to which `law` passes the sampler's temperature and truncation. Replies
     with equal `identities` and tokens are scored once.
 
     Raises:
@@ -149,8 +149,9 @@ async def log_prob_matrix(
     for (condition, _), known, column in zip(replies, exact, columns, strict=True):
         if known is not None and known.exact:
             scores[condition, column] = known.total()
-            for other, total in _under_single_prompts(conditions, condition, known):
-                scores[other, column] = total
+            for other, total in enumerate(known.condition_totals[: len(conditions)]):
+                if total is not None and other != condition:
+                    scores[other, column] = total
     missing = [np.flatnonzero(np.isnan(row)) for row in scores]
     answers = await _score(scorer, conditions, distinct, missing, waiter, law)
     for row, need, answer in zip(scores, missing, answers, strict=True):
@@ -163,15 +164,6 @@ async def log_prob_matrix(
                 "truncation, or use proposal=Reference()."
             )
     return scores[:, columns]
-
-
-def _under_single_prompts(conditions: Sequence[Condition], own: int, known: LogProbs) -> Iterator[tuple[int, float]]:
-    """Yield (condition, log-probability) of the other conditions that are one prompt of a reply's own condition."""
-    for prompt, total in zip(conditions[own].prompts, known.prompt_totals, strict=False):
-        alone = Condition(name="", prompts=(prompt,))
-        for place, condition in enumerate(conditions):
-            if place != own and condition.same_law(alone):
-                yield place, total
 
 
 async def _score(
@@ -191,9 +183,8 @@ async def _score(
         return await waiter.in_thread(lambda: call(*args, **kwargs, **law))
 
     if isinstance(scorer, LogitModel):
-        pairs = [(condition.prompts, condition.powers) for condition in conditions]
         wanted = [np.isin(np.arange(len(replies)), need).tolist() for need in missing]
-        rows = await ask("score_conditions", pairs, replies, wanted=wanted)
+        rows = await ask("score_conditions", conditions, replies, wanted=wanted)
         return [
             checked_scores(scorer, [row[k] for k in need], len(need)) for row, need in zip(rows, missing, strict=True)
         ]
@@ -240,7 +231,7 @@ def read_log_probs(message: AIMessage) -> LogProbs | None:
     Formats of `response_metadata["logprobs"]`:
 
     - this library's, and any with a `basis`: `{"token_logprobs", "basis", "complete", "token_ids"}`, taken as declared,
-      with `"prompt_totals"` from models that draw under several prompts at once;
+      with `"condition_totals"` from models that draw under several conditions at once;
     - OpenAI and compatible providers: `{"content": [{"token", "logprob", "bytes"}], "refusal": [...]}`;
     - Together: `{"tokens", "token_logprobs", "token_ids"}`;
     - Ollama: `[{"token", "logprob", "bytes"}]`.
@@ -250,7 +241,7 @@ def read_log_probs(message: AIMessage) -> LogProbs | None:
 
     >>> reply = AIMessage("Hi", response_metadata={"logprobs": {"content": [{"token": "Hi", "logprob": -0.5}]}})
     >>> read_log_probs(reply)
-    LogProbs(tokens=(-0.5,), basis='unknown', complete=False, token_ids=None, prompt_totals=())
+    LogProbs(tokens=(-0.5,), basis='unknown', complete=False, token_ids=None, condition_totals=())
     """
     data = message.response_metadata.get("logprobs")
     if isinstance(data, Mapping) and "basis" in data:
@@ -270,12 +261,12 @@ def read_log_probs(message: AIMessage) -> LogProbs | None:
 def _declared(data: Mapping[str, Any]) -> LogProbs:
     """Return the figures as a model declares them. If it declares them incomplete, the number of ids may differ."""
     values, ids, complete = data.get("token_logprobs"), data.get("token_ids"), data.get("complete")
-    totals = data.get("prompt_totals", [])
+    totals = data.get("condition_totals", [])
     if (
         not (_is_list(values) and all(map(_is_log_prob, values)))
         or data["basis"] not in get_args(Basis)
         or not isinstance(complete, bool)
-        or not (_is_list(totals) and all(map(_is_log_prob, totals)))
+        or not (_is_list(totals) and all(total is None or _is_log_prob(total) for total in totals))
         or not (ids is None or (_is_list(ids) and _are_ids(ids)))
         or (complete and ids is not None and len(ids) != len(values))
     ):
@@ -289,7 +280,7 @@ def _declared(data: Mapping[str, Any]) -> LogProbs:
         basis=data["basis"],
         complete=complete,
         token_ids=None if ids is None else tuple(map(int, ids)),
-        prompt_totals=tuple(map(float, totals)),
+        condition_totals=tuple(None if total is None else float(total) for total in totals),
     )
 
 

@@ -19,9 +19,10 @@ import numpy.typing as npt
 from langchain_core.messages import BaseMessage, convert_to_messages
 from langchain_core.prompts import BasePromptTemplate
 
-from llm_auction_chain.descriptions import with_instructions
+from llm_auction_chain.candidates.tilts import Tilt
+from llm_auction_chain.descriptions import Keywords, with_instructions
 from llm_auction_chain.errors import ConfigurationError
-from llm_auction_chain.validators import number, refuse
+from llm_auction_chain.validators import choice, number, refuse
 
 __all__ = [
     "PLAIN",
@@ -30,7 +31,9 @@ __all__ = [
     "ContextProduct",
     "ContextPrompt",
     "DefensiveMixture",
+    "KeywordTilt",
     "Proposal",
+    "ProposalInputs",
     "Reference",
     "check_proposal",
     "conditions_of",
@@ -44,6 +47,7 @@ Template = BasePromptTemplate[Any] | Callable[[list[BaseMessage], str], Sequence
 
 PLAIN = (1.0,)
 _LONGEST_BLOCK = 4000  # characters of all descriptions in one prompt
+_STRONGEST = 20.0  # nats: with more, float32 holds no other token beside a keyword
 _MANY_AGENTS = 4  # with more descriptions, the product costs more than it gains
 # Short, with quotation marks and no markup: a small model repeats longer instructions and delimiters, and an agent
 # takes the repetition for a reply that it likes (docs/concepts/convergence.md).
@@ -58,23 +62,49 @@ class Condition:
         name: for metadata and tables.
         prompts: (K,), each a tuple of messages.
         powers: (K,), not 0; `PLAIN` for one prompt as it stands, which any chat model can draw from.
+        tilt: raises the odds of keywords; only of one prompt as it stands.
     """
 
     name: str
     prompts: tuple[tuple[BaseMessage, ...], ...]
     powers: tuple[float, ...] = PLAIN
+    tilt: Tilt | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one prompt as it stands."""
+        return self.powers == PLAIN and self.tilt is None
 
     def same_law(self, other: "Condition") -> bool:
         """Whether both are the same distribution, under whatever name."""
-        return self.prompts == other.prompts and self.powers == other.powers
+        return (self.prompts, self.powers, self.tilt) == (other.prompts, other.powers, other.tilt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalInputs:
+    """All that a proposal may depend on. It is public and fixed before the auction: no report is among it.
+
+    Attributes:
+        prompt: the user's messages.
+        descriptions: of the agents, distinct, cleaned and sorted, so that their order does not matter.
+        keywords: of the agents, distinct and sorted.
+        tau: weight of the reference, money per nat.
+        seed: of the auction's candidates.
+    """
+
+    prompt: tuple[BaseMessage, ...]
+    descriptions: tuple[str, ...] = ()
+    keywords: tuple[Keywords, ...] = ()
+    tau: float = 1.0
+    seed: int = 0
 
 
 @runtime_checkable
 class Component(Protocol):
     """A part of a proposal: one condition for each auction."""
 
-    def condition(self, prompt: Prompt, descriptions: Sequence[str], *, tau: float, seed: int) -> Condition:
-        """Return the condition for a prompt and the agents' descriptions, in an order that does not matter."""
+    def condition(self, inputs: ProposalInputs) -> Condition:
+        """Return the condition for an auction."""
         ...
 
 
@@ -82,9 +112,9 @@ class Component(Protocol):
 class Reference:
     """Draws from the user's prompt alone, as an auction without agents does. On its own, every log-weight is 0."""
 
-    def condition(self, prompt: Prompt, descriptions: Sequence[str], *, tau: float, seed: int) -> Condition:
+    def condition(self, inputs: ProposalInputs) -> Condition:
         """Return the prompt."""
-        return Condition(name="reference", prompts=(tuple(prompt),))
+        return Condition(name="reference", prompts=(inputs.prompt,))
 
 
 @dataclass(frozen=True)
@@ -96,16 +126,18 @@ class ContextPrompt:
             the descriptions into a block of a system message, and keeps the user's messages.
 
     >>> from langchain_core.messages import HumanMessage
-    >>> condition = ContextPrompt().condition([HumanMessage("Hi")], ["TuneTown sells guitars."], tau=1.0, seed=0)
+    >>> inputs = ProposalInputs(prompt=(HumanMessage("Hi"),), descriptions=("TuneTown sells guitars.",))
+    >>> condition = ContextPrompt().condition(inputs)
     >>> "TuneTown sells guitars." in condition.prompts[0][0].text, condition.prompts[0][-1].text
     (True, 'Hi')
     """
 
     template: Template | None = None
 
-    def condition(self, prompt: Prompt, descriptions: Sequence[str], *, tau: float, seed: int) -> Condition:
+    def condition(self, inputs: ProposalInputs) -> Condition:
         """Return the prompt with all descriptions, shuffled by the seed."""
-        return Condition(name="context prompt", prompts=(self.describe(prompt, descriptions, seed),))
+        prompt = self.describe(inputs.prompt, inputs.descriptions, inputs.seed)
+        return Condition(name="context prompt", prompts=(prompt,))
 
     def describe(self, prompt: Prompt, descriptions: Sequence[str], seed: int) -> tuple[BaseMessage, ...]:
         """Return the prompt's messages with as many descriptions as the block holds."""
@@ -147,16 +179,54 @@ class ContextProduct:
         if self.strength is not None:
             number("strength", self.strength, above=0)
 
-    def condition(self, prompt: Prompt, descriptions: Sequence[str], *, tau: float, seed: int) -> Condition:
+    def condition(self, inputs: ProposalInputs) -> Condition:
         """Return the product of the reference and the prompts that describe one agent each (or all, `joint`)."""
-        power = 1.0 / max(tau, 1.0) if self.strength is None else float(self.strength)
-        groups = [list(descriptions)] if self.joint else [[one] for one in sorted(descriptions)]
+        power = 1.0 / max(inputs.tau, 1.0) if self.strength is None else float(self.strength)
+        groups = [list(inputs.descriptions)] if self.joint else [[one] for one in sorted(inputs.descriptions)]
         context = ContextPrompt(self.template)
-        described = [context.describe(prompt, group, seed) for group in groups]
+        described = [context.describe(inputs.prompt, group, inputs.seed) for group in groups]
         kind = "blend" if self.joint else "product"
-        factors = [(tuple(prompt), 1.0 - power * len(described)), *((one, power) for one in described)]
+        factors = [(inputs.prompt, 1.0 - power * len(described)), *((one, power) for one in described)]
         prompts, powers = zip(*[factor for factor in factors if factor[1]], strict=True)
         return Condition(name=f"context {kind} {power:g}", prompts=prompts, powers=powers)
+
+
+@dataclass(frozen=True)
+class KeywordTilt:
+    """Draws every token v from `pi_ref(v) * exp(strength * [v begins a keyword of an agent that has none yet])`.
+
+    It reads the user's prompt alone, so it costs what the reference costs. The log-probability of a reply under any
+    tilt follows from the reference's logits, so a mixture of tilts scores its candidates in the pass that draws them.
+    Needs logits: local models; on a vLLM server `until_said=False`.
+
+    Attributes:
+        strength: nats, above 0 and at most 20: how much the log-odds of such a token rise.
+        until_said: whether an agent's keywords are tilted only until one of them begins. Else they are in the whole
+            reply, and the spread of the log-weights grows with its length.
+
+    Raises:
+        ConfigurationError: a setting is out of range.
+
+    >>> inputs = ProposalInputs(prompt=(HumanMessage("Hi"),), keywords=(Keywords(("guitar", "lessons")),))
+    >>> KeywordTilt(2.0).condition(inputs).name
+    'tilt 2 until said'
+    """
+
+    strength: float
+    until_said: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse settings out of range."""
+        number("strength", self.strength, above=0, most=_STRONGEST)
+        choice("until_said", self.until_said, (True, False))
+
+    def condition(self, inputs: ProposalInputs) -> Condition:
+        """Return the prompt with a tilt towards the agents' keywords; the prompt alone where there are none."""
+        if not inputs.keywords:
+            return Reference().condition(inputs)
+        tilt = Tilt(keywords=inputs.keywords, strength=float(self.strength), until_said=self.until_said)
+        name = f"tilt {self.strength:g}{' until said' if self.until_said else ''}"
+        return Condition(name=name, prompts=(inputs.prompt,), tilt=tilt)
 
 
 @dataclass(frozen=True)
@@ -209,10 +279,8 @@ def check_proposal(proposal: object) -> None:
     """Raise `ConfigurationError` unless it is a proposal."""
     component = callable(getattr(proposal, "condition", None)) and not isinstance(proposal, type)
     if not isinstance(proposal, DefensiveMixture) and not component:
-        expected = "Reference(), ContextPrompt(), ContextProduct(), or a DefensiveMixture of them"
-        raise refuse(
-            "proposal", expected, proposal, "An object with condition(prompt, descriptions, tau=, seed=) will do."
-        )
+        expected = "Reference(), ContextPrompt(), ContextProduct(), KeywordTilt(), or a DefensiveMixture of them"
+        raise refuse("proposal", expected, proposal, "An object with condition(inputs) will do.")
 
 
 def default_proposal(descriptions: Sequence[str], *, scores: bool, logits: bool) -> Proposal:
@@ -271,19 +339,17 @@ def _block(descriptions: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def conditions_of(
-    proposal: Proposal, prompt: Prompt, descriptions: Sequence[str], *, tau: float, seed: int
-) -> tuple[list[Condition], list[float]]:
+def conditions_of(proposal: Proposal, inputs: ProposalInputs) -> tuple[list[Condition], list[float]]:
     """Return the conditions of a proposal for one auction and their shares.
 
     The reference comes first, with share 0 if the proposal does not draw from it. Components that are the same
     distribution here are one condition.
     """
-    conditions = [Reference().condition(prompt, descriptions, tau=tau, seed=seed)]
+    conditions = [Reference().condition(inputs)]
     shares = [0.0]
     parts = proposal.parts() if isinstance(proposal, DefensiveMixture) else [(proposal, 1.0)]
     for part, share in parts:
-        condition = part.condition(prompt, descriptions, tau=tau, seed=seed)
+        condition = part.condition(inputs)
         place = next((k for k, known in enumerate(conditions) if known.same_law(condition)), len(conditions))
         if place == len(conditions):
             conditions.append(condition)

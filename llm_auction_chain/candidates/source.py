@@ -25,7 +25,7 @@ from langchain_core.runnables.retry import RunnableRetry
 
 from llm_auction_chain.candidates.logprobs import LogitModel, SequenceScorer
 from llm_auction_chain.candidates.native_n import ManyReplies, uses_responses_api
-from llm_auction_chain.candidates.proposals import PLAIN, Condition
+from llm_auction_chain.candidates.proposals import Condition
 from llm_auction_chain.candidates.unwrapping import (
     COPIES,
     SEEDS,
@@ -90,7 +90,7 @@ class Source:
     Attributes:
         scorer: the chat model in the wrappers, if it computes how likely its replies are.
         law: temperature and truncation that are bound to it.
-        logits: whether it draws from conditions of several prompts.
+        logits: whether it draws from conditions of every kind, in one request.
         asked_for_tokens: whether the call itself asks for log-probabilities.
         asked_for_format: whether the call asks for a reply that is parsed.
     """
@@ -161,7 +161,7 @@ class Source:
         config: RunnableConfig | None,
         progress: Progress | None = None,
     ) -> Sample:
-        """Draw the wanted number of replies under each condition.
+        """Draw the wanted number of replies under each condition, which may be 0.
 
         The seed replays the draw if the model draws all replies itself. `tokens` asks for tokens and log-probabilities,
         which a scorer needs. `progress` is called with the number of replies that have arrived, and with tokens per
@@ -190,12 +190,13 @@ class Source:
         most = child.get("max_concurrency")
         places = [place for place, (_, count) in enumerate(wanted) for _ in range(count)]
         if self._native is not None:
-            requests = self._calls(wanted, seed, extra, progress)
+            drawn_from = [place for place, (_, count) in enumerate(wanted) if count or self._takes_all(wanted)]
+            requests = self._calls([wanted[place] for place in drawn_from], seed, extra, progress)
             results = await waiter.together(
                 [partial(self._generate, call, child, waiter) for call in requests], most=most
             )
-            if len(results) == len(wanted):
-                places = [place for place, result in enumerate(results) for _ in result]
+            if len(results) == len(drawn_from):
+                places = [place for place, result in zip(drawn_from, results, strict=True) for _ in result]
             replies = [reply for result in results for reply in result]
             if progress is not None:
                 progress(sum(count for _, count in wanted), None)
@@ -210,14 +211,17 @@ class Source:
         self._drawn += sum(count for _, count in wanted)
         return _sample_of(list(zip(places, replies, strict=False)))
 
+    def _takes_all(self, wanted: Sequence[tuple[Condition, int]]) -> bool:
+        """Whether one request draws from all conditions, and returns replies with the log-probabilities under each."""
+        return self.logits and (len(wanted) > 1 or not wanted[0][0].is_plain)
+
     def _calls(
         self, wanted: Sequence[tuple[Condition, int]], seed: int, extra: dict[str, Any], progress: Progress | None
     ) -> list[_Call]:
         """Return the requests: one for all conditions if the model exposes logits, else one for each."""
         keywords = {**self._settings, **extra}
-        if self.logits and (len(wanted) > 1 or wanted[0][0].powers != PLAIN):
-            conditions = [(condition.prompts, condition.powers, count) for condition, count in wanted]
-            requests = [{"seed": seed, "conditions": conditions}]
+        if self._takes_all(wanted):
+            requests = [{"seed": seed, "conditions": list(wanted)}]
         else:
             streams = np.random.SeedSequence(seed).generate_state(len(wanted), np.uint64)
             requests = [

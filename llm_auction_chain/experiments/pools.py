@@ -32,14 +32,15 @@ from llm_auction_chain.candidates import (
 )
 from llm_auction_chain.candidates.logprobs import log_prob_matrix
 from llm_auction_chain.candidates.proposals import (
-    PLAIN,
     Condition,
+    KeywordTilt,
+    ProposalInputs,
     conditions_of,
     default_proposal,
     log_weights,
     stratify,
 )
-from llm_auction_chain.descriptions import descriptions_of
+from llm_auction_chain.descriptions import descriptions_of, keywords_of
 from llm_auction_chain.errors import AuctionWarning, CandidatesError, ConfigurationError
 from llm_auction_chain.experiments.baselines import CONTEXT_PROMPT, REFERENCE, Candidates
 from llm_auction_chain.experiments.config import ExperimentConfig
@@ -249,7 +250,8 @@ def measure_pool(bench: Bench, question: Question, seed: int) -> Pool:
         "model": bench.identity,
         "max_tokens": config.max_tokens,
         "conditions": [
-            [one.powers, [[(m.type, m.text) for m in prompt] for prompt in one.prompts]] for one in conditions
+            [one.powers, [[(m.type, m.text) for m in prompt] for prompt in one.prompts], repr(one.tilt)]
+            for one in conditions
         ],
         "counts": counts.tolist(),
         "seed": seed,
@@ -281,7 +283,7 @@ def _abilities(bench: Bench) -> tuple[Source, bool, bool]:
 
 def _needs_logits(proposal: Proposal | None) -> bool:
     parts = proposal.parts() if isinstance(proposal, DefensiveMixture) else [(proposal, 1.0)]
-    return any(isinstance(part, ContextProduct) for part, _ in parts)
+    return any(isinstance(part, ContextProduct | KeywordTilt) for part, _ in parts)
 
 
 def _conditions(
@@ -289,6 +291,13 @@ def _conditions(
 ) -> tuple[list[Condition], dict[str, Floats], Integers]:
     """Return the conditions, the shares of each proposal, and the condition of each sponsor's own policy."""
     contexts = [descriptions_of([sponsor.context])[0] for sponsor in question.sponsors]
+    inputs = ProposalInputs(
+        prompt=tuple(prompt),
+        descriptions=tuple(sorted(contexts)),
+        keywords=tuple(sorted({keywords_of(context) for context in contexts})),
+        tau=bench.config.draw_tau,
+        seed=seed,
+    )
     conditions = [Condition(name="reference", prompts=(tuple(prompt),))]
     places: dict[str, list[tuple[int, float]]] = {}
 
@@ -303,11 +312,11 @@ def _conditions(
         proposal = bench.proposals[choice("proposals", name, choices=tuple(bench.proposals))]
         if proposal is None:
             proposal = default_proposal(contexts, scores=scores, logits=logits)
-        parts, shares = conditions_of(proposal, prompt, sorted(contexts), tau=bench.config.draw_tau, seed=seed)
-        if not logits and any(part.powers != PLAIN for part in parts):
+        parts, shares = conditions_of(proposal, inputs)
+        if not logits and not all(part.is_plain for part in parts):
             raise ConfigurationError(
-                f"The proposal {name!r} draws from products of prompts, for which the model must expose its logits. "
-                "Leave it out of `proposals`, or use a local model."
+                f"The proposal {name!r} draws from products of prompts or tilts, for which the model must expose its "
+                "logits. Leave it out of `proposals`, or use a local model."
             )
         places[name] = [(place(part), share) for part, share in zip(parts, shares, strict=True) if share]
     alone = [ContextPrompt().describe(prompt, [context], seed) for context in contexts]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from typing_extensions import override
 
 from llm_auction_chain.candidates.logprobs import SequenceScorer, checked_scores
+from llm_auction_chain.candidates.proposals import Condition
 from llm_auction_chain.descriptions import with_instructions
 from llm_auction_chain.errors import RewardError, ScoringError
 from llm_auction_chain.messages import copies_of
@@ -176,7 +177,7 @@ class Group:
         self._rows.update(zip(texts, rows, strict=True))
 
     async def _rows_together(self, prompts: Sequence[Any], waiter: Waiter, cancel: threading.Event) -> list[Any]:
-        conditions = [((prompt,), (1.0,)) for prompt in prompts]
+        conditions = [Condition(name="prompt", prompts=(tuple(prompt),)) for prompt in prompts]
         settings = {**self._law, "wanted": [[True] * len(self._replies)] * len(prompts)}
         if waiter is BLOCKING and "cancel" in signature(self._scorer.score_conditions).parameters:
             settings["cancel"] = cancel

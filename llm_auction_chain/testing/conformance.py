@@ -20,7 +20,15 @@ import numpy.typing as npt
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from llm_auction_chain.candidates.logprobs import SequenceScorer
-from llm_auction_chain.candidates.proposals import Condition, Proposal, conditions_of, log_weights, stratify
+from llm_auction_chain.candidates.proposals import (
+    Condition,
+    Proposal,
+    ProposalInputs,
+    conditions_of,
+    log_weights,
+    stratify,
+)
+from llm_auction_chain.descriptions import keywords_of
 from llm_auction_chain.errors import ChargeConflictError, CoverError, DeliveredError, LedgerError
 from llm_auction_chain.ledger import AuctionLedger, Charge
 from llm_auction_chain.testing.markov import MarkovChatModel
@@ -202,7 +210,7 @@ class ProposalConformance:
         """A proposal makes messages of its own and changes none of the caller's."""
         prompt = self.prompt()
         before = copy.deepcopy(prompt)
-        conditions_of(self.proposal(), prompt, self.descriptions(), tau=2.0, seed=0)
+        conditions_of(self.proposal(), self._inputs(prompt=prompt))
         assert prompt == before
 
     def test_the_context_is_bounded(self) -> None:
@@ -218,7 +226,7 @@ class ProposalConformance:
         result = self._auction(rewards=(1.0, 0.0), n=n)
         conditions, shares = self._conditions(seed=result.seed)
         replies = [candidate.message for candidate in result.candidates]
-        scores = np.asarray(model.score_conditions([(one.prompts, one.powers) for one in conditions], replies))
+        scores = np.asarray(model.score_conditions(conditions, replies))
         expected = log_weights(scores, stratify(shares, n))
         actual = [candidate.log_weight for candidate in result.candidates]
         np.testing.assert_allclose(actual, expected, rtol=0, atol=self.tolerance)
@@ -228,7 +236,7 @@ class ProposalConformance:
         model, n = self.model(), 16
         conditions, shares = self._conditions()
         replies = [AIMessage(text) for text in model.enumerate()]
-        scores = np.asarray(model.score_conditions([(one.prompts, one.powers) for one in conditions], replies))
+        scores = np.asarray(model.score_conditions(conditions, replies))
         counts = np.asarray(stratify(shares, n), dtype=np.float64)
         mixture = np.exp(scores).T @ (counts / n)
         assert abs(float(mixture @ np.exp(log_weights(scores, counts))) - 1.0) <= self.tolerance
@@ -245,8 +253,23 @@ class ProposalConformance:
     def _conditions(
         self, descriptions: Sequence[str] | None = None, *, seed: int = 0
     ) -> tuple[list[Condition], list[float]]:
+        return conditions_of(self.proposal(), self._inputs(descriptions, seed=seed))
+
+    def _inputs(
+        self,
+        descriptions: Sequence[str] | None = None,
+        *,
+        prompt: Sequence[BaseMessage] | None = None,
+        seed: int = 0,
+    ) -> ProposalInputs:
         descriptions = self.descriptions() if descriptions is None else descriptions
-        return conditions_of(self.proposal(), self.prompt(), descriptions, tau=2.0, seed=seed)
+        return ProposalInputs(
+            prompt=tuple(self.prompt() if prompt is None else prompt),
+            descriptions=tuple(descriptions),
+            keywords=tuple(sorted({keywords_of(text) for text in descriptions})),
+            tau=2.0,
+            seed=seed,
+        )
 
     def _auction(self, *, rewards: Sequence[float], n: int = 16) -> Any:
         from llm_auction_chain import Agent, AuctionRunnable

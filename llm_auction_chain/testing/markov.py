@@ -15,6 +15,8 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import ConfigDict, model_validator
 
+from llm_auction_chain.candidates.proposals import Condition
+from llm_auction_chain.candidates.tilts import Tilt, TokenTilts
 from llm_auction_chain.checked_model import CheckedModel
 from llm_auction_chain.validators import Check, refuse, whole_number
 
@@ -103,27 +105,36 @@ class MarkovChatModel(CheckedModel, BaseChatModel):
 
     def score(self, prompt: Prompt, replies: Sequence[AIMessage]) -> list[float]:
         """Return `log pi(reply | prompt)`, nats; `-inf` for a text that is not a reply of this model."""
-        return self.score_conditions([((prompt,), (1.0,))], replies)[0]
+        return self.score_conditions([Condition(name="prompt", prompts=(tuple(prompt),))], replies)[0]
 
     def score_conditions(
         self,
-        conditions: Sequence[tuple[Sequence[Prompt], Sequence[float]]],
+        conditions: Sequence[Condition],
         replies: Sequence[AIMessage],
         *,
         wanted: Sequence[Sequence[bool]] | None = None,  # noqa: ARG002 - all of them cost nothing
     ) -> list[list[float]]:
-        """Return `log pi_c(reply)` (C, M), nats, for conditions of (prompts, powers)."""
-        scores = []
-        for condition in conditions:
-            tables = self.log_probabilities(*condition)
-            scores.append([self._log_prob(str(reply.text), *tables) for reply in replies])
-        return scores
+        """Return `log pi_c(reply)` (C, M), nats."""
+        return [[self._log_prob(str(reply.text), condition) for reply in replies] for condition in conditions]
 
-    def _log_prob(self, text: str, first: FloatArray, following: FloatArray) -> float:
+    def _log_prob(self, text: str, condition: Condition) -> float:
+        first, following = self.log_probabilities(condition.prompts, condition.powers)
         tokens = [self.vocabulary.find(letter) for letter in text]
         if len(tokens) != self.length or min(tokens) < 0:
             return -np.inf
-        return float(first[tokens[0]] + sum(following[a, b] for a, b in pairwise(tokens)))
+        rows = np.array([first, *(following[token] for token in tokens[:-1])])
+        total = float(sum(row[token] for row, token in zip(rows, tokens, strict=True)))
+        if condition.tilt is None or total == -np.inf:
+            return total
+        tilts = self._tilts(condition.tilt)
+        return total + float(tilts.log_ratios([tokens], [rows[:, tilts.columns]])[0, 0])
+
+    def _tilts(self, tilt: Tilt) -> TokenTilts:
+        """Return a tilt in tokens, which are letters: those that begin its keywords."""
+        firsts = [{word[0].lower() for word in keywords.words} for keywords in tilt.keywords]
+        return TokenTilts(
+            [tilt], [[[k for k, letter in enumerate(self.vocabulary) if letter in own] for own in firsts]]
+        )
 
     def _generate(
         self,
@@ -134,13 +145,15 @@ class MarkovChatModel(CheckedModel, BaseChatModel):
         n: int = 1,
         seed: int | None = None,
         logprobs: bool = False,
-        conditions: Sequence[tuple[Sequence[Prompt], Sequence[float], int]] | None = None,
+        conditions: Sequence[tuple[Condition, int]] | None = None,
         **kwargs: Any,  # noqa: ARG002
     ) -> ChatResult:
         rng = np.random.default_rng(secrets.randbits(53) if seed is None else seed)
-        wanted = [((messages,), (1.0,), n)] if conditions is None else conditions
-        drawn = [row for prompts, powers, count in wanted for row in self._draw(prompts, powers, count, rng)]
-        read, written = sum(len(prompt) for prompts, _, _ in wanted for prompt in prompts), len(drawn) * self.length
+        plain = Condition(name="messages", prompts=(tuple(messages),))
+        wanted = [(plain, n)] if conditions is None else conditions
+        drawn = [row for condition, count in wanted for row in self._draw(condition, count, rng)]
+        prompts = [prompt for condition, count in wanted if count for prompt in condition.prompts]
+        read, written = sum(map(len, prompts)), len(drawn) * self.length
         usage = UsageMetadata(input_tokens=read, output_tokens=written, total_tokens=read + written)
         generations = []
         for k, (tokens, values) in enumerate(drawn):
@@ -156,19 +169,24 @@ class MarkovChatModel(CheckedModel, BaseChatModel):
             generations.append(ChatGeneration(message=message))
         return ChatResult(generations=generations)
 
-    def _draw(
-        self, prompts: Sequence[Prompt], powers: Sequence[float], n: int, rng: np.random.Generator
-    ) -> list[tuple[list[int], list[float]]]:
+    def _draw(self, condition: Condition, n: int, rng: np.random.Generator) -> list[tuple[list[int], list[float]]]:
         """Return n replies: their tokens and the tokens' log-probabilities."""
-        first, following = self.log_probabilities(prompts, powers)
+        first, following = self.log_probabilities(condition.prompts, condition.powers)
+        tilts = self._tilts(condition.tilt) if condition.tilt is not None else TokenTilts([], [])
         drawn = []
         for _ in range(n):
             tokens: list[int] = []
             values: list[float] = []
+            state = tilts.start(1)
             for _ in range(self.length):
-                log_probs = following[tokens[-1]] if tokens else first
+                plain = following[tokens[-1]] if tokens else first
+                log_probs = plain.copy()
+                if condition.tilt is not None:
+                    log_probs[tilts.columns] += tilts.bias(state, 0, slice(None))[0]
+                    log_probs = _log_softmax(log_probs)
                 tokens.append(int(rng.choice(len(log_probs), p=np.exp(log_probs))))
                 values.append(float(log_probs[tokens[-1]]))
+                tilts.step(state, np.arange(1), tokens[-1:], plain[None, tilts.columns])
             drawn.append((tokens, values))
         return drawn
 

@@ -11,7 +11,9 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from llm_auction_chain import Agent, AuctionRunnable, ChatTransformers
+from llm_auction_chain.candidates import Condition
 from llm_auction_chain.models.local.attention import Group
+from llm_auction_chain.models.local.engine import Drawing
 from llm_auction_chain.models.local.sampler import Sampler
 
 HI = [HumanMessage("Hi")]
@@ -81,7 +83,7 @@ def groups():
 
 def test_eight_threads_get_what_each_would_get_alone(engine):
     def work(seed):
-        conditions = [([PROMPTS[0]], [1.0], 3), (PROMPTS, [0.5, 0.5], 2)]
+        conditions = [Drawing([PROMPTS[0]], [1.0], 3), Drawing(PROMPTS, [0.5, 0.5], 2)]
         replies = engine.sample(conditions, seed=seed, max_tokens=12, sampler=Sampler())
         *_, streamed = engine.stream(PROMPTS[1], seed=seed, max_tokens=12, sampler=Sampler())
         ids = [reply.token_ids for reply in replies]
@@ -99,7 +101,7 @@ def test_a_stream_takes_its_steps_between_those_of_a_request(endless):
     gate = Gate(tokens=2)
     options = {"max_tokens": 20, "sampler": Sampler()}
     with ThreadPoolExecutor(1) as pool:
-        request = pool.submit(endless.sample, [([PROMPTS[0]], [1.0], 2)], seed=0, progress=gate, **options)
+        request = pool.submit(endless.sample, [Drawing([PROMPTS[0]], [1.0], 2)], seed=0, progress=gate, **options)
         assert gate.reached.wait(60)
         *_, streamed = endless.stream(PROMPTS[1], seed=0, **options)
         assert len(streamed.token_ids) == 20
@@ -131,7 +133,7 @@ async def test_an_abandoned_scoring_never_begins_where_it_still_waits(engine, ch
     read = []
     monkeypatch.setattr(engine._passes, "read", lambda prompts: read.append(prompts) or iter(()))
     with engine._requests.turn():
-        task = asyncio.create_task(chat.ascore_conditions([((HI,), (1.0,))], [reply]))
+        task = asyncio.create_task(chat.ascore_conditions([Condition(name="hi", prompts=((*HI,),))], [reply]))
         await asyncio.to_thread(wait_until, lambda: len(engine._requests._waiting) == 2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -151,6 +153,6 @@ def test_who_asks_synchronously_may_set_the_event_too(endless):
 
     options = {"max_tokens": 30, "sampler": Sampler(), "progress": after_two_tokens, "cancel": cancel}
     with pytest.raises(CancelledError, match="call was cancelled"):
-        endless.sample([([PROMPTS[0]], [1.0], 1)], seed=0, **options)
+        endless.sample([Drawing([PROMPTS[0]], [1.0], 1)], seed=0, **options)
     assert seen == [0, 1, 2]
     wait_until(nothing_is_held)

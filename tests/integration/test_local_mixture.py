@@ -17,7 +17,7 @@ from llm_auction_chain import (
     DefensiveMixture,
     Reference,
 )
-from llm_auction_chain.candidates.proposals import conditions_of
+from llm_auction_chain.candidates.proposals import ProposalInputs, conditions_of
 from llm_auction_chain.descriptions import descriptions_of
 from llm_auction_chain.models.local.engine import Engine
 
@@ -57,7 +57,9 @@ def test_weights_are_those_of_full_forward_passes(seven_words, temperature, top_
     engine = Engine.load(seven_words, "float32", "cpu")
     descriptions = descriptions_of(agent.context for agent in AGENTS)
     shuffle = int(np.random.SeedSequence(8).generate_state(2, np.uint64)[0]) >> 11  # the stream of candidates
-    conditions, _ = conditions_of(MIXTURE, [HumanMessage("Hi")], descriptions, tau=2.0, seed=shuffle)
+    conditions, _ = conditions_of(
+        MIXTURE, ProposalInputs(prompt=(HumanMessage("Hi"),), descriptions=tuple(descriptions), tau=2.0, seed=shuffle)
+    )
     counts = dict(result.components)
     assert len(counts) == 4
     lengths = set()

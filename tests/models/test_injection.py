@@ -16,7 +16,7 @@ from llm_auction_chain import (
     DefensiveMixture,
     Reference,
 )
-from llm_auction_chain.candidates.proposals import conditions_of, log_weights
+from llm_auction_chain.candidates.proposals import ProposalInputs, conditions_of, log_weights
 from llm_auction_chain.descriptions import descriptions_of
 from llm_auction_chain.testing import MarkovChatModel
 
@@ -61,7 +61,10 @@ def target():
 @pytest.mark.parametrize("proposal", MIXTURES)
 def test_every_draw_of_a_spoilt_proposal_carries_the_weight_that_undoes_it(proposal):
     """`sum_y pi_gen(y) w(y) f(y) = E_ref[f]` for every f: the identity, reply by reply, no sampling."""
-    conditions, shares = conditions_of(proposal, PROMPT, descriptions_of([HONEST, ATTACK]), tau=TAU, seed=3)
+    conditions, shares = conditions_of(
+        proposal,
+        ProposalInputs(prompt=tuple(PROMPT), descriptions=tuple(descriptions_of([HONEST, ATTACK])), tau=TAU, seed=3),
+    )
     rows = np.array([list(MODEL.enumerate(c.prompts, c.powers).values()) for c in conditions])
     mixture = np.array(shares) / sum(shares) @ np.exp(rows)
     weights = log_weights(rows, np.array(shares) * 100)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llm_auction_chain.errors import ContextWindowError
-from llm_auction_chain.models.local.engine import Engine
+from llm_auction_chain.models.local.engine import Drawing, Engine
 from llm_auction_chain.models.local.passes import Passes, SharedPasses
 from llm_auction_chain.models.local.sampler import Sampler
 from tests.families import FAMILIES, VOCABULARY, WINDOW, build, combined_log_probs, full_log_probs, round_to, words
@@ -20,7 +20,7 @@ ONE = [31]
 PROMPTS = [SEVEN, TWELVE, ONE]
 PRODUCT = ([SEVEN, TWELVE], [0.6, 0.4])
 CONTRAST = (PROMPTS, [-0.5, 1.0, 0.5])
-CONDITIONS = [([SEVEN], [1.0], 3), ([TWELVE], [1.0], 2), (*PRODUCT, 3), (*CONTRAST, 3)]
+CONDITIONS = [Drawing([SEVEN], [1.0], 3), Drawing([TWELVE], [1.0], 2), Drawing(*PRODUCT, 3), Drawing(*CONTRAST, 3)]
 POWERS = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.6, 0.4, 0.0], [-0.5, 1.0, 0.5]]
 LONG = [14, 7, 52, 23, 46, 1, 38, 20, 0]
 REPLIES = [[6], [], LONG, [40, 12], [44, 10, 27, 58, 35], LONG, LONG[:5], [6]]
@@ -52,7 +52,7 @@ def llama():
 
 
 def each_with_its_condition(conditions, replies):
-    conditions = [(prompts, powers) for prompts, powers, count in conditions for _ in range(count)]
+    conditions = [(one.prompts, one.powers) for one in conditions for _ in range(one.count)]
     return zip(conditions, replies, strict=True)
 
 
@@ -87,7 +87,7 @@ def test_scores_are_those_of_full_forward_passes(family):
 
 def test_rows_that_leave_early_take_nothing_from_the_others(family, monkeypatch):
     monkeypatch.setattr(family.engine, "ends", set(range(0, VOCABULARY, 3)))
-    conditions = [([TWELVE], [1.0], 10), (*CONTRAST, 10)]
+    conditions = [Drawing([TWELVE], [1.0], 10), Drawing(*CONTRAST, 10)]
     replies = family.engine.sample(conditions, seed=5, **OPTIONS)
     assert len({len(reply.token_ids) for reply in replies}) > 2
     for (prompts, powers), reply in each_with_its_condition(conditions, replies):
@@ -96,7 +96,7 @@ def test_rows_that_leave_early_take_nothing_from_the_others(family, monkeypatch)
 
 
 def test_a_stream_ends_in_the_sample(family):
-    (sampled,) = family.engine.sample([([SEVEN], [1.0], 1)], seed=11, **OPTIONS)
+    (sampled,) = family.engine.sample([Drawing([SEVEN], [1.0], 1)], seed=11, **OPTIONS)
     *_, streamed = family.engine.stream(SEVEN, seed=11, **OPTIONS)
     assert (streamed.token_ids, streamed.text) == (sampled.token_ids, sampled.text)
     assert streamed.log_probs == pytest.approx(sampled.log_probs, abs=CLOSE)
@@ -116,16 +116,16 @@ def test_bfloat16_is_as_close_as_its_rounding(name, tmp_path):
 
 def test_a_prompt_that_fills_the_window_is_refused(llama):
     with pytest.raises(ContextWindowError, match=f"{WINDOW} tokens and the model reads {WINDOW}"):
-        llama.engine.sample([([[1] * WINDOW], [1.0], 2)], seed=0, **OPTIONS)
+        llama.engine.sample([Drawing([[1] * WINDOW], [1.0], 2)], seed=0, **OPTIONS)
     with pytest.raises(ContextWindowError, match="Shorten the prompt"):
-        llama.engine.sample([([SEVEN, [1] * (WINDOW + 5)], [0.5, 0.5], 2)], seed=0, **OPTIONS)
+        llama.engine.sample([Drawing([SEVEN, [1] * (WINDOW + 5)], [0.5, 0.5], 2)], seed=0, **OPTIONS)
     with pytest.raises(ContextWindowError, match="Shorten the prompt"):
         llama.engine.score([SEVEN, [1] * WINDOW], [[1.0, 0.0]], [[2]], Sampler())
 
 
 def test_a_text_may_fill_the_window(llama):
     prompt = [*SEVEN, *TWELVE, *SEVEN, *TWELVE]
-    for reply in llama.engine.sample([([prompt], [1.0], 4)], seed=0, max_tokens=99, sampler=Sampler()):
+    for reply in llama.engine.sample([Drawing([prompt], [1.0], 4)], seed=0, max_tokens=99, sampler=Sampler()):
         assert len(prompt) + len(reply.token_ids) <= WINDOW
         exact = combined_log_probs(llama.reference, [prompt], [1.0], reply.token_ids)
         assert reply.log_probs == pytest.approx(exact, abs=CLOSE)
@@ -133,15 +133,17 @@ def test_a_text_may_fill_the_window(llama):
 
 @pytest.mark.parametrize("condition", [([SEVEN], [1.0]), CONTRAST])
 def test_a_single_candidate_is_the_first_of_many(llama, condition):
-    (alone,) = llama.engine.sample([(*condition, 1)], seed=2, **OPTIONS)
-    first = llama.engine.sample([(*condition, 40)], seed=2, **OPTIONS)[0]
+    (alone,) = llama.engine.sample([Drawing(*condition, 1)], seed=2, **OPTIONS)
+    first = llama.engine.sample([Drawing(*condition, 40)], seed=2, **OPTIONS)[0]
     assert alone.token_ids == first.token_ids
     assert alone.log_probs == pytest.approx(first.log_probs, abs=CLOSE)
 
 
 def test_replies_do_not_depend_on_the_rows_beside_them(llama):
-    few = llama.engine.sample([(*PRODUCT, 5)], seed=2, **OPTIONS)
-    many = llama.engine.sample([(*PRODUCT, 5), ([TWELVE], [1.0], 20), (*CONTRAST, 7)], seed=2, **OPTIONS)
+    few = llama.engine.sample([Drawing(*PRODUCT, 5)], seed=2, **OPTIONS)
+    many = llama.engine.sample(
+        [Drawing(*PRODUCT, 5), Drawing([TWELVE], [1.0], 20), Drawing(*CONTRAST, 7)], seed=2, **OPTIONS
+    )
     assert [reply.token_ids for reply in few] == [reply.token_ids for reply in many[:5]]
     for alone, beside in zip(few, many, strict=False):
         assert alone.log_probs == pytest.approx(beside.log_probs, abs=CLOSE)
@@ -151,8 +153,8 @@ def test_replies_do_not_depend_on_the_rows_beside_them(llama):
 def test_a_thousand_candidates_do_not_depend_on_the_tokens_of_a_pass(llama, condition):
     options = {"seed": 1, "max_tokens": 3, "sampler": Sampler()}
     narrow = Engine(copy.deepcopy(llama.reference), words(), max_batch_tokens=64)
-    many = llama.engine.sample([(*condition, 1000)], **options)
-    same = narrow.sample([(*condition, 1000)], **options)
+    many = llama.engine.sample([Drawing(*condition, 1000)], **options)
+    same = narrow.sample([Drawing(*condition, 1000)], **options)
     assert [reply.token_ids for reply in many] == [reply.token_ids for reply in same]
     assert np.concatenate([reply.log_probs for reply in many]) == pytest.approx(
         np.concatenate([reply.log_probs for reply in same]), abs=CLOSE
@@ -191,5 +193,5 @@ def test_a_compiled_model_shares_prefixes_too(name, monkeypatch):
     assert engine.score(PROMPTS, POWERS, REPLIES, Sampler()) == pytest.approx(
         full_scores(reference, REPLIES), abs=CLOSE
     )
-    (reply,) = engine.sample([([SEVEN], [1.0], 1)], seed=1, **OPTIONS)
+    (reply,) = engine.sample([Drawing([SEVEN], [1.0], 1)], seed=1, **OPTIONS)
     assert reply.log_probs == pytest.approx(combined_log_probs(reference, [SEVEN], [1.0], reply.token_ids), abs=CLOSE)

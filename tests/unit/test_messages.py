@@ -164,11 +164,11 @@ def test_agents_see_content_and_calls_and_nothing_of_other_auctions():
 
 @pytest.mark.parametrize("tokens", [[1, 2], None, 3])
 def test_agents_see_the_tokens_of_a_reply_and_not_how_likely_each_prompt_makes_it(tokens):
-    figures = {"token_logprobs": [-1.0, -2.0], "prompt_totals": [-3.0, -4.0], "basis": "sampler", "complete": True}
+    figures = {"token_logprobs": [-1.0, -2.0], "condition_totals": [-3.0, -4.0], "basis": "sampler", "complete": True}
     reply = AIMessage("a", response_metadata={"logprobs": {**figures, "token_ids": tokens}})
     seen = shown_to_agents(reply).response_metadata.get("logprobs", {})
     assert seen.get("token_ids") == (tokens if isinstance(tokens, list) else None)
-    assert not {-1.0, -2.0, -3.0, -4.0} & {*seen.get("token_logprobs", ()), *seen.get("prompt_totals", ())}
+    assert not {-1.0, -2.0, -3.0, -4.0} & {*seen.get("token_logprobs", ()), *seen.get("condition_totals", ())}
 
 
 def test_a_public_reply_has_what_the_user_may_know_and_nothing_else():

@@ -1,5 +1,6 @@
 """A LangChain chat model that runs a transformers model in this process. The first reply imports torch."""
 
+import math
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import run_in_executor
 from typing_extensions import override
 
+from llm_auction_chain.candidates.proposals import Condition
 from llm_auction_chain.errors import LogProbError
 from llm_auction_chain.models.local.limits import import_torch
 from llm_auction_chain.models.local.templates import check_rows
@@ -22,14 +24,11 @@ from llm_auction_chain.models.sampling import SAMPLER, SamplingChatModel, usage
 from llm_auction_chain.validators import Check, optional, refuse, text, whole_number
 
 if TYPE_CHECKING:
-    from llm_auction_chain.models.local.engine import Engine, Progress
+    from llm_auction_chain.models.local.engine import Drawing, Engine, Progress
 
 __all__ = ["ChatTransformers"]
 
 T = TypeVar("T")
-Prompts = Sequence[Sequence[BaseMessage]]
-Powers = Sequence[float]
-
 _WHOLE = ("logprobs", "conditions", "progress", "cancel")  # keywords that only calls for whole replies take
 
 
@@ -117,7 +116,7 @@ class ChatTransformers(SamplingChatModel):
         n: int = 1,
         seed: int | None = None,
         logprobs: bool = False,
-        conditions: Sequence[tuple[Prompts, Powers, int]] | None = None,
+        conditions: Sequence[tuple[Condition, int]] | None = None,
         progress: "Progress | None" = None,
         cancel: threading.Event | None = None,
         **kwargs: Any,
@@ -131,9 +130,8 @@ class ChatTransformers(SamplingChatModel):
             n: number of replies.
             seed: replaces the field.
             logprobs: puts token ids and log-probabilities into `response_metadata["logprobs"]`, and the whole reply's
-                log-probability under each of its condition's prompts alone.
-            conditions: (prompts, powers, count), in place of messages and `n`: `count` replies whose tokens follow
-                `prod_k pi(token | prompts[k]) ** powers[k]`.
+                log-probability under each of the conditions, as far as the draw gives it.
+            conditions: (condition, count), in place of messages and `n`.
             progress: a callback after every token, with (finished replies, all replies, tokens per second).
             cancel: once it is set, the engine draws no further token.
             **kwargs: `max_tokens`, `temperature`, `top_p`, `top_k` replace the fields unless None.
@@ -148,23 +146,20 @@ class ChatTransformers(SamplingChatModel):
             concurrent.futures.CancelledError: `cancel` was set.
         """
         settings = self._arguments(stop, seed, n, kwargs)
-        turns = [
-            ([self._turns(prompt) for prompt in prompts], powers, count)
-            for prompts, powers, count in ([((messages,), (1.0,), n)] if conditions is None else conditions)
-        ]
-        engine = self._engine()
-        encode = partial(engine.encode, variables=self.chat_template_kwargs)
-        drawings = [([encode(prompt) for prompt in prompts], powers, count) for prompts, powers, count in turns]
-        replies = engine.sample(drawings, progress=progress, cancel=cancel, **settings)
-        input_tokens = sum(len(prompt) for prompts, _, _ in drawings for prompt in prompts)
+        if conditions is None:
+            conditions = [(Condition(name="messages", prompts=(tuple(messages),)), n)]
+        turns = [[self._turns(prompt) for prompt in one.prompts] for one, _ in conditions]
+        drawings = self._drawings(conditions, turns)
+        replies = self._engine().sample(drawings, progress=progress, cancel=cancel, **settings)
+        input_tokens = sum(len(prompt) for one in drawings if one.count for prompt in one.prompts)
         total = usage(input_tokens, sum(len(reply.token_ids) for reply in replies))
         drawn = []
         for reply in replies:
             metadata: dict[str, Any] = {"model_name": self._model_name, "finish_reason": reply.finish_reason}
             if logprobs:
                 tokens = {"token_ids": list(reply.token_ids), "token_logprobs": list(reply.log_probs)}
-                totals = list(reply.prompt_log_probs)
-                metadata["logprobs"] = {**tokens, "basis": "sampler", "complete": True, "prompt_totals": totals}
+                totals = [None if math.isnan(total) else total for total in reply.totals]
+                metadata["logprobs"] = {**tokens, "basis": "sampler", "complete": True, "condition_totals": totals}
             drawn.append(AIMessage(content=reply.text, response_metadata=metadata))
         drawn[0].usage_metadata = total
         generations = [ChatGeneration(message=message) for message in drawn]
@@ -222,21 +217,21 @@ class ChatTransformers(SamplingChatModel):
 
         Keywords and errors are those of `score_conditions`.
         """
-        return self.score_conditions([((prompt,), (1.0,))], replies, **kwargs)[0]
+        return self.score_conditions([Condition(name="prompt", prompts=(tuple(prompt),))], replies, **kwargs)[0]
 
     def score_conditions(
         self,
-        conditions: Sequence[tuple[Prompts, Powers]],
+        conditions: Sequence[Condition],
         replies: Sequence[AIMessage],
         *,
         wanted: Sequence[Sequence[bool]] | None = None,
         cancel: threading.Event | None = None,
         **kwargs: Any,
     ) -> list[list[float]]:
-        """Return `log pi_c(reply)` (C, M) in nats. Tokens follow `prod_k pi(token | prompts[k]) ** powers[k]`.
+        """Return `log pi_c(reply)` (C, M) in nats.
 
         Args:
-            conditions: (prompts, powers). The engine reads a prompt once, even if several conditions share it.
+            conditions: (C,). The engine reads a prompt once, even if several conditions share it.
             replies: drawn with `logprobs=True`, so that they carry their tokens.
             wanted: (C, M), whether to compute an entry. The others are nan and cost nothing. None computes all.
             cancel: once it is set, the engine computes nothing further.
@@ -253,21 +248,34 @@ class ChatTransformers(SamplingChatModel):
         for reply in ids:
             check_rows(engine.tokenizer, reply, engine.model)
         encode = partial(engine.encode, variables=self.chat_template_kwargs)
-        encoded = [[tuple(encode(self._turns(prompt))) for prompt in prompts] for prompts, _ in conditions]
+        encoded = [[tuple(encode(self._turns(prompt))) for prompt in one.prompts] for one in conditions]
         places = {prompt: k for k, prompt in enumerate(dict.fromkeys(chain.from_iterable(encoded)))}
         powers = np.zeros((len(conditions), len(places)))
-        for c, (prompts, (_, exponents)) in enumerate(zip(encoded, conditions, strict=True)):
-            for prompt, power in zip(prompts, exponents, strict=True):
+        for c, (prompts, condition) in enumerate(zip(encoded, conditions, strict=True)):
+            for prompt, power in zip(prompts, condition.powers, strict=True):
                 powers[c, places[prompt]] += power
+        tilts = {c: condition.tilt for c, condition in enumerate(conditions) if condition.tilt is not None}
         needed = None if wanted is None else np.asarray(wanted, dtype=bool).reshape(len(conditions), len(replies))
-        scores = engine.score(list(places), powers, ids, settings["sampler"], wanted=needed, cancel=cancel)
+        sampler = settings["sampler"]
+        scores = engine.score(list(places), powers, ids, sampler, tilts=tilts, wanted=needed, cancel=cancel)
         return [row.tolist() for row in scores]
 
     async def ascore_conditions(
-        self, conditions: Sequence[tuple[Prompts, Powers]], replies: Sequence[AIMessage], **kwargs: Any
+        self, conditions: Sequence[Condition], replies: Sequence[AIMessage], **kwargs: Any
     ) -> list[list[float]]:
         """Run `score_conditions` in a thread. If the await is cancelled, the thread stops before its next pass."""
         return await _in_thread(self.score_conditions, conditions, replies, **kwargs)
+
+    def _drawings(self, conditions: Sequence[tuple[Condition, int]], turns: Sequence[Any]) -> list["Drawing"]:
+        """Return the conditions in tokens."""
+        engine = self._engine()
+        from llm_auction_chain.models.local.engine import Drawing
+
+        encode = partial(engine.encode, variables=self.chat_template_kwargs)
+        return [
+            Drawing(list(map(encode, prompts)), one.powers, count, one.tilt)
+            for prompts, (one, count) in zip(turns, conditions, strict=True)
+        ]
 
     def load(self) -> None:
         """Load the weights now, so that no reply waits for them. Later calls do nothing.

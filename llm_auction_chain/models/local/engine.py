@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import threading
 import time
 from collections import deque
@@ -13,6 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from llm_auction_chain.candidates.proposals import PLAIN
+from llm_auction_chain.candidates.tilts import Tilt, TokenTilts
+from llm_auction_chain.descriptions import Keywords
 from llm_auction_chain.errors import ContextWindowError, MissingDependencyError, PromptError
 from llm_auction_chain.models.local.templates import as_lines, check_rows, templated
 from llm_auction_chain.models.local.weights import INSTALL_EXTRA
@@ -31,15 +35,16 @@ try:
 except ImportError as error:
     raise MissingDependencyError(f"{error.name} is not installed. Run: {INSTALL_EXTRA}") from error
 
-__all__ = ["Engine", "FifoLock", "Progress", "Sampled"]
+__all__ = ["Drawing", "Engine", "FifoLock", "Progress", "Sampled"]
 
 # The share of the free memory for a request's keys and values.
 _MEMORY = 1 / 4
 # Tokens of one pass. On a CPU more tokens leave its caches, and fewer multiply slower.
 _PASS = {"cpu": 512}
 _PASS_ELSEWHERE = 4096
-# Prompts, powers, and how many replies.
-Drawing = tuple[Sequence[Sequence[int]], Sequence[float], int]
+_MOST_TOKENS = 1024  # that begin keywords, of all agents
+_COMMON = 50  # tokenizers number tokens by frequency: the first fiftieth of a vocabulary are its common words
+_SHORTEST = 4  # letters of a token that stands for a longer word
 # Finished replies, all replies, and tokens per second, without the wait for other requests.
 Progress = Callable[[int, int, float], None]
 # The decoder shows it for a character whose last bytes are still missing.
@@ -57,14 +62,37 @@ class Sampled:
         finish_reason: "stop" after an end token or a stop string, "length" after `max_tokens`, None while the reply
             grows.
         log_probs: one for each token, under the condition, with the sampler's temperature and truncation, nats.
-        prompt_log_probs: (K,), of the whole reply under each of the condition's prompts alone, nats.
+        totals: (C,), of the whole reply under each of the request's conditions, nats; nan where the draw does not give
+            it. It gives the reply's own condition, each of its prompts alone, and the tilts of its only prompt.
     """
 
     token_ids: tuple[int, ...]
     text: str
     finish_reason: Literal["stop", "length"] | None
     log_probs: tuple[float, ...]
-    prompt_log_probs: tuple[float, ...]
+    totals: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A condition in tokens, and how many replies to draw under it.
+
+    Attributes:
+        prompts: (K,), each a list of tokens.
+        powers: (K,). Tokens follow `prod_k pi(token | prompts[k]) ** powers[k]`.
+        count: may be 0, for the log-probabilities of other replies under the condition.
+        tilt: raises the odds of keywords; only of one prompt at the power 1.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    powers: Sequence[float]
+    count: int
+    tilt: Tilt | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one prompt as it stands."""
+        return tuple(self.powers) == PLAIN and self.tilt is None
 
 
 class Engine:
@@ -166,8 +194,7 @@ class Engine:
         """Draw replies, each under its condition, in as few batches as `max_batch_tokens` allows.
 
         Args:
-            conditions: (prompts, powers, count): `count` replies whose tokens follow
-                `prod_k pi(token | prompts[k]) ** powers[k]`. A prompt is a list of tokens.
+            conditions: what to draw, and how many replies of each.
             seed: a non-negative integer. Reply number `row` depends on it and on `row`.
             max_tokens: the most tokens of a reply. The model's window may allow fewer.
             sampler: chooses the tokens.
@@ -180,14 +207,14 @@ class Engine:
             ContextWindowError: a prompt leaves no room for a token, or cuts replies that another would not cut.
             concurrent.futures.CancelledError: `cancel` was set.
         """
-        rooms = [self._room(len(prompt)) for prompts, _, _ in conditions for prompt in prompts]
+        rooms = [self._room(len(prompt)) for one in conditions for prompt in one.prompts]
         if (length := min(max_tokens, *rooms)) < min(max_tokens, max(rooms)):
             # Under the shorter prompt the reply would have gone on: its probabilities could not be compared.
             raise ContextWindowError(
                 f"The longest prompt leaves room for {length} tokens, and the shortest for more. Shorten it, or lower "
                 f"max_tokens to at most {length}."
             )
-        total = sum(count for _, _, count in conditions)
+        total = sum(one.count for one in conditions)
         rows = [Row(uniforms=_stream(seed, row)) for row in range(total)]
         with self._requests.turn(cancel):
             started = time.perf_counter()
@@ -196,12 +223,13 @@ class Engine:
                     tokens = sum(len(row.token_ids) for row in rows)
                     finished = sum(row.finish_reason is not None for row in rows)
                     progress(finished, total, tokens / max(time.perf_counter() - started, 1e-9))
-        return [_freeze(row) for row in rows]
+        places = [place for place, one in enumerate(conditions) for _ in range(one.count)]
+        return [_freeze(row, _totals(row, place, conditions)) for row, place in zip(rows, places, strict=True)]
 
     def stream(
         self, prompt: Sequence[int], *, seed: int, max_tokens: int, sampler: Sampler, stop: Sequence[str] = ()
     ) -> Iterator[Sampled]:
-        """Yield one reply after every token. The last item is `sample([([prompt], [1.0], 1)], ...)[0]`.
+        """Yield one reply after every token. The last item is `sample([Drawing([prompt], PLAIN, 1)], ...)[0]`.
 
         Every text is a prefix of the next one. It leaves out incomplete characters and letters that may become a stop
         string. Other requests may take steps between two tokens.
@@ -211,14 +239,15 @@ class Engine:
         row = Row(uniforms=_stream(seed, 0))
         length = min(max_tokens, self._room(len(prompt)))
         shown = ""
-        for _ in self._in_turn(self._grow([([prompt], [1.0], 1)], [row], length, sampler, stop), None):
+        drawing = Drawing([prompt], PLAIN, 1)
+        for _ in self._in_turn(self._grow([drawing], [row], length, sampler, stop), None):
             if row.finish_reason is not None:
-                yield _freeze(row)
+                yield _freeze(row, _totals(row, 0, [drawing]))
                 return
             if row.token_ids:
                 stable = _stable(self._text(row.token_ids), stop)
                 shown = stable if stable.startswith(shown) else shown
-                yield dataclasses.replace(_freeze(row), text=shown)
+                yield dataclasses.replace(_freeze(row, ()), text=shown)
 
     @exit_waits()
     def score(
@@ -228,6 +257,7 @@ class Engine:
         replies: Sequence[Sequence[int]],
         sampler: Sampler,
         *,
+        tilts: Mapping[int, Tilt] | None = None,
         wanted: npt.NDArray[np.bool_] | None = None,
         cancel: threading.Event | None = None,
     ) -> npt.NDArray[np.float64]:
@@ -241,6 +271,7 @@ class Engine:
             powers: (C, K).
             replies: M lists of tokens, with the end token where there is one.
             sampler: temperature and truncation of the laws.
+            tilts: those of laws of one prompt, by their places.
             wanted: (C, M), whether to compute an entry. The others are nan. None computes all.
             cancel: once it is set, the engine makes no further pass.
 
@@ -256,7 +287,9 @@ class Engine:
         laws = laws.reshape(len(laws), len(prompts))
         wanted = np.ones((len(laws), len(replies)), dtype=bool) if wanted is None else wanted
         totals = np.where(wanted, 0.0, np.nan)
-        steps = score(self._passes, prompts, laws, replies, wanted, sampler, totals=totals, size=self.max_batch_tokens)
+        own = {law: TokenTilts([tilt], [self.keyword_tokens(tilt)]) for law, tilt in (tilts or {}).items()}
+        size = self.max_batch_tokens
+        steps = score(self._passes, prompts, laws, replies, wanted, sampler, tilts=own, totals=totals, size=size)
         with self._requests.turn(cancel):
             deque(self._in_turn(steps, cancel), maxlen=0)
         return totals
@@ -288,17 +321,57 @@ class Engine:
     ) -> Generator[None, None, None]:
         """Read the prompts, extend the rows until all are finished, and yield after every pass."""
         places: dict[tuple[int, ...], int] = {}
-        used = [[places.setdefault(tuple(prompt), len(places)) for prompt in prompts] for prompts, _, _ in conditions]
+        drawn_from = [one for one in conditions if one.count]
+        used = [[places.setdefault(tuple(prompt), len(places)) for prompt in one.prompts] for one in drawn_from]
         prefixes = yield from self._passes.read(list(places))
-        ends = np.cumsum([count for _, _, count in conditions])
+        ends = np.cumsum([one.count for one in drawn_from])
         waiting = [
-            Law(prefixes=[prefixes[place] for place in own], powers=powers, rows=list(rows[end - count : end]))
-            for own, (_, powers, count), end in zip(used, conditions, ends, strict=True)
+            Law(
+                prefixes=[prefixes[place] for place in own],
+                powers=one.powers,
+                rows=list(rows[end - one.count : end]),
+                **self._tilts(one, conditions),
+            )
+            for own, one, end in zip(used, drawn_from, ends, strict=True)
         ]
         room = self.max_batch_tokens - sum(len(prompt) for prompt in places)
         for blocks in row_blocks(waiting, room // length):
             batch = [dataclasses.replace(law, rows=law.rows[rows]) for law, rows in blocks]
             yield from decode(self._passes, batch, sampler, lambda row: self._finish(row, length, stop))
+
+    def _tilts(self, drawing: Drawing, conditions: Sequence[Drawing]) -> dict[str, Any]:
+        """Return the tilts of a drawing's only prompt, and the place of its own among them."""
+        tilts = [other.tilt for other in _tilted_alike(drawing, conditions) if other.tilt is not None]
+        if not tilts:
+            return {}
+        own = None if drawing.tilt is None else tilts.index(drawing.tilt)
+        return {"tilts": TokenTilts(tilts, [self.keyword_tokens(tilt) for tilt in tilts]), "tilt": own}
+
+    def keyword_tokens(self, tilt: Tilt) -> list[list[int]]:
+        """Return for each agent of a tilt the tokens that begin its keywords, sorted."""
+        return [self._tokens_of(keywords, _MOST_TOKENS // len(tilt.keywords)) for keywords in tilt.keywords]
+
+    def _tokens_of(self, keywords: Keywords, most: int) -> list[int]:
+        """Return the tokens that begin the words in any spelling: those of the rarest words if there are too many."""
+        spellings = {
+            f"{before}{form}"
+            for word in keywords.words
+            for form in (word, word.lower(), word.capitalize())
+            for before in ("", " ")
+        }
+        batch = self.tokenizer(sorted(spellings), add_special_tokens=False)["input_ids"] if spellings else []
+        common = 0 if keywords.chosen else len(self.tokenizer) // _COMMON
+        firsts = {
+            ids[0]
+            for spelling, ids in zip(sorted(spellings), batch, strict=True)
+            if ids and ids[0] >= common and self._begins(ids, spelling.strip())
+        }
+        return sorted(sorted(firsts, reverse=True)[:most])
+
+    def _begins(self, ids: Sequence[int], word: str) -> bool:
+        """Whether the first token is long enough to stand for a word, which may have several."""
+        first = self.tokenizer.decode(ids[:1]).strip()
+        return first == word or (len(first) >= _SHORTEST and word.startswith(first))
 
     def _text(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """Return the text of tokens, in which special tokens show only if `special` says so."""
@@ -333,13 +406,40 @@ def _stream(seed: int, row: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, row]))
 
 
-def _freeze(row: Row) -> Sampled:
+def _tilted_alike(drawing: Drawing, conditions: Sequence[Drawing]) -> list[Drawing]:
+    """Return the tilted conditions of a drawing's only prompt; nothing where it has several, or other powers."""
+    if tuple(drawing.powers) != PLAIN:
+        return []
+    prompts = [list(prompt) for prompt in drawing.prompts]
+    return [one for one in conditions if one.tilt is not None and [list(prompt) for prompt in one.prompts] == prompts]
+
+
+def _totals(row: Row, place: int, conditions: Sequence[Drawing]) -> tuple[float, ...]:
+    """Return the log-probability of a finished row under each condition, as far as its draw gives it."""
+    own = conditions[place]
+    tilts = [other.tilt for other in _tilted_alike(own, conditions)]
+    alone = dict(zip(map(tuple, own.prompts), row.alone.tolist(), strict=True))
+
+    def total(other: Drawing) -> float:
+        known = alone.get(tuple(other.prompts[0]), math.nan) if len(other.prompts) == 1 else math.nan
+        if other is own:
+            return sum(row.log_probs)
+        if other.is_plain:
+            return known
+        if other.tilt in tilts and len(other.prompts) == len(own.prompts) == 1:
+            return known + float(row.log_ratios[tilts.index(other.tilt)])
+        return math.nan
+
+    return tuple(map(total, conditions))
+
+
+def _freeze(row: Row, totals: tuple[float, ...]) -> Sampled:
     return Sampled(
         token_ids=tuple(row.token_ids),
         text=row.text,
         finish_reason=row.finish_reason,
         log_probs=tuple(row.log_probs),
-        prompt_log_probs=tuple(map(sum, zip(*row.alone, strict=True))),
+        totals=totals,
     )
 
 

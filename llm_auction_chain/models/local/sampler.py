@@ -2,18 +2,36 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from llm_auction_chain.errors import LogitsError
 
-__all__ = ["Sampler"]
+__all__ = ["Draws", "Sampler"]
 
 _BLOCK = 128  # tokens of a block: the search adds up blocks first, then looks into one of them
 # Logits that become float32 at once. On a CPU so few stay in its cache, and their memory is not mapped anew each time.
 _AT_ONCE = {"cpu": 1 << 19}
 _AT_ONCE_ELSEWHERE = 1 << 26
+
+
+class Draws(NamedTuple):
+    """One token for each row.
+
+    Attributes:
+        tokens: (rows,).
+        log_probs: (rows,), of the tokens under the law without a bias, nats.
+        alone: (rows, K), of the tokens under each prompt alone, nats.
+        columns: (rows, C), of the columns under the law without a bias, nats; None without columns.
+    """
+
+    tokens: list[int]
+    log_probs: list[float]
+    alone: list[list[float]]
+    columns: npt.NDArray[np.float64] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,26 +52,49 @@ class Sampler:
     top_k: int = 0
 
     def draw(
-        self, logits: torch.Tensor, powers: Sequence[float], uniforms: Sequence[float]
-    ) -> tuple[list[int], list[float], list[list[float]]]:
+        self,
+        logits: torch.Tensor,
+        powers: Sequence[float],
+        uniforms: Sequence[float],
+        columns: torch.Tensor | None = None,
+        bias: npt.NDArray[np.float64] | None = None,
+    ) -> "Draws":
         """Draw one token for each row: the first at which the sum of probabilities exceeds the row's uniform number.
 
-        Return the tokens (rows,), their log-probabilities (rows,) under the law, and (rows, K) under each prompt alone.
+        Args:
+            logits: (K, rows, vocabulary).
+            powers: (K,).
+            uniforms: (rows,), from 0 to 1.
+            columns: (C,), tokens whose log-probabilities under the law are wanted.
+            bias: (rows, C), nats, added to the log-probabilities of the columns before a token is drawn.
         """
         tokens: list[int] = []
         log_probs: list[float] = []
         alone: list[list[float]] = []
+        shown: list[torch.Tensor] = []
         with torch.inference_mode():
             for rows in _chunks(logits):
                 parts = logits[:, rows].float()
                 combined = _checked(_combined(parts, powers))
-                law = None if self.temperature == 0 else self._law(combined)
-                chosen = combined.argmax(-1) if law is None else _inverse(law.exp(), uniforms[rows])
+                law = self._law(combined)
+                probs = law.exp()
+                if columns is not None and bias is not None:
+                    factors = torch.from_numpy(np.exp(bias[rows])).to(probs)
+                    probs[:, columns] *= factors
+                chosen = combined.argmax(-1) if self.temperature == 0 else _inverse(probs, uniforms[rows])
                 tokens += chosen.tolist()
-                log_probs += [0.0] * len(chosen) if law is None else _at(law, chosen).tolist()
+                log_probs += _at(law, chosen).tolist()
+                if columns is not None:
+                    shown.append(law[:, columns])
                 if len(powers) > 1:
                     alone += torch.stack([self._log_probs(part, chosen) for part in parts], 1).tolist()
-        return tokens, log_probs, alone or [[value] for value in log_probs]
+        figures = torch.cat(shown).double().cpu().numpy() if shown else None
+        return Draws(tokens, log_probs, alone or [[value] for value in log_probs], figures)
+
+    def columns(self, logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Return the log-probabilities (rows, C) of some tokens (C,) under each row of logits (rows, vocabulary)."""
+        with torch.inference_mode():
+            return torch.cat([self._law(_checked(logits[rows].float()))[:, columns] for rows in _chunks(logits[None])])
 
     def log_probs(self, logits: torch.Tensor, powers: Sequence[float], tokens: torch.Tensor) -> torch.Tensor:
         """Return the log-probability (rows,) of each token (rows,) under its row of logits, float32."""
@@ -64,11 +105,12 @@ class Sampler:
             return torch.cat([self._log_probs(*both) for both in combined])
 
     def _log_probs(self, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        if self.temperature == 0:
-            return torch.where(logits.argmax(-1) == tokens, 0.0, -torch.inf)
         return _at(self._law(logits), tokens)
 
     def _law(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.temperature == 0:
+            likeliest = logits.argmax(-1, keepdim=True)
+            return torch.full_like(logits, -torch.inf).scatter(-1, likeliest, 0.0)
         if self.temperature != 1:
             logits = logits / self.temperature
         return _truncate(logits, self.top_p, self.top_k).log_softmax(-1)

@@ -1,11 +1,12 @@
 """Log-probabilities of replies. A pass reads every prompt once, and every reply once behind each of its prompts."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from llm_auction_chain.candidates.tilts import TokenTilts
 from llm_auction_chain.models.local.attention import Prefix
 from llm_auction_chain.models.local.passes import Passes, packs
 from llm_auction_chain.models.local.sampler import Sampler
@@ -24,12 +25,14 @@ def score(
     wanted: Mask,
     sampler: Sampler,
     *,
+    tilts: Mapping[int, TokenTilts],
     totals: FloatArray,
     size: int,
 ) -> Generator[None, None, None]:
     """Add the log-probabilities of `Engine.score`, which explains the arguments, to the totals (C, M).
 
-    It yields after every pass, and holds keys, values and states of at most `size` tokens at once.
+    `tilts` holds the tilt of each law that has one. It yields after every pass, and holds keys, values and states of at
+    most `size` tokens at once.
     """
     for laws in _affordable(powers != 0, [len(prompt) for prompt in prompts], size):
         used: list[int] = np.flatnonzero((powers[laws] != 0).any(0)).tolist()
@@ -44,13 +47,19 @@ def score(
                 if not batch:
                     continue
                 texts = [replies[column] for column in batch]
-                for part in _follow(passes, list(shown.values()), powers[rows][:, list(shown)], texts, sampler):
+                own = {place: tilts[law] for place, law in enumerate(rows) if law in tilts}
+                for part in _follow(passes, list(shown.values()), powers[rows][:, list(shown)], texts, sampler, own):
                     totals[np.asarray(rows)[:, None], batch] += part
                     yield
 
 
 def _follow(
-    passes: Passes, prefixes: Sequence[Prefix], powers: FloatArray, replies: Sequence[Sequence[int]], sampler: Sampler
+    passes: Passes,
+    prefixes: Sequence[Prefix],
+    powers: FloatArray,
+    replies: Sequence[Sequence[int]],
+    sampler: Sampler,
+    tilts: Mapping[int, TokenTilts],
 ) -> Iterator[FloatArray]:
     """Yield parts (C, M) of the log-probabilities of replies under the same laws. No reply is empty."""
     lengths = [len(reply) for reply in replies]
@@ -68,18 +77,28 @@ def _follow(
         yield np.zeros((len(powers), len(replies)))
     tokens = torch.tensor([token for reply in replies for token in reply], device=states.device)
     owners = np.repeat(np.arange(len(replies)), lengths)
+    columns = {law: [np.zeros((0, len(own.columns)))] for law, own in tilts.items()}
     step = max(1, passes.rows // len(prefixes))
     for start in range(0, len(tokens), step):
         rows = slice(start, start + step)
         flat = passes.logits(states[:, rows].flatten(0, 1))
         logits = flat.view(len(prefixes), -1, flat.shape[-1])
         parts = np.zeros((len(powers), len(replies)))
-        for part, law in zip(parts, powers, strict=True):
+        known: dict[bytes, FloatArray] = {}  # a tilt and its reference have the same powers
+        for place, (part, law) in enumerate(zip(parts, powers, strict=True)):
             used = np.flatnonzero(law)
             shown = logits[used[0] : used[0] + 1] if len(used) == 1 else logits[used]
-            log_probs = sampler.log_probs(shown, law[used].tolist(), tokens[rows])
-            np.add.at(part, owners[rows], log_probs.double().cpu().numpy())
+            if (key := law.tobytes()) not in known:
+                known[key] = sampler.log_probs(shown, law[used].tolist(), tokens[rows]).double().cpu().numpy()
+            np.add.at(part, owners[rows], known[key])
+            if place in tilts:
+                wanted = torch.from_numpy(tilts[place].columns).to(states.device)
+                columns[place].append(sampler.columns(shown[0], wanted).double().cpu().numpy())
         yield parts
+    parts = np.zeros((len(powers), len(replies)))
+    for law, own in tilts.items():
+        parts[law] = own.log_ratios(replies, np.split(np.concatenate(columns[law]), ends[:-1]))[:, 0]
+    yield parts
 
 
 def _affordable(uses: Mask, lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -30,7 +30,7 @@ from llm_auction_chain import (
 )
 from llm_auction_chain.candidates import CandidateFilter, Size, Source, draw, make_plan
 from llm_auction_chain.candidates.drawing import _identity
-from llm_auction_chain.candidates.proposals import conditions_of
+from llm_auction_chain.candidates.proposals import ProposalInputs, conditions_of
 from llm_auction_chain.descriptions import descriptions_of
 from llm_auction_chain.testing import MarkovChatModel
 from llm_auction_chain.waiting import AWAITING, BLOCKING, run
@@ -55,7 +55,9 @@ def auction(model=MODEL, **settings):
 def exact_log_weights(proposal, draws, tau=1.0):
     """Return the balance-heuristic weight of every reply by enumeration, for counts by component name."""
     descriptions = descriptions_of(agent.context for agent in agents())
-    conditions, _ = conditions_of(proposal, PROMPT, descriptions, tau=tau, seed=0)
+    conditions, _ = conditions_of(
+        proposal, ProposalInputs(prompt=tuple(PROMPT), descriptions=tuple(descriptions), tau=tau)
+    )
     laws = {condition.name: MODEL.enumerate(condition.prompts, condition.powers) for condition in conditions}
     total = sum(draws.values())
     return {
@@ -403,8 +405,9 @@ def plan_of(model, n, *, most=None, contexts=(), **settings):
     """Return the plan of n draws a round."""
     size = Size(n=n, most=most or n, min_ess=1e9 if most else 0.0, fewest=settings.pop("fewest", 1))
     source = Source(model, {}, native_n=False, kwargs={})
-    common = {"scorer": None, "proposal": None, "prompt": PROMPT, "tau": 1.0, "seed": 0}
-    return make_plan(source, contexts=contexts, size=size, **{**common, **settings})
+    facts = {"prompt": tuple(PROMPT), "descriptions": tuple(descriptions_of(contexts))}
+    inputs = ProposalInputs(**facts, seed=settings.pop("seed", 0))
+    return make_plan(source, inputs=inputs, size=size, **{"scorer": None, "proposal": None, **settings})
 
 
 def drawn(*script, **settings):
@@ -453,11 +456,11 @@ class NoSystem(MarkovChatModel):
 
     def _generate(self, messages, stop=None, run_manager=None, *, conditions=None, **kwargs):
         if not self.late:
-            self._read([messages, *(prompt for prompts, _, _ in conditions or () for prompt in prompts)])
+            self._read([messages, *(prompt for condition, _ in conditions or () for prompt in condition.prompts)])
         return super()._generate(messages, stop, run_manager, conditions=conditions, **kwargs)
 
     def score_conditions(self, conditions, replies, **kwargs):
-        self._read(prompt for prompts, _ in conditions for prompt in prompts)
+        self._read(prompt for condition in conditions for prompt in condition.prompts)
         return super().score_conditions(conditions, replies, **kwargs)
 
 

@@ -11,7 +11,7 @@ from langchain_openai import ChatOpenAI
 
 from llm_auction_chain import ChatTransformers
 from llm_auction_chain.candidates.logprobs import log_prob_matrix, read_log_probs
-from llm_auction_chain.candidates.proposals import Condition, ContextProduct, ContextPrompt, Reference
+from llm_auction_chain.candidates.proposals import Condition, ContextProduct, ContextPrompt, ProposalInputs, Reference
 from llm_auction_chain.errors import LogProbError, ScoringError
 from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 from tests.integration.provider import complete, provider
@@ -360,7 +360,8 @@ def test_strange_spellings_are_not_taken_for_the_text(strange):
 # What a scorer is asked.
 
 CONDITIONS = [
-    part.condition([HumanMessage("x")], ["A shop."], tau=1.0, seed=0) for part in (Reference(), ContextPrompt())
+    part.condition(ProposalInputs(prompt=(HumanMessage("x"),), descriptions=("A shop.",)))
+    for part in (Reference(), ContextPrompt())
 ]
 
 
@@ -450,23 +451,25 @@ def test_an_error_names_the_scorer(kind, monkeypatch):
 
 
 def of_product(totals):
-    """Return a reply that was drawn under several prompts, with its log-probability under each."""
-    return AIMessage("Hi", response_metadata={"logprobs": {**OURS, "prompt_totals": totals}})
+    """Return a reply that was drawn under several conditions, with its log-probability under those that are known."""
+    return AIMessage("Hi", response_metadata={"logprobs": {**OURS, "condition_totals": totals}})
 
 
-def test_figures_under_each_prompt_of_a_product_are_not_scored_again():
+def test_figures_that_the_draw_gives_are_not_scored_again():
     class Unscored(Logits):
         def score_conditions(self, conditions, replies, *, wanted, **law):
             assert wanted == [[False], [False], [False], [True]]
             return [[-9.0]] * 4
 
-    product = ContextProduct(0.5, joint=True).condition([HumanMessage("x")], ["A shop."], tau=1.0, seed=0)
+    product = ContextProduct(0.5, joint=True).condition(
+        ProposalInputs(prompt=(HumanMessage("x"),), descriptions=("A shop.",))
+    )
     sharper = Condition(name="sharper", prompts=product.prompts[:1], powers=(2.0,))
     scores = run(
         log_prob_matrix(
             Unscored(),
             [*CONDITIONS, product, sharper],
-            [(2, of_product([-3.0, -4.0]))],
+            [(2, of_product([-3.0, -4.0, -1.5, None]))],
             BLOCKING,
             identities=["Hi"],
             law={},
@@ -476,8 +479,8 @@ def test_figures_under_each_prompt_of_a_product_are_not_scored_again():
 
 
 @pytest.mark.parametrize("totals", [[1.0], ["likely"], -1.0, "-1", {-1.0: 1}])
-def test_figures_under_each_prompt_are_log_probabilities(totals):
-    assert read_log_probs(of_product([-1, -2.5])).prompt_totals == (-1.0, -2.5)
+def test_figures_under_each_condition_are_log_probabilities(totals):
+    assert read_log_probs(of_product([-1, None, -2.5])).condition_totals == (-1.0, None, -2.5)
     with pytest.raises(LogProbError, match="declares the basis"):
         read_log_probs(of_product(totals))
 

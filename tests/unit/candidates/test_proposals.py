@@ -12,13 +12,14 @@ from langchain_core.prompts import ChatPromptTemplate
 from llm_auction_chain import ConfigurationError, ContextProduct, ContextPrompt, DefensiveMixture, Reference
 from llm_auction_chain.candidates.proposals import (
     PLAIN,
+    ProposalInputs,
     check_proposal,
     conditions_of,
     default_proposal,
     log_weights,
     stratify,
 )
-from llm_auction_chain.descriptions import descriptions_of
+from llm_auction_chain.descriptions import descriptions_of, keywords_of
 
 PROMPT = [HumanMessage("How do I learn the guitar?")]
 TOLD = ["StringSchool gives lessons.", "TuneTown sells guitars."]
@@ -26,7 +27,12 @@ FEW = ContextPrompt(), ContextProduct(), ContextProduct(0.5, joint=True), Refere
 
 
 def told(component, prompt=PROMPT, descriptions=TOLD, seed=0, tau=2.0):
-    return component.condition(prompt, descriptions, tau=tau, seed=seed)
+    return component.condition(inputs_of(prompt, descriptions, seed=seed, tau=tau))
+
+
+def inputs_of(prompt=PROMPT, descriptions=TOLD, *, seed=0, tau=2.0):
+    keywords = tuple(sorted(keywords_of(text) for text in descriptions))
+    return ProposalInputs(prompt=tuple(prompt), descriptions=tuple(descriptions), keywords=keywords, tau=tau, seed=seed)
 
 
 def test_the_reference_is_the_prompt_as_it_stands():
@@ -186,10 +192,10 @@ def test_a_mixture_may_be_a_component_of_a_mixture():
 
 def test_components_that_are_one_law_are_one_condition_and_the_reference_comes_first():
     mixture = DefensiveMixture([(ContextProduct(), 1), (ContextProduct(0.5), 1), (Reference(), 2)])
-    conditions, shares = conditions_of(mixture, PROMPT, TOLD, tau=2.0, seed=0)
+    conditions, shares = conditions_of(mixture, inputs_of(descriptions=TOLD, tau=2.0, seed=0))
     assert [condition.name for condition in conditions] == ["reference", "context product 0.5"]
     assert shares == [0.5, 0.5]
-    conditions, shares = conditions_of(ContextPrompt(), PROMPT, TOLD, tau=2.0, seed=0)
+    conditions, shares = conditions_of(ContextPrompt(), inputs_of(descriptions=TOLD, tau=2.0, seed=0))
     assert [condition.name for condition in conditions] == ["reference", "context prompt"]
     assert shares == [0.0, 1.0]
 

@@ -27,7 +27,7 @@ from llm_auction_chain import (
     Reference,
     Sampling,
 )
-from llm_auction_chain.candidates import Size, Source, draw, hidden, make_plan, quiet
+from llm_auction_chain.candidates import ProposalInputs, Size, Source, draw, hidden, make_plan, quiet
 from llm_auction_chain.testing import MarkovChatModel
 from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 from tests.integration.provider import few, provider, refuse
@@ -258,11 +258,8 @@ def test_neighbouring_seeds_rounds_and_conditions_share_no_stream_of_randomness(
             Source(model, {}, native_n=True, kwargs={}),
             scorer=SHORT if kind is SeededPerCondition else None,
             proposal=DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)]),
-            prompt=PROMPT,
-            contexts=["A shop."],
-            tau=1.0,
+            inputs=ProposalInputs(prompt=tuple(PROMPT), descriptions=("A shop.",), seed=seed),
             size=Size(n=4, most=12, min_ess=1e9, fewest=1),
-            seed=seed,
         )
         run(draw(plan, BLOCKING))
     assert len(model.seeds) == len(set(model.seeds)) == 40 * requests
@@ -301,7 +298,7 @@ class Single(Native):
 
 def wanted(*counts):
     """Return so many draws from each of several prompts."""
-    return [(Reference().condition([HumanMessage(f"x{k}")], [], tau=1.0, seed=0), n) for k, n in enumerate(counts)]
+    return [(Reference().condition(ProposalInputs(prompt=(HumanMessage(f"x{k}"),))), n) for k, n in enumerate(counts)]
 
 
 async def sample(model, waiter, draws, *, config=None, **kwargs):
@@ -362,7 +359,7 @@ async def test_without_a_run_of_its_own_a_call_reaches_no_callback():
             heard = model.model_copy(update={"callbacks": [handler]})
             source = Source(heard, {}, native_n=True, traced=False, kwargs={})
             sampling = source.sample(
-                [(Reference().condition(PROMPT, [], tau=1.0, seed=0), 3)], waiter,
+                [(Reference().condition(ProposalInputs(prompt=tuple(PROMPT))), 3)], waiter,
                 seed=1, tokens=False, config={"callbacks": [handler]},
             )  # fmt: skip
             sample = run(sampling) if waiter is BLOCKING else await sampling

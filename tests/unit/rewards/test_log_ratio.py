@@ -218,7 +218,7 @@ def scorer_of(kind, row):
 
     class Together(Plain):
         def score_conditions(self, conditions, replies, *, wanted):
-            return [row(prompts[0], replies) for prompts, _ in conditions]
+            return [row(condition.prompts[0], replies) for condition in conditions]
 
     class AwaitedTogether(Together):
         async def ascore_conditions(self, conditions, replies, *, wanted):
@@ -440,11 +440,11 @@ class Waits:
         return MODEL.score(prompt, replies)
 
     def score_conditions(self, conditions, replies, *, wanted):
-        lengths = [len(prompts[0][0].text) for prompts, _ in conditions]
+        lengths = [len(condition.prompts[0][0].text) for condition in conditions]
         self.calls.append(len(lengths))
         if max(lengths) > 500:
             self.gate.wait(30)
-        return [self.score(prompts[0], replies) for prompts, _ in conditions]
+        return [self.score(condition.prompts[0], replies) for condition in conditions]
 
 
 def test_long_instructions_delay_no_report_of_short_ones(ask):

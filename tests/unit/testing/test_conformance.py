@@ -209,9 +209,9 @@ class Told(ContextPrompt):
     def text(self, descriptions, seed):
         return " ".join(sorted(descriptions))
 
-    def condition(self, prompt, descriptions, *, tau, seed):
-        told = SystemMessage(self.text(descriptions, seed))
-        return Condition(name="told", prompts=((told, *prompt),))
+    def condition(self, inputs):
+        told = SystemMessage(self.text(inputs.descriptions, inputs.seed))
+        return Condition(name="told", prompts=((told, *inputs.prompt),))
 
 
 class InOrder(Told):
@@ -227,14 +227,14 @@ class Changing(Told):
 
 
 class Powerless(Told):
-    def condition(self, prompt, descriptions, *, tau, seed):
-        return Condition(name="powerless", prompts=(tuple(prompt),), powers=(math.nan,))
+    def condition(self, inputs):
+        return Condition(name="powerless", prompts=(inputs.prompt,), powers=(math.nan,))
 
 
 class Writing(Told):
-    def condition(self, prompt, descriptions, *, tau, seed):
-        prompt[0].content = "mine"
-        return super().condition(prompt, descriptions, tau=tau, seed=seed)
+    def condition(self, inputs):
+        inputs.prompt[0].content = "mine"
+        return super().condition(inputs)
 
 
 class First(Told):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from llm_auction_chain.models.local.engine import Drawing
 from llm_auction_chain.models.local.passes import Passes
 from llm_auction_chain.models.local.sampler import Sampler
 from tests.tiny import draw, full_log_prob
@@ -27,7 +28,7 @@ def test_an_end_token_is_counted_and_not_shown(tiny, monkeypatch):
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_drawing_in_several_chunks_changes_no_reply(tiny, monkeypatch, rows):
-    conditions = [([[3, 4]], [1.0], 5), ([[3, 4], [9]], [0.5, 0.5], 4)]
+    conditions = [Drawing([[3, 4]], [1.0], 5), Drawing([[3, 4], [9]], [0.5, 0.5], 4)]
     options = {"seed": 4, "max_tokens": 5, "sampler": Sampler()}
     whole = tiny.sample(conditions, **options)
     monkeypatch.setattr(Passes, "rows", property(lambda passes: rows))
@@ -36,6 +37,8 @@ def test_drawing_in_several_chunks_changes_no_reply(tiny, monkeypatch, rows):
 
 def test_conditions_draw_their_own_rows_whatever_stands_beside_them(tiny):
     options = {"seed": 4, "max_tokens": 6, "sampler": Sampler()}
-    both = tiny.sample([([[3, 4]], [1.0], 2), ([[3, 4], [9]], [0.5, 0.5], 3)], **options)
-    assert both[:2] == tiny.sample([([[3, 4]], [1.0], 2)], **options)
+    both = tiny.sample([Drawing([[3, 4]], [1.0], 2), Drawing([[3, 4], [9]], [0.5, 0.5], 3)], **options)
+    alone = tiny.sample([Drawing([[3, 4]], [1.0], 2)], **options)
+    for one, other in zip(alone, both[:2], strict=True):
+        assert (one.token_ids, one.log_probs) == (other.token_ids, other.log_probs)
     assert len(both) == 5

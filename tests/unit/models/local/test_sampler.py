@@ -20,7 +20,7 @@ def rows_of(probs, n):
 
 def test_a_grid_of_uniform_numbers_draws_every_token_as_often_as_it_is_likely():
     n = 2000
-    tokens, log_probs, alone = Sampler().draw(rows_of(PROBS, n), [1.0], [(k + 0.5) / n for k in range(n)])
+    tokens, log_probs, alone, _ = Sampler().draw(rows_of(PROBS, n), [1.0], [(k + 0.5) / n for k in range(n)])
     assert (np.bincount(tokens, minlength=4) / n).tolist() == pytest.approx(PROBS.tolist(), abs=1 / n)
     assert log_probs == pytest.approx([math.log(PROBS[token]) for token in tokens], abs=1e-6)
     assert alone == [[value] for value in log_probs]
@@ -31,7 +31,7 @@ def test_a_grid_of_uniform_numbers_draws_every_token_as_often_as_it_is_likely():
 def test_the_token_drawn_is_the_first_whose_sum_exceeds_the_uniform_number(size, seed, sharpness, uniform):
     weights = np.exp(sharpness * np.random.default_rng(seed).standard_normal(size))
     probs = weights / weights.sum()
-    ((token,), (log_prob,), _) = Sampler().draw(torch.tensor(probs).log().float()[None, None], [1.0], [uniform])
+    ((token,), (log_prob,), _, _) = Sampler().draw(torch.tensor(probs).log().float()[None, None], [1.0], [uniform])
     sums = np.cumsum(probs)
     # float32 may move a boundary between two tokens by its rounding, never draw what cannot be drawn.
     assert sums[token] >= uniform - 1e-5
@@ -52,7 +52,7 @@ def test_what_cannot_be_drawn_is_not_drawn_at_either_end(uniform):
 )
 def test_truncation_keeps_the_likeliest_and_renormalizes(top_p, top_k, kept):
     uniforms = [(k + 0.5) / 500 for k in range(500)]
-    tokens, log_probs, _ = Sampler(top_p=top_p, top_k=top_k).draw(rows_of(PROBS, 500), [1.0], uniforms)
+    tokens, log_probs, _, _ = Sampler(top_p=top_p, top_k=top_k).draw(rows_of(PROBS, 500), [1.0], uniforms)
     assert set(tokens) == kept
     mass = sum(PROBS[token].item() for token in kept)
     assert log_probs == pytest.approx([math.log(PROBS[token].item() / mass) for token in tokens], abs=1e-5)
@@ -63,7 +63,7 @@ def test_a_product_is_drawn_from_the_sum_of_its_logits_and_tells_each_prompts_ow
     logits = torch.randn(2, 40, 9, generator=torch.Generator().manual_seed(3))
     powers = [0.7, -0.2]
     uniforms = [(k + 0.5) / 40 for k in range(40)]
-    tokens, log_probs, alone = sampler.draw(logits, powers, uniforms)
+    tokens, log_probs, alone, _ = sampler.draw(logits, powers, uniforms)
     chosen = torch.tensor(tokens)
     combined = (logits * torch.tensor(powers)[:, None, None]).sum(0, keepdim=True)
     assert sampler.draw(combined, [1.0], uniforms)[0] == tokens
@@ -76,9 +76,9 @@ def test_a_product_is_drawn_from_the_sum_of_its_logits_and_tells_each_prompts_ow
 def test_many_rows_are_done_in_parts_that_change_nothing():
     logits = torch.randn(1, 40, 49152, generator=torch.Generator().manual_seed(0))
     uniforms = [(k + 0.5) / 40 for k in range(40)]
-    tokens, log_probs, _ = Sampler().draw(logits, [1.0], uniforms)
+    tokens, log_probs, _, _ = Sampler().draw(logits, [1.0], uniforms)
     for row in (0, 17, 39):
-        ((token,), (log_prob,), _) = Sampler().draw(logits[:, row : row + 1], [1.0], [uniforms[row]])
+        ((token,), (log_prob,), _, _) = Sampler().draw(logits[:, row : row + 1], [1.0], [uniforms[row]])
         assert (token, log_prob) == (tokens[row], log_probs[row])
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llm_auction_chain.errors import ContextWindowError
+from llm_auction_chain.models.local.engine import Drawing
 from llm_auction_chain.models.local.passes import Passes
 from llm_auction_chain.models.local.sampler import Sampler
 from tests.tiny import combined_log_prob, draw
@@ -47,7 +48,7 @@ def test_scoring_in_several_chunks_changes_no_score(tiny, monkeypatch, rows):
 
 def test_scores_are_those_of_the_draws(tiny):
     prompts, powers, sampler = [[3, 4, 6], [9, 8]], [0.4, 0.6], Sampler(top_p=0.9, top_k=50, temperature=0.8)
-    replies = tiny.sample([(prompts, powers, 6)], seed=2, max_tokens=9, sampler=sampler)
+    replies = tiny.sample([Drawing(prompts, powers, 6)], seed=2, max_tokens=9, sampler=sampler)
     (scores,) = tiny.score(prompts, [powers], [reply.token_ids for reply in replies], sampler)
     assert scores == pytest.approx([sum(reply.log_probs) for reply in replies], abs=1e-4)
 
