@@ -39,7 +39,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {
     "W1": {},
     "W2": {"m": 16, "tokens": 256, "ends": True},
     "W3": {"agents": 16},
-    "W4": {"default": True},
+    "W4": {"product": True},
 }
 QUICK = {"m": 4, "tokens": 8}
 ONE_REPLY, CHECKED = 64, 8
@@ -179,7 +179,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=WORKLOADS,
         default="W1",
         help="W1: 32 replies of 64 tokens, 3 agents; W2: 16 replies that end by themselves, up to 256 tokens; "
-        "W3: W1 with 16 agents; W4: W1 with the default proposal, a product, which the others cannot draw from",
+        "W3: W1 with 16 agents; W4: W1 with the proposal for log-ratios, a product, which the others cannot draw from",
     )
     parser.add_argument("--rounds", type=int, default=5, help="turns of every contender that count")
     parser.add_argument(

@@ -118,7 +118,7 @@ class Turn:
 
 
 def build(
-    encode: Encode, *, m: int = 32, agents: int = 3, tokens: int = 64, ends: bool = False, default: bool = False
+    encode: Encode, *, m: int = 32, agents: int = 3, tokens: int = 64, ends: bool = False, product: bool = False
 ) -> Workload:
     """Return the work of one auction: M replies, and their log-ratio rewards under every agent's own system prompt.
 
@@ -128,8 +128,8 @@ def build(
         agents: at most as many as there are brands.
         tokens: the most of a reply.
         ends: whether the end token ends a reply.
-        default: whether to draw from the package's default proposal, a product, in place of reference and context
-            prompt in equal parts.
+        product: whether to draw from the default proposal for log-ratios, a product, in place of reference and
+            context prompt in equal parts.
     """
     # Not for the processes whose memory is measured: transformers alone needs no LangChain.
     from langchain_core.messages import HumanMessage, SystemMessage
@@ -139,8 +139,8 @@ def build(
         DefensiveMixture,
         ProposalInputs,
         Reference,
+        choose_proposal,
         conditions_of,
-        default_proposal,
         stratify,
     )
     from llm_auction_chain.descriptions import descriptions_of
@@ -149,9 +149,10 @@ def build(
     companies = [{"brand": brand, "product": product, "claim": claim} for brand, product, claim in BRANDS[:agents]]
     descriptions = descriptions_of([CONTEXT.format(**each) for each in companies])
     halves = DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)])
-    proposal = default_proposal(descriptions, scores=True, logits=True) if default else halves
     question = HumanMessage(QUESTION)
-    conditions, shares = conditions_of(proposal, ProposalInputs(prompt=(question,), descriptions=tuple(descriptions)))
+    inputs = ProposalInputs(prompt=(question,), descriptions=tuple(descriptions), log_ratios=True)
+    proposal = choose_proposal(inputs, can="everything")[0] if product else halves
+    conditions, shares = conditions_of(proposal, inputs)
     laws: list[tuple[Sequence[Sequence[Any]], Sequence[float]]] = [(each.prompts, each.powers) for each in conditions]
     laws += [([[SystemMessage(SYSTEM.format(**each)), question]], [1.0]) for each in companies]
     encoded = [[tuple(encode(as_turns(prompt, "the benchmark"))) for prompt in prompts] for prompts, _ in laws]

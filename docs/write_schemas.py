@@ -136,7 +136,7 @@ def _stored_result() -> dict[str, Any]:
     component = _object("A component of the proposal.", {"component": _TEXT, "draws": {"type": "integer"}})
     agent = {
         "agent": {**_TEXT, "description": "The agent's name."},
-        **_fields(Agent, ["owner", "context", "pays", "report_cap", "currency", "categories"]),
+        **_fields(Agent, ["owner", "context", "keywords", "pays", "report_cap", "currency", "categories"]),
         "per_click": {"type": "boolean", "description": "Whether it pays per click."},
     }
     settlement = {
@@ -153,6 +153,7 @@ def _stored_result() -> dict[str, Any]:
         "revenue": amount,
         "auction_id": _TEXT,
         "contexts": _json_type(Contexts),
+        "proposal_reason": _TEXT,
         "usage": {"anyOf": [mapping, {"type": "null"}]},
         "currency": _TEXT,
         "disclosure": _TEXT,
@@ -331,7 +332,8 @@ def _json_type(hint: Any) -> dict[str, Any]:
     """Return the schema of a type."""
     if hint == FloatArray:
         return {"type": "array", "items": {"type": "number"}}
-    return _plain(TypeAdapter(list[str] if hint == Collection[str] else hint).json_schema())
+    lists = {Collection[str]: list[str], Collection[str] | None: list[str] | None}
+    return _plain(TypeAdapter(lists.get(hint, hint)).json_schema())
 
 
 def _plain(schema: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from llm_auction_chain.auction.result import AuctionResult
     from llm_auction_chain.auction.settings import Billing, Disclosure, Policy, Sampling
     from llm_auction_chain.auction.tau_sweep import TauPoint, tau_sweep
-    from llm_auction_chain.candidates import ContextProduct, ContextPrompt, DefensiveMixture, Reference
+    from llm_auction_chain.candidates import ContextProduct, ContextPrompt, DefensiveMixture, KeywordTilt, Reference
     from llm_auction_chain.descriptions import lint_context
     from llm_auction_chain.directory import AgentDirectory
     from llm_auction_chain.errors import (
@@ -64,6 +64,7 @@ __all__ = [
     "DefensiveMixture",
     "DeliveredError",
     "Disclosure",
+    "KeywordTilt",
     "Ledger",
     "LedgerError",
     "LedgerUnavailableError",
@@ -93,7 +94,7 @@ _NAMES = {
     "auction.result": ("AuctionResult",),
     "auction.settings": ("Billing", "Disclosure", "Policy", "Sampling"),
     "auction.tau_sweep": ("TauPoint", "tau_sweep"),
-    "candidates": ("ContextProduct", "ContextPrompt", "DefensiveMixture", "Reference"),
+    "candidates": ("ContextProduct", "ContextPrompt", "DefensiveMixture", "KeywordTilt", "Reference"),
     "descriptions": ("lint_context",),
     "directory": ("AgentDirectory",),
     "interfaces.chat_model": ("ChatAuction",),

@@ -104,7 +104,10 @@ class ProposalMetadata(TypedDict):
     """What the candidates were drawn from."""
 
     contexts: Contexts
-    """Whether the agents' descriptions reached the proposal: `used` or `unused`; `none` where no agent has one."""
+    """Whether the agents' descriptions or keywords reached the proposal: `used` or `unused`; `none` where no agent has
+    any."""
+    reason: str
+    """Why it is this proposal."""
     components: list[ComponentMetadata]
     """The components in their order."""
 
@@ -207,6 +210,7 @@ def metadata_of(result: "AuctionResult") -> AuctionMetadata:
         },
         "proposal": {
             "contexts": result.contexts,
+            "reason": result.proposal_reason,
             "components": [{"component": name, "draws": count} for name, count in result.components],
         },
         "warnings": list(result.warnings),

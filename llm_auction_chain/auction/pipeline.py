@@ -1,5 +1,6 @@
 """One auction from admission to charge: the only module that knows all parts."""
 
+import math
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +27,7 @@ from llm_auction_chain.candidates import (
 from llm_auction_chain.descriptions import descriptions_of, keywords_of
 from llm_auction_chain.messages import calls_of
 from llm_auction_chain.receipts import GENERATOR, MECHANISM, Opening, open_auction
-from llm_auction_chain.reports import Report, Terms, collect
+from llm_auction_chain.reports import Report, Terms, cap_of, collect
 from llm_auction_chain.rewards import AskedBy, Reward, log_ratios_of
 from llm_auction_chain.waiting import Waiter
 
@@ -101,6 +102,7 @@ class _Steps:
         """Return what to draw, decided from the prompt, public descriptions, tau and a seed."""
         call, sampling, policy = self.call, self.settings.sampling, self.settings.policy
         keywords = [keywords_of(agent.context, agent.keywords) for agent in admitted.agents]
+        caps = [cap_of(agent, self.settings.report_cap) for agent in admitted.agents]
         kwargs = dict(call.model_kwargs)
         return make_plan(
             Source(self.settings.model, call.config, native_n=sampling.native_n, traced=call.traced, kwargs=kwargs),
@@ -112,11 +114,12 @@ class _Steps:
                 keywords=tuple(sorted({own for own in keywords if own.words})),
                 tau=self.settings.tau,
                 seed=admitted.seed_of_candidates,
+                span=sum(math.inf if cap is None else 2 * float(cap) for cap in caps) / self.settings.tau,
+                log_ratios=any(
+                    isinstance(agent.reward, Reward) and bool(log_ratios_of(agent.reward)) for agent in admitted.agents
+                ),
             ),
             size=admitted.size,
-            log_ratios=any(
-                isinstance(agent.reward, Reward) and bool(log_ratios_of(agent.reward)) for agent in admitted.agents
-            ),
             candidate_filter=None if policy.candidate_filter is None else CandidateFilter(policy.candidate_filter),
             fallback=None if policy.fallback is None else as_message(policy.fallback),
         )

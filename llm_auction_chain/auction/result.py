@@ -63,7 +63,9 @@ class AuctionResult:
         prompt: the user's messages.
         candidates: the distinct replies, how often each was drawn, and their log-weights.
         components: name and number of draws of every component of the proposal.
-        contexts: whether the agents' descriptions reached the proposal: `used`, `unused`; `none` where there is none.
+        contexts: whether the agents' descriptions or keywords reached the proposal: `used`, `unused`; `none` without
+            any.
+        proposal_reason: why candidates were drawn from these components.
         agents: the N agents that took part, in the order of the matrices.
         left_out: those that did not, and why: an exclusive category, no cover, or a failed ledger.
         reports: (N,), each agent's rewards, status and reason. Private values: not in the metadata.
@@ -86,6 +88,7 @@ class AuctionResult:
     candidates: tuple[Candidate, ...]
     components: tuple[tuple[str, int], ...]
     contexts: Contexts
+    proposal_reason: str
     agents: tuple[Agent, ...]
     left_out: tuple[LeftOut, ...]
     reports: tuple[Report, ...]
@@ -354,6 +357,7 @@ def settle_auction(
         candidates=drawn.candidates,
         components=drawn.components,
         contexts=drawn.contexts,
+        proposal_reason=drawn.reason,
         agents=admitted.agents,
         left_out=admitted.left_out,
         reports=reports,
@@ -446,7 +450,7 @@ def _warn(settings: AuctionSettings, admitted: Admitted, plan: Plan, drawn: Draw
         for agent in admitted.agents
         if (findings := _lint(agent.context))
     ]
-    if plan.contexts == "unused" and settings.proposal is None:
+    if plan.contexts == "unused" and settings.proposal is None and plan.scorer is None:
         messages.append(
             "The agents' contexts are not used: the model cannot say how likely its replies are. Use "
             "ChatTransformers or ChatVLLM, give a scorer, or set proposal=Reference() to accept this."

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["as_dict", "fields_from"]
 
 _SCHEMA = "llm_auction_chain.result/1"
-_PLAIN = ("auction_id", "contexts", "usage", "currency", "disclosure", "bypassed")
+_PLAIN = ("auction_id", "contexts", "proposal_reason", "usage", "currency", "disclosure", "bypassed")
 _VECTORS = ("probabilities", "expected_payments", "payments", "contributions", "steering", "noise")
 
 
@@ -178,6 +178,7 @@ def _agent(agent: Agent) -> dict[str, Any]:
         "agent": agent.name,
         "owner": agent.owner,
         "context": agent.context,
+        "keywords": None if agent.keywords is None else list(agent.keywords),
         "pays": agent.pays,
         "report_cap": None if agent.report_cap is None else float(agent.report_cap),
         "currency": agent.currency,
@@ -192,6 +193,7 @@ def _agent_from(data: Mapping[str, Any], value_per_click: float | None = None) -
         _StoredClickReward(value_per_click) if data["per_click"] else _StoredReward(),
         owner=data["owner"],
         context=data["context"],
+        keywords=data["keywords"],
         pays=data["pays"],
         report_cap=data["report_cap"],
         categories=data["categories"],

@@ -18,11 +18,12 @@ from langchain_core.runnables import RunnableConfig
 from llm_auction_chain.candidates.filtering import CandidateFilter
 from llm_auction_chain.candidates.logprobs import SequenceScorer, log_prob_matrix
 from llm_auction_chain.candidates.proposals import (
+    Abilities,
     Condition,
     Proposal,
     ProposalInputs,
+    choose_proposal,
     conditions_of,
-    default_proposal,
     log_weights,
     stratify,
 )
@@ -38,6 +39,7 @@ Contexts = Literal["none", "used", "unused"]
 FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[Literal["candidates", "weights"], int, int, float | None], None]
 _LONGEST_WARNING = 400
+_UNREADABLE_PROMPT = "the model cannot read the prompt with the agents' contexts"
 _Replies = Sequence[tuple[int, AIMessage]]  # each with the place of the condition that it was drawn from
 # What a provider makes up anew for every reply, and what only it can read.
 _UNREADABLE = frozenset({
@@ -108,9 +110,10 @@ class Plan:
         scorer: computes how likely replies are; needed if there is more than the reference.
         conditions: (C,), the reference first.
         shares: (C,), of the draws; the reference's may be 0.
-        contexts: whether the agents' descriptions reach the proposal; `none` if there are none.
+        contexts: whether the agents' descriptions or keywords reach the proposal; `none` if there are none.
         size: how many draws.
         seed: replays them.
+        reason: why it is this proposal.
         log_ratios: whether agents' rewards need the replies' tokens.
         filter: decides which replies may be returned; None allows all.
         fallback: returned if the filter excludes all; None is an error.
@@ -123,6 +126,7 @@ class Plan:
     contexts: Contexts
     size: Size
     seed: int
+    reason: str = ""
     log_ratios: bool = False
     filter: CandidateFilter | None = None
     fallback: AIMessage | None = None
@@ -141,7 +145,6 @@ def make_plan(
     proposal: Proposal | None,
     inputs: ProposalInputs,
     size: Size,
-    log_ratios: bool = False,
     candidate_filter: CandidateFilter | None = None,
     fallback: AIMessage | None = None,
 ) -> Plan:
@@ -157,7 +160,10 @@ def make_plan(
     own_scorer = scorer is source.scorer
     logits = source.logits and own_scorer
     knows_agents = bool(inputs.descriptions or inputs.keywords)
-    default = default_proposal(inputs.descriptions, scores=scorer is not None, logits=logits)
+    can: Abilities = "draw" if scorer is None else "everything" if logits else "score"
+    default, reason = choose_proposal(inputs, can=can)
+    if proposal is not None:
+        reason = "it is the auction's setting"
     chosen = default if proposal is None or not knows_agents else proposal
     conditions, shares = conditions_of(chosen, inputs)
     weighted = len(conditions) > 1
@@ -180,7 +186,8 @@ def make_plan(
         contexts=used if knows_agents else "none",
         size=size,
         seed=inputs.seed,
-        log_ratios=log_ratios,
+        reason=reason,
+        log_ratios=inputs.log_ratios,
         filter=candidate_filter,
         fallback=fallback,
     )
@@ -196,7 +203,8 @@ class Drawn:
         causes: errors of the model calls that failed.
         usages: tokens of all calls of a model together, by its name.
         usage: the same of all models together; None if they report none.
-        contexts: whether the agents' descriptions reached the proposal; `none` if there are none.
+        contexts: whether the agents' descriptions or keywords reached the proposal; `none` if there are none.
+        reason: why it is this proposal.
         warning: why they did not though the plan has them; else empty.
     """
 
@@ -206,6 +214,7 @@ class Drawn:
     usages: Mapping[str, UsageMetadata]
     usage: UsageMetadata | None
     contexts: Contexts = "none"
+    reason: str = ""
     warning: str = ""
 
     @cached_property
@@ -241,7 +250,7 @@ async def draw(
         alone = replace(plan, conditions=plan.conditions[:1], shares=(1.0,), contexts="unused")
         drawn = await _draw(alone, waiter, config, progress)
         reason = f"The model cannot read the prompt with the agents' contexts, so these are not used: {error}"
-        return replace(drawn, warning=reason[:_LONGEST_WARNING])
+        return replace(drawn, reason=_UNREADABLE_PROMPT, warning=reason[:_LONGEST_WARNING])
 
 
 async def _draw(plan: Plan, waiter: Waiter, config: RunnableConfig | None, progress: Progress | None) -> Drawn:
@@ -281,6 +290,7 @@ async def _draw(plan: Plan, waiter: Waiter, config: RunnableConfig | None, progr
         usages=usages,
         usage=total_usage(usages.values()),
         contexts=plan.contexts,
+        reason=plan.reason,
     )
 
 

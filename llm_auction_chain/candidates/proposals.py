@@ -10,9 +10,10 @@ log(M / n_ref). Conditions depend on the prompt, the agents' public descriptions
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from llm_auction_chain.validators import choice, number, refuse
 
 __all__ = [
     "PLAIN",
+    "Abilities",
     "Component",
     "Condition",
     "ContextProduct",
@@ -36,8 +38,8 @@ __all__ = [
     "ProposalInputs",
     "Reference",
     "check_proposal",
+    "choose_proposal",
     "conditions_of",
-    "default_proposal",
     "log_weights",
     "stratify",
 ]
@@ -45,9 +47,15 @@ __all__ = [
 Prompt = Sequence[BaseMessage]
 Template = BasePromptTemplate[Any] | Callable[[list[BaseMessage], str], Sequence[BaseMessage]]
 
+Abilities = Literal["draw", "score", "tilt", "everything"]
+"""What a model can do: only draw replies; also say how likely they are; also draw under tilts of the whole reply; or
+also under every tilt and product, because it exposes its logits."""
+
 PLAIN = (1.0,)
 _LONGEST_BLOCK = 4000  # characters of all descriptions in one prompt
 _STRONGEST = 20.0  # nats: with more, float32 holds no other token beside a keyword
+_MODEST = 1.0  # nats: with reports that differ by no more, draws of the reference are as good as any
+_SHARP = 2.0  # money per nat: from this tau on, a product takes no more than half of the draws
 _MANY_AGENTS = 4  # with more descriptions, the product costs more than it gains
 # Short, with quotation marks and no markup: a small model repeats longer instructions and delimiters, and an agent
 # takes the repetition for a reply that it likes (docs/concepts/convergence.md).
@@ -90,6 +98,9 @@ class ProposalInputs:
         keywords: of the agents, distinct and sorted.
         tau: weight of the reference, money per nat.
         seed: of the auction's candidates.
+        span: nats: by how much the sum of all reports over tau can differ between two replies, by the agents' caps
+            alone; infinite without caps. Bounds that a reward declares are left out: they follow from its bid.
+        log_ratios: whether a reward is made of log-ratios of language models.
     """
 
     prompt: tuple[BaseMessage, ...]
@@ -97,6 +108,8 @@ class ProposalInputs:
     keywords: tuple[Keywords, ...] = ()
     tau: float = 1.0
     seed: int = 0
+    span: float = math.inf
+    log_ratios: bool = False
 
 
 @runtime_checkable
@@ -283,17 +296,37 @@ def check_proposal(proposal: object) -> None:
         raise refuse("proposal", expected, proposal, "An object with condition(inputs) will do.")
 
 
-def default_proposal(descriptions: Sequence[str], *, scores: bool, logits: bool) -> Proposal:
-    """Return the proposal for agents with these descriptions and a model with these abilities.
+def choose_proposal(inputs: ProposalInputs, *, can: Abilities) -> tuple[Proposal, str]:
+    """Return the default proposal of an auction, and why it is this one.
 
-    The shares did best over three families of rewards: see docs/concepts/convergence.md.
+    With a share a of the draws from the reference, every weight is at most 1 / a, and the mean weight is 1. So the
+    effective sample size is at least about a * M, however long replies are: half of the draws, except with log-ratios
+    at a small tau (docs/concepts/proposals.md).
+
+    >>> inputs = ProposalInputs(prompt=(HumanMessage("Hi"),), keywords=(Keywords(("guitar",)),))
+    >>> proposal, reason = choose_proposal(inputs, can="everything")
+    >>> [type(part).__name__ for part, _ in proposal.parts()], reason
+    (['Reference', 'KeywordTilt'], "half of the draws lean towards the agents' keywords")
     """
-    if not descriptions or not (scores or logits):
-        return Reference()
-    if not logits:
-        return DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)])
-    product = ContextProduct(joint=len(descriptions) > _MANY_AGENTS)
-    return DefensiveMixture([(Reference(), 0.2), (product, 0.8)])
+    nothing_to_gain = {
+        "no agent has a context or keywords": not (inputs.descriptions or inputs.keywords),
+        "the model cannot say how likely its replies are": can == "draw",
+        f"by their caps, reports differ by at most {inputs.span:.2g} tau between replies": inputs.span <= _MODEST,
+    }
+    for reason, holds in nothing_to_gain.items():
+        if holds:
+            return Reference(), reason
+    if inputs.log_ratios and inputs.descriptions:
+        reason = "a reward is a log-ratio, for which prompts that describe the agents draw best"
+        if can != "everything":
+            return DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)]), reason
+        product = ContextProduct(joint=len(inputs.descriptions) > _MANY_AGENTS)
+        share = 0.2 if inputs.tau < _SHARP else 0.5
+        return DefensiveMixture([(Reference(), share), (product, 1 - share)]), reason
+    if inputs.keywords and can in ("tilt", "everything"):
+        tilt = KeywordTilt(2.0) if can == "everything" else KeywordTilt(1.0, until_said=False)
+        return DefensiveMixture([(Reference(), 1), (tilt, 1)]), "half of the draws lean towards the agents' keywords"
+    return Reference(), "there are no keywords, or the model cannot lean towards them"
 
 
 def stratify(shares: Sequence[float], n: int) -> list[int]:

@@ -35,8 +35,8 @@ from llm_auction_chain.candidates.proposals import (
     Condition,
     KeywordTilt,
     ProposalInputs,
+    choose_proposal,
     conditions_of,
-    default_proposal,
     log_weights,
     stratify,
 )
@@ -311,7 +311,7 @@ def _conditions(
     for name in dict.fromkeys(("reference", "context prompt", *bench.config.proposals)):
         proposal = bench.proposals[choice("proposals", name, choices=tuple(bench.proposals))]
         if proposal is None:
-            proposal = default_proposal(contexts, scores=scores, logits=logits)
+            proposal, _ = choose_proposal(inputs, can="everything" if logits else "score" if scores else "draw")
         parts, shares = conditions_of(proposal, inputs)
         if not logits and not all(part.is_plain for part in parts):
             raise ConfigurationError(

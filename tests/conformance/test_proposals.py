@@ -1,7 +1,9 @@
 """Every ready-made proposal keeps the laws of `ProposalConformance`."""
 
-from llm_auction_chain import ContextProduct, ContextPrompt, DefensiveMixture, Reference
-from llm_auction_chain.candidates.proposals import default_proposal
+import dataclasses
+
+from llm_auction_chain import ContextProduct, ContextPrompt, DefensiveMixture, KeywordTilt, Reference
+from llm_auction_chain.candidates.proposals import choose_proposal
 from llm_auction_chain.testing import ProposalConformance
 
 
@@ -30,11 +32,21 @@ class TestDefensiveMixture(ProposalConformance):
         return DefensiveMixture([(Reference(), 1), (ContextPrompt(), 2), (ContextProduct(0.5), 1)])
 
 
-class TestDefaultWithLogits(ProposalConformance):
+class TestKeywordTilt(ProposalConformance):
     def proposal(self):
-        return default_proposal(self.descriptions(), scores=True, logits=True)
+        return DefensiveMixture([(Reference(), 1), (KeywordTilt(2.0), 1), (KeywordTilt(1.0, until_said=False), 1)])
 
 
-class TestDefaultWithScores(ProposalConformance):
+class TestDefaultForLogRatios(ProposalConformance):
     def proposal(self):
-        return default_proposal(self.descriptions(), scores=True, logits=False)
+        return choose_proposal(dataclasses.replace(self._inputs(), log_ratios=True), can="everything")[0]
+
+
+class TestDefaultForLogRatiosWithScores(ProposalConformance):
+    def proposal(self):
+        return choose_proposal(dataclasses.replace(self._inputs(), log_ratios=True), can="score")[0]
+
+
+class TestDefault(ProposalConformance):
+    def proposal(self):
+        return choose_proposal(self._inputs(), can="everything")[0]

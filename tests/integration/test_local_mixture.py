@@ -122,7 +122,7 @@ def test_a_template_without_system_messages_draws_from_the_reference(seven_words
     model = ChatTransformers(model=seven_words, dtype="float32", device="cpu", max_tokens=LENGTH)
     monkeypatch.setattr(model._engine().tokenizer, "chat_template", template)
     with pytest.warns(AuctionWarning, match=r"these are not used: The model's chat template refuses .* No system\."):
-        result = AuctionRunnable(model=model, agents=AGENTS, n_candidates=4, seed=8).run("Hi")
+        result = AuctionRunnable(model=model, agents=AGENTS, n_candidates=4, seed=8, proposal=MIXTURE).run("Hi")
     assert result.components == (("reference", 4),)
 
 
@@ -132,6 +132,6 @@ def test_descriptions_neither_cut_replies_nor_end_auctions_near_the_end_of_the_w
     model = ChatTransformers(model=seven_words, dtype="float32", device="cpu", max_tokens=room)
     prompt = "Hi " * (256 - room - 4)
     with pytest.warns(AuctionWarning, match="these are not used: The "):
-        result = AuctionRunnable(model=model, agents=AGENTS, n_candidates=12, seed=8).run(prompt)
+        result = AuctionRunnable(model=model, agents=AGENTS, n_candidates=12, seed=8, proposal=MIXTURE).run(prompt)
     plain = AuctionRunnable(model=model, agents=AGENTS, n_candidates=12, seed=8, proposal=Reference()).run(prompt)
     assert [each.message.text for each in result.candidates] == [each.message.text for each in plain.candidates]

@@ -6,6 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
@@ -31,12 +33,14 @@ from llm_auction_chain import (
 from llm_auction_chain.candidates import CandidateFilter, Size, Source, draw, make_plan
 from llm_auction_chain.candidates.drawing import _identity
 from llm_auction_chain.candidates.proposals import ProposalInputs, conditions_of
-from llm_auction_chain.descriptions import descriptions_of
+from llm_auction_chain.descriptions import descriptions_of, keywords_of
+from llm_auction_chain.rewards import ClickReward, MentionReward
 from llm_auction_chain.testing import MarkovChatModel
 from llm_auction_chain.waiting import AWAITING, BLOCKING, run
 
 TILTS = {"TuneTown": (0.0, 1.5, 0.0), "StringSchool": (-1.0, 0.0, 1.0)}
 MODEL = MarkovChatModel(length=3, tilts=TILTS)
+HALVES = DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)])
 MIXTURE = DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1), (ContextProduct(0.3), 2)])
 PROMPT = [HumanMessage("Speak")]
 
@@ -86,6 +90,7 @@ def test_counts_are_fixed_and_named_in_the_metadata():
     reply = auction(proposal=MIXTURE, tau=2.0).invoke("Speak")
     assert reply.response_metadata["auction"]["proposal"] == {
         "contexts": "used",
+        "reason": "it is the auction's setting",
         "components": [
             {"component": "reference", "draws": 4},
             {"component": "context prompt", "draws": 4},
@@ -94,8 +99,8 @@ def test_counts_are_fixed_and_named_in_the_metadata():
     }
 
 
-def test_the_default_with_contexts_is_a_mixture_that_bounds_the_weights():
-    result = auction().run("Speak")
+def test_the_default_with_keywords_is_a_mixture_that_bounds_the_weights():
+    result = auction(agents=[Agent(one.name, one.reward, keywords=["bees"]) for one in agents()]).run("Speak")
     draws = dict(result.components)
     assert len(draws) > 1
     assert max(c.log_weight for c in result.candidates) <= math.log(result.draws / draws["reference"]) + 1e-12
@@ -176,13 +181,11 @@ async def test_a_scorer_of_ones_own_gives_the_same_weights():
             exact = exact_log_weights(proposal, {"reference": 4, "context prompt": 12})
             for candidate in result.candidates:
                 assert candidate.log_weight == pytest.approx(exact[candidate.message.text], abs=1e-12)
-    names = [name for name, _ in auction(Mute(), sampling=Sampling(scorer=Scorer())).run("Speak").components]
-    assert names == ["reference", "context prompt"]
 
 
 def test_equal_draws_are_scored_once():
     scorer = Scorer()
-    result = auction(Mute(), sampling=Sampling(scorer=scorer)).run("Speak")
+    result = auction(Mute(), sampling=Sampling(scorer=scorer), proposal=HALVES).run("Speak")
     assert len(scorer.asked) == 2
     for asked in scorer.asked:
         assert sorted(asked) == sorted({candidate.message.text for candidate in result.candidates})
@@ -233,10 +236,10 @@ async def test_a_model_with_logits_leaves_the_scoring_to_a_scorer_of_ones_own():
 
     scorer = Scorer()
     # the temperature is for the model's own scoring, and does not reach another scorer
-    held = auction(Unscored().bind(temperature=1.0), sampling=Sampling(scorer=scorer))
+    held = auction(Unscored().bind(temperature=1.0), sampling=Sampling(scorer=scorer), proposal=HALVES)
     for result in (held.run("Speak"), await held.arun("Speak")):
         assert [name for name, _ in result.components] == ["reference", "context prompt"]
-        exact = exact_log_weights(DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)]), dict(result.components))
+        exact = exact_log_weights(HALVES, dict(result.components))
         for candidate in result.candidates:
             assert candidate.log_weight == pytest.approx(exact[candidate.message.text], abs=1e-12)
     assert len(scorer.asked) == 4
@@ -253,12 +256,13 @@ async def test_a_model_with_logits_leaves_the_scoring_to_a_scorer_of_ones_own():
 ])  # fmt: skip
 def test_nonsense_of_a_scorer_is_an_error_and_no_weight(change, said):
     with pytest.raises(ScoringError, match=said):
-        auction(Mute(), sampling=Sampling(scorer=Scorer(change))).run("Speak")
+        auction(Mute(), sampling=Sampling(scorer=Scorer(change)), proposal=HALVES).run("Speak")
 
 
 def test_a_scorer_of_another_law_is_found_out_where_that_shows():
+    scorer = Scorer(lambda scores: [-math.inf] * len(scores))
     with pytest.raises(LogProbError, match="does not score the distribution"):
-        auction(Mute(), sampling=Sampling(scorer=Scorer(lambda scores: [-math.inf] * len(scores)))).run("Speak")
+        auction(Mute(), sampling=Sampling(scorer=scorer), proposal=HALVES).run("Speak")
 
 
 def test_candidates_that_the_reference_cannot_say_are_an_error_when_there_are_no_others():
@@ -272,12 +276,13 @@ def test_candidates_that_the_reference_cannot_say_are_an_error_when_there_are_no
 
 def test_a_component_that_cannot_be_drawn_leaves_survivors_with_their_own_weights():
     """The survivors all come from the reference, so their weights are 0."""
-    result = auction(Mute(broken="TuneTown"), sampling=Sampling(scorer=Scorer())).run("Speak")
+    result = auction(Mute(broken="TuneTown"), sampling=Sampling(scorer=Scorer()), proposal=HALVES).run("Speak")
     assert result.components == (("reference", 8),)
     assert len(result.failures) == 8
     assert [candidate.log_weight for candidate in result.candidates] == pytest.approx([0.0] * result.distinct_replies)
+    sampling = Sampling(scorer=Scorer(), min_candidates=9)
     with pytest.raises(CandidatesError, match="down"):
-        auction(Mute(broken="TuneTown"), sampling=Sampling(scorer=Scorer(), min_candidates=9)).run("Speak")
+        auction(Mute(broken="TuneTown"), sampling=sampling, proposal=HALVES).run("Speak")
 
 
 @pytest.mark.parametrize("model", [MODEL, Mute()])
@@ -405,8 +410,13 @@ def plan_of(model, n, *, most=None, contexts=(), **settings):
     """Return the plan of n draws a round."""
     size = Size(n=n, most=most or n, min_ess=1e9 if most else 0.0, fewest=settings.pop("fewest", 1))
     source = Source(model, {}, native_n=False, kwargs={})
-    facts = {"prompt": tuple(PROMPT), "descriptions": tuple(descriptions_of(contexts))}
-    inputs = ProposalInputs(**facts, seed=settings.pop("seed", 0))
+    inputs = ProposalInputs(
+        prompt=tuple(PROMPT),
+        descriptions=tuple(descriptions_of(contexts)),
+        keywords=tuple(sorted(map(keywords_of, contexts))),
+        seed=settings.pop("seed", 0),
+        log_ratios=settings.pop("log_ratios", False),
+    )
     return make_plan(source, inputs=inputs, size=size, **{"scorer": None, "proposal": None, **settings})
 
 
@@ -421,6 +431,9 @@ SHOPS = [f"Shop {k} sells things." for k in range(6)]
 
 def test_a_plan_draws_from_the_best_that_a_model_can_do():
     names = [[condition.name for condition in plan_of(model, 2, contexts=SHOPS[:1]).conditions]
+             for model in (MODEL, Scored(script=[]), Script(script=[]))]  # fmt: skip
+    assert names == [["reference", "tilt 2 until said"], ["reference"], ["reference"]]
+    names = [[condition.name for condition in plan_of(model, 2, contexts=SHOPS[:1], log_ratios=True).conditions]
              for model in (MODEL, Scored(script=[]), Script(script=[]))]  # fmt: skip
     assert names == [["reference", "context product 1"], ["reference", "context prompt"], ["reference"]]
     assert [plan_of(MODEL, 2, contexts=contexts).contexts for contexts in ((), SHOPS)] == ["none", "used"]
@@ -464,7 +477,7 @@ class NoSystem(MarkovChatModel):
         return super().score_conditions(conditions, replies, **kwargs)
 
 
-@pytest.mark.parametrize("proposal", [None, ContextPrompt(), MIXTURE])
+@pytest.mark.parametrize("proposal", [HALVES, ContextPrompt(), MIXTURE])
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(
     "error", [ConfigurationError("No system messages."), ContextWindowError("Too long."), LogitsError("No numbers.")]
@@ -532,7 +545,7 @@ def test_replies_that_say_or_call_something_else_are_candidates_of_their_own(one
 
 
 def test_a_candidate_names_the_component_that_drew_it():
-    plan = plan_of(Scored(script=[AIMessage("one"), AIMessage("two")]), 2, contexts=["A shop."])
+    plan = plan_of(Scored(script=[AIMessage("one"), AIMessage("two")]), 2, contexts=["A shop."], proposal=HALVES)
     candidates = run(draw(plan, BLOCKING, config={"max_concurrency": 1})).candidates
     named = [(candidate.message.text, candidate.component) for candidate in candidates]
     assert named == [("one", "reference"), ("two", "context prompt")]
@@ -541,7 +554,7 @@ def test_a_candidate_names_the_component_that_drew_it():
 @pytest.mark.parametrize("own", [True, False])
 def test_temperature_and_tokens_are_for_the_models_own_scoring_alone(own):
     model, other = Scored(script=[AIMessage("one"), AIMessage("two")]), Scored(script=[])
-    plan = plan_of(model.bind(temperature=0.5), 2, contexts=["A shop."], scorer=None if own else other)
+    plan = plan_of(model.bind(temperature=0.5), 2, contexts=["A shop."], scorer=None if own else other, proposal=HALVES)
     run(draw(plan, BLOCKING, config={"max_concurrency": 1}))
     assert model.asked == [{"temperature": 0.5, **({"logprobs": True} if own else {})}] * 2
     assert model.laws == ([{"temperature": 0.5}] * 2 if own else [])
@@ -550,7 +563,9 @@ def test_temperature_and_tokens_are_for_the_models_own_scoring_alone(own):
 
 def test_progress_tells_each_round_of_draws_and_of_weights():
     seen = []
-    plan = plan_of(Scored(script=[AIMessage(str(k)) for k in range(4)]), 2, most=4, contexts=["A shop."])
+    plan = plan_of(
+        Scored(script=[AIMessage(str(k)) for k in range(4)]), 2, most=4, contexts=["A shop."], proposal=HALVES
+    )
     run(draw(plan, BLOCKING, config={"max_concurrency": 1}, progress=lambda *said: seen.append(said)))
     first, second = seen[:4], seen[4:]
     assert first == [
@@ -782,3 +797,28 @@ def test_agents_are_shown_every_distinct_reply_once():
     agent = Agent("A", lambda prompt, reply: shown.append(reply.additional_kwargs["audio"]["data"]) or 1.0)
     assert auction(Speaks(), agents=[agent], n_candidates=6).run("Speak").distinct_replies == 2
     assert sorted(shown) == ["x", "y"]
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=2),
+    st.lists(st.floats(0, 1e6), min_size=2, max_size=2),
+    st.sampled_from(["values", "functions", "clicks"]),
+)
+def test_no_report_changes_the_choice_of_the_proposal_a_candidate_or_a_weight(one, other, kind):
+    """Bit for bit, and also where a reward declares bounds, because these follow from the bid."""
+
+    def drawn(amounts):
+        rewards = {
+            "values": lambda amount: MentionReward(["b"], value=amount, at_most=4),
+            "functions": lambda amount: lambda _, reply: amount * reply.text.count("b"),
+            "clicks": lambda amount: ClickReward(abs(amount), lambda _, reply: reply.text.count("b") / 4),
+        }[kind]
+        bidders = [
+            Agent(agent.name, rewards(amount), context=agent.context, keywords=["b", "c"])
+            for agent, amount in zip(agents(), amounts, strict=True)
+        ]
+        result = auction(agents=bidders).run("Hi")
+        weights = [(one.message.text, one.log_weight.hex(), one.draws, one.component) for one in result.candidates]
+        return weights, result.components, result.proposal_reason
+
+    assert drawn(one) == drawn(other)

@@ -1,5 +1,6 @@
 """Proposals: what they tell the model, in which shares they are drawn, and the weights that undo them."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,13 +10,20 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.prompts import ChatPromptTemplate
 
-from llm_auction_chain import ConfigurationError, ContextProduct, ContextPrompt, DefensiveMixture, Reference
+from llm_auction_chain import (
+    ConfigurationError,
+    ContextProduct,
+    ContextPrompt,
+    DefensiveMixture,
+    KeywordTilt,
+    Reference,
+)
 from llm_auction_chain.candidates.proposals import (
     PLAIN,
     ProposalInputs,
     check_proposal,
+    choose_proposal,
     conditions_of,
-    default_proposal,
     log_weights,
     stratify,
 )
@@ -206,21 +214,61 @@ def test_what_is_no_proposal_is_refused(nonsense):
         check_proposal(nonsense)
 
 
-def test_the_default_is_what_the_model_can_do():
-    assert default_proposal([], scores=True, logits=True) == Reference()
-    assert default_proposal(TOLD, scores=False, logits=False) == Reference()
-    names = {type(part) for part, _ in default_proposal(TOLD, scores=True, logits=False).parts()}
-    assert names == {Reference, ContextPrompt}
-    parts = default_proposal(TOLD, scores=True, logits=True).parts()
-    assert {type(part) for part, _ in parts} >= {Reference, ContextProduct}
-    many = default_proposal([f"Shop {k}" for k in range(50)], scores=True, logits=True).parts()
-    assert all(part.joint for part, _ in many if isinstance(part, ContextProduct))
+def default_of(*, can="everything", descriptions=TOLD, **facts):
+    return choose_proposal(dataclasses.replace(inputs_of(descriptions=descriptions), **facts), can=can)
 
 
-@pytest.mark.parametrize(("agents", "joint"), [(1, False), (4, False), (5, True)])
-def test_the_default_with_logits_is_a_fifth_reference_and_one_prompt_for_more_than_four_agents(agents, joint):
-    default = default_proposal(TOLD[:1] * agents, scores=True, logits=True)
-    assert default == DefensiveMixture([(Reference(), 0.2), (ContextProduct(joint=joint), 0.8)])
+HALF = DefensiveMixture([(Reference(), 1), (KeywordTilt(2.0), 1)])
+
+
+@pytest.mark.parametrize(
+    ("facts", "proposal", "reason"),
+    [
+        ({"descriptions": []}, Reference(), "no agent has a context or keywords"),
+        ({"can": "draw"}, Reference(), "the model cannot say how likely its replies are"),
+        ({"span": 0.9}, Reference(), "by their caps, reports differ by at most 0.9 tau between replies"),
+        ({"span": 1.1}, HALF, "half of the draws lean towards the agents' keywords"),
+        ({}, HALF, "half of the draws lean towards the agents' keywords"),
+        (
+            {"can": "tilt"}, DefensiveMixture([(Reference(), 1), (KeywordTilt(1.0, until_said=False), 1)]),
+            "half of the draws lean towards the agents' keywords",
+        ),
+        ({"can": "score"}, Reference(), "there are no keywords, or the model cannot lean towards them"),
+        ({"keywords": ()}, Reference(), "there are no keywords, or the model cannot lean towards them"),
+    ],
+)  # fmt: skip
+def test_the_default_follows_from_public_facts_and_says_why(facts, proposal, reason):
+    assert default_of(**facts) == (proposal, reason)
+
+
+@pytest.mark.parametrize(
+    ("facts", "parts"),
+    [
+        ({"tau": 1.0}, [(Reference(), 0.2), (ContextProduct(), 0.8)]),
+        ({"tau": 2.0}, [(Reference(), 0.5), (ContextProduct(), 0.5)]),
+        ({"tau": 1.0, "descriptions": TOLD * 3}, [(Reference(), 0.2), (ContextProduct(joint=True), 0.8)]),
+        ({"can": "score"}, [(Reference(), 0.5), (ContextPrompt(), 0.5)]),
+    ],
+)
+def test_log_ratios_are_drawn_from_prompts_that_describe_the_agents(facts, parts):
+    proposal, reason = default_of(**facts, log_ratios=True)
+    assert proposal.parts() == [(part, pytest.approx(share)) for part, share in parts]
+    assert reason.startswith("a reward is a log-ratio")
+
+
+@given(st.lists(st.floats(-400, 0), min_size=2, max_size=60), st.floats(0.05, 1), st.integers(0, 100))
+def test_the_references_share_of_the_draws_bounds_the_weights_and_the_effective_sample_size(logs, share, seed):
+    """With a share a of the reference, E[w] = 1 and w <= 1 / a, so E[w]^2 / E[w^2] >= a, whatever the rest is."""
+    reference = np.exp(np.array(logs) - np.logaddexp.reduce(logs))
+    other = np.random.default_rng(seed).dirichlet(np.full(len(logs), 0.2))
+    generating = share * reference + (1 - share) * other
+    with np.errstate(divide="ignore"):
+        weights = (
+            np.exp(log_weights(np.log([reference, other]), [share, 1 - share])) if share < 1 else np.ones(len(logs))
+        )
+    assert generating @ weights == pytest.approx(1.0, abs=1e-9)
+    assert weights.max() <= 1 / share + 1e-9
+    assert 1 / (generating @ weights**2) >= share - 1e-9
 
 
 def test_draws_that_cannot_be_shared_evenly_go_to_the_first():

@@ -64,7 +64,7 @@ def test_log_ratios_are_those_of_the_reward_in_an_auction():
 
 def test_sets_are_disjoint_and_hold_the_shares_of_the_proposal():
     pool = measure_pool(bench(draws=20), QUESTION, 0)
-    for proposal, m, wanted in (("reference", 4, {0: 4}), ("default", 5, {0: 1, 3: 4}), (OWN_POLICIES, 4, None)):
+    for proposal, m, wanted in (("reference", 4, {0: 4}), ("default", 5, {0: 3, 3: 2}), (OWN_POLICIES, 4, None)):
         sets = list(pool.sets(proposal, m, "mentions"))
         assert len(sets) >= 2
         places = np.concatenate([places for places, _ in sets])
@@ -99,7 +99,9 @@ def test_other_phrases_and_taus_need_no_new_draws():
     assert first.rewards["mentions"].tolist() != again.rewards["mentions"].tolist()
 
 
-@pytest.mark.parametrize("changes", [{"max_tokens": 7}, {"draws": 9}, {"draw_tau": 2.0}])
+@pytest.mark.parametrize(
+    "changes", [{"max_tokens": 7}, {"draws": 9}, {"proposals": ("reference", "product, strength 1/4")}]
+)
 def test_what_changes_the_draws_is_drawn_anew(changes):
     store = Store(None)
     measure_pool(bench(store=store), QUESTION, 0)
