@@ -34,9 +34,9 @@ class TestStarts(RewardConformance):
 class Hint:
     """Draws from the prompt with one line about the first description, in alphabetical order."""
 
-    def condition(self, prompt, descriptions, *, tau, seed):
-        hints = [SystemMessage(f"Think of: {text[:200]}") for text in sorted(descriptions)[:1]]
-        return Condition(name="hint", prompts=((*hints, *prompt),))
+    def condition(self, inputs):
+        hints = [SystemMessage(f"Think of: {text[:200]}") for text in sorted(inputs.descriptions)[:1]]
+        return Condition(name="hint", prompts=((*hints, *inputs.prompt),))
 
 
 half_hinted = DefensiveMixture([(Reference(), 1), (Hint(), 1)])

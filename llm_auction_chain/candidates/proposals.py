@@ -220,6 +220,7 @@ class KeywordTilt:
     Raises:
         ConfigurationError: a setting is out of range.
 
+    >>> from langchain_core.messages import HumanMessage
     >>> inputs = ProposalInputs(prompt=(HumanMessage("Hi"),), keywords=(Keywords(("guitar", "lessons")),))
     >>> KeywordTilt(2.0).condition(inputs).name
     'tilt 2 until said'
@@ -303,6 +304,7 @@ def choose_proposal(inputs: ProposalInputs, *, can: Abilities) -> tuple[Proposal
     effective sample size is at least about a * M, however long replies are: half of the draws, except with log-ratios
     at a small tau (docs/concepts/proposals.md).
 
+    >>> from langchain_core.messages import HumanMessage
     >>> inputs = ProposalInputs(prompt=(HumanMessage("Hi"),), keywords=(Keywords(("guitar",)),))
     >>> proposal, reason = choose_proposal(inputs, can="everything")
     >>> [type(part).__name__ for part, _ in proposal.parts()], reason

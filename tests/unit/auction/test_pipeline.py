@@ -19,9 +19,10 @@ from llm_auction_chain import (
     AuctionWarning,
     ConfigurationError,
     PromptError,
+    Reference,
     RewardError,
 )
-from llm_auction_chain.rewards import MentionReward
+from llm_auction_chain.rewards import LogRatioReward, MentionReward
 from llm_auction_chain.testing import MarkovChatModel
 
 
@@ -271,3 +272,27 @@ def test_equal_replies_are_shown_to_agents_once():
     assert sorted(seen[0]) == ["a", "b", "c"]
     assert (result.draws, result.distinct_replies) == (16, 3)
     assert result.settlement.diagnostics.ess_weights == pytest.approx(16)
+
+
+SHOP = {"context": "Bees sells honey.", "keywords": ["bees"]}
+
+
+@pytest.mark.parametrize(
+    ("agents", "settings", "reason"),
+    [
+        ([Agent("Bees", likes("b"))], {}, "no agent has a context or keywords"),
+        ([Agent("Bees", likes("b"), **SHOP)], {}, "half of the draws lean towards the agents' keywords"),
+        ([Agent("Bees", likes("b"), **SHOP)], {"report_cap": 0.5}, "by their caps, reports differ by at most 1 tau"),
+        ([Agent("Bees", likes("b"), **SHOP)], {"report_cap": 0.5, "tau": 0.9}, "half of the draws"),
+        ([Agent(n, likes("b"), report_cap=0.3, **SHOP) for n in "AB"], {}, "half of the draws"),
+        ([Agent("Bees", likes("b"), report_cap=0.3, **SHOP), Agent("Ants", likes("a"))], {}, "half of the draws"),
+        ([Agent("Bees", MentionReward(["b"], value=1e-9), **SHOP)], {}, "half of the draws"),
+        ([Agent("Bees", LogRatioReward("Praise b."), **SHOP)], {}, "a reward is a log-ratio"),
+        ([Agent("Bees", likes("b"), **SHOP)], {"proposal": Reference()}, "it is the auction's setting"),
+    ],
+)
+def test_the_metadata_says_why_candidates_were_drawn_from_these_components(agents, settings, reason):
+    """A cap counts, and bounds that follow from a bid do not."""
+    result = auction(agents=agents, **settings).run("Speak")
+    assert result.proposal_reason.startswith(reason)
+    assert result.reply.response_metadata["auction"]["proposal"]["reason"] == result.proposal_reason
