@@ -222,7 +222,7 @@ class AuctionSettings(_Settings):
     seed: int | None = None
     """Replays auctions. None takes a fresh seed for each, which the result records."""
     proposal: SkipValidation[Proposal | None] = None
-    """What candidates are drawn from. None: the best that the model and the agents' contexts allow."""
+    """What candidates are drawn from. None: what fits the agents' public contexts, keywords and caps, and the model."""
     reward_timeout: float | None = 60.0
     """Seconds for all agents together. An agent that misses the deadline abstains. None waits without limit."""
     report_cap: float | None = None
