@@ -104,8 +104,8 @@ class ProposalMetadata(TypedDict):
     """What the candidates were drawn from."""
 
     contexts: Contexts
-    """Whether the agents' descriptions or keywords reached the proposal: `used` or `unused`; `none` where no agent has
-    any."""
+    """Whether the agents' descriptions or keywords reached the proposal: `used` or `unused`; `reference` where they
+    reached the reference itself; `none` where no agent has any."""
     reason: str
     """Why it is this proposal."""
     components: list[ComponentMetadata]

@@ -63,8 +63,8 @@ class AuctionResult:
         prompt: the user's messages.
         candidates: the distinct replies, how often each was drawn, and their log-weights.
         components: name and number of draws of every component of the proposal.
-        contexts: whether the agents' descriptions or keywords reached the proposal: `used`, `unused`; `none` without
-            any.
+        contexts: whether the agents' descriptions or keywords reached the proposal: `used`, `unused`; `reference` where
+            they reached the reference itself; `none` without any.
         proposal_reason: why candidates were drawn from these components.
         agents: the N agents that took part, in the order of the matrices.
         left_out: those that did not, and why: an exclusive category, no cover, or a failed ledger.
@@ -453,7 +453,8 @@ def _warn(settings: AuctionSettings, admitted: Admitted, plan: Plan, drawn: Draw
     if plan.contexts == "unused" and settings.proposal is None and plan.scorer is None:
         messages.append(
             "The agents' contexts are not used: the model cannot say how likely its replies are. Use "
-            "ChatTransformers or ChatVLLM, give a scorer, or set proposal=Reference() to accept this."
+            "ChatTransformers or ChatVLLM, give a scorer, state a reference that knows the agents with "
+            "proposal=Reference(prompt=...), or set proposal=Reference() to accept this."
         )
     messages += filter(None, [drawn.warning])
     for reason, what in _LEFT_OUT.items():

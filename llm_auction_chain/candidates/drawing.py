@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import RunnableConfig
 
@@ -35,7 +35,7 @@ from llm_auction_chain.waiting import Waiter
 
 __all__ = ["Candidate", "Contexts", "Drawn", "Plan", "Size", "draw", "make_plan"]
 
-Contexts = Literal["none", "used", "unused"]
+Contexts = Literal["none", "used", "unused", "reference"]
 FloatArray = npt.NDArray[np.float64]
 Progress = Callable[[Literal["candidates", "weights"], int, int, float | None], None]
 _LONGEST_WARNING = 400
@@ -108,9 +108,11 @@ class Plan:
     Attributes:
         source: the chat model.
         scorer: computes how likely replies are; needed if there is more than the reference.
+        prompt: the user's messages.
         conditions: (C,), the reference first.
         shares: (C,), of the draws; the reference's may be 0.
-        contexts: whether the agents' descriptions or keywords reach the proposal; `none` if there are none.
+        contexts: whether the agents' descriptions or keywords reach the proposal, or the reference itself; `none` if
+            there are none.
         size: how many draws.
         seed: replays them.
         reason: why it is this proposal.
@@ -121,6 +123,7 @@ class Plan:
 
     source: Source
     scorer: SequenceScorer | None
+    prompt: Sequence[BaseMessage]
     conditions: Sequence[Condition]
     shares: Sequence[float]
     contexts: Contexts
@@ -132,10 +135,15 @@ class Plan:
     fallback: AIMessage | None = None
 
     @property
+    def weighted(self) -> bool:
+        """Whether candidates need weights: not all are drawn from the reference."""
+        return not all(condition.reference for condition in self.conditions)
+
+    @property
     def tokens(self) -> bool:
         """Whether replies must come with their tokens, for weights or for agents' log-ratios."""
         own = self.source.scorer
-        return own is not None and (self.log_ratios or (len(self.conditions) > 1 and self.scorer is own))
+        return own is not None and (self.log_ratios or (self.weighted and self.scorer is own))
 
 
 def make_plan(
@@ -161,26 +169,28 @@ def make_plan(
     logits = source.logits and own_scorer
     knows_agents = bool(inputs.descriptions or inputs.keywords)
     can: Abilities = "draw" if scorer is None else "everything" if logits else "score"
-    default, reason = choose_proposal(inputs, can=can)
-    if proposal is not None:
-        reason = "it is the auction's setting"
-    chosen = default if proposal is None or not knows_agents else proposal
+    chosen, reason = choose_proposal(inputs, can=can)
+    if proposal is not None and knows_agents:
+        chosen, reason = proposal, "it is the auction's setting"
     conditions, shares = conditions_of(chosen, inputs)
-    weighted = len(conditions) > 1
+    weighted = not all(condition.reference for condition in conditions)
     if weighted and scorer is None:
         raise ConfigurationError(
             f"proposal={proposal!r} needs the probability of every reply, which this model does not report. Use "
-            "ChatTransformers or ChatVLLM, set sampling=Sampling(scorer=...), or leave proposal out."
+            "ChatTransformers or ChatVLLM, set sampling=Sampling(scorer=...), leave proposal out, or state a reference "
+            "that knows the agents: Reference(prompt=...)."
         )
     if not logits and not all(condition.is_plain for condition in conditions):
         raise ConfigurationError(
             f"proposal={proposal!r} draws from products of prompts or tilts, for which the model must expose its "
             "logits. Use ChatTransformers without a scorer of its own, or a mixture of Reference() and ContextPrompt()."
         )
-    used: Contexts = "used" if weighted else "unused"
+    stated = any(condition.reference and condition.prompts != (inputs.prompt,) for condition in conditions)
+    used: Contexts = "reference" if stated else "used" if weighted else "unused"
     return Plan(
         source=source,
         scorer=scorer,
+        prompt=inputs.prompt,
         conditions=conditions,
         shares=shares,
         contexts=used if knows_agents else "none",
@@ -228,7 +238,8 @@ async def draw(
 ) -> Drawn:
     """Draw replies and weigh them, in rounds, until the effective sample size or the number of draws is reached.
 
-    If the model cannot read the prompts with the agents' descriptions, all are drawn from the reference.
+    If the model cannot read the prompts with the agents' descriptions, all are drawn from the reference. One that you
+    stated yourself is never replaced.
 
     Args:
         plan: what to draw.
@@ -245,9 +256,10 @@ async def draw(
     try:
         return await _draw(plan, waiter, config, progress)
     except (ConfigurationError, ContextWindowError, LogitsError) as error:
-        if len(plan.conditions) == 1:
+        if not plan.weighted:
             raise
-        alone = replace(plan, conditions=plan.conditions[:1], shares=(1.0,), contexts="unused")
+        contexts: Contexts = "reference" if plan.contexts == "reference" else "unused"
+        alone = replace(plan, conditions=plan.conditions[:1], shares=(1.0,), contexts=contexts)
         drawn = await _draw(alone, waiter, config, progress)
         reason = f"The model cannot read the prompt with the agents' contexts, so these are not used: {error}"
         return replace(drawn, reason=_UNREADABLE_PROMPT, warning=reason[:_LONGEST_WARNING])
@@ -271,7 +283,7 @@ async def _draw(plan: Plan, waiter: Waiter, config: RunnableConfig | None, progr
         replies += sample.replies
         counts = np.bincount([condition for condition, _ in replies], minlength=len(plan.conditions))
         weights = np.zeros(len(replies))
-        if len(plan.conditions) > 1:
+        if plan.weighted:
             scores = await _log_probs(plan, sample.replies, waiter, progress)
             log_probs = np.concatenate([log_probs, scores], axis=1)
             weights = log_weights(log_probs, counts)
@@ -325,8 +337,7 @@ async def _filter(
     if plan.filter is None or not fresh:
         allowed.update(dict.fromkeys(fresh, True))
         return
-    prompt = plan.conditions[0].prompts[0]  # the reference's, which is the user's
-    answers = await plan.filter.allowed(prompt, list(fresh.values()), config, waiter)
+    answers = await plan.filter.allowed(plan.prompt, list(fresh.values()), config, waiter)
     allowed.update(zip(fresh, answers, strict=True))
 
 

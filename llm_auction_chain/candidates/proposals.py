@@ -12,7 +12,7 @@ log(M / n_ref). Conditions depend on the prompt, the agents' public descriptions
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -71,12 +71,14 @@ class Condition:
         prompts: (K,), each a tuple of messages.
         powers: (K,), not 0; `PLAIN` for one prompt as it stands, which any chat model can draw from.
         tilt: raises the odds of keywords; only of one prompt as it stands.
+        reference: whether it is the reference, or one of the prompts of a reference that mixes several.
     """
 
     name: str
     prompts: tuple[tuple[BaseMessage, ...], ...]
     powers: tuple[float, ...] = PLAIN
     tilt: Tilt | None = None
+    reference: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -123,11 +125,31 @@ class Component(Protocol):
 
 @dataclass(frozen=True)
 class Reference:
-    """Draws from the user's prompt alone, as an auction without agents does. On its own, every log-weight is 0."""
+    """Draws from the reference model, as an auction without bids does. On its own, every log-weight is 0.
+
+    The reference is the model under the user's prompt alone, unless you state another one with `prompt`: then replies
+    converge to `pi_prompt * exp(sum_i r_i / tau)`, and a reply without bids is one that already knows the agents. Any
+    chat model can draw from it. A `DefensiveMixture` of references alone states a mixture of prompts as the reference.
+
+    Attributes:
+        prompt: a prompt template with the variables `messages` and `descriptions`, or a callable of both. None is the
+            user's prompt.
+
+    >>> from langchain_core.messages import HumanMessage, SystemMessage
+    >>> inputs = ProposalInputs(prompt=(HumanMessage("Hi"),), descriptions=("TuneTown sells guitars.",))
+    >>> stated = Reference(lambda messages, descriptions: [SystemMessage(f"Our sponsors: {descriptions}"), *messages])
+    >>> stated.condition(inputs).prompts[0][0].text
+    'Our sponsors: "TuneTown sells guitars."'
+    """
+
+    prompt: Template | None = None
 
     def condition(self, inputs: ProposalInputs) -> Condition:
-        """Return the prompt."""
-        return Condition(name="reference", prompts=(inputs.prompt,))
+        """Return the user's prompt, or the stated one where an agent has a description."""
+        if self.prompt is None or not inputs.descriptions:
+            return Condition(name="reference", prompts=(inputs.prompt,), reference=True)
+        described = ContextPrompt(self.prompt).describe(inputs.prompt, inputs.descriptions, inputs.seed)
+        return Condition(name="reference that knows the agents", prompts=(described,), reference=True)
 
 
 @dataclass(frozen=True)
@@ -377,17 +399,32 @@ def _block(descriptions: Sequence[str]) -> str:
 def conditions_of(proposal: Proposal, inputs: ProposalInputs) -> tuple[list[Condition], list[float]]:
     """Return the conditions of a proposal for one auction and their shares.
 
-    The reference comes first, with share 0 if the proposal does not draw from it. Components that are the same
-    distribution here are one condition.
+    The reference comes first, with share 0 if the proposal does not draw from it. Other components start from its
+    prompt. Components that are the same distribution here are one condition.
+
+    Raises:
+        ConfigurationError: other components stand beside several references.
     """
-    conditions = [Reference().condition(inputs)]
-    shares = [0.0]
     parts = proposal.parts() if isinstance(proposal, DefensiveMixture) else [(proposal, 1.0)]
-    for part, share in parts:
-        condition = part.condition(inputs)
+    references = [(part, share) for part, share in parts if isinstance(part, Reference)]
+    others = [(part, share) for part, share in parts if not isinstance(part, Reference)]
+    conditions: list[Condition] = []
+    shares: list[float] = []
+
+    def add(condition: Condition, share: float) -> None:
         place = next((k for k, known in enumerate(conditions) if known.same_law(condition)), len(conditions))
         if place == len(conditions):
             conditions.append(condition)
             shares.append(0.0)
         shares[place] += share
+
+    for reference, share in references or [(Reference(), 0.0)]:
+        add(reference.condition(inputs), share)
+    if others and len(conditions) > 1:
+        raise ConfigurationError(
+            f"proposal={proposal!r} has several references and other components beside them. Mix several references "
+            "alone, or one with the others."
+        )
+    for part, share in others:
+        add(part.condition(replace(inputs, prompt=conditions[0].prompts[0])), share)
     return conditions, shares

@@ -52,6 +52,7 @@ __all__ = [
 
 EXPERIMENTS: Mapping[str, str] = {
     "convergence": "convergence",
+    "proposals": "proposals",
     "welfare": "welfare",
     "users": "users",
     "overhead": "overhead",

@@ -20,7 +20,7 @@ QUICK: Mapping[str, Any] = {
     "n_questions": 2,
     "draws": 8,
     "max_tokens": 12,
-    "proposals": ("reference", "context prompt", "default"),
+    "proposals": ("reference", "context prompt", "product mixture"),
     "n_candidates": (2, 4, 8),
 }
 """Settings of a quick run. Experiments that have them share their draws."""
@@ -85,7 +85,7 @@ class ExperimentConfig(CheckedModel):
     """Longest reply, tokens."""
     families: tuple[Family, ...] = ("mentions", "log_ratio")
     """What sponsors pay for: phrases in the reply, `log pi_i - log pi_ref`, or the grade of a judge."""
-    proposals: tuple[str, ...] = ("reference", "context prompt", "product, strength 1/4", "default")
+    proposals: tuple[str, ...] = ("reference", "context prompt", "product, strength 1/4", "product mixture")
     """What candidates are drawn from; names of `PROPOSALS`, or of those given to `run`."""
     draws: int = 32
     """Replies from every condition, for each question and seed."""

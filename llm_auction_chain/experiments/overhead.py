@@ -377,7 +377,7 @@ EXPERIMENTS = {
     "overhead": Experiment(
         claim="An auction costs about M (L + n + 1) passes of the model; one plain reply costs L.",
         config=ExperimentConfig(
-            experiment="overhead", families=("log_ratio", "mentions"), proposals=("default", "context prompt")
+            experiment="overhead", families=("log_ratio", "mentions"), proposals=("product mixture", "context prompt")
         ),
         quick={
             "n_questions": 1,

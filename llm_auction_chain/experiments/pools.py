@@ -51,7 +51,17 @@ from llm_auction_chain.rewards.judge import JudgeReward
 from llm_auction_chain.validators import choice
 from llm_auction_chain.waiting import BLOCKING, run
 
-__all__ = ["OWN_POLICIES", "PROPOSALS", "RUBRICS", "Bench", "Pool", "measure_pool", "within_reach"]
+__all__ = [
+    "OWN_POLICIES",
+    "PROPOSALS",
+    "RUBRICS",
+    "Bench",
+    "Pool",
+    "abilities",
+    "draw_conditions",
+    "measure_pool",
+    "within_reach",
+]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -65,9 +75,14 @@ PROPOSALS: Mapping[str, Proposal | None] = {
     "product, strength 1/4": ContextProduct(0.25),
     "product, strength 1": ContextProduct(1.0),
     "blend, strength 1/4": ContextProduct(0.25, joint=True),
+    "tilt 1": KeywordTilt(1.0, until_said=False),
+    "tilt 2 until said": KeywordTilt(2.0),
+    "tilt 3 until said": KeywordTilt(3.0),
+    "product mixture": DefensiveMixture([(Reference(), 0.2), (ContextProduct(), 0.8)]),
     "default": None,
 }
-"""Proposals by name. The default depends on the model and the number of descriptions, as in an auction."""
+"""Proposals by name. The default is that of an auction whose rewards are not log-ratios; the product mixture is that of
+one with log-ratios, which experiments with both kinds of rewards use for both."""
 
 RUBRICS: Mapping[str, str] = {
     "helpful": "Does the reply answer what the user asked, to the point, completely and without mistakes?",
@@ -217,7 +232,7 @@ def within_reach(bench: Bench) -> ExperimentConfig:
     The reference and mentions, which any chat model serves, take the place of a list that would be empty.
     """
     config = bench.config
-    _, logits, scores = _abilities(bench)
+    _, logits, scores = abilities(bench)
 
     def can(name: str) -> bool:
         proposal = bench.proposals.get(name)
@@ -242,7 +257,7 @@ def measure_pool(bench: Bench, question: Question, seed: int) -> Pool:
     """
     config = bench.config
     prompt: list[BaseMessage] = [HumanMessage(question.text)]
-    source, logits, scores = _abilities(bench)
+    source, logits, scores = abilities(bench)
     conditions, shares, own = _conditions(bench, prompt, question, seed, scores=scores, logits=logits)
     counts = np.array([stratify(each.tolist(), config.draws) for each in shares.values()]).max(axis=0)
     drawn_on = {
@@ -256,7 +271,8 @@ def measure_pool(bench: Bench, question: Question, seed: int) -> Pool:
         "counts": counts.tolist(),
         "seed": seed,
     }
-    arrays = bench.store.get(drawn_on, lambda: _draw(source, bench.scorer or source.scorer, conditions, counts, seed))
+    scorer = bench.scorer or source.scorer
+    arrays = bench.store.get(drawn_on, lambda: draw_conditions(source, scorer, conditions, counts, seed))
     texts = tuple(str(text) for text in arrays["texts"])
     replies = [AIMessage(text) for text in texts]
     return Pool(
@@ -275,9 +291,9 @@ def measure_pool(bench: Bench, question: Question, seed: int) -> Pool:
     )
 
 
-def _abilities(bench: Bench) -> tuple[Source, bool, bool]:
+def abilities(bench: Bench, **settings: Any) -> tuple[Source, bool, bool]:
     """Return the model as a source, whether it exposes its logits, and whether something scores its replies."""
-    source = Source(bench.model, RunnableConfig(), native_n=True, kwargs={})
+    source = Source(bench.model, RunnableConfig(), native_n=True, kwargs=settings)
     return source, source.logits and bench.scorer is None, bench.scorer is not None or source.scorer is not None
 
 
@@ -334,9 +350,14 @@ def _conditions(
     return conditions, shares_of, np.array(own, dtype=np.int64)
 
 
-def _draw(
+def draw_conditions(
     source: Source, scorer: SequenceScorer | None, conditions: Sequence[Condition], counts: Integers, seed: int
 ) -> tuple[Arrays, UsageMetadata | None]:
+    """Return draws of conditions with their log-probabilities under each, their texts and lengths.
+
+    Raises:
+        CandidatesError: a model call failed.
+    """
     sample = run(
         source.sample(
             list(zip(conditions, counts.tolist(), strict=True)),

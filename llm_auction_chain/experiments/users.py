@@ -156,7 +156,7 @@ def _size(config: ExperimentConfig) -> int:
 
 
 def _proposal(config: ExperimentConfig) -> str:
-    return "default" if "default" in config.proposals else config.proposals[0]
+    return "product mixture" if "product mixture" in config.proposals else config.proposals[0]
 
 
 def _union(pool: Pool, proposal: str, family: str, m: int) -> tuple[npt.NDArray[np.int64], Candidates]:

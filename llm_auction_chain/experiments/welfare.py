@@ -30,7 +30,7 @@ __all__ = ["EXPERIMENTS", "PROPOSAL_OF", "Measured", "at_loss", "measured"]
 Floats = npt.NDArray[np.float64]
 _SUBSETS = 4  # auctions of a pool for each of its draws; they add up to 1/8 nat to the loss
 _ROUNDING = 1e-9
-_OURS = "default"
+_OURS = "product mixture"
 PROPOSAL_OF = {
     "sponsors in the prompt": "context prompt",
     "segment auction": OWN_POLICIES,

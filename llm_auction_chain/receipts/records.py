@@ -247,8 +247,8 @@ class _Shared(Record):
     """When the auction was opened, ISO 8601 in UTC."""
     model: str
     """The model that the candidates were drawn from."""
-    contexts: Literal["none", "used", "unused"]
-    """Whether the proposal used the agents' descriptions."""
+    contexts: Literal["none", "used", "unused", "reference"]
+    """Whether the proposal used the agents' descriptions or keywords; `reference` where the reference itself does."""
     currency: str
     """Unit of all amounts; may be empty."""
     tau: Tau

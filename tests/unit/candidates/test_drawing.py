@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import RunnableLambda
 
@@ -26,6 +26,7 @@ from llm_auction_chain import (
     DefensiveMixture,
     LogitsError,
     LogProbError,
+    Policy,
     Reference,
     Sampling,
     ScoringError,
@@ -34,6 +35,7 @@ from llm_auction_chain.candidates import CandidateFilter, Size, Source, draw, ma
 from llm_auction_chain.candidates.drawing import _identity
 from llm_auction_chain.candidates.proposals import ProposalInputs, conditions_of
 from llm_auction_chain.descriptions import descriptions_of, keywords_of
+from llm_auction_chain.receipts import verify
 from llm_auction_chain.rewards import ClickReward, MentionReward
 from llm_auction_chain.testing import MarkovChatModel
 from llm_auction_chain.waiting import AWAITING, BLOCKING, run
@@ -822,3 +824,74 @@ def test_no_report_changes_the_choice_of_the_proposal_a_candidate_or_a_weight(on
         return weights, result.components, result.proposal_reason
 
     assert drawn(one) == drawn(other)
+
+
+def sponsored(messages, descriptions):
+    return [SystemMessage(descriptions), *messages]
+
+
+MIXED = DefensiveMixture([(Reference(), 1), (Reference(sponsored), 3)])
+
+
+@pytest.mark.parametrize(
+    ("proposal", "components"),
+    [
+        (Reference(sponsored), {"reference that knows the agents": 64}),
+        (MIXED, {"reference": 16, "reference that knows the agents": 48}),
+    ],
+)
+async def test_a_model_without_probabilities_draws_from_its_stated_reference_without_weights(proposal, components):
+    held = auction(Mute(), proposal=proposal, n_candidates=64)
+    for result in (held.run("Speak"), await held.arun("Speak")):
+        weights = [candidate.log_weight for candidate in result.candidates]
+        assert weights == pytest.approx([0.0] * result.distinct_replies, abs=1e-12)
+        assert result.contexts == "reference"
+        assert result.reply.response_metadata["auction"]["proposal"]["contexts"] == "reference"
+        assert verify(result.receipt).ok
+        assert dict(result.components) == components
+
+
+def test_the_distribution_of_the_reply_is_that_of_the_stated_reference_and_the_rewards():
+    """Over 400 auctions of 32 draws, the mean distribution of the reply misses the target by less than 0.1 in total
+    variation; the target of the plain prompt, by more than 0.2. The seeds are fixed."""
+    inputs = ProposalInputs(prompt=tuple(PROMPT), descriptions=tuple(descriptions_of(one.context for one in agents())))
+    (condition,), _ = conditions_of(Reference(sponsored), inputs)
+    target, plain = (MODEL.enumerate([prompt]) for prompt in (condition.prompts[0], PROMPT))
+    worth = {text: 1.5 * text.count("b") + 0.5 * (text[-1] == "c") for text in target}
+    probabilities = dict.fromkeys(target, 0.0)
+    bidders = [
+        Agent("TuneTown", lambda prompt, reply: 1.5 * reply.text.count("b"), context=agents()[0].context),
+        Agent("StringSchool", lambda prompt, reply: 0.5 * (reply.text[-1] == "c"), context=agents()[1].context),
+    ]
+    for seed in range(400):
+        # it has no scorer here: its log-probabilities are not used
+        result = auction(agents=bidders, proposal=Reference(sponsored), n_candidates=32, seed=seed).run(PROMPT)
+        for candidate, chance in zip(result.candidates, result.settlement.probabilities, strict=True):
+            probabilities[candidate.message.text] += chance / 400
+
+    def distance(log_reference):
+        scores = np.array([log_reference[text] + worth[text] for text in probabilities])
+        optimum = np.exp(scores - np.logaddexp.reduce(scores))
+        return np.abs(optimum - np.array(list(probabilities.values()))).sum() / 2
+
+    assert distance(target) < 0.1
+    assert distance(plain) > 0.2
+
+
+def test_a_stated_reference_is_never_replaced():
+    with pytest.raises(ConfigurationError, match="No system messages"):
+        auction(NoSystem(length=3), proposal=Reference(sponsored)).run("Speak")
+
+
+async def test_the_filter_sees_the_users_own_prompt():
+    prompts = []
+
+    def rule(prompt, reply):
+        prompts.append([message.text for message in prompt])
+        return True
+
+    held = auction(proposal=Reference(sponsored), policy=Policy(candidate_filter=rule))
+    held.run("Speak")
+    await held.arun("Speak")
+    assert prompts
+    assert all(texts == ["Speak"] for texts in prompts)

@@ -186,7 +186,7 @@ def test_a_mixture_keeps_its_components_though_the_list_changes():
     mixture = DefensiveMixture(iter(components))
     assert mixture.components == tuple(components)
     assert mixture == DefensiveMixture(components)
-    with pytest.raises(ConfigurationError, match=r"^The share of Reference\(\) must be "):
+    with pytest.raises(ConfigurationError, match=r"^The share of Reference\(prompt=None\) must be "):
         DefensiveMixture([(Reference(), 0)])
     with pytest.raises(ConfigurationError, match=r"^components must be pairs"):
         DefensiveMixture([Reference()])
@@ -321,3 +321,45 @@ def test_a_weight_is_at_most_the_inverse_share_of_the_reference(case):
 def test_what_the_reference_cannot_say_has_weight_nothing():
     laws = np.array([[-np.inf, 0.0], [math.log(0.5), math.log(0.5)]])
     assert log_weights(laws, [0, 2]).tolist() == [-np.inf, math.log(2)]
+
+
+def described(messages, descriptions):
+    return [SystemMessage(f"Sponsors: {descriptions}"), *messages]
+
+
+STATED = Reference(described)
+
+
+def test_a_stated_reference_is_the_platforms_prompt_with_the_descriptions():
+    (condition,), shares = conditions_of(STATED, inputs_of())
+    assert condition.reference
+    assert shares == [1.0]
+    assert all(text in condition.prompts[0][0].text for text in TOLD)
+    assert condition.prompts[0][1:] == tuple(PROMPT)
+    (alone,), _ = conditions_of(STATED, inputs_of(descriptions=[]))
+    assert alone.prompts == (tuple(PROMPT),)
+
+
+def test_references_alone_are_one_reference_that_mixes_their_prompts():
+    conditions, shares = conditions_of(DefensiveMixture([(Reference(), 1), (STATED, 3)]), inputs_of())
+    assert [condition.reference for condition in conditions] == [True, True]
+    assert shares == [0.25, 0.75]
+    (one,), shares = conditions_of(DefensiveMixture([(Reference(), 1), (STATED, 3)]), inputs_of(descriptions=[]))
+    assert one.prompts == (tuple(PROMPT),)
+    assert shares == [1.0]
+
+
+def test_other_components_start_from_the_stated_reference():
+    mixture = DefensiveMixture([(KeywordTilt(2.0), 1), (STATED, 1)])
+    (reference, tilt), shares = conditions_of(mixture, inputs_of())
+    assert (reference.reference, tilt.reference) == (True, False)
+    assert reference.prompts == tilt.prompts
+    assert "Sponsors" in tilt.prompts[0][0].text
+    assert shares == [0.5, 0.5]
+
+
+def test_other_components_beside_several_references_are_refused():
+    mixture = DefensiveMixture([(Reference(), 1), (STATED, 1), (KeywordTilt(2.0), 1)])
+    with pytest.raises(ConfigurationError, match="several references"):
+        conditions_of(mixture, inputs_of())
+    assert len(conditions_of(mixture, inputs_of(descriptions=[]))[0]) == 1  # without descriptions they are all the same

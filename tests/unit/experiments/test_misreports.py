@@ -85,6 +85,6 @@ def test_an_ascent_comes_back_to_the_truth_under_ours():
 
 def test_a_run_writes_its_tables_and_figures(tmp_path):
     config = EXPERIMENTS["misreports"].config.changed(**EXPERIMENTS["misreports"].quick, families=("log_ratio",))
-    config = config.changed(n_questions=1, proposals=("default",))
+    config = config.changed(n_questions=1, proposals=("product mixture",))
     summary = run(config, model=MarkovChatModel(length=6), out=tmp_path).summary()
     assert len(summary.save(tmp_path)) == 2 + 2

@@ -64,7 +64,11 @@ def test_log_ratios_are_those_of_the_reward_in_an_auction():
 
 def test_sets_are_disjoint_and_hold_the_shares_of_the_proposal():
     pool = measure_pool(bench(draws=20), QUESTION, 0)
-    for proposal, m, wanted in (("reference", 4, {0: 4}), ("default", 5, {0: 3, 3: 2}), (OWN_POLICIES, 4, None)):
+    for proposal, m, wanted in (
+        ("reference", 4, {0: 4}),
+        ("product mixture", 5, {0: 1, 3: 4}),
+        (OWN_POLICIES, 4, None),
+    ):
         sets = list(pool.sets(proposal, m, "mentions"))
         assert len(sets) >= 2
         places = np.concatenate([places for places, _ in sets])
@@ -82,7 +86,7 @@ def test_weights_undo_the_proposal():
     # E under the proposal of exp(lw) is 1. 600 sets of 4 draws; the mean misses 1 by more than five standard errors
     # with probability below 1e-6.
     pool = measure_pool(bench(draws=2400), QUESTION, 0)
-    for proposal in ("context prompt", "default"):
+    for proposal in ("context prompt", "product mixture"):
         ratios = np.array([np.exp(c.log_weights).mean() for _, c in pool.sets(proposal, 4, "mentions")])
         assert abs(ratios.mean() - 1) < 5 * ratios.std() / np.sqrt(len(ratios))
 

@@ -162,7 +162,7 @@ def test_pairs_need_two_sponsors():
 
 def test_auctions_leave_out_what_the_reference_never_gives():
     pool = measure_pool(bench(), QUESTION, 0)
-    (one, *rest) = auctions(pool, "default", 4, "mentions")
+    (one, *rest) = auctions(pool, "product mixture", 4, "mentions")
     assert one.rewards.min(axis=1).tolist() == [0.0, 0.0]
     assert np.isfinite(one.log_weights).all()
     assert len(rest) >= 1

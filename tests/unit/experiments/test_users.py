@@ -72,7 +72,7 @@ def test_tables_show_every_proposal_with_and_without_reports(study):
     assert len(changes.rows) == 8
     rows = {row[:2]: row for row in levels.rows}
     for tau, change, *_ in changes.rows:
-        difference = rows["default", tau][3].value - rows["default", math.inf][3].value
+        difference = rows["product mixture", tau][3].value - rows["product mixture", math.inf][3].value
         assert change.value == pytest.approx(difference)
     assert any("relevance (cosine), helpful" in note for note in found.notes)
 
