@@ -182,6 +182,8 @@ async def _score(
             return await waiter.either(lambda: call(*args, **kwargs, **law), lambda: twin(*args, **kwargs, **law))
         return await waiter.in_thread(lambda: call(*args, **kwargs, **law))
 
+    if not any(map(len, missing)):
+        return [np.zeros(0) for _ in missing]
     if isinstance(scorer, LogitModel):
         wanted = [np.isin(np.arange(len(replies)), need).tolist() for need in missing]
         rows = await ask("score_conditions", conditions, replies, wanted=wanted)

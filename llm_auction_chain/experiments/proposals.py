@@ -222,9 +222,19 @@ def _reward(bench: Bench, family: str, name: str, context: str) -> Any:
     if family == "grade":
         assert bench.embeddings is not None  # noqa: S101 - for the type checker
         return EmbeddingReward(bench.embeddings, context)
-    words = [word for word in keywords_of(context).words if word != name and not _COMMON.fullmatch(word.casefold())]
-    words = words if family == "keywords" else [name]
-    return MentionReward(words, value=1.0, at_most=_MOST_MENTIONS if family == "keywords" else 1)
+    if family == "brand":
+        return MentionReward([name], value=1.0, at_most=1)
+    return MentionReward(keyword_phrases(name, context), value=1.0, at_most=_MOST_MENTIONS)
+
+
+def keyword_phrases(name: str, context: str) -> list[str]:
+    """Return the words of a sponsor's description that it pays for: not the commonest, and not its name.
+
+    >>> keyword_phrases("FretHouse", "FretHouse sells guitars for all.")
+    ['guitars', 'sells']
+    """
+    words = keywords_of(context).words
+    return [word for word in words if word != name and not _COMMON.fullmatch(word.casefold())]
 
 
 def _time(
@@ -248,6 +258,7 @@ def analyse(study: Study[Draws]) -> Findings:
     cases = [case for case in CASES if all((case, _REFERENCE) in unit.shares for unit in units)]
     sizes = [m for m in _SIZES if m <= config.draws]
     most = sizes[-1]
+    columns = sorted({m for m in (8, 16) if m < most} | {most})
 
     def gains(case: str, name: str, m: int, other: str = _REFERENCE) -> Estimate:
         return study.mean(lambda unit: unit.statistics(case, name, m)[0] - unit.statistics(case, other, m)[0])
@@ -256,7 +267,7 @@ def analyse(study: Study[Draws]) -> Findings:
         return study.mean(lambda unit: unit.statistics(case, name, most)[which])
 
     names = config.proposals
-    over = {(case, name, m): gains(case, name, m) for case in cases for name in names for m in (8, 16, 32) if m <= most}
+    over = {(case, name, m): gains(case, name, m) for case in cases for name in names for m in columns}
     kept = {(case, name): figures(case, name, 1) for case in cases for name in names}
     spread = {name: figures(_CHEAP, name, 2) for name in names}
     needed = _needed(study, sizes)

@@ -15,11 +15,13 @@ from llm_auction_chain import (
     ContextProduct,
     ContextPrompt,
     DefensiveMixture,
+    KeywordTilt,
     Reference,
 )
 from llm_auction_chain.candidates.proposals import ProposalInputs, conditions_of
-from llm_auction_chain.descriptions import descriptions_of
+from llm_auction_chain.descriptions import descriptions_of, keywords_of
 from llm_auction_chain.models.local.engine import Engine
+from llm_auction_chain.models.local.passes import SharedPasses
 
 AGENTS = [
     Agent("A", lambda prompt, reply: reply.text.count("Hi") * 1.0, context="Hi Hi system"),
@@ -29,8 +31,8 @@ MIXTURE = DefensiveMixture([(Reference(), 2), (ContextPrompt(), 1), (ContextProd
 LENGTH = 6
 
 
-def token_laws(engine, condition, ids, temperature, top_p):
-    """Return the log-probability of a reply by the definition: one full pass a prompt, nothing cached."""
+def laws_of(engine, condition, ids, temperature, top_p):
+    """Return the distribution of each token of a reply (tokens, V): one full pass a prompt, nothing cached."""
     combined = 0
     for prompt, power in zip(condition.prompts, condition.powers, strict=True):
         roles = {"human": "user", "system": "system"}
@@ -43,7 +45,12 @@ def token_laws(engine, condition, ids, temperature, top_p):
     kept = ranked.cumsum(-1) - ranked < top_p
     kept[:, 0] = True
     law = torch.zeros_like(law).scatter(-1, order, ranked * kept)
-    law = law / law.sum(-1, keepdim=True)
+    return law / law.sum(-1, keepdim=True)
+
+
+def token_laws(engine, condition, ids, temperature, top_p):
+    """Return the log-probability of a reply by the definition."""
+    law = laws_of(engine, condition, ids, temperature, top_p)
     return law[range(len(ids)), ids].log().sum().item()
 
 
@@ -135,3 +142,97 @@ def test_descriptions_neither_cut_replies_nor_end_auctions_near_the_end_of_the_w
         result = AuctionRunnable(model=model, agents=AGENTS, n_candidates=12, seed=8, proposal=MIXTURE).run(prompt)
     plain = AuctionRunnable(model=model, agents=AGENTS, n_candidates=12, seed=8, proposal=Reference()).run(prompt)
     assert [each.message.text for each in result.candidates] == [each.message.text for each in plain.candidates]
+
+
+TILTS = DefensiveMixture(
+    [(Reference(), 2), (KeywordTilt(1.0, until_said=False), 1), (KeywordTilt(2.0), 2), (KeywordTilt(3.0), 1)]
+)
+BIDDERS = [
+    Agent("A", lambda prompt, reply: reply.text.count("Hi") * 1.0, keywords=["Hi"]),
+    Agent("B", lambda prompt, reply: reply.text.count("no") * 0.5, keywords=["no", "system"]),
+]
+
+
+def under_tilt(engine, condition, ids, temperature, top_p):
+    """Return the log-probability of a reply under a tilt by the definition: one full pass, nothing cached."""
+    total, said = 0.0, [False, False]
+    firsts = [set(tokens) for tokens in engine.keyword_tokens(condition.tilt)]
+    for row, token in zip(laws_of(engine, condition, ids, temperature, top_p), ids, strict=True):
+        active = set().union(
+            *(own for own, done in zip(firsts, said, strict=True) if not (done and condition.tilt.until_said))
+        )
+        raised = row.clone()
+        raised[list(active)] *= math.exp(condition.tilt.strength)
+        total += math.log(raised[token] / raised.sum()) if raised[token] > 0 else -math.inf
+        said = [done or token in own for own, done in zip(firsts, said, strict=True)]
+    return total
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.85)])
+def test_weights_of_tilts_are_those_of_full_forward_passes(seven_words, temperature, top_p):
+    model = ChatTransformers(
+        model=seven_words, dtype="float32", device="cpu", max_tokens=LENGTH, temperature=temperature, top_p=top_p
+    )
+    result = AuctionRunnable(model=model, agents=BIDDERS, n_candidates=24, seed=8, proposal=TILTS).run("Hi")
+    engine = Engine.load(seven_words, "float32", "cpu")
+    keywords = tuple(sorted(keywords_of("", agent.keywords) for agent in BIDDERS))
+    inputs = ProposalInputs(prompt=(HumanMessage("Hi"),), keywords=keywords)
+    (reference, *tilted), _ = conditions_of(TILTS, inputs)
+    counts = dict(result.components)
+    assert set(counts) == {one.name for one in (reference, *tilted)}
+    assert all(map(len, engine.keyword_tokens(tilted[0].tilt)))
+    for candidate in result.candidates:
+        ids = candidate.message.response_metadata["logprobs"]["token_ids"]
+        exact = {one.name: under_tilt(engine, one, ids, temperature, top_p) for one in tilted}
+        exact["reference"] = token_laws(engine, reference, ids, temperature, top_p)
+        mixture = sum(n / 24 * math.exp(exact[name]) for name, n in counts.items())
+        assert candidate.log_weight == pytest.approx(exact["reference"] - math.log(mixture), abs=1e-4)
+
+
+def test_all_tilts_of_a_mixture_cost_one_pass(seven_words, monkeypatch):
+    """A mixture of the reference and three tilts reads, steps and projects as often as the reference alone."""
+    model = ChatTransformers(model=seven_words, dtype="float32", device="cpu", max_tokens=LENGTH)
+    monkeypatch.setattr(model._engine(), "ends", set())  # all replies have LENGTH tokens
+    calls = []
+
+    def watch(kind, name, size):
+        whole = getattr(kind, name)
+
+        def watched(self, *given, **settings):
+            calls.append((name, size(*given)))
+            return whole(self, *given, **settings)
+
+        monkeypatch.setattr(kind, name, watched)
+
+    watch(SharedPasses, "read", len)
+    watch(SharedPasses, "step", lambda sequences, tokens: len(tokens))
+    watch(SharedPasses, "follow", len)
+    watch(Engine, "score", lambda *given: 1)
+    passes = {}
+    for name, proposal in (("reference", Reference()), ("tilts", TILTS)):
+        calls.clear()
+        result = AuctionRunnable(model=model, agents=BIDDERS, n_candidates=24, seed=8, proposal=proposal).run("Hi")
+        passes[name] = list(calls)
+    assert len(result.components) == 4
+    assert passes["tilts"] == passes["reference"] == [("read", 1), *[("step", 24)] * (LENGTH - 1)]
+
+
+def test_replies_that_other_components_drew_are_scored_under_the_tilts(seven_words):
+    """A product's draw gives no tilt: such figures are scored, and agree with those that draws give."""
+    model = ChatTransformers(model=seven_words, dtype="float32", device="cpu", max_tokens=LENGTH)
+    keywords = tuple(sorted(keywords_of("", agent.keywords) for agent in BIDDERS))
+    inputs = ProposalInputs(prompt=(HumanMessage("Hi"),), descriptions=("Hi no.",), keywords=keywords)
+    mixture = DefensiveMixture([(KeywordTilt(2.0), 1), (Reference(), 1), (ContextProduct(0.5), 1)])
+    conditions, _ = conditions_of(mixture, inputs)
+    drawn = model._generate([], seed=3, logprobs=True, conditions=[(one, 6) for one in conditions])
+    replies = [generation.message for generation in drawn.generations]
+    totals = [reply.response_metadata["logprobs"]["condition_totals"] for reply in replies]
+    scores = np.array(model.score_conditions(conditions, replies))
+    known = np.array([[math.nan if one is None else one for one in own] for own in totals]).T
+    tilt = next(k for k, one in enumerate(conditions) if one.tilt is not None)
+    product = next(k for k, one in enumerate(conditions) if len(one.prompts) > 1)
+    assert np.isnan(known[tilt, 6 * product : 6 * product + 6]).all()
+    assert np.isfinite(known[:, : 6 * product][:product]).all()
+    filled = np.isfinite(known)
+    assert scores[filled] == pytest.approx(known[filled], abs=1e-4)
+    assert np.isfinite(scores).all()
