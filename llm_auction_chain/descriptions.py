@@ -103,7 +103,8 @@ def keywords_of(context: str, chosen: Iterable[str] | None = None) -> Keywords:
     >>> keywords_of("TuneTown sells guitars, and repairs guitars.").words
     ('TuneTown', 'and', 'guitars', 'repairs', 'sells')
     """
-    words = _WORD.findall(clean_context(context)) if chosen is None else [_one_line(word) for word in chosen]
+    own = filter(str.isalpha, _WORD.findall(clean_context(context)))
+    words = own if chosen is None else map(_one_line, chosen)
     distinct: dict[str, str] = {}
     for word in words:
         distinct.setdefault(word.casefold(), word)

@@ -8,7 +8,7 @@ where q is the reference's probability of all these tokens. So one pass over a p
 log-probability of the reply under the reference and under every tilt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,57 @@ import numpy.typing as npt
 
 from llm_auction_chain.descriptions import Keywords
 
-__all__ = ["Tilt", "TiltState", "TokenTilts"]
+__all__ = ["MOST_TOKENS", "Tilt", "TiltState", "TokenTilts", "spellings_of", "tokens_that_begin"]
+
+MOST_TOKENS = 1024
+"""Tokens that begin keywords, of all agents together. A vLLM server takes no more."""
+_COMMON = 50  # tokenizers number tokens by frequency: the first fiftieth of a vocabulary are its common words
+_SHORTEST = 4  # letters of a token that stands for a longer word
 
 FloatArray = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+
+
+def spellings_of(word: str) -> list[str]:
+    """Return a word as it may begin in a reply: with and without a space, as written, in lower case, capitalised.
+
+    >>> spellings_of("guitar")
+    [' Guitar', ' guitar', 'Guitar', 'guitar']
+    """
+    forms = {word, word.lower(), word.capitalize()}
+    return sorted(f"{before}{form}" for form in forms for before in ("", " "))
+
+
+def tokens_that_begin(
+    keywords: Keywords, tokens: Mapping[str, tuple[int, str]], *, size: int, special: Collection[int]
+) -> list[int]:
+    """Return the tokens that begin the keywords, the rarest first.
+
+    The first token of a spelling counts if it is the whole word or at least four letters of it. Of words that the agent
+    did not choose, those that begin with a common token are left out.
+
+    Args:
+        keywords: of one agent.
+        tokens: the first token of each spelling, with its text.
+        size: of the vocabulary.
+        special: tokens with a meaning of their own, such as the end token.
+
+    >>> tokens = {" guitar": (900, " guitar"), " Guitar": (7, " G"), "guitar": (80, "guit"), "Guitar": (8, "G")}
+    >>> tokens_that_begin(Keywords(("guitar",)), tokens, size=1000, special=())
+    [900, 80]
+    """
+    common = 0 if keywords.chosen else size // _COMMON
+    beginnings = set()
+    for word in keywords.words:
+        if tokens.get(f" {word.lower()}", (common, ""))[0] < common:
+            continue
+        for spelling in spellings_of(word):
+            token, text = tokens.get(spelling, (-1, ""))
+            begins = text.strip() == spelling.strip()
+            begins = begins or (len(text.strip()) >= _SHORTEST and spelling.strip().startswith(text.strip()))
+            if begins and token >= common and token not in special:
+                beginnings.add(token)
+    return sorted(beginnings, reverse=True)
 
 
 @dataclass(frozen=True, kw_only=True)

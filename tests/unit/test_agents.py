@@ -148,3 +148,17 @@ def test_without_the_extra_an_agents_file_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'llm-auction-chain\[cli\]'"):
         load_agents(None)
+
+
+def test_keywords_are_a_short_list_of_words_and_none_are_the_words_of_the_context():
+    assert Agent("A", lambda prompt, reply: 1.0, keywords=["guitar", "lessons"]).keywords == ("guitar", "lessons")
+    assert Agent("A", lambda prompt, reply: 1.0, keywords=()).keywords == ()
+    assert Agent("A", lambda prompt, reply: 1.0, context="TuneTown sells guitars.").keywords is None
+    data = {"name": "A", "reward": {"mention": {"phrases": ["guitar"]}}, "keywords": ["guitar"]}
+    assert Agent.from_dict(data).keywords == ("guitar",)
+
+
+@pytest.mark.parametrize("keywords", ["guitar", 3, ["guitar"] * 33, [""], [" "], [3], [None], ["x" * 101]])
+def test_keywords_that_are_no_short_list_of_words_are_refused_by_the_agents_name(keywords):
+    with pytest.raises(ConfigurationError, match="keywords of 'A'"):
+        Agent("A", lambda prompt, reply: 1.0, keywords=keywords)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_auction_chain.candidates.proposals import PLAIN
-from llm_auction_chain.candidates.tilts import Tilt, TokenTilts
+from llm_auction_chain.candidates.tilts import MOST_TOKENS, Tilt, TokenTilts, spellings_of, tokens_that_begin
 from llm_auction_chain.descriptions import Keywords
 from llm_auction_chain.errors import ContextWindowError, MissingDependencyError, PromptError
 from llm_auction_chain.models.local.templates import as_lines, check_rows, templated
@@ -42,9 +42,7 @@ _MEMORY = 1 / 4
 # Tokens of one pass. On a CPU more tokens leave its caches, and fewer multiply slower.
 _PASS = {"cpu": 512}
 _PASS_ELSEWHERE = 4096
-_MOST_TOKENS = 1024  # that begin keywords, of all agents
-_COMMON = 50  # tokenizers number tokens by frequency: the first fiftieth of a vocabulary are its common words
-_SHORTEST = 4  # letters of a token that stands for a longer word
+_MOST_KNOWN = 4096  # agents whose tokens are kept
 # Finished replies, all replies, and tokens per second, without the wait for other requests.
 Progress = Callable[[int, int, float], None]
 # The decoder shows it for a character whose last bytes are still missing.
@@ -140,6 +138,7 @@ class Engine:
         self._passes = passes_for(model, min(size, max_batch_tokens or size), compiled=compiled, packed=packed)
         free = int(_MEMORY * free_memory(model.device)) // self._passes.token_bytes
         self.max_batch_tokens = max_batch_tokens or max(size, free)
+        self._known_keywords: dict[Keywords, list[int]] = {}
         self._requests = FifoLock()
         self._steps = FifoLock()
 
@@ -349,29 +348,24 @@ class Engine:
 
     def keyword_tokens(self, tilt: Tilt) -> list[list[int]]:
         """Return for each agent of a tilt the tokens that begin its keywords, sorted."""
-        return [self._tokens_of(keywords, _MOST_TOKENS // len(tilt.keywords)) for keywords in tilt.keywords]
+        most = max(1, MOST_TOKENS // len(tilt.keywords))
+        return [self._beginnings(keywords)[:most] for keywords in tilt.keywords]
 
-    def _tokens_of(self, keywords: Keywords, most: int) -> list[int]:
-        """Return the tokens that begin the words in any spelling: those of the rarest words if there are too many."""
-        spellings = {
-            f"{before}{form}"
-            for word in keywords.words
-            for form in (word, word.lower(), word.capitalize())
-            for before in ("", " ")
-        }
-        batch = self.tokenizer(sorted(spellings), add_special_tokens=False)["input_ids"] if spellings else []
-        common = 0 if keywords.chosen else len(self.tokenizer) // _COMMON
-        firsts = {
-            ids[0]
-            for spelling, ids in zip(sorted(spellings), batch, strict=True)
-            if ids and ids[0] >= common and self._begins(ids, spelling.strip())
-        }
-        return sorted(sorted(firsts, reverse=True)[:most])
-
-    def _begins(self, ids: Sequence[int], word: str) -> bool:
-        """Whether the first token is long enough to stand for a word, which may have several."""
-        first = self.tokenizer.decode(ids[:1]).strip()
-        return first == word or (len(first) >= _SHORTEST and word.startswith(first))
+    def _beginnings(self, keywords: Keywords) -> list[int]:
+        if keywords not in self._known_keywords:
+            if len(self._known_keywords) >= _MOST_KNOWN:
+                self._known_keywords.clear()
+            spellings = [spelling for word in keywords.words for spelling in spellings_of(word)]
+            batch = self.tokenizer(spellings, add_special_tokens=False)["input_ids"] if spellings else []
+            tokens = {
+                spelling: (ids[0], spelling if len(ids) == 1 else self._text(ids[:1]))
+                for spelling, ids in zip(spellings, batch, strict=True)
+                if ids
+            }
+            special = {*self.ends, *self.tokenizer.all_special_ids}
+            beginnings = tokens_that_begin(keywords, tokens, size=len(self.tokenizer), special=special)
+            self._known_keywords[keywords] = beginnings
+        return self._known_keywords[keywords]
 
     def _text(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """Return the text of tokens, in which special tokens show only if `special` says so."""

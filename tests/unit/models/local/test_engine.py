@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from llm_auction_chain.candidates.tilts import Tilt
+from llm_auction_chain.descriptions import Keywords, keywords_of
 from llm_auction_chain.errors import ConfigurationError, ContextWindowError, PromptError
 from llm_auction_chain.models.local.decoding import Row
 from llm_auction_chain.models.local.engine import Engine, FifoLock, _stable, _stream
@@ -253,3 +255,48 @@ def test_a_turn_that_fails_is_handed_on():
         raise ValueError("mine")
     with queue.turn():
         assert len(queue._waiting) == 1
+
+
+def tokens_of(engine, *words, chosen=True):
+    keywords = Keywords(tuple(sorted(words)), chosen=chosen)
+    (tokens,) = engine.keyword_tokens(Tilt(keywords=(keywords,), strength=1.0))
+    return {engine.tokenizer.decode([token]) for token in tokens}
+
+
+def test_a_keyword_begins_in_every_spelling_that_the_tokenizer_has(engine):
+    assert tokens_of(engine, "guitar") == {" guitar", " Guitar"}
+    assert tokens_of(engine, "Water") == {" Water", "Water", " water", "water"}
+
+
+def test_the_common_words_of_a_description_are_no_keywords_unless_the_agent_chose_them(engine):
+    sentence = keywords_of("OakBank offers a savings account with a fixed rate for the people that need it.")
+    (tokens,) = engine.keyword_tokens(Tilt(keywords=(sentence,), strength=1.0))
+    words = {engine.tokenizer.decode([token]).strip().lower() for token in tokens}
+    assert {"savings", "account", "fixed", "rate", "offers"} <= words
+    assert not {"with", "for", "the", "people", "that", "need"} & words
+    assert " need" in tokens_of(engine, "need")
+    assert " need" not in tokens_of(engine, "need", chosen=False)
+
+
+def test_a_made_up_brand_does_not_pull_in_every_word_with_its_first_letters(engine):
+    assert all(len(text.strip()) >= 4 for text in tokens_of(engine, "GlimmerGlass", "TutorTurtle", "OakBank"))
+    assert " G" not in tokens_of(engine, "GlimmerGlass")
+    assert tokens_of(engine, "thermostats") == {" thermost", " Ther", "Ther", "ther"}
+
+
+@pytest.mark.parametrize(
+    "word", ["<|im_end|>", "<|endoftext|>", "\N{ROCKET}", "a", "\N{COMBINING ACUTE ACCENT}", "x" * 100, "12345", "的"]
+)
+def test_no_word_makes_an_end_or_a_special_token_likelier(engine, word):
+    keywords = Keywords((word,))
+    (tokens,) = engine.keyword_tokens(Tilt(keywords=(keywords,), strength=1.0))
+    assert not {*engine.ends, *engine.tokenizer.all_special_ids} & set(tokens)
+
+
+def test_tokens_are_bounded_and_every_agent_keeps_its_own(engine):
+    vocabulary = [engine.tokenizer.decode([token]).strip() for token in range(2000, 8000)]
+    many = tuple(sorted({word for word in vocabulary if word.isalpha() and len(word) > 3}))
+    tilt = Tilt(keywords=(Keywords(("guitar",)), Keywords(many)), strength=1.0)
+    few, most = engine.keyword_tokens(tilt)
+    assert {engine.tokenizer.decode([token]) for token in few} == {" guitar", " Guitar"}
+    assert len(most) == 512
