@@ -18,6 +18,7 @@ from langchain_core.runnables import RunnableConfig
 from llm_auction_chain.candidates.filtering import CandidateFilter
 from llm_auction_chain.candidates.logprobs import SequenceScorer, log_prob_matrix
 from llm_auction_chain.candidates.proposals import (
+    PLAIN,
     Abilities,
     Condition,
     Proposal,
@@ -168,7 +169,9 @@ def make_plan(
     own_scorer = scorer is source.scorer
     logits = source.logits and own_scorer
     knows_agents = bool(inputs.descriptions or inputs.keywords)
-    can: Abilities = "draw" if scorer is None else "everything" if logits else "score"
+    can: Abilities = "draw"
+    if scorer is not None:
+        can = "everything" if logits else "tilt" if own_scorer and source.tilts else "score"
     chosen, reason = choose_proposal(inputs, can=can)
     if proposal is not None and knows_agents:
         chosen, reason = proposal, "it is the auction's setting"
@@ -180,11 +183,7 @@ def make_plan(
             "ChatTransformers or ChatVLLM, set sampling=Sampling(scorer=...), leave proposal out, or state a reference "
             "that knows the agents: Reference(prompt=...)."
         )
-    if not logits and not all(condition.is_plain for condition in conditions):
-        raise ConfigurationError(
-            f"proposal={proposal!r} draws from products of prompts or tilts, for which the model must expose its "
-            "logits. Use ChatTransformers without a scorer of its own, or a mixture of Reference() and ContextPrompt()."
-        )
+    _check_drawable(conditions, proposal, can)
     stated = any(condition.reference and condition.prompts != (inputs.prompt,) for condition in conditions)
     used: Contexts = "reference" if stated else "used" if weighted else "unused"
     return Plan(
@@ -201,6 +200,28 @@ def make_plan(
         filter=candidate_filter,
         fallback=fallback,
     )
+
+
+def _check_drawable(conditions: Sequence[Condition], proposal: Proposal | None, can: Abilities) -> None:
+    """Raise `ConfigurationError` if a proposal needs more than the model can do."""
+    tilted = [condition.tilt for condition in conditions if condition.tilt is not None]
+    if can == "everything" or all(condition.is_plain for condition in conditions):
+        return
+    if can != "tilt" or not all(condition.powers == PLAIN for condition in conditions):
+        raise ConfigurationError(
+            f"proposal={proposal!r} draws from products of prompts or tilts, for which the model must expose its "
+            "logits. Use ChatTransformers without a scorer of its own, or a mixture of Reference() and ContextPrompt()."
+        )
+    if any(tilt.until_said for tilt in tilted):
+        raise ConfigurationError(
+            f"proposal={proposal!r} ends a tilt within a reply, for which the model must expose its logits. Use "
+            "KeywordTilt(1.0, until_said=False), or ChatTransformers."
+        )
+    if any(condition.tilt is None and not condition.reference for condition in conditions):
+        raise ConfigurationError(
+            f"proposal={proposal!r} mixes tilts with other prompts, whose replies the model cannot score under a tilt. "
+            "Leave one of the two out."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,6 +91,7 @@ class Source:
         scorer: the chat model in the wrappers, if it computes how likely its replies are.
         law: temperature and truncation that are bound to it.
         logits: whether it draws from conditions of every kind, in one request.
+        tilts: whether it draws from tilts of whole replies, in one request.
         asked_for_tokens: whether the call itself asks for log-probabilities.
         asked_for_format: whether the call asks for a reply that is parsed.
     """
@@ -133,6 +134,7 @@ class Source:
         limit = config.get("max_concurrency")
         self._native = native(inner, seed=settings.get("seed"), max_concurrency=limit) if at_once else None
         self.logits: bool = self._native is not None and isinstance(self._native, LogitModel)
+        self.tilts: bool = self.logits or getattr(self._native, "static_tilts", False)
 
     def _model_of_draw(self, k: int) -> Runnable[Any, Any]:
         """Return the model for the k-th draw. It makes one reply of a request, under a seed of its own."""
@@ -213,6 +215,8 @@ class Source:
 
     def _takes_all(self, wanted: Sequence[tuple[Condition, int]]) -> bool:
         """Whether one request draws from all conditions, and returns replies with the log-probabilities under each."""
+        if self.tilts and any(condition.tilt is not None for condition, _ in wanted):
+            return True
         return self.logits and (len(wanted) > 1 or not wanted[0][0].is_plain)
 
     def _calls(

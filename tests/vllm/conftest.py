@@ -29,7 +29,7 @@ DEADLINE = 300.0  # seconds until it must be healthy; about 45 on two cores
 class VLLMServer:
     """One server process and what it wrote."""
 
-    def __init__(self, log):
+    def __init__(self, log, *more):
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.root = f"http://127.0.0.1:{port}"
@@ -47,7 +47,7 @@ class VLLMServer:
         given = [str(word) for option in options.items() for word in option]
         with log.open("wb") as written:
             self.process = subprocess.Popen(  # noqa: S603
-                [PYTHON, "-m", "vllm.entrypoints.openai.api_server", *switches, *given],
+                [PYTHON, "-m", "vllm.entrypoints.openai.api_server", *switches, *given, *more],
                 env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2"},
                 stdout=written,
                 stderr=subprocess.STDOUT,

@@ -14,18 +14,32 @@ from pydantic import PrivateAttr, SecretStr
 from typing_extensions import override
 
 from llm_auction_chain.candidates.logprobs import read_log_probs
+from llm_auction_chain.candidates.proposals import Condition
+from llm_auction_chain.candidates.tilts import spellings_of, tokens_that_begin
+from llm_auction_chain.descriptions import Keywords
 from llm_auction_chain.errors import AuctionError, CandidatesError, ContextWindowError, LogProbError, ScoringError
 from llm_auction_chain.messages import total_usage
 from llm_auction_chain.models.sampling import SAMPLER, SamplingChatModel
 from llm_auction_chain.models.vllm.responses import (
     is_plain,
     read_failure,
+    read_first,
     read_names,
     read_replies,
     read_scores,
     read_tokens,
     read_usage,
     without_key,
+)
+from llm_auction_chain.models.vllm.tilting import (
+    MOST_TOKENS,
+    VOCABULARY,
+    ServerTilts,
+    check_drawable,
+    columns_of,
+    is_processed,
+    probe_of,
+    special_tokens,
 )
 from llm_auction_chain.validators import Check, number, optional, refuse, whole_number
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, WaitingChatModel, run
@@ -77,6 +91,7 @@ class ChatVLLM(WaitingChatModel, SamplingChatModel):
     """
 
     provider: ClassVar[str] = "vllm"
+    static_tilts: ClassVar[bool] = True
     checks: ClassVar[Mapping[str, Check]] = {
         **SamplingChatModel.checks,
         "base_url": _url,
@@ -96,6 +111,9 @@ class ChatVLLM(WaitingChatModel, SamplingChatModel):
     # cache did not change.
     _served: dict[tuple[str, str | None], str] = PrivateAttr(default_factory=dict)
     _checked: dict[tuple[str, str], int] = PrivateAttr(default_factory=dict)
+    # The tokens that begin an agent's keywords, and whether log-probabilities contain a logit bias.
+    _beginnings: dict[tuple[str, Keywords], list[int]] = PrivateAttr(default_factory=dict)
+    _modes: dict[tuple[str, str], bool] = PrivateAttr(default_factory=dict)
 
     @property
     @override
@@ -141,6 +159,7 @@ class ChatVLLM(WaitingChatModel, SamplingChatModel):
         n: int = 1,
         seed: int | None = None,
         logprobs: bool = False,
+        conditions: Sequence[tuple[Condition, int]] | None = None,
         progress: Callable[[int, int], None] | None = None,
         **kwargs: Any,
     ) -> ChatResult:
@@ -156,6 +175,8 @@ class ChatVLLM(WaitingChatModel, SamplingChatModel):
             logprobs: puts tokens and log-probabilities into `response_metadata["logprobs"]`. They are the model's or
                 the sampler's, by the server's `--logprobs-mode`, and it does not say which. So the basis is "sampler"
                 at temperature 1 without truncation, where both are equal, and "unknown" otherwise.
+            conditions: (condition, count), in place of messages and `n`: the prompt as it stands, and tilts of whole
+                replies. Each reply carries its log-probability under every condition.
             progress: called with (finished, n) each time replies arrive.
             **kwargs: `max_tokens`, `temperature`, `top_p`, `top_k` replace the fields of the same names.
 
@@ -164,39 +185,113 @@ class ChatVLLM(WaitingChatModel, SamplingChatModel):
 
         Raises:
             CandidatesError: the server is unreachable or refuses; `__cause__` is httpx's own error.
-            ConfigurationError: a setting or a message that cannot be sampled with.
+            ConfigurationError: a setting, a message or a condition that cannot be sampled with.
             ContextWindowError: the prompt does not fit into the model's window, or with `logprobs` a reply does not.
+            LogProbError: there are conditions, and a temperature or truncation.
             PromptError: there is no message.
             ScoringError: the server serves another model; or `logprobs` needs tokens, and it sends none, or none that
                 could be scored.
         """
-        settings = self._body(stop, seed, n, kwargs)
-        turns = self._turns(messages)
+        body = self._body(stop, seed, n, kwargs)
+        body |= self._shown(self._turns(messages if conditions is None else conditions[0][0].prompts[0]))
+        if conditions is not None:
+            _check_scorable(body)
+            check_drawable([condition for condition, _ in conditions])
+        async with self._session(waiter, CandidatesError) as session:
+            body["model"] = name = await self._name(session)
+            if conditions is None:
+                replies, usages = await self._draw(session, body, n, logprobs=logprobs, progress=progress)
+            else:
+                replies, usages = await self._draw_conditions(session, body, conditions, progress)
+        replies[0].usage_metadata = usage = total_usage(usages)
+        generations = [ChatGeneration(message=reply) for reply in replies]
+        return ChatResult(generations=generations, llm_output={"model_name": name, "token_usage": usage})
+
+    async def _draw(
+        self,
+        session: "JsonSession",
+        body: dict[str, Any],
+        n: int,
+        *,
+        logprobs: bool,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[list[AIMessage], list["UsageMetadata | None"]]:
+        """Return `n` replies to a request's body, and the usage of each request that it took."""
+        body = {**body, "logprobs": logprobs, "return_token_ids": logprobs}
         prompt = None
+        if logprobs:
+            names = {"messages", "chat_template_kwargs"}
+            prompt, _ = await _tokenize(session, body["model"], {name: body[name] for name in names & body.keys()})
+            body["watermarking"] = False  # log-probabilities do not show a watermark
         replies: list[AIMessage] = []
         usages: list[UsageMetadata | None] = []
-        async with self._session(waiter, CandidatesError) as session:
-            name = await self._name(session)
-            shown = self._shown(turns)
-            body = {**settings, **shown, "model": name, "logprobs": logprobs, "return_token_ids": logprobs}
-            if logprobs:
-                prompt, _ = await _tokenize(session, name, shown)
-                body["watermarking"] = False  # log-probabilities do not show a watermark
-            # vLLM refuses more than one reply per request at temperature 0.
-            requested, at_once = 0, n if settings["temperature"] > 0 else 1
-            while (missing := n - len(replies)) > 0:
-                answers = await session.answers("/v1/chat/completions", _portions(body, requested, missing, at_once))
-                requested += missing
-                portions = [read_replies(answer, body, prompt) for answer in answers]
-                if not (at_once := max(map(len, portions))):
-                    raise CandidatesError(f"{self.base_url} sent no reply; {len(replies)} of {n} had been drawn.")
-                replies += [reply for portion in portions for reply in portion]
-                usages += [read_usage(answer) for answer in answers]
-                if progress is not None:
-                    progress(min(len(replies), n), n)
-        replies[0].usage_metadata = usage = total_usage(usages)
-        generations = [ChatGeneration(message=reply) for reply in replies[:n]]
-        return ChatResult(generations=generations, llm_output={"model_name": name, "token_usage": usage})
+        # vLLM refuses more than one reply per request at temperature 0.
+        requested, at_once = 0, n if body["temperature"] > 0 else 1
+        while (missing := n - len(replies)) > 0:
+            answers = await session.answers("/v1/chat/completions", _portions(body, requested, missing, at_once))
+            requested += missing
+            portions = [read_replies(answer, body, prompt) for answer in answers]
+            if not (at_once := max(map(len, portions))):
+                raise CandidatesError(f"{self.base_url} sent no reply; {len(replies)} of {n} had been drawn.")
+            replies += [reply for portion in portions for reply in portion]
+            usages += [read_usage(answer) for answer in answers]
+            if progress is not None:
+                progress(min(len(replies), n), n)
+        return replies[:n], usages
+
+    async def _draw_conditions(
+        self,
+        session: "JsonSession",
+        body: dict[str, Any],
+        conditions: Sequence[tuple[Condition, int]],
+        progress: Callable[[int, int], None] | None,
+    ) -> tuple[list[AIMessage], list["UsageMetadata | None"]]:
+        """Return replies drawn under tilts of one prompt, with their log-probabilities under each condition."""
+        tilts = await self._tilts(session, body["model"], [condition for condition, _ in conditions])
+        columns, processed = tilts.token_tilts.columns, False
+        if len(columns):
+            processed = await self._processed(session, body, columns)
+        total = sum(count for _, count in conditions)
+        replies: list[AIMessage] = []
+        usages: list[UsageMetadata | None] = []
+        for place, (condition, count) in enumerate(conditions):
+            if not count:
+                continue
+            own = {**body, **tilts.settings(condition)}
+            if "seed" in own:
+                own["seed"] += place << 32  # no two conditions share a stream
+            drawn, used = await self._draw(session, own, count, logprobs=True)
+            for reply in drawn:
+                tilts.complete(reply, condition, columns_of(reply, columns.tolist()), processed=processed)
+            replies, usages = replies + drawn, usages + used
+            if progress is not None:
+                progress(len(replies), total)
+        return replies, usages
+
+    async def _tilts(self, session: "JsonSession", name: str, conditions: Sequence[Condition]) -> ServerTilts:
+        """Return the tilts of conditions in the server's tokens, which it is asked for once."""
+        agents = {own for one in conditions if one.tilt is not None for own in one.tilt.keywords}
+        for keywords in sorted(own for own in agents if (self.base_url, own) not in self._beginnings):
+            spellings = [spelling for word in keywords.words for spelling in spellings_of(word)]
+            common = {"model": name, "add_special_tokens": False, "return_token_strs": True}
+            answers = await session.answers("/tokenize", [{**common, "prompt": spelling} for spelling in spellings])
+            firsts = zip(spellings, map(read_first, answers), strict=True)
+            known = {spelling: first for spelling, first in firsts if first is not None}
+            special = special_tokens(known)
+            beginnings = tokens_that_begin(keywords, known, size=VOCABULARY, special=special)
+            self._beginnings[self.base_url, keywords] = beginnings
+        most = max(1, MOST_TOKENS // max(1, len(agents)))
+        tokens = {own: self._beginnings[self.base_url, own][:most] for own in agents}
+        return ServerTilts(conditions=conditions, tokens=tokens)
+
+    async def _processed(self, session: "JsonSession", body: Mapping[str, Any], columns: Any) -> bool:
+        """Return whether the server's figures contain a logit bias. It is asked once."""
+        key = (self.base_url, str(body["model"]))
+        if key not in self._modes:
+            probes = [{**body, **probe, "max_tokens": 1} for probe in probe_of(columns)]
+            replies = [(await self._draw(session, probe, 1, logprobs=True))[0][0] for probe in probes]
+            self._modes[key] = is_processed(replies)
+        return self._modes[key]
 
     async def _score(
         self, waiter: Waiter, prompt: Sequence[BaseMessage], replies: Sequence[AIMessage], kwargs: dict[str, Any]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "is_plain",
     "read_failure",
+    "read_first",
     "read_names",
     "read_replies",
     "read_scores",
@@ -51,8 +52,10 @@ _CLASSES: dict[int, type[ModelError]] = {
     _TOO_MANY: ModelRateLimitError,
 }
 
+_SPACES = " \u0120\u2581"  # how tokenizers write the space before a word
 _SHORT = 100  # characters of a value that an error quotes
 _FLOOR = -9999.0  # what vLLM writes for minus infinity, which JSON cannot hold
+_BY_ID = "token_id:"
 _LEAST = -20.0  # nats. The likeliest of 2 ** 20 tokens has at least -14, so no reply has rarer ones alone
 _LOGITS = "The server returns logits in place of log-probabilities; start it with --logprobs-mode raw_logprobs."
 
@@ -68,9 +71,13 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, protected_namespaces=(), hide_input_in_errors=True)
 
 
-class _Token(_Part):
+class _Figure(_Part):
     logprob: float = _FLOOR
     token: str = ""
+
+
+class _Token(_Figure):
+    top_logprobs: list[_Figure] = []
 
 
 class _LogProbs(_Part):
@@ -120,6 +127,7 @@ class _Models(_Part):
 
 class _Tokenized(_Part):
     tokens: list[int]
+    token_strs: list[str] | None = None
     max_model_len: int | None = None
 
 
@@ -149,6 +157,14 @@ def read_tokens(answer: Any) -> tuple[list[int], int | None]:
     """Return the tokens of a text or a prompt, and how many the model reads, where the server says so."""
     tokenized = _parsed(_Tokenized, answer)
     return tokenized.tokens, tokenized.max_model_len
+
+
+def read_first(answer: Any) -> tuple[int, str] | None:
+    """Return the first token of a text, with its letters; None if there is none."""
+    tokenized = _parsed(_Tokenized, answer)
+    if not tokenized.tokens or not tokenized.token_strs:
+        return None
+    return tokenized.tokens[0], tokenized.token_strs[0].lstrip(_SPACES)
 
 
 def read_failure(
@@ -277,12 +293,29 @@ def _log_probs(choice: _Reply, body: Mapping[str, Any]) -> dict[str, Any]:
             f"A reply was cut after {len(ids)} tokens, by the model's window or a limit of the server's, before "
             f"max_tokens={body['max_tokens']}. Lower max_tokens to at most {len(ids)} or shorten the prompt."
         )
+    of_tokens = {}
+    if "logprob_token_ids" in body:
+        of_tokens["of_tokens"] = [
+            {token: _finite(figure.logprob) for figure in entry.top_logprobs if (token := _id_of(figure)) is not None}
+            for entry in content
+        ]
     return {
+        **of_tokens,
         "token_ids": ids,
         "token_logprobs": values,
         "basis": "sampler" if is_plain(body) else "unknown",
         "complete": len(ids) == len(values) > 0 and min(values) > _FLOOR and _is_whole(choice, ids, content),
     }
+
+
+def _id_of(figure: _Figure) -> int | None:
+    """Return the token that a figure is of, which the server writes as `token_id:7`."""
+    number = figure.token.removeprefix(_BY_ID)
+    return int(number) if number.isdecimal() and number != figure.token else None
+
+
+def _finite(value: float) -> float:
+    return -math.inf if value <= _FLOOR else value
 
 
 def _is_whole(choice: _Reply, ids: Sequence[int], content: Sequence[_Token]) -> bool:
