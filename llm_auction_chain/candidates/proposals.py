@@ -6,7 +6,7 @@ under every condition, and the balance heuristic
     lw_j = log pi_ref(y_j) - log sum_c (n_c / M) * pi_c(y_j)
 
 makes the distribution of the reply exact in the limit. With n_ref draws from the reference it is at most
-log(M / n_ref). Conditions depend on the prompt, the agents' public descriptions, tau and a seed, never on a report.
+log(M / n_ref). Conditions depend on `ProposalInputs`, which is public, and never on a report.
 """
 
 import hashlib
@@ -144,6 +144,10 @@ class Reference:
 
     prompt: Template | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what is no template."""
+        _check_template("prompt of Reference", self.prompt)
+
     def condition(self, inputs: ProposalInputs) -> Condition:
         """Return the user's prompt, or the stated one where an agent has a description."""
         if self.prompt is None or not inputs.descriptions:
@@ -168,6 +172,10 @@ class ContextPrompt:
     """
 
     template: Template | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no template."""
+        _check_template("template of ContextPrompt", self.template)
 
     def condition(self, inputs: ProposalInputs) -> Condition:
         """Return the prompt with all descriptions, shuffled by the seed."""
@@ -211,6 +219,7 @@ class ContextProduct:
 
     def __post_init__(self) -> None:
         """Refuse an invalid strength."""
+        _check_template("template of ContextProduct", self.template)
         if self.strength is not None:
             number("strength", self.strength, above=0)
 
@@ -300,12 +309,16 @@ class DefensiveMixture:
     def parts(self) -> list[tuple[Component, float]]:
         """Return the components, those of inner mixtures included, with their shares of all draws; equal ones once."""
         total = sum(share for _, share in self.components)
-        merged: dict[Component, float] = {}
+        components: list[Component] = []  # prompt templates have no hash
+        shares: list[float] = []
         for part, share in self.components:
             inner = part.parts() if isinstance(part, DefensiveMixture) else [(part, 1.0)]
             for component, fraction in inner:
-                merged[component] = merged.get(component, 0.0) + fraction * share / total
-        return list(merged.items())
+                if component not in components:
+                    components.append(component)
+                    shares.append(0.0)
+                shares[components.index(component)] += fraction * share / total
+        return list(zip(components, shares, strict=True))
 
 
 Proposal = Component | DefensiveMixture
@@ -384,6 +397,11 @@ def log_weights(log_probs: npt.NDArray[np.float64], counts: npt.ArrayLike) -> np
     shares = np.log(counts[drawn] / counts.sum())
     mixture = np.logaddexp.reduce(log_probs[drawn] + shares[:, None], axis=0)
     return np.asarray(np.where(np.isneginf(log_probs[0]), -np.inf, log_probs[0] - mixture))
+
+
+def _check_template(name: str, template: Any) -> None:
+    if not (template is None or isinstance(template, BasePromptTemplate) or callable(template)):
+        raise refuse(name, "a prompt template, or a callable (messages, descriptions) -> messages", template)
 
 
 def _block(descriptions: Sequence[str]) -> str:

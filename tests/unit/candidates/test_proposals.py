@@ -363,3 +363,18 @@ def test_other_components_beside_several_references_are_refused():
     with pytest.raises(ConfigurationError, match="several references"):
         conditions_of(mixture, inputs_of())
     assert len(conditions_of(mixture, inputs_of(descriptions=[]))[0]) == 1  # without descriptions they are all the same
+
+
+def test_a_mixture_takes_prompt_templates_each_once():
+    template = ChatPromptTemplate([("system", "Sponsors: {descriptions}"), ("placeholder", "{messages}")])
+    mixture = DefensiveMixture([(Reference(), 1), (Reference(template), 1), (Reference(template), 2)])
+    assert [share for _, share in mixture.parts()] == [0.25, 0.75]
+    conditions, _ = conditions_of(mixture, inputs_of())
+    assert conditions[1].prompts[0][0].text.startswith('Sponsors: "')
+    assert conditions[1].prompts[0][1:] == tuple(PROMPT)
+
+
+@pytest.mark.parametrize("kind", [Reference, ContextPrompt, lambda template: ContextProduct(template=template)])
+def test_what_is_no_template_is_refused(kind):
+    with pytest.raises(ConfigurationError, match="a prompt template, or a callable"):
+        kind("Sponsors: {descriptions}")
