@@ -80,6 +80,11 @@ class Condition:
     tilt: Tilt | None = None
     reference: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse a tilt of several prompts, or of another power."""
+        if self.tilt is not None and self.powers != PLAIN:
+            raise ConfigurationError("A tilt must be of one prompt at the power 1, and not of a product of prompts.")
+
     @property
     def is_plain(self) -> bool:
         """Whether it is one prompt as it stands."""

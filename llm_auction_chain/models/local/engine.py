@@ -347,7 +347,7 @@ class Engine:
         return {"tilts": TokenTilts(tilts, [self.keyword_tokens(tilt) for tilt in tilts]), "tilt": own}
 
     def keyword_tokens(self, tilt: Tilt) -> list[list[int]]:
-        """Return for each agent of a tilt the tokens that begin its keywords, sorted."""
+        """Return for each agent of a tilt the tokens that begin its keywords, the rarest first."""
         most = max(1, MOST_TOKENS // len(tilt.keywords))
         return [self._beginnings(keywords)[:most] for keywords in tilt.keywords]
 
@@ -412,7 +412,9 @@ def _totals(row: Row, place: int, conditions: Sequence[Drawing]) -> tuple[float,
     """Return the log-probability of a finished row under each condition, as far as its draw gives it."""
     own = conditions[place]
     tilts = [other.tilt for other in _tilted_alike(own, conditions)]
-    alone = dict(zip(map(tuple, own.prompts), row.alone.tolist(), strict=True))
+    alone: dict[tuple[int, ...], float] = {}
+    if len(own.prompts) > 1 or tuple(own.powers) == PLAIN:
+        alone = dict(zip(map(tuple, own.prompts), row.alone.tolist(), strict=True))
 
     def total(other: Drawing) -> float:
         known = alone.get(tuple(other.prompts[0]), math.nan) if len(other.prompts) == 1 else math.nan

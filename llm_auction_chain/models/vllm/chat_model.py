@@ -112,7 +112,7 @@ class ChatVLLM(WaitingChatModel, SamplingChatModel):
     _served: dict[tuple[str, str | None], str] = PrivateAttr(default_factory=dict)
     _checked: dict[tuple[str, str], int] = PrivateAttr(default_factory=dict)
     # The tokens that begin an agent's keywords, and whether log-probabilities contain a logit bias.
-    _beginnings: dict[tuple[str, Keywords], list[int]] = PrivateAttr(default_factory=dict)
+    _beginnings: dict[tuple[str, str, Keywords], list[int]] = PrivateAttr(default_factory=dict)
     _modes: dict[tuple[str, str], bool] = PrivateAttr(default_factory=dict)
 
     @property
@@ -251,27 +251,30 @@ class ChatVLLM(WaitingChatModel, SamplingChatModel):
         columns, processed = tilts.token_tilts.columns, False
         if len(columns):
             processed = await self._processed(session, body, columns)
-        total = sum(count for _, count in conditions)
-        replies: list[AIMessage] = []
-        usages: list[UsageMetadata | None] = []
+        calls, finished, total = [], [0] * len(conditions), sum(count for _, count in conditions)
+
+        def advance(place: int, arrived: int, _count: int) -> None:
+            finished[place] = arrived
+            if progress is not None:
+                progress(sum(finished), total)
+
         for place, (condition, count) in enumerate(conditions):
-            if not count:
-                continue
             own = {**body, **tilts.settings(condition)}
             if "seed" in own:
                 own["seed"] += place << 32  # no two conditions share a stream
-            drawn, used = await self._draw(session, own, count, logprobs=True)
+            if count:
+                calls.append(partial(self._draw, session, own, count, logprobs=True, progress=partial(advance, place)))
+        results = await session.waiter.together(calls)
+        drawn_from = [condition for condition, count in conditions if count]
+        for condition, (drawn, _) in zip(drawn_from, results, strict=True):
             for reply in drawn:
                 tilts.complete(reply, condition, columns_of(reply, columns.tolist()), processed=processed)
-            replies, usages = replies + drawn, usages + used
-            if progress is not None:
-                progress(len(replies), total)
-        return replies, usages
+        return [reply for drawn, _ in results for reply in drawn], [one for _, usages in results for one in usages]
 
     async def _tilts(self, session: "JsonSession", name: str, conditions: Sequence[Condition]) -> ServerTilts:
         """Return the tilts of conditions in the server's tokens, which it is asked for once."""
         agents = {own for one in conditions if one.tilt is not None for own in one.tilt.keywords}
-        for keywords in sorted(own for own in agents if (self.base_url, own) not in self._beginnings):
+        for keywords in sorted(own for own in agents if (self.base_url, name, own) not in self._beginnings):
             spellings = [spelling for word in keywords.words for spelling in spellings_of(word)]
             common = {"model": name, "add_special_tokens": False, "return_token_strs": True}
             answers = await session.answers("/tokenize", [{**common, "prompt": spelling} for spelling in spellings])
@@ -279,9 +282,9 @@ class ChatVLLM(WaitingChatModel, SamplingChatModel):
             known = {spelling: first for spelling, first in firsts if first is not None}
             special = special_tokens(known)
             beginnings = tokens_that_begin(keywords, known, size=VOCABULARY, special=special)
-            self._beginnings[self.base_url, keywords] = beginnings
+            self._beginnings[self.base_url, name, keywords] = beginnings
         most = max(1, MOST_TOKENS // max(1, len(agents)))
-        tokens = {own: self._beginnings[self.base_url, own][:most] for own in agents}
+        tokens = {own: self._beginnings[self.base_url, name, own][:most] for own in agents}
         return ServerTilts(conditions=conditions, tokens=tokens)
 
     async def _processed(self, session: "JsonSession", body: Mapping[str, Any], columns: Any) -> bool:

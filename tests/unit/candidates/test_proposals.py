@@ -20,6 +20,7 @@ from llm_auction_chain import (
 )
 from llm_auction_chain.candidates.proposals import (
     PLAIN,
+    Condition,
     ProposalInputs,
     check_proposal,
     choose_proposal,
@@ -378,3 +379,9 @@ def test_a_mixture_takes_prompt_templates_each_once():
 def test_what_is_no_template_is_refused(kind):
     with pytest.raises(ConfigurationError, match="a prompt template, or a callable"):
         kind("Sponsors: {descriptions}")
+
+
+def test_a_tilt_is_of_one_prompt_as_it_stands():
+    tilt = KeywordTilt(2.0).condition(inputs_of()).tilt
+    with pytest.raises(ConfigurationError, match="one prompt at the power 1"):
+        Condition(name="sharper", prompts=(tuple(PROMPT),), powers=(2.0,), tilt=tilt)

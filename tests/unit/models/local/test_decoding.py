@@ -1,5 +1,7 @@
 """A reply follows its own law, whatever rows stand beside it and whenever they leave."""
 
+import math
+
 import pytest
 
 from llm_auction_chain.models.local.engine import Drawing
@@ -42,3 +44,10 @@ def test_conditions_draw_their_own_rows_whatever_stands_beside_them(tiny):
     for one, other in zip(alone, both[:2], strict=True):
         assert (one.token_ids, one.log_probs) == (other.token_ids, other.log_probs)
     assert len(both) == 5
+
+
+def test_a_prompt_at_another_power_says_nothing_of_the_prompt_alone(tiny):
+    conditions = [Drawing([[3, 4]], [2.0], 3), Drawing([[3, 4]], [1.0], 0)]
+    for reply in tiny.sample(conditions, seed=1, max_tokens=4, sampler=Sampler()):
+        assert reply.totals[0] == pytest.approx(sum(reply.log_probs))
+        assert math.isnan(reply.totals[1])
