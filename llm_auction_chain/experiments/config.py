@@ -103,6 +103,11 @@ class ExperimentConfig(CheckedModel):
     payment_rules: tuple[PaymentRule, ...] = PAYMENT_RULES
     """How owners are charged."""
 
+    @property
+    def main_proposal(self) -> str:
+        """The product mixture, or the first proposal where the model cannot draw from it."""
+        return "product mixture" if "product mixture" in self.proposals else self.proposals[0]
+
     def changed(self, **settings: Any) -> Self:
         """Return the configuration with other settings, checked as in the constructor.
 

@@ -60,7 +60,7 @@ def frontier(study: Study[Pool], *, proposal: str | None = None, family: str | N
         ConfigurationError: the study has no such proposal or family.
     """
     config = study.config
-    proposal = _proposal(config) if proposal is None else choice("proposal", proposal, config.proposals)
+    proposal = config.main_proposal if proposal is None else choice("proposal", proposal, config.proposals)
     family = config.families[0] if family is None else choice("family", family, config.families)
     taus = sorted(config.taus)
     values = study.values(lambda pool: _measures(pool, proposal, family, _size(config), taus)[:, :_ALWAYS])
@@ -126,7 +126,10 @@ def analyse(study: Study[Pool]) -> Findings:
             for name in config.proposals
         }
         shown = [k for k in range(len(_MEASURES)) if all(np.isfinite(each[..., k]).all() for each in values.values())]
-        tables += [_levels(values, taus, shown, family, size), _changes(values[_proposal(config)], taus, shown, family)]
+        tables += [
+            _levels(values, taus, shown, family, size),
+            _changes(values[config.main_proposal], taus, shown, family),
+        ]
         figures += _figures(values, taus, shown, family)
     first = config.families[0]
     tau, gain, sentence = _at_budget(study, first)
@@ -153,10 +156,6 @@ def analyse(study: Study[Pool]) -> Findings:
 def _size(config: ExperimentConfig) -> int:
     """Return M: the largest that leaves draws for two auctions, so that the KL errs less."""
     return max((m for m in config.n_candidates if 2 * m <= config.draws), default=min(config.n_candidates))
-
-
-def _proposal(config: ExperimentConfig) -> str:
-    return "product mixture" if "product mixture" in config.proposals else config.proposals[0]
 
 
 def _union(pool: Pool, proposal: str, family: str, m: int) -> tuple[npt.NDArray[np.int64], Candidates]:
@@ -284,7 +283,7 @@ def _value(y: float | Estimate) -> float:
 
 def _at_budget(study: Study[Pool], family: str) -> tuple[float, float, str]:
     """Return the tau for a loss of one nat, its welfare over that without auction, and a sentence."""
-    name = _proposal(study.config)
+    name = study.config.main_proposal
     try:
         point = choose_tau(study, _BUDGET, proposal=name, family=family)
     except ConfigurationError as error:

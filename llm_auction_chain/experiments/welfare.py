@@ -30,7 +30,6 @@ __all__ = ["EXPERIMENTS", "PROPOSAL_OF", "Measured", "at_loss", "measured"]
 Floats = npt.NDArray[np.float64]
 _SUBSETS = 4  # auctions of a pool for each of its draws; they add up to 1/8 nat to the loss
 _ROUNDING = 1e-9
-_OURS = "product mixture"
 PROPOSAL_OF = {
     "sponsors in the prompt": "context prompt",
     "segment auction": OWN_POLICIES,
@@ -127,7 +126,7 @@ def analyse(study: Study[Pool]) -> Findings:
         if not ratios:
             ratios = {
                 "revenue_vs_sponsors_in_prompt": _revenue_over_fees(study, points, family).value,
-                "welfare_vs_after_policy": _over_after_policy(config, points, _OURS, _VALUE).value,
+                "welfare_vs_after_policy": _over_after_policy(config, points, config.main_proposal, _VALUE).value,
             }
     notes = (f"Utilities and contributions differ by {distance:.2g} money at most.", *_NOTES)
     return Findings(tables=tuple(tables), figures=tuple(figures), ratios=ratios, notes=notes)
@@ -204,7 +203,7 @@ def _over_after_policy(config: ExperimentConfig, points: Points, proposal: str, 
 def _revenue_over_fees(study: Study[Pool], points: Points, family: str) -> Estimate:
     """Return MOSAIC's revenue over the largest flat fee that sponsors in the prompt would pay."""
     fees = study.values(lambda pool: _fees(pool, family))
-    revenue = points[_ours(_OURS), study.config.tau][..., _REVENUE]
+    revenue = points[_ours(study.config.main_proposal), study.config.tau][..., _REVENUE]
     return of_means(lambda means: _over(means[:, 0], means[:, 1]), revenue, fees)
 
 
@@ -293,7 +292,7 @@ def _equity(study: Study[Pool], m: int, family: str) -> tuple[Figure, float]:
     """Return every agent's utility beside its contribution to welfare, and how far they are apart at most."""
     tau, points = study.config.tau, []
     for pool in (pool for row in study.units for pool in row):
-        (_, each), *_ = pool.sets(_OURS if _OURS in pool.shares else "reference", m, family)
+        (_, each), *_ = pool.sets(study.config.main_proposal, m, family)
         utilities = mosaic(tau=tau)(each, each.rewards).utilities(each.rewards)
         whole = settle(each.rewards, each.log_weights, tau=tau, seed=0).diagnostics.log_normaliser
         for i, utility in enumerate(utilities):

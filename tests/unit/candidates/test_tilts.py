@@ -21,7 +21,7 @@ MODEL = MarkovChatModel(
     vocabulary=LETTERS,
     start=(0.4, 0.3, 0.2, 0.1),
     transition=((0.7, 0.1, 0.1, 0.1), (0.3, 0.4, 0.2, 0.1), (0.25, 0.25, 0.25, 0.25), (0.1, 0.2, 0.3, 0.4)),
-    length=4,
+    length=3,
     tilts={"Bees": (0.0, 1.0, 0.0, -1.0)},
 )
 PROMPT = [HumanMessage("Speak")]
@@ -95,14 +95,14 @@ def test_the_weights_of_a_mixture_of_tilts_are_those_of_an_enumeration(seed):
 
 
 def test_the_draws_follow_the_tilt():
-    """10,000 draws: the largest of 16 frequencies of two letters misses by five standard errors with p below 1e-4."""
+    """3,000 draws: the largest of 16 frequencies of two letters misses by five standard errors with p below 1e-4."""
     condition = KeywordTilt(2.0).condition(inputs_of([["bees"], ["dogs"]]))
-    result = MODEL._generate(PROMPT, seed=3, conditions=[(condition, 10_000)])
+    result = MODEL._generate(PROMPT, seed=3, conditions=[(condition, 3000)])
     drawn = [generation.message.text[:2] for generation in result.generations]
     exact = by_formula(MODEL, PROMPT, [["bees"], ["dogs"]], 2.0, until_said=True)
     for pair in map("".join, itertools.product(LETTERS, repeat=2)):
         chance = sum(p for text, p in exact.items() if text.startswith(pair))
-        assert abs(drawn.count(pair) / 10_000 - chance) <= 5 * math.sqrt(chance * (1 - chance) / 10_000)
+        assert abs(drawn.count(pair) / 3000 - chance) <= 5 * math.sqrt(chance * (1 - chance) / 3000)
 
 
 def test_agents_without_a_token_and_agents_with_all_tokens_change_nothing():
