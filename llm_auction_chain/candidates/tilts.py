@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from llm_auction_chain.descriptions import Keywords
 
-__all__ = ["MOST_TOKENS", "Tilt", "TiltState", "TokenTilts", "spellings_of", "tokens_that_begin"]
+__all__ = ["MOST_TOKENS", "Tilt", "TiltState", "TokenTilts", "equal_parts", "spellings_of", "tokens_that_begin"]
 
 MOST_TOKENS = 1024
 """Tokens that begin keywords, of all agents together. A vLLM server takes no more."""
@@ -69,6 +69,16 @@ def tokens_that_begin(
     return sorted(beginnings, reverse=True)
 
 
+def equal_parts(tokens: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """Return the first tokens of each agent, at most `most` in all, each agent having an equal part.
+
+    >>> equal_parts([[9, 8, 7], [5], [4, 3]], 4), equal_parts([[9], [8], [7]], 2)
+    ([[9], [5], [4]], [[9], [8], []])
+    """
+    part = max(1, most // max(1, len(tokens)))
+    return [list(own[:part]) if place < most else [] for place, own in enumerate(tokens)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tilt:
     """How much likelier the tokens that begin keywords become.
@@ -116,7 +126,8 @@ class TokenTilts:
     def __init__(self, tilts: Sequence[Tilt], tokens: Sequence[Sequence[Sequence[int]]]) -> None:
         agents = [(t, set(own)) for t, several in enumerate(tokens) for own in several]
         self.columns: npt.NDArray[np.int64] = np.array(sorted(set().union(*(own for _, own in agents))), dtype=np.int64)
-        self._members = np.array([np.isin(self.columns, list(own)) for _, own in agents], dtype=bool)
+        # as numbers, whose products are much faster than those of truth values
+        self._members = np.array([np.isin(self.columns, list(own)) for _, own in agents], dtype=np.float32)
         self._members = self._members.reshape(len(agents), len(self.columns))
         self._agents_of = np.array([[t == tilt for t, _ in agents] for tilt in range(len(tilts))], dtype=bool)
         self._agents_of = self._agents_of.reshape(len(tilts), len(agents))
@@ -149,7 +160,7 @@ class TokenTilts:
             tilted = self._tilted(state, tilt, rows)
             q = np.minimum((probabilities * tilted).sum(axis=1), 1.0)
             state.log_ratios[rows, tilt] += strength * (begins & tilted).any(axis=1) - np.log1p(np.expm1(strength) * q)
-        state.said[rows] |= begins @ self._members.T
+        state.said[rows] |= begins.astype(np.float32) @ self._members.T > 0
 
     def log_ratios(self, replies: Sequence[npt.ArrayLike], log_columns: Sequence[npt.ArrayLike]) -> FloatArray:
         """Return the log-probabilities of whole replies under each tilt, minus those under the reference; (M, T), nats.
@@ -168,5 +179,5 @@ class TokenTilts:
     def _tilted(self, state: TiltState, tilt: int, rows: slice | npt.NDArray[np.int64]) -> Mask:
         """Return which columns are tilted for the next token, (rows, K)."""
         agents = self._agents_of[tilt] & ~(state.said[rows] & self._until_said[tilt])
-        tilted: Mask = agents @ self._members
+        tilted: Mask = agents.astype(np.float32) @ self._members > 0
         return tilted

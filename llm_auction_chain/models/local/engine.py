@@ -15,7 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_auction_chain.candidates.proposals import PLAIN
-from llm_auction_chain.candidates.tilts import MOST_TOKENS, Tilt, TokenTilts, spellings_of, tokens_that_begin
+from llm_auction_chain.candidates.tilts import (
+    MOST_TOKENS,
+    Tilt,
+    TokenTilts,
+    equal_parts,
+    spellings_of,
+    tokens_that_begin,
+)
 from llm_auction_chain.descriptions import Keywords
 from llm_auction_chain.errors import ContextWindowError, MissingDependencyError, PromptError
 from llm_auction_chain.models.local.templates import as_lines, check_rows, templated
@@ -348,8 +355,7 @@ class Engine:
 
     def keyword_tokens(self, tilt: Tilt) -> list[list[int]]:
         """Return for each agent of a tilt the tokens that begin its keywords, the rarest first."""
-        most = max(1, MOST_TOKENS // len(tilt.keywords))
-        return [self._beginnings(keywords)[:most] for keywords in tilt.keywords]
+        return equal_parts([self._beginnings(keywords) for keywords in tilt.keywords], MOST_TOKENS)
 
     def _beginnings(self, keywords: Keywords) -> list[int]:
         if keywords not in self._known_keywords:

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from llm_auction_chain.candidates.logprobs import read_log_probs
 from llm_auction_chain.candidates.proposals import Condition
-from llm_auction_chain.candidates.tilts import spellings_of, tokens_that_begin
+from llm_auction_chain.candidates.tilts import equal_parts, spellings_of, tokens_that_begin
 from llm_auction_chain.descriptions import Keywords
 from llm_auction_chain.errors import AuctionError, CandidatesError, ContextWindowError, LogProbError, ScoringError
 from llm_auction_chain.messages import total_usage
@@ -273,8 +273,8 @@ class ChatVLLM(WaitingChatModel, SamplingChatModel):
 
     async def _tilts(self, session: "JsonSession", name: str, conditions: Sequence[Condition]) -> ServerTilts:
         """Return the tilts of conditions in the server's tokens, which it is asked for once."""
-        agents = {own for one in conditions if one.tilt is not None for own in one.tilt.keywords}
-        for keywords in sorted(own for own in agents if (self.base_url, name, own) not in self._beginnings):
+        agents = sorted({own for one in conditions if one.tilt is not None for own in one.tilt.keywords})
+        for keywords in [own for own in agents if (self.base_url, name, own) not in self._beginnings]:
             spellings = [spelling for word in keywords.words for spelling in spellings_of(word)]
             common = {"model": name, "add_special_tokens": False, "return_token_strs": True}
             answers = await session.answers("/tokenize", [{**common, "prompt": spelling} for spelling in spellings])
@@ -283,9 +283,8 @@ class ChatVLLM(WaitingChatModel, SamplingChatModel):
             special = special_tokens(known)
             beginnings = tokens_that_begin(keywords, known, size=VOCABULARY, special=special)
             self._beginnings[self.base_url, name, keywords] = beginnings
-        most = max(1, MOST_TOKENS // max(1, len(agents)))
-        tokens = {own: self._beginnings[self.base_url, name, own][:most] for own in agents}
-        return ServerTilts(conditions=conditions, tokens=tokens)
+        tokens = equal_parts([self._beginnings[self.base_url, name, own] for own in agents], MOST_TOKENS)
+        return ServerTilts(conditions=conditions, tokens=dict(zip(agents, tokens, strict=True)))
 
     async def _processed(self, session: "JsonSession", body: Mapping[str, Any], columns: Any) -> bool:
         """Return whether the server's figures contain a logit bias. It is asked once."""
