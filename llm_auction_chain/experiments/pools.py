@@ -265,7 +265,7 @@ def measure_pool(bench: Bench, question: Question, seed: int) -> Pool:
         "model": bench.identity,
         "max_tokens": config.max_tokens,
         "conditions": [
-            [one.powers, [[(m.type, m.text) for m in prompt] for prompt in one.prompts], repr(one.tilt)]
+            [one.powers, [[(m.type, m.text) for m in prompt] for prompt in one.prompts], *filter(None, [one.tilt])]
             for one in conditions
         ],
         "counts": counts.tolist(),
