@@ -71,7 +71,7 @@ class Sampler:
         tokens: list[int] = []
         log_probs: list[float] = []
         alone: list[list[float]] = []
-        shown: list[torch.Tensor] = []
+        of_columns: list[torch.Tensor] = []
         with torch.inference_mode():
             for rows in _chunks(logits):
                 parts = logits[:, rows].float()
@@ -85,10 +85,10 @@ class Sampler:
                 tokens += chosen.tolist()
                 log_probs += _at(law, chosen).tolist()
                 if columns is not None:
-                    shown.append(law[:, columns])
+                    of_columns.append(law[:, columns])
                 if len(powers) > 1:
                     alone += torch.stack([self._log_probs(part, chosen) for part in parts], 1).tolist()
-        figures = torch.cat(shown).double().cpu().numpy() if shown else None
+        figures = torch.cat(of_columns).double().cpu().numpy() if of_columns else None
         return Draws(tokens, log_probs, alone or [[value] for value in log_probs], figures)
 
     def columns(self, logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

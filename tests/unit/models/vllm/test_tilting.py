@@ -29,7 +29,13 @@ def reply_of(ids, values, places):
     return AIMessage("Hi", response_metadata={"logprobs": figures})
 
 
-@given(st.integers(0, 5), st.lists(st.floats(0.1, 6), min_size=1, max_size=2, unique=True), st.integers(0, 2), st.booleans(), st.integers(0, 999))  # fmt: skip # noqa: E501
+@given(
+    st.integers(0, 5),
+    st.lists(st.floats(0.1, 6), min_size=1, max_size=2, unique=True),
+    st.integers(0, 2),
+    st.booleans(),
+    st.integers(0, 999),
+)
 def test_figures_before_and_after_the_bias_give_the_same_log_probabilities(length, strengths, own, processed, seed):
     rng = np.random.default_rng(seed)
     tilted = [KeywordTilt(strength, until_said=False).condition(INPUTS) for strength in strengths]
