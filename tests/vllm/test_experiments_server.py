@@ -13,8 +13,8 @@ def test_an_experiment_measures_what_a_server_can_do(server, tmp_path):
     with pytest.warns(AuctionWarning, match="ChatVLLM does not expose .*: product, strength 1/4"):
         study = run(config, model=ChatVLLM(base_url=server.url, max_tokens=8), out=tmp_path)
     ((pool,),) = study.units
-    assert study.config.proposals == ("reference", "context prompt", "default")
-    assert pool.shares["default"][:2].tolist() == [0.5, 0.5]
+    assert study.config.proposals == ("reference", "context prompt")
+    assert pool.shares["context prompt"][:2].tolist() == [0.0, 1.0]
     assert np.isfinite(pool.log_probs).all()
     assert pool.log_probs.shape == (2 + len(pool.own), pool.counts.sum())
     assert [table.title.split(":")[0] for table in study.summary().findings.tables][1:] == ["The model's replies"] * 2

@@ -15,7 +15,7 @@ import torch
 from langchain_core.messages import HumanMessage, SystemMessage
 
 from llm_auction_chain import Agent, AuctionRunnable, ChatTransformers
-from llm_auction_chain.candidates import ContextPrompt
+from llm_auction_chain.candidates import ContextPrompt, DefensiveMixture, Reference
 from llm_auction_chain.errors import CandidatesError, ContextWindowError, LogProbError, ScoringError
 from llm_auction_chain.models.local.capabilities import dtype_named
 from llm_auction_chain.models.local.weights import embedded_model_path
@@ -58,8 +58,9 @@ def local():
 
 @pytest.fixture(scope="module")
 def auction(model):
-    """The default proposal: half of the candidates from the plain prompt, half from one that tells of the agent."""
-    return AuctionRunnable(model=model, agents=[TEAL], n_candidates=8, seed=3)
+    """Half of the candidates come from the plain prompt, half from one that describes the agent."""
+    halves = DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)])
+    return AuctionRunnable(model=model, agents=[TEAL], n_candidates=8, seed=3, proposal=halves)
 
 
 @pytest.fixture(scope="module")

@@ -285,7 +285,8 @@ def _log_probs(choice: _Reply, body: Mapping[str, Any]) -> dict[str, Any]:
             "newer vLLM, directly or by a proxy, or proposal=Reference(), which needs no tokens."
         )
     values = [entry.logprob for entry in content]
-    if not all(value <= 0 for value in values) or _FLOOR < max(values, default=0.0) < _LEAST:
+    rare = "logit_bias" not in body and _FLOOR < max(values, default=0.0) < _LEAST  # a bias draws rare tokens
+    if rare or not all(value <= 0 for value in values):
         raise ScoringError(_LOGITS)
     if choice.finish_reason == "length" and len(ids) < body["max_tokens"]:
         # Under a shorter prompt the reply would have gone on: its probabilities under both could not be compared.

@@ -19,6 +19,7 @@ from llm_auction_chain.errors import CandidatesError, ConfigurationError, Contex
 from llm_auction_chain.models.vllm.responses import (
     is_plain,
     read_failure,
+    read_first,
     read_names,
     read_replies,
     read_scores,
@@ -213,3 +214,20 @@ def test_messages_that_the_chat_template_refuses_are_a_setting():
     error = failure(400, "System role not supported", "/tokenize")
     assert type(error) is ConfigurationError
     assert "refuses these messages: System role not supported" in str(error)
+
+
+def test_a_bias_may_draw_tokens_that_the_model_itself_hardly_ever_gives():
+    """Without a bias, figures below -20 nats alone are logits."""
+    content = [{"token": "token_id:7", "logprob": -25.0, "top_logprobs": [{"token": "token_id:9", "logprob": -9999.0}]}]
+    cut = answer(choice(0, "x", [7], finish_reason="length", logprobs={"content": content}), tokens=1)
+    biased = {**BODY, "max_tokens": 1, "logit_bias": {"7": 100.0}, "logprob_token_ids": [9]}
+    (reply,) = read_replies(cut, biased, None)
+    assert reply.response_metadata["logprobs"]["token_logprobs"] == [-25.0]
+    assert reply.response_metadata["logprobs"]["of_tokens"] == [{9: -math.inf}]
+    with pytest.raises(ScoringError, match="logits"):
+        read_replies(cut, {**BODY, "max_tokens": 1}, None)
+
+
+def test_the_first_token_of_a_text_comes_with_its_letters():
+    assert read_first({"tokens": [900, 3], "token_strs": ["\u0120gui", "tar"]}) == (900, "gui")
+    assert read_first({"tokens": [], "token_strs": []}) is None
