@@ -33,6 +33,7 @@ from llm_auction_chain.experiments.store import Arrays
 from llm_auction_chain.experiments.study import Experiment, Study
 from llm_auction_chain.mechanism.diagnostics import effective_sample_size
 from llm_auction_chain.rewards import EmbeddingReward, MentionReward
+from llm_auction_chain.validators import refuse
 
 __all__ = ["EXPERIMENTS"]
 
@@ -123,12 +124,16 @@ def measure(bench: Bench, question: Question, seed: int) -> Draws:
     """Return the draws for a question, from the store where it holds them.
 
     Raises:
-        ConfigurationError: the model does not expose its logits, or a proposal is unknown.
+        ConfigurationError: the model does not expose its logits, or a proposal is unknown or missing.
         CandidatesError: a model call failed.
     """
     source, logits, _ = abilities(bench)
     if not logits:
         raise ConfigurationError("The experiment 'proposals' needs a model that exposes its logits. Use a local model.")
+    if not {_REFERENCE, _DEFAULT} <= {*bench.config.proposals}:
+        raise refuse("proposals", f"a list with {_REFERENCE!r} and {_DEFAULT!r}", bench.config.proposals)
+    if bench.config.draws < _SIZES[0]:
+        raise refuse("draws", f"at least {_SIZES[0]}", bench.config.draws)
     cases = {name: case for name, case in CASES.items() if _can_pay(bench, case)}
     contexts = descriptions_of(sponsor.context for sponsor in question.sponsors)
     inputs = ProposalInputs(

@@ -76,5 +76,18 @@ def test_a_model_without_logits_is_refused_with_a_remedy():
         )
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"proposals": ("reference", "tilt 1")}, "proposals must be a list with 'reference' and 'default'"),
+        ({"proposals": ("tilt 1", "default")}, "proposals must be a list with 'reference' and 'default'"),
+        ({"draws": 1}, "draws must be at least 2"),
+    ],
+)
+def test_settings_that_leave_nothing_to_compare_are_refused(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        run(CONFIG.changed(families=("mentions",), **settings), model=MODEL)
+
+
 def test_sponsors_are_not_paid_for_common_words_or_their_own_name():
     assert keyword_phrases("Bees", "Bees sells the honey that you need.") == ["honey", "sells"]
