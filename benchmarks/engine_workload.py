@@ -150,7 +150,7 @@ def build(
     descriptions = descriptions_of([CONTEXT.format(**each) for each in companies])
     halves = DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)])
     question = HumanMessage(QUESTION)
-    inputs = ProposalInputs(prompt=(question,), descriptions=tuple(descriptions), log_ratios=True)
+    inputs = ProposalInputs(prompt=(question,), descriptions=tuple(descriptions), log_ratios="all")
     proposal = choose_proposal(inputs, can="everything")[0] if product else halves
     conditions, shares = conditions_of(proposal, inputs)
     laws: list[tuple[Sequence[Sequence[Any]], Sequence[float]]] = [(each.prompts, each.powers) for each in conditions]

@@ -102,6 +102,7 @@ class _Steps:
         """Return what to draw, decided from the prompt, public descriptions, tau and a seed."""
         call, sampling, policy = self.call, self.settings.sampling, self.settings.policy
         keywords = [keywords_of(agent.context, agent.keywords) for agent in admitted.agents]
+        ratios = [isinstance(agent.reward, Reward) and bool(log_ratios_of(agent.reward)) for agent in admitted.agents]
         caps = [cap_of(agent, self.settings.report_cap) for agent in admitted.agents]
         kwargs = dict(call.model_kwargs)
         return make_plan(
@@ -115,9 +116,7 @@ class _Steps:
                 tau=self.settings.tau,
                 seed=admitted.seed_of_candidates,
                 span=sum(math.inf if cap is None else 2 * float(cap) for cap in caps) / self.settings.tau,
-                log_ratios=any(
-                    isinstance(agent.reward, Reward) and bool(log_ratios_of(agent.reward)) for agent in admitted.agents
-                ),
+                log_ratios="all" if all(ratios) and ratios else "some" if any(ratios) else "none",
             ),
             size=admitted.size,
             candidate_filter=None if policy.candidate_filter is None else CandidateFilter(policy.candidate_filter),

@@ -196,7 +196,7 @@ def make_plan(
         size=size,
         seed=inputs.seed,
         reason=reason,
-        log_ratios=inputs.log_ratios,
+        log_ratios=inputs.log_ratios != "none",
         filter=candidate_filter,
         fallback=fallback,
     )

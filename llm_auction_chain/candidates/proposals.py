@@ -107,7 +107,7 @@ class ProposalInputs:
         seed: of the auction's candidates.
         span: nats: by how much the sum of all reports over tau can differ between two replies, by the agents' caps
             alone; infinite without caps. Bounds that a reward declares are left out: they follow from its bid.
-        log_ratios: whether a reward is made of log-ratios of language models.
+        log_ratios: how many of the agents have rewards made of log-ratios of language models.
     """
 
     prompt: tuple[BaseMessage, ...]
@@ -116,7 +116,7 @@ class ProposalInputs:
     tau: float = 1.0
     seed: int = 0
     span: float = math.inf
-    log_ratios: bool = False
+    log_ratios: Literal["none", "some", "all"] = "none"
 
 
 @runtime_checkable
@@ -341,8 +341,8 @@ def choose_proposal(inputs: ProposalInputs, *, can: Abilities) -> tuple[Proposal
     """Return the default proposal of an auction, and why it is this one.
 
     With a share a of the draws from the reference, every weight is at most 1 / a, and the mean weight is 1. So the
-    effective sample size is at least about a * M, however long replies are: half of the draws, except with log-ratios
-    at a small tau (docs/concepts/proposals.md).
+    effective sample size is at least about a * M, however long replies are: half of the draws, except where all agents
+    have log-ratios and tau is small (docs/concepts/proposals.md).
 
     >>> from langchain_core.messages import HumanMessage
     >>> inputs = ProposalInputs(prompt=(HumanMessage("Hi"),), keywords=(Keywords(("guitar",)),))
@@ -358,15 +358,17 @@ def choose_proposal(inputs: ProposalInputs, *, can: Abilities) -> tuple[Proposal
     for reason, holds in nothing_to_gain.items():
         if holds:
             return Reference(), reason
-    if inputs.log_ratios and inputs.descriptions:
+    tilt = KeywordTilt(2.0) if can == "everything" else KeywordTilt(1.0, until_said=False)
+    if inputs.log_ratios != "none" and inputs.descriptions:
         reason = "a reward is a log-ratio, for which prompts that describe the agents draw best"
         if can != "everything":
             return DefensiveMixture([(Reference(), 1), (ContextPrompt(), 1)]), reason
         product = ContextProduct(joint=len(inputs.descriptions) > _MANY_AGENTS)
+        if inputs.log_ratios == "some":
+            return DefensiveMixture([(Reference(), 2), (tilt, 1), (product, 1)]), reason
         share = 0.2 if inputs.tau < _SHARP else 0.5
         return DefensiveMixture([(Reference(), share), (product, 1 - share)]), reason
     if inputs.keywords and can in ("tilt", "everything"):
-        tilt = KeywordTilt(2.0) if can == "everything" else KeywordTilt(1.0, until_said=False)
         return DefensiveMixture([(Reference(), 1), (tilt, 1)]), "half of the draws lean towards the agents' keywords"
     return Reference(), "there are no keywords, or the model cannot lean towards them"
 

@@ -70,12 +70,14 @@ def tokens_that_begin(
 
 
 def equal_parts(tokens: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-    """Return the first tokens of each agent, at most `most` in all, each agent having an equal part.
+    """Return the first tokens of each agent, at most `most` in all, in equal parts as large as there is room for.
 
-    >>> equal_parts([[9, 8, 7], [5], [4, 3]], 4), equal_parts([[9], [8], [7]], 2)
-    ([[9], [5], [4]], [[9], [8], []])
+    >>> equal_parts([[9, 8, 7], [5], [4, 3]], 5), equal_parts([[9], [8], [7]], 2)
+    ([[9, 8], [5], [4, 3]], [[9], [8], []])
     """
-    part = max(1, most // max(1, len(tokens)))
+    longest = max(map(len, tokens), default=0)
+    parts = (part for part in range(longest, 0, -1) if sum(min(len(own), part) for own in tokens) <= most)
+    part = next(parts, 1)
     return [list(own[:part]) if place < most else [] for place, own in enumerate(tokens)]
 
 
@@ -99,17 +101,17 @@ class TiltState:
     """What the tilts of R replies depend on, and their log-probabilities so far. T tilts, N agents.
 
     Attributes:
-        said: (R, N), whether a token of the reply began a keyword of the agent.
+        done: (R, N), whether a token of the reply began a keyword of the agent.
         log_ratios: (R, T), nats: log-probability of the reply under the tilt, minus that under the reference.
     """
 
-    said: Mask
+    done: Mask
     log_ratios: FloatArray
 
     def select(self, rows: Sequence[int]) -> "TiltState":
         """Return the state of some of the replies."""
         kept = np.asarray(rows, dtype=np.int64)
-        return TiltState(said=self.said[kept], log_ratios=self.log_ratios[kept])
+        return TiltState(done=self.done[kept], log_ratios=self.log_ratios[kept])
 
 
 class TokenTilts:
@@ -137,7 +139,7 @@ class TokenTilts:
     def start(self, rows: int) -> TiltState:
         """Return the state of replies without a token."""
         agents, tilts = len(self._members), len(self._strengths)
-        return TiltState(said=np.zeros((rows, agents), dtype=bool), log_ratios=np.zeros((rows, tilts)))
+        return TiltState(done=np.zeros((rows, agents), dtype=bool), log_ratios=np.zeros((rows, tilts)))
 
     def bias(self, state: TiltState, tilt: int, rows: slice | npt.NDArray[np.int64]) -> FloatArray:
         """Return what a tilt adds to the logits of the columns for the next token, (rows, K), nats."""
@@ -160,7 +162,7 @@ class TokenTilts:
             tilted = self._tilted(state, tilt, rows)
             q = np.minimum((probabilities * tilted).sum(axis=1), 1.0)
             state.log_ratios[rows, tilt] += strength * (begins & tilted).any(axis=1) - np.log1p(np.expm1(strength) * q)
-        state.said[rows] |= begins.astype(np.float32) @ self._members.T > 0
+        state.done[rows] |= begins.astype(np.float32) @ self._members.T > 0
 
     def log_ratios(self, replies: Sequence[npt.ArrayLike], log_columns: Sequence[npt.ArrayLike]) -> FloatArray:
         """Return the log-probabilities of whole replies under each tilt, minus those under the reference; (M, T), nats.
@@ -178,6 +180,6 @@ class TokenTilts:
 
     def _tilted(self, state: TiltState, tilt: int, rows: slice | npt.NDArray[np.int64]) -> Mask:
         """Return which columns are tilted for the next token, (rows, K)."""
-        agents = self._agents_of[tilt] & ~(state.said[rows] & self._until_said[tilt])
+        agents = self._agents_of[tilt] & ~(state.done[rows] & self._until_said[tilt])
         tilted: Mask = agents.astype(np.float32) @ self._members > 0
         return tilted

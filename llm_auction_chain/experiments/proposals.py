@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,11 @@ class Case(NamedTuple):
     scale: float
     tau: float = 1.0
 
+    @property
+    def log_ratios(self) -> Literal["none", "all"]:
+        """How many of the agents have log-ratios."""
+        return "all" if self.family == "log_ratio" else "none"
+
 
 CASES: Mapping[str, Case] = {
     "keyword, 1 tau": Case("keywords", 1.0),
@@ -70,7 +75,7 @@ _COMMON = re.compile(
 )
 _MOST_MENTIONS = 3  # of an agent's keywords in one reply that are paid
 _SUBSETS = 200  # auctions of M draws from one pool
-_M, _FEW = 32, 24  # the ratios compare auctions of so many candidates
+_FEW = 24  # candidates of the reference that the default is compared with
 _SIZES = (2, 4, 6, 8, 12, 16, 24, 32)
 _DEFAULT, _REFERENCE, _OLD = "default", "reference", "product mixture"
 _CHEAP = "keyword, 1 tau"  # a case outside log-ratios, for the proposal whose cost is measured
@@ -143,7 +148,7 @@ def measure(bench: Bench, question: Question, seed: int) -> Draws:
         seed=seed,
     )
     parts = {
-        (name, proposal): _parts(bench, proposal, replace(inputs, tau=case.tau, log_ratios=case.family == "log_ratio"))
+        (name, proposal): _parts(bench, proposal, replace(inputs, tau=case.tau, log_ratios=case.log_ratios))
         for (name, case), proposal in product(cases.items(), bench.config.proposals)
     }
     conditions: list[Condition] = []
@@ -224,8 +229,7 @@ def _rewards(
 
 
 def _reward(bench: Bench, family: str, name: str, context: str) -> Any:
-    if family == "grade":
-        assert bench.embeddings is not None  # noqa: S101 - for the type checker
+    if family == "grade" and bench.embeddings is not None:
         return EmbeddingReward(bench.embeddings, context)
     if family == "brand":
         return MentionReward([name], value=1.0, at_most=1)

@@ -39,12 +39,12 @@ class TestKeywordTilt(ProposalConformance):
 
 class TestDefaultForLogRatios(ProposalConformance):
     def proposal(self):
-        return choose_proposal(dataclasses.replace(self._inputs(), log_ratios=True), can="everything")[0]
+        return choose_proposal(dataclasses.replace(self._inputs(), log_ratios="all"), can="everything")[0]
 
 
 class TestDefaultForLogRatiosWithScores(ProposalConformance):
     def proposal(self):
-        return choose_proposal(dataclasses.replace(self._inputs(), log_ratios=True), can="score")[0]
+        return choose_proposal(dataclasses.replace(self._inputs(), log_ratios="all"), can="score")[0]
 
 
 class TestDefault(ProposalConformance):

@@ -155,16 +155,16 @@ BIDDERS = [
 
 def under_tilt(engine, condition, ids, temperature, top_p):
     """Return the log-probability of a reply under a tilt by the definition: one full pass, nothing cached."""
-    total, said = 0.0, [False, False]
+    total, begun = 0.0, [False, False]
     firsts = [set(tokens) for tokens in engine.keyword_tokens(condition.tilt)]
     for row, token in zip(laws_of(engine, condition, ids, temperature, top_p), ids, strict=True):
         active = set().union(
-            *(own for own, done in zip(firsts, said, strict=True) if not (done and condition.tilt.until_said))
+            *(own for own, done in zip(firsts, begun, strict=True) if not (done and condition.tilt.until_said))
         )
         raised = row.clone()
         raised[list(active)] *= math.exp(condition.tilt.strength)
         total += math.log(raised[token] / raised.sum()) if raised[token] > 0 else -math.inf
-        said = [done or token in own for own, done in zip(firsts, said, strict=True)]
+        begun = [done or token in own for own, done in zip(firsts, begun, strict=True)]
     return total
 
 

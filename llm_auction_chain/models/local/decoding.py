@@ -129,7 +129,7 @@ def _draw(passes: Passes, blocks: Sequence[tuple[Law, slice]], sampler: Sampler)
         going = [place for place, row in enumerate(block) if row.finish_reason is None]
         log_probs = np.array(draws.log_probs)
         if law.tilts is not None and going:
-            log_probs[going] += _tilt(law, rows, going, draws)
+            log_probs[going] += _tilt(law, law.tilts, rows, going, draws)
         for place in going:
             row = block[place]
             row.token_ids.append(draws.tokens[place])
@@ -137,12 +137,11 @@ def _draw(passes: Passes, blocks: Sequence[tuple[Law, slice]], sampler: Sampler)
             row.alone = row.alone + draws.alone[place]
 
 
-def _tilt(law: Law, rows: slice, going: Sequence[int], draws: Draws) -> FloatArray:
+def _tilt(law: Law, tilts: TokenTilts, rows: slice, going: Sequence[int], draws: Draws) -> FloatArray:
     """Add the drawn tokens to the tilts of the unfinished rows, and return what the law's own tilt adds to each."""
-    assert law.tilts is not None and draws.columns is not None  # noqa: S101, PT018 - for the type checker
     places = np.arange(len(law.rows))[rows][going]
     before = law.tilted.log_ratios[places]
-    law.tilts.step(law.tilted, places, np.array(draws.tokens)[going], draws.columns[going])
+    tilts.step(law.tilted, places, np.array(draws.tokens)[going], draws.columns[going])
     for place in places:
         law.rows[place].log_ratios = law.tilted.log_ratios[place]
     after = law.tilted.log_ratios[places]

@@ -25,13 +25,13 @@ class Draws(NamedTuple):
         tokens: (rows,).
         log_probs: (rows,), of the tokens under the law without a bias, nats.
         alone: (rows, K), of the tokens under each prompt alone, nats.
-        columns: (rows, C), of the columns under the law without a bias, nats; None without columns.
+        columns: (rows, C), of the columns under the law without a bias, nats.
     """
 
     tokens: list[int]
     log_probs: list[float]
     alone: list[list[float]]
-    columns: npt.NDArray[np.float64] | None
+    columns: npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Sampler:
                     of_columns.append(law[:, columns])
                 if len(powers) > 1:
                     alone += torch.stack([self._log_probs(part, chosen) for part in parts], 1).tolist()
-        figures = torch.cat(of_columns).double().cpu().numpy() if of_columns else None
+        figures = torch.cat(of_columns).double().cpu().numpy() if of_columns else np.zeros((len(tokens), 0))
         return Draws(tokens, log_probs, alone or [[value] for value in log_probs], figures)
 
     def columns(self, logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from llm_auction_chain.candidates.logprobs import read_log_probs
 from llm_auction_chain.candidates.proposals import Condition
-from llm_auction_chain.candidates.tilts import equal_parts, spellings_of, tokens_that_begin
+from llm_auction_chain.candidates.tilts import spellings_of
 from llm_auction_chain.descriptions import Keywords
 from llm_auction_chain.errors import AuctionError, CandidatesError, ContextWindowError, LogProbError, ScoringError
 from llm_auction_chain.messages import total_usage
@@ -32,14 +32,11 @@ from llm_auction_chain.models.vllm.responses import (
     without_key,
 )
 from llm_auction_chain.models.vllm.tilting import (
-    MOST_TOKENS,
-    VOCABULARY,
     ServerTilts,
+    beginnings_of,
     check_drawable,
-    columns_of,
     is_processed,
     probe_of,
-    special_tokens,
 )
 from llm_auction_chain.validators import Check, number, optional, refuse, whole_number
 from llm_auction_chain.waiting import AWAITING, BLOCKING, Waiter, WaitingChatModel, run
@@ -248,9 +245,7 @@ class ChatVLLM(WaitingChatModel, SamplingChatModel):
     ) -> tuple[list[AIMessage], list["UsageMetadata | None"]]:
         """Return replies drawn under tilts of one prompt, with their log-probabilities under each condition."""
         tilts = await self._tilts(session, body["model"], [condition for condition, _ in conditions])
-        columns, processed = tilts.token_tilts.columns, False
-        if len(columns):
-            processed = await self._processed(session, body, columns)
+        processed = bool(len(tilts.columns)) and await self._processed(session, body, tilts)
         calls, finished, total = [], [0] * len(conditions), sum(count for _, count in conditions)
 
         def advance(place: int, arrived: int, _count: int) -> None:
@@ -268,29 +263,27 @@ class ChatVLLM(WaitingChatModel, SamplingChatModel):
         drawn_from = [condition for condition, count in conditions if count]
         for condition, (drawn, _) in zip(drawn_from, results, strict=True):
             for reply in drawn:
-                tilts.complete(reply, condition, columns_of(reply, columns.tolist()), processed=processed)
+                tilts.complete(reply, condition, processed=processed)
         return [reply for drawn, _ in results for reply in drawn], [one for _, usages in results for one in usages]
 
     async def _tilts(self, session: "JsonSession", name: str, conditions: Sequence[Condition]) -> ServerTilts:
-        """Return the tilts of conditions in the server's tokens, which it is asked for once."""
+        """Return the tilts of conditions in the server's tokens. Each agent's keywords are tokenized once."""
         agents = sorted({own for one in conditions if one.tilt is not None for own in one.tilt.keywords})
         for keywords in [own for own in agents if (self.base_url, name, own) not in self._beginnings]:
             spellings = [spelling for word in keywords.words for spelling in spellings_of(word)]
             common = {"model": name, "add_special_tokens": False, "return_token_strs": True}
             answers = await session.answers("/tokenize", [{**common, "prompt": spelling} for spelling in spellings])
             firsts = zip(spellings, map(read_first, answers), strict=True)
-            known = {spelling: first for spelling, first in firsts if first is not None}
-            special = special_tokens(known)
-            beginnings = tokens_that_begin(keywords, known, size=VOCABULARY, special=special)
-            self._beginnings[self.base_url, name, keywords] = beginnings
-        tokens = equal_parts([self._beginnings[self.base_url, name, own] for own in agents], MOST_TOKENS)
-        return ServerTilts(conditions=conditions, tokens=dict(zip(agents, tokens, strict=True)))
+            tokens = {spelling: first for spelling, first in firsts if first is not None}
+            self._beginnings[self.base_url, name, keywords] = beginnings_of(keywords, tokens)
+        beginnings = {own: self._beginnings[self.base_url, name, own] for own in agents}
+        return ServerTilts(conditions=conditions, beginnings=beginnings)
 
-    async def _processed(self, session: "JsonSession", body: Mapping[str, Any], columns: Any) -> bool:
-        """Return whether the server's figures contain a logit bias. It is asked once."""
+    async def _processed(self, session: "JsonSession", body: Mapping[str, Any], tilts: ServerTilts) -> bool:
+        """Return whether the server's figures contain a logit bias. The first auction finds out."""
         key = (self.base_url, str(body["model"]))
         if key not in self._modes:
-            probes = [{**body, **probe, "max_tokens": 1} for probe in probe_of(columns)]
+            probes = [{**body, **probe, "max_tokens": 1} for probe in probe_of(tilts.columns)]
             replies = [(await self._draw(session, probe, 1, logprobs=True))[0][0] for probe in probes]
             self._modes[key] = is_processed(replies)
         return self._modes[key]

@@ -296,3 +296,12 @@ def test_the_metadata_says_why_candidates_were_drawn_from_these_components(agent
     result = auction(agents=agents, **settings).run("Speak")
     assert result.proposal_reason.startswith(reason)
     assert result.reply.response_metadata["auction"]["proposal"]["reason"] == result.proposal_reason
+
+
+def test_one_agents_kind_of_reward_does_not_cost_the_others_their_draws():
+    """With log-ratios alone a fifth of the draws is the reference's, with another agent beside them it is half."""
+    ratio, mention = Agent("Bees", LogRatioReward("Praise b."), **SHOP), Agent("Ants", likes("a"), keywords=["ants"])
+    alone = auction(agents=[ratio], n_candidates=20).run("Speak")
+    beside = auction(agents=[ratio, mention], n_candidates=20).run("Speak")
+    assert dict(alone.components)["reference"] == 4
+    assert dict(beside.components) == {"reference": 10, "tilt 2 until said": 5, "context product 1": 5}

@@ -417,7 +417,7 @@ def plan_of(model, n, *, most=None, contexts=(), **settings):
         descriptions=tuple(descriptions_of(contexts)),
         keywords=tuple(sorted(map(keywords_of, contexts))),
         seed=settings.pop("seed", 0),
-        log_ratios=settings.pop("log_ratios", False),
+        log_ratios=settings.pop("log_ratios", "none"),
     )
     return make_plan(source, inputs=inputs, size=size, **{"scorer": None, "proposal": None, **settings})
 
@@ -435,7 +435,7 @@ def test_a_plan_draws_from_the_best_that_a_model_can_do():
     names = [[condition.name for condition in plan_of(model, 2, contexts=SHOPS[:1]).conditions]
              for model in (MODEL, Scored(script=[]), Script(script=[]))]  # fmt: skip
     assert names == [["reference", "tilt 2 until said"], ["reference"], ["reference"]]
-    names = [[condition.name for condition in plan_of(model, 2, contexts=SHOPS[:1], log_ratios=True).conditions]
+    names = [[condition.name for condition in plan_of(model, 2, contexts=SHOPS[:1], log_ratios="all").conditions]
              for model in (MODEL, Scored(script=[]), Script(script=[]))]  # fmt: skip
     assert names == [["reference", "context product 1"], ["reference", "context prompt"], ["reference"]]
     assert [plan_of(MODEL, 2, contexts=contexts).contexts for contexts in ((), SHOPS)] == ["none", "used"]
@@ -454,9 +454,9 @@ def test_a_plans_seed_shuffles_the_descriptions_and_their_order_does_not():
 
 def test_a_plan_asks_for_tokens_that_are_needed_of_a_model_that_scores():
     assert not plan_of(MODEL, 2).tokens
-    assert plan_of(MODEL, 2, log_ratios=True).tokens
+    assert plan_of(MODEL, 2, log_ratios="all").tokens
     assert plan_of(MODEL, 2, contexts=SHOPS).tokens
-    assert not plan_of(Script(script=[]), 2, log_ratios=True).tokens
+    assert not plan_of(Script(script=[]), 2, log_ratios="all").tokens
 
 
 class NoSystem(MarkovChatModel):

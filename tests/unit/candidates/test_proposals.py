@@ -248,11 +248,13 @@ def test_the_default_follows_from_public_facts_and_says_why(facts, proposal, rea
         ({"tau": 1.0}, [(Reference(), 0.2), (ContextProduct(), 0.8)]),
         ({"tau": 2.0}, [(Reference(), 0.5), (ContextProduct(), 0.5)]),
         ({"tau": 1.0, "descriptions": TOLD * 3}, [(Reference(), 0.2), (ContextProduct(joint=True), 0.8)]),
+        ({"log_ratios": "some"}, [(Reference(), 0.5), (KeywordTilt(2.0), 0.25), (ContextProduct(), 0.25)]),
         ({"can": "score"}, [(Reference(), 0.5), (ContextPrompt(), 0.5)]),
+        ({"can": "tilt", "log_ratios": "some"}, [(Reference(), 0.5), (ContextPrompt(), 0.5)]),
     ],
 )
 def test_log_ratios_are_drawn_from_prompts_that_describe_the_agents(facts, parts):
-    proposal, reason = default_of(**facts, log_ratios=True)
+    proposal, reason = default_of(**{"log_ratios": "all", **facts})
     assert proposal.parts() == [(part, pytest.approx(share)) for part, share in parts]
     assert reason.startswith("a reward is a log-ratio")
 

@@ -35,13 +35,13 @@ def by_formula(model, prompt, agents, strength, *, until_said):
     firsts = [{word[0] for word in own} for own in agents]
     probabilities = {}
     for letters in itertools.product(LETTERS, repeat=model.length):
-        chance, said = 1.0, [False] * len(agents)
+        chance, begun = 1.0, [False] * len(agents)
         for place, letter in enumerate(letters):
             row = first if place == 0 else following[LETTERS.index(letters[place - 1])]
-            active = set().union(*(own for own, done in zip(firsts, said, strict=True) if not (until_said and done)))
+            active = set().union(*(own for own, done in zip(firsts, begun, strict=True) if not (until_said and done)))
             tilted = [p * math.exp(strength * (one in active)) for one, p in zip(LETTERS, row, strict=True)]
             chance *= tilted[LETTERS.index(letter)] / sum(tilted)
-            said = [done or letter in own for own, done in zip(firsts, said, strict=True)]
+            begun = [done or letter in own for own, done in zip(firsts, begun, strict=True)]
         probabilities["".join(letters)] = chance
     return probabilities
 

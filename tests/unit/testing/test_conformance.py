@@ -210,8 +210,8 @@ class Told(ContextPrompt):
         return " ".join(sorted(descriptions))
 
     def condition(self, inputs):
-        told = SystemMessage(self.text(inputs.descriptions, inputs.seed))
-        return Condition(name="told", prompts=((told, *inputs.prompt),))
+        system = SystemMessage(self.text(inputs.descriptions, inputs.seed))
+        return Condition(name="described", prompts=((system, *inputs.prompt),))
 
 
 class InOrder(Told):

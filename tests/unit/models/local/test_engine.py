@@ -299,4 +299,4 @@ def test_tokens_are_bounded_and_every_agent_keeps_its_own(engine):
     tilt = Tilt(keywords=(Keywords(("guitar",)), Keywords(many)), strength=1.0)
     few, most = engine.keyword_tokens(tilt)
     assert {engine.tokenizer.decode([token]) for token in few} == {" guitar", " Guitar"}
-    assert len(most) == 512
+    assert len(few) + len(most) == 1024

@@ -11,16 +11,15 @@ from llm_auction_chain.descriptions import Keywords
 from llm_auction_chain.errors import ConfigurationError, ScoringError
 from llm_auction_chain.models.vllm.tilting import (
     ServerTilts,
+    beginnings_of,
     check_drawable,
-    columns_of,
     is_processed,
     probe_of,
-    special_tokens,
 )
 
 SIZE = 12
 ONE, TWO = Keywords(("one",)), Keywords(("two",))
-TOKENS = {ONE: [2, 5], TWO: [5, 7]}
+TOKENS = {ONE: [5, 2], TWO: [7, 5]}
 INPUTS = ProposalInputs(prompt=(HumanMessage("Hi"),), keywords=(ONE, TWO))
 
 
@@ -41,8 +40,8 @@ def test_figures_before_and_after_the_bias_give_the_same_log_probabilities(lengt
     tilted = [KeywordTilt(strength, until_said=False).condition(INPUTS) for strength in strengths]
     conditions = [Reference().condition(INPUTS), *tilted]
     condition = conditions[min(own, len(tilted))]
-    tilts = ServerTilts(conditions=conditions, tokens=TOKENS)
-    columns = tilts.token_tilts.columns.tolist()
+    tilts = ServerTilts(conditions=conditions, beginnings=TOKENS)
+    columns = tilts.columns.tolist()
     assert columns == [2, 5, 7]
     reference = rng.dirichlet(np.ones(SIZE), length).reshape(length, SIZE)
     ids = rng.integers(0, SIZE, length).tolist()
@@ -57,7 +56,7 @@ def test_figures_before_and_after_the_bias_give_the_same_log_probabilities(lengt
     figures = np.log(laws[conditions.index(condition)] if processed else reference)
     places = [{token: row[token] for token in columns} for row in figures]
     reply = reply_of(ids, figures[range(length), ids].tolist(), places)
-    tilts.complete(reply, condition, columns_of(reply, columns), processed=processed)
+    tilts.complete(reply, condition, processed=processed)
     known = reply.response_metadata["logprobs"]
     assert known["condition_totals"] == pytest.approx(exact, abs=1e-9)
     assert sum(known["token_logprobs"]) == pytest.approx(exact[conditions.index(condition)], abs=1e-9)
@@ -66,7 +65,7 @@ def test_figures_before_and_after_the_bias_give_the_same_log_probabilities(lengt
 
 def test_a_request_biases_the_tokens_of_its_tilt_and_asks_for_those_of_all():
     tilt = KeywordTilt(1.5, until_said=False).condition(INPUTS)
-    tilts = ServerTilts(conditions=[Reference().condition(INPUTS), tilt], tokens=TOKENS)
+    tilts = ServerTilts(conditions=[Reference().condition(INPUTS), tilt], beginnings=TOKENS)
     figures = {"logprob_token_ids": [2, 5, 7], "return_tokens_as_token_ids": True}
     assert tilts.settings(Reference().condition(INPUTS)) == figures
     assert tilts.settings(tilt) == {**figures, "logit_bias": {"2": 1.5, "5": 1.5, "7": 1.5}}
@@ -81,13 +80,24 @@ def test_a_server_whose_figures_contain_the_bias_is_certain_of_biased_tokens():
 
 
 def test_a_server_that_leaves_out_a_keyword_is_refused():
+    tilt = KeywordTilt(1.0, until_said=False).condition(INPUTS)
+    tilts = ServerTilts(conditions=[tilt], beginnings=TOKENS)
     with pytest.raises(ScoringError, match="does not know logprob_token_ids"):
-        columns_of(reply_of([1], [-1.0], [{2: -1.0}]), [2, 5])
+        tilts.complete(reply_of([1], [-1.0], [{2: -1.0}]), tilt, processed=False)
 
 
-def test_marks_of_chat_templates_are_special():
-    tokens = {"a": (1, "<|im_end|>"), "b": (2, "[INST]"), "c": (3, "blue"), "d": (4, "</s>"), "e": (5, "")}
-    assert special_tokens(tokens) == {1, 2, 4}
+def test_marks_of_chat_templates_are_no_keywords():
+    words = ("<|im_end|>", "[INST]", "blue")
+    tokens = {"<|im_end|>": (2001, "<|im_end|>"), "[INST]": (2002, "[INST]"), "blue": (2003, "blue")}
+    assert beginnings_of(Keywords(words), tokens) == [2003]
+
+
+def test_all_agents_share_the_tokens_that_a_server_writes():
+    agents = [Keywords((f"word{k:03}",)) for k in range(100)]
+    inputs = ProposalInputs(prompt=(HumanMessage("Hi"),), keywords=tuple(agents))
+    tilt = KeywordTilt(1.0, until_said=False).condition(inputs)
+    many = ServerTilts(conditions=[tilt], beginnings={own: [k, k + 1000] for k, own in enumerate(agents)})
+    assert many.columns.tolist() == list(range(64))
 
 
 @pytest.mark.parametrize(
