@@ -33,11 +33,12 @@ PaymentRule = Literal["expected", "proportional", "influence", "pivot"]
 PAYMENT_RULES: tuple[PaymentRule, ...] = get_args(PaymentRule)
 
 _NO_CLICK = 1e-6  # with a smaller probability of a click, the payment itself is due
-_BLOCK = 24 * 1024  # entries computed at a time, so that they stay in the processor's cache
+_BLOCK = 48 * 1024  # entries computed at a time, so that they stay in the processor's cache
 _OTHERS = 8  # rows whose leave-one-out sums are one product of matrices
 _FAINT = 1e-4  # a KL below this share of the sums whose difference it is gets summed from non-negative terms
 _WIDE = 2048.0  # dividing a report of more tau out of p would cost the counterfactual too many digits
 _DEEP = -707.0  # exponentials of smaller numbers are subnormal and slow; they count as 0
+_TINY = 1 / 512  # if no report spans more (in tau), nearly every KL is faint, and a short series replaces exp
 _GENTLE = 1 / 16  # if no report spans more (in tau), expm1 keeps more digits than exp
 _NEAR = 1 / 32  # exp(-y) - 1 + y comes from its series for |y| up to this, from expm1 beyond
 _SERIES = [(-1.0) ** k / factorial(k + 2) for k in range(8)]
@@ -62,28 +63,40 @@ class LeaveOneOut:
     steering: FloatArray
 
 
-def leave_one_out(rewards: FloatArray, log_weights: FloatArray, tau: float, log_p: FloatArray) -> LeaveOneOut:
+def leave_one_out(
+    rewards: FloatArray,
+    log_weights: FloatArray,
+    tau: float,
+    log_p: FloatArray,
+    bounds: tuple[FloatArray, FloatArray] | None = None,
+) -> LeaveOneOut:
     """Return the counterfactual, the expected payment and the contribution of each agent.
 
     `p_-i` is proportional to `c = p * exp(-r_i / tau)`. One exponential per entry gives the counterfactual, and
     `KL(p || p_-i) = E_p[r_i] / tau + log sum_j c_j` gives the payment. If that difference would lose digits, the KL is
-    summed term by term. If exponentials would overflow, the row comes from sums over the other agents.
+    summed term by term; if no report is large enough for anything else, a series replaces all exponentials. If
+    exponentials would overflow, the row comes from sums over the other agents.
 
     Args:
         rewards: (N, M), finite.
         log_weights: (M,), finite or `-inf`.
         tau: above 0.
         log_p: (M,), the distribution with all agents.
+        bounds: the least and the largest reward of each agent, (N,) each, if they are known.
     """
-    low, high = rewards.min(axis=1), rewards.max(axis=1)
+    low, high = bounds or (rewards.min(axis=1), rewards.max(axis=1))
     spread = (high - low) / tau
     full = _Distribution(log_p)
     with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
-        without, kl, gain, faint = _divide_out(rewards, tau, full, low, high)
-        wide = (spread > _WIDE) | ~np.isfinite(gain)
-        _term_by_term(rewards, tau, full, np.flatnonzero(faint & ~wide), (without, kl, gain))
-        if wide.any():
-            _from_others(rewards, log_weights, tau, full, wide, (without, kl, gain))
+        if spread.max(initial=0.0) <= _TINY:
+            without, kl, gain = np.empty(rewards.shape), np.empty(len(rewards)), np.empty(len(rewards))
+            _term_by_term(rewards, tau, full, np.arange(len(rewards)), (without, kl, gain), tiny=True)
+        else:
+            without, kl, gain, faint = _divide_out(rewards, tau, full, low, high)
+            wide = (spread > _WIDE) | ~np.isfinite(gain)
+            _term_by_term(rewards, tau, full, np.flatnonzero(faint & ~wide), (without, kl, gain), tiny=False)
+            if wide.any():
+                _from_others(rewards, log_weights, tau, full, wide, (without, kl, gain))
     idle = spread == 0.0
     kl[idle], without[idle], gain[idle] = 0.0, full.p, 0.0
     at_mode = rewards[:, full.mode]
@@ -120,17 +133,17 @@ def _divide_out(
         are not finite.
     """
     n, m = rewards.shape
-    without, mean, masses, growth = np.empty((n, m)), np.empty(n), np.empty(n), np.empty(n)
+    without, mean, masses, growth = np.empty((n, m)), np.zeros(n), np.zeros(n), np.zeros(n)
     spread = (high - low) / tau
-    gentle, reach = bool(spread.max(initial=0.0) <= _GENTLE), spread[spread <= _WIDE].max(initial=100.0)
+    wide = spread > _WIDE
+    gentle, reach = bool(spread.max(initial=0.0) <= _GENTLE), spread[~wide].max(initial=100.0)
     # a constant in a report changes no probability and no payment but costs digits: subtract a large one
     large = np.maximum(np.abs(low), np.abs(high)) > np.minimum(2.0 * (high - low), 100.0 * tau)
     zero = np.where(gentle | large, rewards[:, full.mode], 0.0)
     shifted, deep = bool(zero.any()), bool(full.log_p.min() - reach < _DEEP)
-    buffer = np.empty((min(n, _rows(m)), m))  # reused by every block
-    for rows in _blocks(n, m):
+    for rows in _blocks(0 if wide.all() else n, m):
         block = rewards[rows] - zero[rows, None] if shifted else rewards[rows]
-        c = np.multiply(block, -1.0 / tau, out=buffer[: len(block)])
+        c = np.multiply(block, -1.0 / tau, out=without[rows])
         mean[rows] = _dot(c, full.p_elsewhere)
         if gentle:
             np.expm1(c, out=c)
@@ -141,7 +154,7 @@ def _divide_out(
             c += full.log_p
             _exp(c, deep=deep)
         masses[rows] = _dot(c, full.elsewhere)
-        np.multiply(c, (1.0 / (masses[rows] + c[:, full.mode]))[:, None], out=without[rows])
+        c *= (1.0 / (masses[rows] + c[:, full.mode]))[:, None]
     at_mode = (rewards[:, full.mode] - zero) / tau
     if not gentle:  # E_p[exp((r_mode - r) / tau)] - 1
         growth = masses * np.exp(at_mode) - full.rest
@@ -159,18 +172,31 @@ def _term_by_term(
     full: _Distribution,
     chosen: npt.NDArray[np.intp],
     out: tuple[FloatArray, FloatArray, FloatArray],
+    *,
+    tiny: bool,
 ) -> None:
-    """Overwrite KL and gain of the chosen rows: `KL = log1p(E_p[exp(-y) - 1 + y])` for `y = (r_i - E_p[r_i]) / tau`."""
+    """Overwrite KL and gain of the chosen rows: `KL = log1p(E_p[exp(-y) - 1 + y])` for `y = (r_i - E_p[r_i]) / tau`.
+
+    With `tiny` no y is beyond `_TINY`, and the same terms give the counterfactuals.
+    """
     without, kl, gain = out
     for rows in _blocks(len(chosen), rewards.shape[1]):
         few = chosen[rows]
         y = rewards[few]
         y -= rewards[few, full.mode, None]
-        y /= tau
+        y *= 1.0 / tau
         drift = _dot(y, full.p)
         y -= drift[:, None]
-        grown = without[few] * np.exp(kl[few, None]) if y.min() < -1.0 else None
-        kl[few] = np.log1p(_excess(full.p, y, grown))
+        if tiny:
+            terms = _terms(y, _TINY)
+            excess = _dot(terms, full.p)
+            terms -= y  # exp(-y) - 1
+            terms += 1.0
+            terms *= full.p
+            np.multiply(terms, (1.0 / (1.0 + excess))[:, None], out=without[rows])  # all are chosen
+        else:
+            excess = _excess(full.p, y, without[few] * np.exp(kl[few, None]) if y.min() < -1.0 else None)
+        kl[few] = np.log1p(excess)
         gain[few] = kl[few] - drift
 
 
@@ -206,33 +232,69 @@ def _from_others(
 ) -> None:
     """Overwrite the chosen rows of counterfactuals, KL and gain, from sums over the other agents in log space."""
     without, kl, gain = out
-    mode = full.mode
-    weights = log_weights - log_weights[mode]
-    starts = range(0, len(rewards), _OTHERS)
-    sums = np.stack([(rewards[k : k + _OTHERS] - rewards[k : k + _OTHERS, mode, None]).sum(axis=0) for k in starts])
-    after = np.zeros_like(sums)  # of the blocks after each block
-    after[:-1] = np.cumsum(sums[:0:-1], axis=0)[::-1]
-    before = np.zeros(rewards.shape[1])
-    for k, start in enumerate(starts):
-        rows = np.flatnonzero(chosen[start : start + _OTHERS])
-        if rows.size:
-            block = rewards[start : start + _OTHERS]
-            block = block - block[:, mode, None]  # 0 at the mode, so that its terms keep their digits
-            c = (1.0 - np.eye(len(block)))[rows] @ block
-            c += before + after[k]
-            c /= tau
-            c += weights
-            top = c.max(axis=1)
-            c -= top[:, None]
-            _exp(c, deep=True)
-            total = c.sum(axis=1)
-            c /= total[:, None]
-            d = block[rows] / tau
-            rows += start
-            without[rows], gain[rows] = c, full.log_p[mode] + top + np.log(total)
-            d += gain[rows, None]
-            kl[rows] = _excess(full.p, d, c)
-        before = before + sums[k]
+    (n, m), mode, support = rewards.shape, full.mode, np.flatnonzero(full.p)
+    elsewhere, apart = (full.p == 0.0).astype(np.float64), np.empty(n)
+    height = min(max(1, _rows(m) // _OTHERS), -(-n // _OTHERS))  # of a block, in groups of rows
+    parts = [slice(start, min(n, start + height * _OTHERS)) for start in range(0, n, height * _OTHERS)]
+    centred, block = np.zeros((2, height, _OTHERS, m))  # reused by every block
+
+    def centre(rows: slice) -> None:
+        """Write the rows, 0 at the mode so that its terms keep their digits, and rows of 0 that fill up the block."""
+        lines, count = centred.reshape(-1, m), rows.stop - rows.start
+        np.subtract(rewards[rows], rewards[rows, mode, None], out=lines[:count])
+        lines[count:] = 0.0
+
+    sums = np.empty((len(parts) * height, m))  # of each group of rows
+    for k, rows in enumerate(parts):
+        centre(rows)
+        centred.sum(axis=1, out=sums[k * height : (k + 1) * height])
+    others, before, after = np.empty_like(sums), tau * (log_weights - log_weights[mode]), np.zeros(m)
+    for k in range(len(sums)):  # the sums of all groups but each, without a difference that would cost digits
+        others[k] = before
+        before += sums[k]
+    for k in reversed(range(len(sums))):
+        others[k] += after
+        after += sums[k]
+    for k, rows in enumerate(parts):
+        some = chosen[rows]
+        if not some.any():
+            continue
+        centre(rows)
+        np.matmul(1.0 - np.eye(_OTHERS), centred, out=block)
+        block += others[k * height : (k + 1) * height, None]
+        c = block.reshape(-1, m)[: len(some)]
+        top = c.max(axis=1)
+        c -= top[:, None]
+        c *= 1.0 / tau
+        _exp(c, deep=True)
+        apart[rows] = _dot(c, elsewhere)
+        total = apart[rows] + c[:, support].sum(axis=1)
+        apart[rows] /= total
+        np.multiply(c, (1.0 / total)[:, None], out=without[rows], where=True if some.all() else some[:, None])
+        np.copyto(gain[rows], full.log_p[mode] + top / tau + np.log(total), where=some)
+    wide = np.flatnonzero(chosen)
+    for rows in _blocks(len(wide), len(support)):
+        few = wide[rows]
+        y = rewards[few[:, None], support]
+        y -= rewards[few, mode, None]
+        y /= tau
+        y += gain[few, None]
+        kl[few] = _excess(full.p[support], y, without[few[:, None], support]) + apart[few]
+
+
+def _terms(y: FloatArray, reach: float) -> FloatArray:
+    """Return `exp(-y) - 1 + y`, without cancellation, for y from -reach to reach."""
+    x = y if reach <= _NEAR else np.clip(y, -_NEAR, _NEAR)
+    needed = [term for k, term in enumerate(_SERIES) if k == 0 or abs(term) * min(reach, _NEAR) ** k > 1e-17]  # noqa: PLR2004
+    terms: FloatArray = needed.pop() * x
+    for term in reversed(needed):
+        terms += term
+        terms *= x
+    terms *= x
+    if reach > _NEAR:
+        clipped = np.maximum(y, -1.0)
+        np.copyto(terms, clipped + np.expm1(-clipped), where=np.abs(y) > _NEAR)
+    return terms
 
 
 def _excess(p: FloatArray, y: FloatArray, grown: FloatArray | None) -> FloatArray:
@@ -242,17 +304,7 @@ def _excess(p: FloatArray, y: FloatArray, grown: FloatArray | None) -> FloatArra
     `grown` is `p * exp(-y)` from another source: it is right even where p underflows. It is used only where y < -1,
     since the difference would cancel nearer to 0. It may be None if y is at least -1 everywhere.
     """
-    reach = max(-y.min(), y.max())
-    x = y if reach <= _NEAR else np.clip(y, -_NEAR, _NEAR)
-    needed = [term for k, term in enumerate(_SERIES) if k == 0 or abs(term) * min(reach, _NEAR) ** k > 1e-17]  # noqa: PLR2004
-    terms = needed.pop() * x
-    for term in reversed(needed):
-        terms += term
-        terms *= x
-    terms *= x
-    if reach > _NEAR:
-        clipped = np.maximum(y, -1.0)
-        np.copyto(terms, clipped + np.expm1(-clipped), where=np.abs(y) > _NEAR)
+    terms = _terms(y, max(-y.min(), y.max()))
     if grown is None:
         return _dot(terms, p)
     return np.asarray(np.where(y < -1.0, grown - p * (1.0 - y), p * terms).sum(axis=-1))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from numbers import Real
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +125,7 @@ def settle(
     tau = check_tau(tau)
     if not isinstance(payment_rule, str) or payment_rule not in PAYMENT_RULES:
         raise refuse("payment_rule", " or ".join(map(repr, PAYMENT_RULES)), payment_rule)
-    reports, weights = _check_matrix(rewards, log_weights)
+    reports, weights, summary = _check_matrix(rewards, log_weights)
     n, m = reports.shape
     groups = _group(owners, n)
     free = _check_pays(pays, groups, n)
@@ -134,13 +135,14 @@ def settle(
     dead = np.isneginf(weights)
     if dead.any():  # rewards for a candidate that is never drawn do not count: copy those of one that can be drawn
         reports = reports.take(np.where(dead, np.argmin(dead), np.arange(m)), axis=1)
-    total, constant = _total(reports, weights, tau)
+        summary = _summarise(reports)
+    total, constant = _total(reports, summary.total, weights, tau)
     scores = weights + total / tau
     log_p = log_softmax(scores)
     p, mode = np.exp(log_p), int(np.argmax(log_p))
     # a constant in a report changes no payment but would cost digits of an owner's sum
     paying = reports if groups is None else sum_by(groups, reports - reports[:, mode, None])
-    without = leave_one_out(paying, weights, tau, log_p)
+    without = leave_one_out(paying, weights, tau, log_p, summary[:2] if groups is None else None)
     winner, noise = draw(scores, rng)
     charged = paying if groups is None or payment_rule != "proportional" else sum_by(groups, reports)
     charged = charged if free is None else _chargeable(charged, free, groups)
@@ -150,7 +152,7 @@ def settle(
     counterfactuals, expected, contributions = without.counterfactuals, without.expected, without.contributions
     steering = without.steering
     if groups is not None:
-        shares = owner_shares(groups, np.ptp(reports, axis=1))
+        shares = owner_shares(groups, summary.high - summary.low)
         counterfactuals, steering = counterfactuals[groups], steering[groups]
         expected, paid = expected[groups] * shares, paid[groups] * shares
         contributions = np.einsum("ij,j->i", reports, p) - expected
@@ -193,7 +195,21 @@ def check_tau(tau: float) -> float:
     return value
 
 
-def _check_matrix(rewards: npt.ArrayLike, log_weights: npt.ArrayLike | None) -> tuple[FloatArray, FloatArray]:
+class _Summary(NamedTuple):
+    """The least and the largest reward of each report (N,), and the sum of the reports (M,)."""
+
+    low: FloatArray
+    high: FloatArray
+    total: FloatArray
+
+
+def _summarise(reports: FloatArray) -> _Summary:
+    with np.errstate(over="ignore", invalid="ignore"):  # of numbers that are refused later
+        return _Summary(reports.min(axis=1), reports.max(axis=1), reports.sum(axis=0))
+
+
+def _check_matrix(rewards: npt.ArrayLike, log_weights: npt.ArrayLike | None) -> tuple[FloatArray, FloatArray, _Summary]:
+    """Return reports, log-weights and a summary of the reports, in float64."""
     try:
         reports = _numbers(rewards)
     except (TypeError, ValueError, OverflowError) as error:
@@ -208,9 +224,10 @@ def _check_matrix(rewards: npt.ArrayLike, log_weights: npt.ArrayLike | None) -> 
     _n, m = reports.shape
     if m == 0:
         raise RewardError("rewards must have at least one column: there is no candidate to draw.")
-    _check_finite(reports)
+    summary = _summarise(reports)
+    _check_finite(reports, summary)
     weights = np.zeros(m) if log_weights is None else _check_weights(log_weights, m)
-    return reports, weights
+    return reports, weights, summary
 
 
 def _numbers(values: npt.ArrayLike) -> FloatArray:
@@ -225,8 +242,9 @@ def _numbers(values: npt.ArrayLike) -> FloatArray:
     return np.asarray(array, dtype=np.float64, order="C")
 
 
-def _check_finite(reports: FloatArray) -> None:
-    if reports.min(initial=0.0) >= -LARGEST_REWARD and reports.max(initial=0.0) <= LARGEST_REWARD:  # false for nan
+def _check_finite(reports: FloatArray, summary: _Summary) -> None:
+    least, largest = summary.low.min(initial=0.0), summary.high.max(initial=0.0)
+    if least >= -LARGEST_REWARD and largest <= LARGEST_REWARD:  # false for nan
         return
     i, j = np.argwhere(~(np.abs(reports) <= LARGEST_REWARD))[0]
     raise RewardError(
@@ -322,9 +340,9 @@ def sum_by(groups: npt.NDArray[np.int64], reports: FloatArray) -> FloatArray:
     return totals
 
 
-def _total(reports: FloatArray, weights: FloatArray, tau: float) -> tuple[FloatArray, float]:
+def _total(reports: FloatArray, total: FloatArray, weights: FloatArray, tau: float) -> tuple[FloatArray, float]:
     """Return the sum of the reports (M,) less a constant, and that constant: a large one would cost digits."""
-    total, constant = reports.sum(axis=0), 0.0
+    constant = 0.0
     if np.abs(reports[:, 0]).sum() > 32.0 * np.ptp(total):
         total, constant = (reports - reports[:, :1]).sum(axis=0), float(reports[:, 0].sum())
     best = total[np.argmax(weights + total / tau)]

@@ -402,6 +402,21 @@ def test_a_report_however_large_costs_the_law_without_it_no_digit(size, agents):
     np.testing.assert_allclose(outcome.contributions[1], contributions[1], rtol=1e-12)
 
 
+@pytest.mark.parametrize("agents", [3, 8, 17, 70])
+def test_large_reports_that_cancel_each_other_settle_to_the_last_digits(agents):
+    """They leave a broad distribution, and rows of both kinds side by side."""
+    rng = np.random.default_rng(agents)
+    rewards, weights = rng.integers(-64, 64, size=(agents, 7)) / 64, rng.normal(size=7)
+    rewards[1:3] = 5000.0 * rewards[1]
+    rewards[2] *= -1.0
+    weights[3] = -np.inf
+    outcome = settle(rewards, weights, tau=1.0, seed=1)
+    _, without, payments, contributions = exact(rewards, weights, 1.0, digits=420)
+    np.testing.assert_allclose(outcome.counterfactuals, [dense(other, 7) for other in without], rtol=2e-11, atol=1e-250)
+    np.testing.assert_allclose(outcome.expected_payments, payments, rtol=2e-11)
+    np.testing.assert_allclose(outcome.contributions, contributions, rtol=2e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("gap", [100.0, 250.0, 500.0])
 @pytest.mark.parametrize("share", [1e-6, 0.03, 1.0, 60.0])
 def test_numbers_keep_their_digits_down_to_1e_250(gap, share):
