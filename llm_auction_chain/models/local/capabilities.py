@@ -226,7 +226,7 @@ def _close(values: torch.Tensor, expected: torch.Tensor, *, rounding: float | No
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer in bfloat16 whose matrix oneDNN reorders once, instead of in every product.
+    """A linear layer whose matrix oneDNN reorders once, instead of in every product.
 
     `torch.compile` uses the same products in frozen models. torch has no public name for them.
     """
@@ -245,11 +245,11 @@ class PackedLinear(torch.nn.Module):
 
 
 def can_pack(model: Any) -> bool:
-    """Return whether a model's weights can be packed: on a CPU with oneDNN, in bfloat16."""
-    if model.device.type != "cpu" or model.dtype != torch.bfloat16:
+    """Return whether a model's weights can be packed: on a CPU with oneDNN, in bfloat16 or float32."""
+    if model.device.type != "cpu" or model.dtype not in {torch.bfloat16, torch.float32}:
         return False
-    layer = torch.nn.Linear(64, 32, bias=False, dtype=torch.bfloat16)
-    rows = torch.randn(3, 64, dtype=torch.bfloat16)
+    layer = torch.nn.Linear(64, 32, bias=False, dtype=model.dtype)
+    rows = torch.randn(3, 64, dtype=model.dtype)
     try:
         with torch.inference_mode():
             return torch.allclose(PackedLinear(layer)(rows), linear(rows, layer.weight), rtol=0.05, atol=0.05)
