@@ -1,6 +1,7 @@
 """What does an auction's model work cost, against plain transformers, vLLM, and the arithmetic itself?
 
 All contenders take turns in this run, with the same tokens, on the same two cores, in the dtype that these compute in.
+None remembers a prompt of the turn before.
 Work: M replies are drawn from the proposal. Each is scored under the proposal's other laws and under every agent's own
 system prompt.
 
@@ -9,7 +10,6 @@ system prompt.
 - vLLM: one batch of draws, one batch of prompts with log-probabilities, in the environment of `make test-vllm`.
 - floor: the model's weight matrices times as many rows, by `torch.nn.functional.linear`, and nothing else.
 - packed floor: the same products with matrices that oneDNN has reordered beforehand, which takes a second copy of them.
-  In bfloat16 only: the engine packs no other matrices.
 - one reply: one plain reply of 64 tokens by transformers, what a user has without an auction.
 """
 
@@ -17,6 +17,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,10 +26,10 @@ import numpy as np
 import torch
 from engine_contenders import THREADS, VLLM, Ours, Plain, exact, load, memory
 from engine_floor import CHUNKS, QUICK_CHUNKS, Floor, linear, packed
-from engine_workload import Encode, Floats, Turn, Workload, build
+from engine_workload import Encode, Floats, Turn, Workload, build, count_processor_time
 from front import Options, benchmark
 
-from llm_auction_chain.models.local.capabilities import dtype_named
+from llm_auction_chain.models.local.capabilities import can_pack, dtype_named
 from llm_auction_chain.models.local.weights import embedded_model_path
 
 Contender = Callable[[int, Sequence[int]], Turn]  # from a seed, and the lengths of our replies in this round
@@ -43,6 +44,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 }
 QUICK = {"m": 4, "tokens": 8}
 ONE_REPLY, CHECKED = 64, 8
+CHAT_REPLY, FURTHER = 16, "And what should I leave at home?"
 QUICK_CHECKED = 2
 # Rounding of logits to bfloat16 costs about .04 nats a token, in either direction: .04 sqrt(T) over T tokens, and more
 # where powers multiply it. Another agent's prompt, the mistake hardest to see, costs .2 sqrt(T) or more at 64 tokens.
@@ -91,6 +93,19 @@ def print_breakdown(ours: Ours, work: Workload) -> None:
         print(
             f"{part:24} {sum(spent.values()):7.2f}  " + ", ".join(f"{key} {value:.2f}" for key, value in spent.items())
         )
+
+
+def print_chat(ours: Ours, work: Workload) -> dict[str, float]:
+    """Print how many tokens of prompts the turns of a chat read, and return the shares of the first and the last."""
+    small = replace(work, counts=[min(count, 1) for count in work.counts], max_tokens=min(work.max_tokens, CHAT_REPLY))
+    further = ours.engine.encode([{"role": "user", "content": FURTHER}])
+    counts = ours.chat(small, further)
+    print(f"\na chat, replies of {small.max_tokens} tokens, further questions of {len(further)}")
+    print("turn  tokens of all prompts  read for drawing and scoring")
+    for turn, (prompts, read) in enumerate(counts, 1):
+        print(f"{turn:4d} {prompts:22d} {read:29d}")
+    shares = [read / prompts for prompts, read in counts]
+    return {"prompts_read_first_turn": shares[0], "prompts_read_last_turn": shares[-1]}
 
 
 def check(
@@ -189,24 +204,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="auto: bfloat16 where the processor has instructions for it, else float32",
     )
     parser.add_argument("--no-vllm", action="store_true", help="leave vLLM out")
+    parser.add_argument(
+        "--busy",
+        action="store_true",
+        help="for a machine with other work: one thread, and the processor's time in place of the wall's, without vLLM",
+    )
     parser.add_argument("--growth", action="store_true", help="also measure more and fewer replies, agents and tokens")
 
 
 def measure(options: Options) -> dict[str, float]:
     """Print the tables and return the ratios."""
     rounds = 2 if options.quick else options.rounds
-    torch.set_num_threads(THREADS)
+    threads = 1 if options.busy else THREADS
+    torch.set_num_threads(threads)
+    if options.busy:
+        count_processor_time()
     dtype = str(dtype_named(options.dtype, torch.device("cpu"))).removeprefix("torch.")
     path = embedded_model_path()
     ours, plain = Ours(path, dtype), Plain(path, dtype)
     sized = work_of(options.workload, ours.engine.encode, quick=options.quick)
     work = sized()
-    vllm = start_vllm(path, dtype) if work.plain and not options.no_vllm else None
+    vllm = start_vllm(path, dtype) if work.plain and not (options.no_vllm or options.busy) else None
     try:
-        print(f"{options.workload}: {describe(work)}; {THREADS} threads, {dtype}", flush=True)
-        products = {"floor": linear} | ({"packed floor": packed} if dtype == "bfloat16" else {})
+        print(f"{options.workload}: {describe(work)}; {threads} threads, {dtype}", flush=True)
         chunks = QUICK_CHUNKS if options.quick else CHUNKS
-        floors = {name: Floor.of(plain.model, product, chunks) for name, product in products.items()}
+        floors = {"floor": Floor.of(plain.model, linear, chunks)}
+        if can_pack(plain.model):
+            floors["packed floor"] = Floor.of(plain.model, packed, chunks)
         scorers: dict[str, Ours | Plain | VLLM] = {"ours": ours}
         scorers |= {"transformers": plain} if work.plain else {}
         scorers |= {"vLLM": vllm} if vllm else {}
@@ -225,7 +249,8 @@ def measure(options: Options) -> dict[str, float]:
             vllm.close()
     if options.growth:
         print_growth(ours, floors["floor"], sized)
-    return ratios(turns) | compare_memory(path, dtype, work)
+    chat = print_chat(ours, work)
+    return ratios(turns) | chat | compare_memory(path, dtype, work)
 
 
 def describe(work: Workload) -> str:

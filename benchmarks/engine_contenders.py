@@ -10,11 +10,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +21,7 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 import torch
-from engine_workload import Floats, Turn, Workload
+from engine_workload import Floats, Turn, Workload, now
 from transformers import AutoModelForCausalLM
 
 from llm_auction_chain.models.local.weights import quiet_transformers
@@ -42,17 +41,22 @@ class Ours:
         self._ends = self.engine.ends
 
     def turn(self, work: Workload, seed: int) -> Turn:
-        """Draw and score."""
-        start = time.perf_counter()
+        """Draw and score, without what the engine still knows of the prompts from the last turn."""
+        self.forget()
+        start = now()
         drawn = self.draw(work, seed)
-        middle = time.perf_counter()
+        middle = now()
         log_probs = self.complete(work, drawn)
-        end = time.perf_counter()
+        end = now()
         return Turn(
             parts={"draw": middle - start, "score": end - middle},
             replies=[reply.token_ids for reply in drawn],
             log_probs=log_probs,
         )
+
+    def forget(self) -> None:
+        """Let go of the prompts that stay for later requests."""
+        getattr(self.engine._passes, "_kept", {}).clear()  # noqa: SLF001
 
     def draw(self, work: Workload, seed: int) -> list[Any]:
         """Return the replies, the log-probabilities under their own laws among what they know."""
@@ -79,18 +83,53 @@ class Ours:
         """Return the log-probabilities (C, M) of given replies."""
         return self.engine.score(work.prompts, work.powers, replies, self.sampler)
 
+    def chat(self, work: Workload, further: Sequence[int], turns: int = 3) -> list[tuple[int, int]]:
+        """Return the tokens of all prompts, and those that drawing and scoring read, of each turn of a chat.
+
+        Behind every prompt comes one of the replies, and the tokens of a further question.
+        """
+        self.forget()
+        counts = []
+        for turn in range(turns):
+            with counted() as read:
+                drawn = self.draw(work, turn)
+                self.complete(work, drawn)
+            counts.append((sum(map(len, work.prompts)), sum(read)))
+            prompts = [[*prompt, *drawn[0].token_ids, *further] for prompt in work.prompts]
+            work = replace(work, prompts=prompts)
+        return counts
+
     def breakdown(self, work: Workload) -> dict[str, dict[str, float]]:
         """Return the seconds of each kind of work within drawing and scoring."""
         seconds = {}
+        self.forget()
         with stopwatch() as spent:
-            start = time.perf_counter()
+            start = now()
             drawn = self.draw(work, 1)
-            seconds["draw"] = {**spent, "other": time.perf_counter() - start - sum(spent.values())}
+            seconds["draw"] = {**spent, "other": now() - start - sum(spent.values())}
             spent.clear()
-            start = time.perf_counter()
+            start = now()
             self.complete(work, drawn)
-            seconds["score"] = {**spent, "other": time.perf_counter() - start - sum(spent.values())}
+            seconds["score"] = {**spent, "other": now() - start - sum(spent.values())}
         return seconds
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """Yield how many tokens of prompts each pass of our engine reads from now on."""
+    from llm_auction_chain.models.local.attention import Reading
+    from llm_auction_chain.models.local.passes import SharedPasses
+
+    read: list[int] = []
+    states = SharedPasses._states  # noqa: SLF001
+
+    def watched(passes: Any, tokens: Any, ids: Sequence[int]) -> Any:
+        if isinstance(tokens, Reading) and all(group.reads for group in tokens.groups):
+            read.append(len(ids))
+        return states(passes, tokens, ids)
+
+    with patch.object(SharedPasses, "_states", watched):
+        yield read
 
 
 @contextmanager
@@ -119,19 +158,19 @@ def _timed(method: Callable[..., Any], what: str, spent: dict[str, float]) -> Ca
 
     def steps(generator: Iterator[Any]) -> Generator[Any, None, Any]:
         while True:
-            start = time.perf_counter()
+            start = now()
             try:
                 step = next(generator)
             except StopIteration as end:
                 return end.value
             finally:
-                spent[what] += time.perf_counter() - start
+                spent[what] += now() - start
             yield step
 
     def call(*args: Any, **keywords: Any) -> Any:
-        start = time.perf_counter()
+        start = now()
         result = method(*args, **keywords)
-        spent[what] += time.perf_counter() - start
+        spent[what] += now() - start
         return steps(result) if isinstance(result, Iterator) else result
 
     return call
@@ -153,20 +192,18 @@ class Plain:
     def turn(self, work: Workload, seed: int) -> Turn:
         """Draw and score."""
         turn = self.drawn(work, seed)
-        start = time.perf_counter()
+        start = now()
         log_probs = self.score(work, turn.replies)
-        return Turn(
-            parts={**turn.parts, "score": time.perf_counter() - start}, replies=turn.replies, log_probs=log_probs
-        )
+        return Turn(parts={**turn.parts, "score": now() - start}, replies=turn.replies, log_probs=log_probs)
 
     def drawn(self, work: Workload, seed: int) -> Turn:
         """Only draw."""
         torch.manual_seed(seed)
-        start = time.perf_counter()
+        start = now()
         replies = [
             reply for c, count in enumerate(work.counts) if count for reply in self.draw(work, work.prompt(c), count)
         ]
-        return Turn(parts={"draw": time.perf_counter() - start}, replies=replies)
+        return Turn(parts={"draw": now() - start}, replies=replies)
 
     def draw(self, work: Workload, prompt: list[int], count: int) -> list[list[int]]:
         """Return `count` replies in one batch."""

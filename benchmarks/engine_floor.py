@@ -1,13 +1,12 @@
 """The bare arithmetic of an auction's model work, the floor that `engine.py` measures against."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from engine_workload import Turn, Workload
+from engine_workload import Turn, Workload, now
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
@@ -61,13 +60,13 @@ class Floor:
             (length - 1) * len({k for c in np.flatnonzero(wanted) for k in work.used[c]} - {*work.used[own]})
             for length, own, wanted in zip(lengths, work.own, work.wanted.T, strict=True)
         )
-        times = [time.perf_counter()]
+        times = [now()]
         with torch.inference_mode():
             for several in ([(prompts, len(work.prompts))], [(rows, rows) for rows in steps], [(scored, scored)]):
                 for rows, shown in several:
                     self._multiply(rows, of_head=False)
                     self._multiply(shown, of_head=True)
-                times.append(time.perf_counter())
+                times.append(now())
         prefill, decode, score = np.diff(times).tolist()
         return Turn(
             parts={"prefill": prefill, "decode": decode, "score": score}, replies=[[0] * length for length in lengths]
@@ -84,9 +83,9 @@ class Floor:
         seconds = []
         with torch.inference_mode():
             for _ in range(3):
-                start = time.perf_counter()
+                start = now()
                 self._multiply(size, of_head=of_head)
-                seconds.append(time.perf_counter() - start)
+                seconds.append(now() - start)
         return min(seconds) / size
 
 

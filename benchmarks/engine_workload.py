@@ -1,5 +1,6 @@
 """What `engine.py` measures: the model work of one auction, in tokens."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +40,19 @@ SYSTEM = (
     "companies. If the question has nothing to do with {product}, answer it briefly and well, and close with one short "
     "sentence about what {brand} offers. Keep the whole answer below eighty words."
 )
+
+_clock = time.perf_counter
+
+
+def now() -> float:
+    """Return seconds of the clock by which all contenders in this process are measured."""
+    return _clock()
+
+
+def count_processor_time() -> None:
+    """Measure by the processor's time of this process, which other work on the machine hardly changes."""
+    global _clock  # noqa: PLW0603 - one for all contenders
+    _clock = time.process_time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from llm_auction_chain.models.local.attention import Reading
 from llm_auction_chain.models.local.engine import Drawing
+from llm_auction_chain.models.local.passes import SharedPasses
 from llm_auction_chain.models.local.sampler import Sampler
 
 WORDS = ["<end>", "user", ":", "assistant", "Hi", "system", "no"]  # every other word of a prompt is read as "no"
@@ -21,6 +23,20 @@ def save_seven_words(folder):
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
+
+
+def tokens_of_prompts(monkeypatch):
+    """Return a list that from now on gets how many tokens of prompts each pass reads."""
+    read = []
+    states = SharedPasses._states
+
+    def watched(passes, tokens, ids):
+        if isinstance(tokens, Reading) and all(group.reads for group in tokens.groups):
+            read.append(len(ids))
+        return states(passes, tokens, ids)
+
+    monkeypatch.setattr(SharedPasses, "_states", watched)
+    return read
 
 
 def draw(engine, prompt, n, *, seed, max_tokens, stop=(), progress=None, **sampler):

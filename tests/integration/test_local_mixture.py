@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
 
 from llm_auction_chain import (
     Agent,
@@ -22,6 +22,7 @@ from llm_auction_chain.candidates.proposals import ProposalInputs, conditions_of
 from llm_auction_chain.descriptions import descriptions_of, keywords_of
 from llm_auction_chain.models.local.engine import Engine
 from llm_auction_chain.models.local.passes import SharedPasses
+from tests.tiny import tokens_of_prompts
 
 AGENTS = [
     Agent("A", lambda prompt, reply: reply.text.count("Hi") * 1.0, context="Hi Hi system"),
@@ -236,3 +237,26 @@ def test_replies_that_other_components_drew_are_scored_under_the_tilts(seven_wor
     filled = np.isfinite(known)
     assert scores[filled] == pytest.approx(known[filled], abs=1e-4)
     assert np.isfinite(scores).all()
+
+
+def test_the_second_turn_of_a_chat_reads_only_what_is_new(seven_words, monkeypatch):
+    """Every prompt of an auction is read once, for drawing and scoring. Behind each of them only the new turns are."""
+    read = tokens_of_prompts(monkeypatch)
+    keeping, forgetful = (
+        ChatTransformers(model=seven_words, dtype="float32", device="cpu", max_tokens=LENGTH, max_cached_tokens=most)
+        for most in (1000, 0)
+    )
+    options = {"agents": AGENTS, "n_candidates": 12, "tau": 2.0, "seed": 8, "proposal": MIXTURE}
+    turns, counts = [HumanMessage("Hi no " * 10)], []
+    for question in ("Hi", "no Hi", "system"):
+        read.clear()
+        result = AuctionRunnable(model=keeping, **options).run(turns)
+        counts.append(sum(read))
+        anew = AuctionRunnable(model=forgetful, **options).run(turns)
+        assert [one.message.text for one in anew.candidates] == [one.message.text for one in result.candidates]
+        assert anew.log_weights == pytest.approx(result.log_weights, abs=1e-5)
+        turns = [*turns, AIMessage("Hi no no"), HumanMessage(question)]
+    prompts = 4  # the reference's, the context prompt, and one for each agent of the product
+    new = [keeping.get_num_tokens(f"Hi no no user: {question} assistant:") for question in ("Hi", "no Hi")]
+    assert counts[0] >= prompts * 20
+    assert counts[1:] == [prompts * tokens for tokens in new]

@@ -33,15 +33,23 @@ class Prefix:
     """A prompt, or the part of it that earlier passes read."""
 
     tokens: list[int] = dataclasses.field(default_factory=list)
+    # Another one that begins with these tokens and has their keys and values, until a pass reads more of this one.
+    source: "Prefix | None" = None
     # Keys and values of each layer, (key heads, tokens, width).
     layers: dict[int, KeysValues] = dataclasses.field(default_factory=dict)
     # (hidden,), behind the last token.
     state: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
 
+    def earlier(self, layer: int) -> KeysValues | None:
+        """Return a layer's keys and values of the tokens, or None where there are none."""
+        if layer in self.layers or self.source is None:
+            return self.layers.get(layer)
+        keys, values = self.source.layers[layer]
+        return keys[:, : len(self.tokens)], values[:, : len(self.tokens)]
+
     def extend(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Append a layer's keys and values of the next tokens."""
-        if layer in self.layers:
-            earlier = self.layers[layer]
+        if (earlier := self.earlier(layer)) is not None:
             self.layers[layer] = (torch.cat([earlier[0], keys], 1), torch.cat([earlier[1], values], 1))
         else:
             self.layers[layer] = (keys.contiguous(), values.contiguous())
@@ -130,7 +138,7 @@ class Reading(Pass):
         """Return the attention's output for one group, (tokens, heads, width)."""
         heads, seen = keys.shape[0], group.length
         rows = _rows(query, heads, settings.scaling)
-        earlier = group.prefix.layers.get(settings.layer)
+        earlier = group.prefix.earlier(settings.layer)
         before = 0 if earlier is None else earlier[0].shape[1]
         scores = rows.new_empty(heads, rows.shape[1], _rounded(seen + before))
         scores[..., seen + before :] = -torch.inf

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["ChatTransformers"]
 
 T = TypeVar("T")
+_SIZES = ("max_batch_tokens", "max_cached_tokens")
 _WHOLE = ("logprobs", "conditions", "progress", "cancel")  # keywords that only calls for whole replies take
 
 
@@ -50,6 +51,8 @@ class ChatTransformers(SamplingChatModel):
         device: a torch device or "auto".
         max_batch_tokens: the most tokens whose keys and values a request holds at once. The rest waits. None is as
             many as fit into a quarter of the memory that is free when the model is loaded.
+        max_cached_tokens: the most tokens of prompts whose keys and values stay for later requests. The next turn of a
+            chat then reads only what is new. 0 keeps none. None is a quarter of `max_batch_tokens`.
         compiled: whether `torch.compile` makes the model faster. It takes minutes once.
         trust_remote_code: whether Python code that comes with the model may run.
         streaming: whether `invoke` sends every piece of a reply to the callbacks.
@@ -70,12 +73,14 @@ class ChatTransformers(SamplingChatModel):
         "dtype": text,
         "device": text,
         "max_batch_tokens": optional(partial(whole_number, least=1)),
+        "max_cached_tokens": optional(partial(whole_number, least=0)),
     }
 
     model: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     max_batch_tokens: int | None = None
+    max_cached_tokens: int | None = None
     compiled: bool = False
     trust_remote_code: bool = False
     streaming: bool = False
@@ -97,7 +102,7 @@ class ChatTransformers(SamplingChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = (*SAMPLER, "stop", "seed", "chat_template_kwargs", "dtype", "device", "max_batch_tokens", "compiled")
+        names = (*SAMPLER, "stop", "seed", "chat_template_kwargs", "dtype", "device", *_SIZES, "compiled")
         return {"model": self._model_name, **{name: getattr(self, name) for name in names}}
 
     @override
@@ -298,7 +303,7 @@ class ChatTransformers(SamplingChatModel):
         path = self.model or str(embedded_model_path())
         from llm_auction_chain.models.local.engine import Engine
 
-        names = ("dtype", "device", "max_batch_tokens", "compiled", "trust_remote_code")
+        names = ("dtype", "device", *_SIZES, "compiled", "trust_remote_code")
         return Engine.load(path, **{name: getattr(self, name) for name in names})
 
     def _arguments(self, stop: list[str] | None, seed: int | None, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:

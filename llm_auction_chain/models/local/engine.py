@@ -46,6 +46,7 @@ __all__ = ["Drawing", "Engine", "FifoLock", "Progress", "Sampled"]
 
 # The share of the free memory for a request's keys and values.
 _MEMORY = 1 / 4
+_CACHED = 4  # as many fewer tokens stay for later requests
 # Tokens of one pass. On a CPU more tokens leave its caches, and fewer multiply slower.
 _PASS = {"cpu": 512}
 _PASS_ELSEWHERE = 4096
@@ -116,6 +117,7 @@ class Engine:
         window: the most tokens of prompt and reply together.
         ends: the tokens that end a reply.
         max_batch_tokens: the most tokens whose keys and values a request holds at once. It does larger work in parts.
+        max_cached_tokens: the most tokens of prompts whose keys and values stay for later requests.
     """
 
     def __init__(
@@ -124,13 +126,14 @@ class Engine:
         tokenizer: Any,
         *,
         max_batch_tokens: int | None = None,
+        max_cached_tokens: int | None = None,
         compiled: bool = False,
         packed: bool = False,
     ) -> None:
         """Take over a model on its device.
 
-        `ChatTransformers` explains `max_batch_tokens` and `compiled`. With `packed`, packed weights, which the device
-        multiplies faster, may replace the model's own. The model then cannot be saved.
+        `ChatTransformers` explains the sizes and `compiled`. With `packed`, packed weights, which the device multiplies
+        faster, may replace the model's own. The model then cannot be saved.
 
         Raises:
             ConfigurationError: the model's logits depend on more than its states.
@@ -145,6 +148,8 @@ class Engine:
         self._passes = passes_for(model, min(size, max_batch_tokens or size), compiled=compiled, packed=packed)
         free = int(_MEMORY * free_memory(model.device)) // self._passes.token_bytes
         self.max_batch_tokens = max_batch_tokens or max(size, free)
+        cached = self.max_batch_tokens // _CACHED if max_cached_tokens is None else max_cached_tokens
+        self.max_cached_tokens = self._passes.most_kept = cached
         self._known_keywords: dict[Keywords, list[int]] = {}
         self._requests = FifoLock()
         self._steps = FifoLock()
@@ -157,12 +162,13 @@ class Engine:
         device: str = "auto",
         *,
         max_batch_tokens: int | None = None,
+        max_cached_tokens: int | None = None,
         compiled: bool = False,
         trust_remote_code: bool = False,
     ) -> "Engine":
         """Return the engine of a model, which this process loads once. `ChatTransformers` explains the arguments."""
         options: dict[str, Any] = {"compiled": compiled, "trust_remote_code": trust_remote_code}
-        options |= {"max_batch_tokens": max_batch_tokens, "packed": True}
+        options |= {"max_batch_tokens": max_batch_tokens, "max_cached_tokens": max_cached_tokens, "packed": True}
         return load_once(cls, AutoModelForCausalLM, path_or_hub_id, dtype, device, **options)
 
     @exit_waits()

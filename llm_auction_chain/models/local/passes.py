@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from llm_auction_chain.models.local.attention import NAME, Group, Growing, Pass,
 __all__ = ["Passes", "SharedPasses", "finish", "packs"]
 
 _T = TypeVar("_T")
+Tokens = tuple[int, ...]
 Following = tuple[Prefix, Sequence[int]]
 # Bytes of one projection onto the vocabulary. glibc maps a larger block than 32 MB anew each time, which takes longer
 # than the projection.
@@ -26,11 +27,13 @@ class Passes:
     Attributes:
         model: a transformers causal language model.
         size: the most tokens of one pass. A longer sequence has a pass of its own.
+        most_kept: the most tokens of prompts that stay for later reads, where prefixes are shared.
     """
 
     def __init__(self, model: Any, size: int) -> None:
         self.model = model
         self.size = size
+        self.most_kept = 0
         self._base = _base_of(model)
         self._head = _head_of(model, self._base)
         self._weight = model.get_output_embeddings().weight
@@ -89,10 +92,15 @@ class Passes:
 
 
 class SharedPasses(Passes):
-    """Passes of a model with our attention: sequences share prefixes, and a pass holds them without padding."""
+    """Passes of a model with our attention: sequences share prefixes, and a pass holds them without padding.
+
+    A read computes only what stands behind the longest beginning that a prompt shares with a prompt that stays, or with
+    an earlier one of the same read.
+    """
 
     def __init__(self, model: Any, size: int, *, compiled: bool = False) -> None:
         super().__init__(model, size)
+        self._kept: dict[Tokens, Prefix] = {}  # the prompts that stay, the latest last
         model.set_attn_implementation(NAME)
         self._call = torch.compile(self._base, dynamic=True) if compiled else self._base
         # transformers passes on a mask of four dimensions unchanged. Our attention ignores it.
@@ -100,16 +108,40 @@ class SharedPasses(Passes):
 
     @override
     def read(self, prompts: Sequence[Sequence[int]]) -> Generator[None, None, list[Prefix]]:
-        prefixes = [Prefix() for _ in prompts]
-        for pieces in _pieces([len(prompt) for prompt in prompts], self.size):
-            groups = [Group(prefix=prefixes[k], count=1, length=stop - start, reads=True) for k, start, stop in pieces]
-            ids = [token for k, start, stop in pieces for token in prompts[k][start:stop]]
-            states = torch.split(self._states(Reading(groups), ids), [group.size for group in groups])
-            for (k, start, stop), state in zip(pieces, states, strict=True):
-                prefixes[k].tokens += prompts[k][start:stop]
-                prefixes[k].state = state[-1]
+        asked = [tuple(prompt) for prompt in prompts]
+        known, fresh = {**self._kept}, {}
+        for prompt in asked:
+            if prompt not in known:
+                known[prompt] = fresh[prompt] = _begun(prompt, known)
+        # A prompt's source stands before it, so its keys and values are there in time.
+        starts = [len(prefix.tokens) for prefix in fresh.values()]
+        texts = [(prefix, prompt[start:]) for (prompt, prefix), start in zip(fresh.items(), starts, strict=True)]
+        for pieces in _pieces([len(tokens) for _, tokens in texts], self.size):
+            parts = [(texts[k][0], texts[k][1][start:stop]) for k, start, stop in pieces]
+            groups = [Group(prefix=prefix, count=1, length=len(tokens), reads=True) for prefix, tokens in parts]
+            states = self._states(Reading(groups), [token for _, tokens in parts for token in tokens])
+            ends = torch.split(states, [group.size for group in groups])
+            for (prefix, tokens), state in zip(parts, ends, strict=True):
+                prefix.tokens += tokens
+                prefix.state = state[-1].clone()  # not a view that holds all of them
             yield
-        return prefixes
+        for prompt, start in zip(fresh, starts, strict=True):
+            self._kept.pop(prompt[:start], None)  # a conversation that has gone on
+            fresh[prompt].source = None
+        self._keep({prompt: known[prompt] for prompt in asked})
+        return [known[prompt] for prompt in asked]
+
+    def _keep(self, read: Mapping[Tokens, Prefix]) -> None:
+        """Let prompts stay for later reads, in place of those that were not read for longest."""
+        for prompt, prefix in read.items():
+            self._kept.pop(prompt, None)
+            if len(prompt) <= self.most_kept:
+                self._kept[prompt] = prefix
+        tokens = sum(map(len, self._kept))
+        while tokens > self.most_kept:
+            oldest = next(iter(self._kept))
+            tokens -= len(oldest)
+            del self._kept[oldest]
 
     @property
     @override
@@ -172,6 +204,24 @@ def finish(steps: Generator[Any, None, _T]) -> _T:
         except StopIteration as done:
             result: _T = done.value
             return result
+
+
+def _begun(prompt: Tokens, known: Mapping[Tokens, Prefix]) -> Prefix:
+    """Return the prefix of a prompt with the longest beginning that it shares with a known one.
+
+    Its last token is always left to read, because no longer prompt keeps the state behind it.
+    """
+    shared = {other: _equal(prompt[:-1], other) for other in known}
+    source = max(shared, key=lambda other: shared[other], default=())
+    if not (count := shared.get(source, 0)):
+        return Prefix()
+    return Prefix(tokens=[*prompt[:count]], source=known[source])
+
+
+def _equal(one: Tokens, other: Tokens) -> int:
+    """Return how many tokens two texts have in common from their beginning on."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _pieces(lengths: Sequence[int], size: int) -> Iterator[list[tuple[int, int, int]]]:

@@ -145,7 +145,7 @@ def test_what_a_later_token_could_change_waits():
 
 def test_progress_counts_the_finished_replies(tiny):
     seen = []
-    draw(tiny, [3], 4, seed=0, max_tokens=5, progress=lambda *progress: seen.append(progress))
+    draw(tiny, [3, 8, 1, 9], 4, seed=0, max_tokens=5, progress=lambda *progress: seen.append(progress))
     finished, totals, paces = zip(*seen, strict=True)
     assert list(finished) == sorted(finished)
     assert (finished[0], finished[-1]) == (0, 4)

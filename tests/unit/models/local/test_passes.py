@@ -4,9 +4,12 @@ import copy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llm_auction_chain.models.local.passes import Passes, SharedPasses, finish, packs
 from tests.families import build
+from tests.tiny import tokens_of_prompts
 
 FIRST, SECOND = [11, 5, 42, 3, 29, 17, 8], [9, 33, 21, 4]
 LENGTHS = [3, 9, 1, 4, 4, 12, 2]
@@ -59,3 +62,70 @@ def test_logits_are_the_models_own(model):
     with torch.inference_mode():
         expected = model(torch.tensor([FIRST]), use_cache=False).logits[0]
     assert torch.allclose(passes.logits(whole_states(model, FIRST)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [3, 5, 100])
+def test_only_what_no_known_prompt_begins_with_is_read(model, size, monkeypatch):
+    passes = SharedPasses(copy.deepcopy(model), size)
+    passes.most_kept = 100
+    prompts = [FIRST, FIRST + SECOND, FIRST[:3] + SECOND, SECOND, FIRST[:5], FIRST]
+    read = tokens_of_prompts(monkeypatch)
+    prefixes = finish(passes.read(prompts))
+    assert sum(read) == len(FIRST) + len(SECOND) + len(SECOND) + len(SECOND) + 1, "of a shorter one the last token"
+    assert prefixes[0] is prefixes[5]
+    for prompt, prefix in zip(prompts, prefixes, strict=True):
+        assert prefix.tokens == prompt
+        assert torch.allclose(prefix.state, whole_states(model, prompt)[-1], atol=1e-4)
+    read.clear()
+    assert finish(passes.read(prompts)) == prefixes
+    assert not read
+    (further,) = finish(passes.read([[*FIRST, *SECOND, 7, 8]]))
+    assert sum(read) == 2
+    assert torch.allclose(further.state, whole_states(model, [*FIRST, *SECOND, 7, 8])[-1], atol=1e-4)
+
+
+PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(reads=st.lists(PROMPTS, min_size=1, max_size=4), most=st.integers(0, 30), size=st.integers(1, 12))
+def test_what_stays_changes_no_state_and_is_bounded(model, reads, most, size):
+    passes = SharedPasses(model, size)
+    passes.most_kept = most
+    for prompts in reads:
+        for prompt, prefix in zip(prompts, finish(passes.read(prompts)), strict=True):
+            assert prefix.tokens == prompt
+            assert torch.allclose(prefix.state, whole_states(model, prompt)[-1], atol=1e-4)
+            followed = dict(pair for several in passes.follow([(prefix, SECOND)]) for pair in several)
+            assert torch.allclose(followed[0], whole_states(model, prompt + SECOND)[-4:], atol=1e-4)
+        kept = list(passes._kept.values())
+        tokens = [keys.shape[1] for prefix in kept for keys, _ in prefix.layers.values()]
+        assert sum(tokens) <= most * model.config.num_hidden_layers
+        assert not any(prefix.source for prefix in kept), "a source would hold more memory"
+
+
+def test_the_prompts_that_were_read_last_stay(model, monkeypatch):
+    passes = SharedPasses(copy.deepcopy(model), 100)
+    passes.most_kept = len(FIRST) + len(SECOND)
+    finish(passes.read([FIRST, SECOND]))
+    finish(passes.read([FIRST]))
+    finish(passes.read([[1, 2]]))
+    read = tokens_of_prompts(monkeypatch)
+    finish(passes.read([FIRST]))
+    assert not read
+    finish(passes.read([list(range(30, 50))]))  # too long to stay
+    assert sum(read) == 20
+    finish(passes.read([FIRST]))
+    assert sum(read) == 20
+    finish(passes.read([SECOND]))
+    assert sum(read) == 24
+
+
+def test_an_abandoned_read_leaves_nothing_behind(model):
+    passes = SharedPasses(copy.deepcopy(model), 3)
+    passes.most_kept = 100
+    steps = passes.read([FIRST])
+    next(steps)
+    steps.close()
+    (prefix,) = finish(passes.read([FIRST]))
+    assert torch.allclose(prefix.state, whole_states(model, FIRST)[-1], atol=1e-4)
