@@ -85,6 +85,15 @@ def test_scores_are_those_of_full_forward_passes(family):
     assert scores == pytest.approx(full_scores(family.reference, REPLIES), abs=CLOSE)
 
 
+def test_a_prompt_that_goes_on_where_another_stayed_is_scored_as_one_read_whole(family):
+    family.engine.score([TWELVE], [[1.0]], REPLIES, Sampler())
+    prompts = [[*TWELVE, *SEVEN], [*TWELVE[:5], *SEVEN], TWELVE[:4]]
+    scores = family.engine.score(prompts, np.eye(3), REPLIES, Sampler())
+    for prompt, row in zip(prompts, scores, strict=True):
+        exact = [combined_log_probs(family.reference, [prompt], [1.0], reply).sum() for reply in REPLIES if reply]
+        assert row[[bool(reply) for reply in REPLIES]] == pytest.approx(exact, abs=CLOSE)
+
+
 def test_rows_that_leave_early_take_nothing_from_the_others(family, monkeypatch):
     monkeypatch.setattr(family.engine, "ends", set(range(0, VOCABULARY, 3)))
     conditions = [Drawing([TWELVE], [1.0], 10), Drawing(*CONTRAST, 10)]

@@ -193,7 +193,9 @@ def test_a_setting_of_the_wrong_type_is_named(chat, name, value):
         list(chat.stream(HELLO, **{name: value}))
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_tokens", None), ("stop", [1]), ("model", 3), ("dtype", 16)])
+@pytest.mark.parametrize(("name", "value"), [
+    ("max_tokens", None), ("stop", [1]), ("model", 3), ("dtype", 16), ("max_cached_tokens", -1),
+])  # fmt: skip
 def test_a_field_of_the_wrong_type_is_named(name, value):
     with pytest.raises(ConfigurationError, match=rf"^{name} must be"):
         ChatTransformers(**{name: value})

@@ -14,10 +14,11 @@ from llm_auction_chain.candidates.tilts import Tilt
 from llm_auction_chain.descriptions import Keywords, keywords_of
 from llm_auction_chain.errors import ConfigurationError, ContextWindowError, PromptError
 from llm_auction_chain.models.local.decoding import Row
-from llm_auction_chain.models.local.engine import Engine, FifoLock, _stable, _stream
+from llm_auction_chain.models.local.engine import Drawing, Engine, FifoLock, _stable, _stream
 from llm_auction_chain.models.local.sampler import Sampler
 from llm_auction_chain.models.local.weights import embedded_model_path
-from tests.tiny import draw, full_log_prob
+from tests.families import build, words
+from tests.tiny import draw, full_log_prob, tokens_of_prompts
 
 HELLO = [{"role": "user", "content": "Name three fruits."}]
 
@@ -182,6 +183,22 @@ def test_a_model_is_loaded_once(engine):
     assert Engine.load(str(embedded_model_path()), "float32", "cpu") is engine
     assert engine.model.dtype == torch.float32
     assert engine.window == 8192
+
+
+def test_prompts_that_stay_take_a_quarter_of_the_batch_unless_a_setting_says_otherwise():
+    for given, most in [({}, 10), ({"max_cached_tokens": 7}, 7), ({"max_cached_tokens": 0}, 0)]:
+        assert Engine(build("llama"), words(), max_batch_tokens=40, **given).max_cached_tokens == most
+
+
+def test_scoring_reads_no_prompt_that_drawing_has_read(tiny, monkeypatch):
+    prompts, sampler = [[31, 4, 15, 9], [31, 4, 26]], Sampler()
+    read = tokens_of_prompts(monkeypatch)
+    replies = tiny.sample([Drawing([prompt], [1.0], 2) for prompt in prompts], seed=1, max_tokens=4, sampler=sampler)
+    assert sum(read) == 4 + 1, "what the second one shares with the first is not read again"
+    scores = tiny.score([*prompts, [31, 4, 26, 5]], np.eye(3), [reply.token_ids for reply in replies], sampler)
+    assert sum(read) == 4 + 1 + 1
+    own = [scores[0, 0], scores[0, 1], scores[1, 2], scores[1, 3]]
+    assert own == pytest.approx([sum(reply.log_probs) for reply in replies], abs=1e-4)
 
 
 @pytest.mark.parametrize(
