@@ -7,12 +7,15 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
+import ssl
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+import trustme
 from front import Options, benchmark, take_turns
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
@@ -92,15 +95,16 @@ def callbacks(repeats: int) -> dict[str, float]:
     }
 
 
-def webhooks(repeats: int) -> dict[str, float]:
+def webhooks(repeats: int, *, encrypted: bool) -> dict[str, float]:
     """Print how long a round of remote bidders takes, against one latency and the bare transfer; return the ratio."""
     shown = replies(tokens=False)
-    with bidders() as port:
-        settings: dict[str, Any] = {"timeout": 30.0, "allow_http": True, "allow_private": True}
-        agents = [
-            Agent(f"bidder {k}", WebhookReward(f"http://127.0.0.1:{port}/{k}", "secret", **settings))
-            for k in range(BIDDERS)
-        ]
+    authority = trustme.CA()
+    with bidders(authority if encrypted else None) as port:
+        tls = ssl.create_default_context()
+        authority.configure_trust(tls)
+        settings: dict[str, Any] = {"timeout": 30.0, "allow_http": True, "allow_private": True, "tls": tls}
+        root = f"{'https' if encrypted else 'http'}://127.0.0.1:{port}"
+        agents = [Agent(f"bidder {k}", WebhookReward(f"{root}/{k}", "secret", **settings)) for k in range(BIDDERS)]
 
         def ask(*, awaiting: bool) -> None:
             asking = partial(collect, agents, PROMPT, shown)
@@ -109,21 +113,28 @@ def webhooks(repeats: int) -> dict[str, float]:
             if failed:
                 raise SystemExit(f"{len(failed)} bidders failed: {failed[0]}")
 
-        ask(awaiting=True)  # opens the connections
+        start = time.perf_counter()
+        ask(awaiting=True)
+        opening = time.perf_counter() - start
         contenders: dict[str, Callable[[], object]] = {
-            "bare": partial(bare_transfer, port, shown),
+            "bare": partial(bare_transfer, port, shown, tls if encrypted else None),
             "threads": partial(ask, awaiting=False),
             "loop": partial(ask, awaiting=True),
         }
         transfer, ours, awaited = least(contenders, repeats)
-    print(f"{BIDDERS} webhook bidders of {LATENCY * 1e3:.0f} ms latency, milliseconds per round")
+    kind = "TLS" if encrypted else "plain HTTP"
+    print(f"{BIDDERS} webhook bidders of {LATENCY * 1e3:.0f} ms latency over {kind}, milliseconds per round")
+    print(f"first round {opening * 1e3:.1f}: it opens the connections")
     print(f"bare transfer {transfer * 1e3:.1f}: the same bytes over open sockets, at bidders that answer at once")
     for name, taken in (("threads", ours), ("loop", awaited)):
         print(f"{name:10} {taken * 1e3:6.1f}   {taken / (LATENCY + transfer):.2f} x (latency + transfer)")
-    return {"webhook_round_vs_latency": max(ours, awaited) / (LATENCY + transfer)}
+    return {
+        f"webhook_round_vs_latency{'_tls' * encrypted}": max(ours, awaited) / (LATENCY + transfer),
+        f"webhook_latencies{'_tls' * encrypted}": (max(ours, awaited) - transfer) / LATENCY,
+    }
 
 
-def bare_transfer(port: int, shown: list[AIMessage]) -> float:
+def bare_transfer(port: int, shown: list[AIMessage], tls: ssl.SSLContext | None) -> float:
     """Return the seconds that open sockets take to send and read the bytes of a round. Nothing is signed."""
     body = json.dumps({"prompt": [PROMPT[0].text], "replies": [reply.text for reply in shown]}).encode()
     request = b"POST /at-once HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
@@ -133,7 +144,7 @@ def bare_transfer(port: int, shown: list[AIMessage]) -> float:
         await reader.readexactly(len(RESPONSE))
 
     async def all_at_once() -> float:
-        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(BIDDERS)]
+        opened = [await asyncio.open_connection("127.0.0.1", port, ssl=tls) for _ in range(BIDDERS)]
         start = time.perf_counter()
         await asyncio.gather(*(exchange(*streams) for streams in opened))
         taken = time.perf_counter() - start
@@ -145,10 +156,11 @@ def bare_transfer(port: int, shown: list[AIMessage]) -> float:
 
 
 @contextlib.contextmanager
-def bidders() -> Iterator[int]:
-    """Run bidders in a process of their own, and yield their port."""
+def bidders(authority: trustme.CA | None) -> Iterator[int]:
+    """Run bidders in a process of their own, and yield their port. With an authority they speak TLS."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
+    pem = authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.bytes() if authority else None
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs, pem), daemon=True)
     process.start()
     try:
         yield int(ours.recv())
@@ -157,7 +169,7 @@ def bidders() -> Iterator[int]:
         process.join()
 
 
-def serve(parent: Connection) -> None:
+def serve(parent: Connection, pem: bytes | None) -> None:
     """Answer every bid request after the latency, or at once where its path says so."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -176,7 +188,14 @@ def serve(parent: Connection) -> None:
         writer.close()
 
     async def forever() -> None:
-        server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=2 * BIDDERS)
+        tls = None
+        if pem is not None:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(pem)
+                file.flush()
+                tls.load_cert_chain(file.name)
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=2 * BIDDERS, ssl=tls)
         parent.send(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
@@ -189,9 +208,9 @@ def least(contenders: dict[str, Callable[[], object]], repeats: int) -> list[flo
 
 
 def measure(options: Options) -> dict[str, float]:
-    """Print both tables and return the ratios."""
+    """Print the tables and return the ratios."""
     repeats = 3 if options.quick else 15
-    return callbacks(repeats) | webhooks(repeats)
+    return callbacks(repeats) | webhooks(repeats, encrypted=False) | webhooks(repeats, encrypted=True)
 
 
 if __name__ == "__main__":

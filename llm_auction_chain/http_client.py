@@ -2,15 +2,16 @@
 
 `JsonSession` talks to the user's own server (vLLM) with httpx, and repeats a request whose failure may pass.
 
-`post` reaches a remote bidder. It uses httpcore, the layer below httpx, because that has no redirects, cookies, proxies
-or decompression to switch off, and because its connections take a network backend. The backend here connects only to an
-address that it has checked (no second look-up, so no DNS rebinding), and counts the bytes of an answer. One event loop
-in a daemon thread serves all callers, so that a connection outlives the event loop of the auction that opened it.
+`post` reaches a remote bidder. It speaks HTTP by h11, the layer below httpx and httpcore, which has no redirects,
+cookies, proxies or decompression to switch off, and takes a third of httpcore's time for a request. A connection leads
+only to an address that was checked (no second look-up, so no DNS rebinding), and counts the bytes of an answer. One
+event loop in a daemon thread serves all callers, so that a connection outlives the loop of the auction that opened it.
 """
 
 import asyncio
 import ipaddress
 import os
+import select
 import socket
 import ssl
 import threading
@@ -28,7 +29,7 @@ from llm_auction_chain.errors import ConfigurationError, MissingDependencyError,
 from llm_auction_chain.waiting import BLOCKING, Waiter, in_thread
 
 try:
-    import httpcore
+    import h11
     import httpx
     from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 except ImportError as error:
@@ -137,9 +138,9 @@ def _may_pass(error: BaseException) -> bool:
 # A remote bidder, which may be hostile.
 
 _IDLE = 30.0  # seconds that a connection is kept for the next auction
-_PIECE = 4096  # bytes per read: the loop is shared, and every read lets other requests go on
+_MOST_HEAD = 100 * 1024  # bytes
 _MOST_ADDRESSES = 4
-_OK, _REDIRECTS = 200, range(300, 400)
+_OK, _MORE_FOLLOWS, _REDIRECTS = 200, (100, *range(102, 200)), range(300, 400)
 
 NOT_PUBLIC = {
     "0.0.0.0/8": "this host on this network; many systems connect it to themselves (RFC 1122)",
@@ -223,12 +224,6 @@ class Bidder(NamedTuple):
         """The bidder in messages: no path, which may hold a token, and no address, which may be private."""
         return f"The bidder at {self.url.host}"
 
-    @property
-    def httpcore_url(self) -> httpcore.URL:
-        """The URL for httpcore."""
-        url = self.url
-        return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-
 
 def post(bidder: Bidder, headers: Headers, body: bytes, read: Callable[[bytes], T]) -> Future[T]:
     """Send a request and return a future of what `read` makes of the answer's body. Cancelling it ends the request.
@@ -253,63 +248,134 @@ class _StaleConnectionError(Exception):
     """The bidder closed a connection of an earlier auction before it answered."""
 
 
-class _Answers:
-    """A network stream of httpcore: no more bytes come in than one answer may have, whatever they are."""
+class _UnreachableError(Exception):
+    """No connection could be made."""
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream, most: int) -> None:
-        self._stream, self._most = stream, most
-        self._received, self._used = 0, False
-        self.aclose, self.get_extra_info = stream.aclose, stream.get_extra_info
 
-    async def read(self, max_bytes: int, *args: Any, **kwargs: Any) -> bytes:
-        stale = self._used and not self._received
+class _LateError(TimeoutError):
+    """No address of the bidder took a connection in its share of the time."""
+
+
+class _BrokenError(Exception):
+    """The connection broke while an answer was waited for."""
+
+
+class _Connection(asyncio.Protocol):
+    """A connection to a bidder, for one request after another. It is closed as soon as anything comes in unasked."""
+
+    def __init__(self, bidder: Bidder) -> None:
+        self._bidder = bidder
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MOST_HEAD)
+        self._transport: Any = None
+        self._answer: asyncio.Future[bytes] | None = None  # that is waited for
+        self._parts: list[bytes] = []
+        self._received = 0
+        self._used = self._closed = False
+        self.idle_since: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the next request may use it: nothing has come in since the last one, not even an end."""
+        if self._closed or self._transport.is_closing():
+            return False
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        return not poll.poll(0)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is waited for."""
+        return self._answer is not None
+
+    async def exchange(self, headers: Headers, body: bytes) -> bytes:
+        """Send a request and return the answer's body."""
+        self._parts, self._received = [], 0
+        self._answer = asyncio.get_running_loop().create_future()
+        request = h11.Request(method="POST", target=self._bidder.url.raw_path, headers=list(headers))
+        events = (request, h11.Data(data=body), h11.EndOfMessage())
         try:
-            piece = await self._stream.read(min(max_bytes, _PIECE), *args, **kwargs)
-        except httpcore.ReadError:
-            if stale:
-                raise _StaleConnectionError from None
+            self._transport.write(b"".join(self._http.send(event) or b"" for event in events))
+            answer = await self._answer
+        except BaseException:
+            self.close()
             raise
-        if stale and not piece:
-            raise _StaleConnectionError
-        self._received += len(piece)
-        if self._received > self._most:
-            raise RewardError(f"The bidder answered more than {self._most} bytes; raise max_bytes if it may.")
-        return piece
+        finally:
+            self._answer = None
+        if self._http.our_state is self._http.their_state is h11.DONE and not self._http.trailing_data[0]:
+            self._http.start_next_cycle()
+            self._used = True
+        else:
+            self.close()
+        return answer
 
-    async def write(self, *args: Any, **kwargs: Any) -> None:
-        if self._received:  # the next request begins
-            self._received, self._used = 0, True
-        await self._stream.write(*args, **kwargs)
+    async def start_tls(self, tls: ssl.SSLContext, host: str) -> None:
+        """Go on encrypted, with the host that has a certificate for this name."""
+        loop = asyncio.get_running_loop()
+        self._transport = await loop.start_tls(self._transport, self, tls, server_hostname=host)
 
-    async def start_tls(self, *args: Any, **kwargs: Any) -> "_Answers":
-        return _Answers(await self._stream.start_tls(*args, **kwargs), self._most)
-
-
-class _CheckedAddresses(httpcore.AnyIOBackend):
-    """Connects to a bidder at an address that is checked first; each address gets an equal share of the time."""
-
-    def __init__(self, bidder: Bidder, office: "_PostOffice") -> None:
-        self._bidder, self._office = bidder, office
+    def close(self) -> None:
+        """Close the connection. Nothing waits until the bidder has read what was sent."""
+        self._closed = True
+        if self._transport is not None:
+            self._transport.abort()
 
     @override
-    async def connect_tcp(self, host: str, port: int, **_: Any) -> Any:  # type: ignore[override]
-        bidder = self._bidder
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        if self._answer is None or self._answer.done():
+            self.close()
+        elif self._received > self._bidder.max_bytes:
+            most = self._bidder.max_bytes
+            self._fail(RewardError(f"The bidder answered more than {most} bytes; raise max_bytes if it may."))
+        else:
+            self._read(data)
+
+    @override
+    def eof_received(self) -> None:
+        self._end(None)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc)
+
+    def _end(self, error: Exception | None) -> None:
+        self._closed = True
+        if self._used and not self._received:
+            self._fail(_StaleConnectionError())
+        elif error is not None:
+            broken = _BrokenError()
+            broken.__cause__ = error
+            self._fail(broken)
+        elif self._http.their_state is h11.SEND_RESPONSE:
+            self._fail(h11.RemoteProtocolError("There was no answer."))
+        elif self._answer is not None and not self._answer.done():
+            self._read(b"")
+
+    def _read(self, data: bytes) -> None:
         try:
-            addresses = await self._office.addresses(host, port)
-        except (OSError, UnicodeError) as error:
-            raise ConnectionError(f"{bidder.name} cannot be found: its name has no address.") from error
-        if not (bidder.allow_private or all(map(is_public, addresses))):
-            raise ConnectionError(
-                f"{bidder.name} is at an address that is not public; set allow_private=True if it is your own."
-            )
-        addresses, failures = addresses[:_MOST_ADDRESSES], []
-        for address in addresses:
-            try:
-                stream = await super().connect_tcp(address, port, timeout=bidder.timeout / len(addresses))
-                return _Answers(stream, bidder.max_bytes)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failures.append(error)
-        raise failures[-1]
+            self._http.receive_data(data)
+            while (event := self._http.next_event()) is not h11.NEED_DATA:
+                if isinstance(event, h11.Data):
+                    self._parts.append(bytes(event.data))
+                elif isinstance(event, h11.EndOfMessage):
+                    if self._answer is not None:
+                        self._answer.set_result(b"".join(self._parts))
+                    return
+                elif isinstance(event, h11.Response | h11.InformationalResponse):
+                    _check_head(event, self._bidder)
+                else:  # the end of the connection
+                    self._fail(h11.RemoteProtocolError("There was no answer."))
+                    return
+        except (h11.RemoteProtocolError, ConnectionError, RewardError) as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
 
 
 class _PostOffice:
@@ -317,10 +383,7 @@ class _PostOffice:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        # The longest idle first. A pool of httpcore goes through all its connections for each request. With 200 at one
-        # bidder it took seconds.
-        self._idle: dict[Bidder, deque[httpcore.AsyncHTTPConnection]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()  # a loop alone does not keep a task alive
+        self._idle: dict[Bidder, deque[_Connection]] = {}  # the longest idle first
         self._lookups: dict[tuple[str, int], asyncio.Task[list[str]]] = {}
         threading.Thread(target=self.loop.run_forever, name="auction-webhooks", daemon=True).start()
 
@@ -328,64 +391,99 @@ class _PostOffice:
         """Send a request and return the answer's body."""
         try:
             async with asyncio.timeout(bidder.timeout):
-                connection = await self._kept(bidder) or self._connection(bidder)
+                connection = self._kept(bidder) or await self._connection(bidder)
                 try:
-                    return await self._answer(bidder, connection, headers, body)
+                    answer = await connection.exchange(headers, body)
                 except _StaleConnectionError:
-                    return await self._answer(bidder, self._connection(bidder), headers, body)
-        except (TimeoutError, httpcore.TimeoutException) as error:
+                    connection = await self._connection(bidder)
+                    answer = await connection.exchange(headers, body)
+        except TimeoutError as error:
             raise TimeoutError(f"{bidder.name} did not answer within {bidder.timeout:g} s.") from error
-        except httpcore.ConnectError as error:
+        except _UnreachableError as error:
             raise ConnectionError(f"{bidder.name} cannot be reached: {str(error)[:100]}") from error
-        except (httpcore.NetworkError, httpcore.ProtocolError, ssl.SSLError) as error:
+        except (_BrokenError, h11.ProtocolError) as error:
             # The text of these may be what the bidder sent.
+            cause = error.__cause__ or error
             raise ConnectionError(
-                f"{bidder.name} broke off, or does not speak HTTP ({type(error).__name__})."
+                f"{bidder.name} broke off, or does not speak HTTP ({type(cause).__name__})."
             ) from error
-
-    async def _answer(
-        self, bidder: Bidder, connection: httpcore.AsyncHTTPConnection, headers: Headers, body: bytes
-    ) -> bytes:
-        try:
-            async with connection.stream("POST", bidder.httpcore_url, headers=headers, content=body) as response:
-                _check_head(response, bidder)
-                answer = await response.aread()
-        except BaseException:
-            await connection.aclose()
-            raise
-        if connection.is_idle():
-            self._idle.setdefault(bidder, deque()).append(connection)
-            task = self.loop.create_task(self._close_later(bidder))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._keep(bidder, connection)
         return answer
 
-    def _connection(self, bidder: Bidder) -> httpcore.AsyncHTTPConnection:
-        options: dict[str, Any] = {
-            "keepalive_expiry": _IDLE,
-            "retries": 1,
-            "network_backend": _CheckedAddresses(bidder, self),
-        }
-        return httpcore.AsyncHTTPConnection(bidder.httpcore_url.origin, bidder.tls, **options)
+    def _keep(self, bidder: Bidder, connection: _Connection) -> None:
+        """Keep a connection that is open for the next auction."""
+        if not connection.is_open:
+            return
+        first, connection.idle_since = connection.idle_since is None, self.loop.time()
+        self._idle.setdefault(bidder, deque()).append(connection)
+        if first:
+            self.loop.call_later(_IDLE, self._close_idle, bidder, connection)
 
-    async def _kept(self, bidder: Bidder) -> httpcore.AsyncHTTPConnection | None:
+    def _kept(self, bidder: Bidder) -> _Connection | None:
         """Return the connection that an earlier auction used last, if it is still open."""
         idle = self._idle.get(bidder, deque())
         while idle:
             connection = idle.pop()
-            if not connection.has_expired():
+            if connection.is_open:
                 return connection
-            await connection.aclose()
+            connection.close()
         return None
 
-    async def _close_later(self, bidder: Bidder) -> None:
-        """Close the connections that stay idle too long, one such call for each."""
-        await asyncio.sleep(1.01 * _IDLE)  # an event loop's clock may be ahead of httpcore's
+    def _close_idle(self, bidder: Bidder, connection: _Connection) -> None:
+        """Close a connection that nothing has used for long, or look again when that may be."""
         idle = self._idle.get(bidder, deque())
-        while idle and idle[0].has_expired():
-            await idle.popleft().aclose()
-        if not self._idle.get(bidder, idle):
-            self._idle.pop(bidder, None)
+        left = (connection.idle_since or 0.0) + _IDLE - self.loop.time()
+        if connection.is_busy or (connection in idle and left > 0.0):
+            self.loop.call_later(max(left, 0.1 * _IDLE), self._close_idle, bidder, connection)
+        elif connection in idle:
+            connection.close()
+            idle.remove(connection)
+            if not idle:
+                del self._idle[bidder]
+
+    async def _connection(self, bidder: Bidder) -> _Connection:
+        try:
+            return await self._connect(bidder)
+        except (_UnreachableError, _LateError):
+            return await self._connect(bidder)
+
+    async def _connect(self, bidder: Bidder) -> _Connection:
+        """Connect at an address that is checked first; each address gets an equal share of the time."""
+        host = bidder.url.raw_host.decode()
+        port = bidder.url.port or (80 if bidder.tls is None else 443)
+        try:
+            addresses = await self.addresses(host, port)
+        except (OSError, UnicodeError) as error:
+            raise ConnectionError(f"{bidder.name} cannot be found: its name has no address.") from error
+        if not (bidder.allow_private or all(map(is_public, addresses))):
+            raise ConnectionError(
+                f"{bidder.name} is at an address that is not public; set allow_private=True if it is your own."
+            )
+        addresses = addresses[:_MOST_ADDRESSES]
+        failure: Exception = _UnreachableError("its name has no address")
+        for address in addresses:
+            connection = _Connection(bidder)
+            try:
+                async with asyncio.timeout(bidder.timeout / len(addresses)):
+                    await _dial(connection, address, port)
+            except TimeoutError:
+                failure = _LateError()
+            except OSError as error:
+                failure = _UnreachableError(str(error))
+            else:
+                break
+        else:
+            raise failure
+        if bidder.tls is not None:
+            try:
+                await connection.start_tls(bidder.tls, host)
+            except OSError as error:  # of TLS, too
+                connection.close()
+                raise _UnreachableError(str(error)) from error
+            except BaseException:
+                connection.close()
+                raise
+        return connection
 
     async def addresses(self, host: str, port: int) -> list[str]:
         """Return all addresses of a host.
@@ -406,10 +504,14 @@ def _look_up(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in entries))
 
 
-def _check_head(response: httpcore.Response, bidder: Bidder) -> None:
-    if response.status != _OK:
-        hint = "redirects are not followed" if response.status in _REDIRECTS else "it must be 200"
-        raise ConnectionError(f"{bidder.name} answered with status {response.status}; {hint}.")
+async def _dial(connection: _Connection, address: str, port: int) -> None:
+    await asyncio.get_running_loop().create_connection(lambda: connection, address, port)
+
+
+def _check_head(response: h11.Response | h11.InformationalResponse, bidder: Bidder) -> None:
+    if response.status_code != _OK and response.status_code not in _MORE_FOLLOWS:
+        hint = "redirects are not followed" if response.status_code in _REDIRECTS else "it must be 200"
+        raise ConnectionError(f"{bidder.name} answered with status {response.status_code}; {hint}.")
     encodings = [value.strip().lower() for name, value in response.headers if name.lower() == b"content-encoding"]
     if any(encoding != b"identity" for encoding in encodings):
         raise RewardError(f"{bidder.name} compressed its answer; it must not.")

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any, Literal, TypeGuard
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import AIMessage, BaseMessage
@@ -124,6 +124,11 @@ class _Round:
             if own_ratios:
                 context.run(groups_of_agent.set, {ratio: groups[ratio] for ratio in own_ratios})
 
+    @cached_property
+    def _shown(self) -> tuple[list[BaseMessage], list[AIMessage]]:
+        """The copies that all rewards share which only read them: a copy for each takes longer than a request."""
+        return self._copies()
+
     def ask_in_threads(self) -> None:
         """Ask every agent in a thread."""
         calls = [partial(self._outcome_in_thread, k) for k in range(len(self._agents))]
@@ -175,8 +180,10 @@ class _Round:
         """Return (report, None), (None, error), or the future of a reward's amounts, for which no thread waits."""
 
         def answer() -> Any:
-            value = run(ask(self._agents[k].reward, *self._copies(), self._configs[k], BLOCKING))
-            return value if isinstance(value, Future) else self._read(k, value)
+            reward = self._agents[k].reward
+            if _starts(reward) and (amounts := reward.start(*self._shown)) is not None:
+                return amounts
+            return self._read(k, run(ask(reward, *self._copies(), self._configs[k], BLOCKING)))
 
         value, error = self._contexts[k].run(attempt, answer)
         return value if isinstance(value, Future) else (value, error)
@@ -251,7 +258,7 @@ async def ask(
     config: RunnableConfig | None,
     waiter: Waiter,
 ) -> Any:
-    """Return what a reward says of the replies, or the future of it if the caller blocks and the work is elsewhere.
+    """Return what a reward says of the replies.
 
     Args:
         reward: of any kind that an agent may have.
@@ -261,10 +268,7 @@ async def ask(
         waiter: how the caller waits. A caller that blocks awaits an async reward in a new event loop.
     """
     if isinstance(reward, Reward):
-        value: Any = await waiter.either(
-            lambda: reward.start(prompt, replies) or reward.score(prompt, replies),
-            lambda: reward.ascore(prompt, replies),
-        )
+        value: Any = await waiter.either(lambda: reward.score(prompt, replies), lambda: reward.ascore(prompt, replies))
     elif callable(score := getattr(reward, "score", None)):
         value = score(prompt, replies)
     elif isinstance(reward, Runnable):
@@ -286,11 +290,15 @@ def awaits(reward: RewardLike) -> bool:
     """Whether all of a reward's work can be awaited in the caller's loop, so that it needs no thread."""
     if isinstance(reward, Reward):
         # Work that `start` begins elsewhere needs neither a thread to wait in nor a turn of the loop.
-        return reward.awaits and type(reward).start is Reward.start
+        return reward.awaits and not _starts(reward)
     verb = getattr(reward, "score", reward)
     if isinstance(verb, Runnable):
         return _is_async(verb)
     return inspect.iscoroutinefunction(verb) or inspect.iscoroutinefunction(getattr(verb, "__call__", None))  # noqa: B004
+
+
+def _starts(reward: RewardLike) -> TypeGuard[Reward]:
+    return isinstance(reward, Reward) and type(reward).start is not Reward.start
 
 
 async def attempt_awaiting(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:

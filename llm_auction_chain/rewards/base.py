@@ -98,7 +98,10 @@ class Reward(ABC):
         return await waiter.in_thread(partial(self.score, prompt, replies))
 
     def start(self, prompt: Prompt, replies: Replies) -> Future[Any] | None:  # noqa: ARG002
-        """Start work that goes on elsewhere and return its future, for which no thread waits; None: call `score`."""
+        """Start work that goes on elsewhere and return its future, for which no thread waits; None: call `score`.
+
+        It may only read the messages, because it shares them with other agents. `score` has copies of its own.
+        """
         return None
 
     def __add__(self, other: Part) -> "Reward":

@@ -15,7 +15,6 @@ import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpcore
 import pytest
 import trustme
 from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, SystemMessage, ToolMessage
@@ -71,13 +70,13 @@ def named(monkeypatch):
 @pytest.fixture
 def connects(monkeypatch):
     """Note every address that is connected to, and connect to loopback instead: it stands in for the internet."""
-    connected, real = [], httpcore.AnyIOBackend.connect_tcp
+    connected, real = [], http_client._dial
 
-    async def connect_tcp(self, host, port, **settings):
+    async def dial(connection, host, port):
         connected.append(host)
-        return await real(self, "127.0.0.1", port, **settings)
+        return await real(connection, "127.0.0.1", port)
 
-    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect_tcp)
+    monkeypatch.setattr(http_client, "_dial", dial)
     return connected
 
 
@@ -406,15 +405,15 @@ def test_a_bidder_that_is_not_there_cannot_be_reached(score):
 
 
 def test_a_connection_that_cannot_be_made_is_tried_once_more(score, monkeypatch):
-    tried, real = [], httpcore.AnyIOBackend.connect_tcp
+    tried, real = [], http_client._dial
 
-    async def connect_tcp(self, host, port, **settings):
+    async def dial(connection, host, port):
         tried.append(host)
         if len(tried) == 1:
-            raise httpcore.ConnectError
-        return await real(self, host, port, **settings)
+            raise ConnectionRefusedError
+        return await real(connection, host, port)
 
-    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect_tcp)
+    monkeypatch.setattr(http_client, "_dial", dial)
     with Bidder(says(GOOD)) as bidder:
         assert list(score(webhook(bidder.url))) == [1.0, 2.5]
     assert len(tried) == 2
@@ -486,16 +485,15 @@ def test_the_next_address_is_tried_where_one_makes_no_connection(score, named):
 @pytest.mark.parametrize("addresses", [["8.8.8.8", "8.8.4.4"], ["8.8.8.8", "1.1.1.1", "9.9.9.9", "8.8.4.4"]])
 def test_each_address_of_a_bidder_gets_its_share_of_the_time(score, named, monkeypatch, addresses):
     """All addresses but the last one accept no connection, ever."""
-    tried, real = [], httpcore.AnyIOBackend.connect_tcp
+    tried, real = [], http_client._dial
 
-    async def connect_tcp(self, host, port, **settings):
+    async def dial(connection, host, port):
         tried.append(host)
         if host != "8.8.4.4":
-            await asyncio.sleep(settings["timeout"])
-            raise httpcore.ConnectTimeout
-        return await real(self, "127.0.0.1", port, **settings)
+            await asyncio.sleep(HUNG)
+        return await real(connection, "127.0.0.1", port)
 
-    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect_tcp)
+    monkeypatch.setattr(http_client, "_dial", dial)
     named("bidder.example", addresses)
     with Bidder(says(GOOD)) as bidder:
         reward = webhook(f"http://bidder.example:{bidder.port}", timeout=1.0)
@@ -506,11 +504,11 @@ def test_each_address_of_a_bidder_gets_its_share_of_the_time(score, named, monke
 def test_no_more_than_four_addresses_are_tried(score, named, monkeypatch):
     tried = []
 
-    async def connect_tcp(self, host, port, **settings):
+    async def dial(connection, host, port):
         tried.append(host)
-        raise httpcore.ConnectError
+        raise ConnectionRefusedError
 
-    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect_tcp)
+    monkeypatch.setattr(http_client, "_dial", dial)
     named("bidder.example", [f"8.8.8.{k}" for k in range(9)])
     failure(score, webhook("http://bidder.example"), ConnectionError)
     assert tried == [f"8.8.8.{k}" for k in range(4)] * 2
