@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 import ssl
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
@@ -118,7 +119,7 @@ class WebhookReward(WaitingReward):
 
     @override
     async def _score(self, prompt: Prompt, replies: Replies, waiter: Waiter) -> Sequence[float]:
-        amounts = self._post(prompt, replies)
+        amounts = self._post(_messages(prompt, replies), len(replies))
         try:
             return await waiter.either(amounts.result, lambda: asyncio.wrap_future(amounts))
         finally:
@@ -126,9 +127,14 @@ class WebhookReward(WaitingReward):
 
     @override
     def start(self, prompt: Prompt, replies: Replies) -> "Future[list[float]] | None":
-        return self._post(prompt, replies) if type(self) is WebhookReward else None  # a subclass may override `score`
+        if type(self) is not WebhookReward:  # a subclass may override `score`
+            return None
+        last = getattr(_round, "last", None)
+        if last is None or last[0] is not prompt or last[1] is not replies:
+            last = _round.last = (prompt, replies, _messages(prompt, replies))
+        return self._post(last[2], len(replies))
 
-    def _post(self, prompt: Prompt, replies: Replies) -> "Future[list[float]]":
+    def _post(self, messages: bytes, n_replies: int) -> "Future[list[float]]":
         """Send the request and return the amounts in future. Cancelling the future ends the request."""
         from llm_auction_chain.http_client import Bidder, certificates, post
 
@@ -136,7 +142,7 @@ class WebhookReward(WaitingReward):
         tls = None if url.scheme == "http" else self.tls or certificates()
         bidder = Bidder(self, url, tls, self.allow_private, self.timeout, self.max_bytes)
         request_id = str(uuid7())
-        body = _body(request_id, prompt, replies)
+        body = _body(request_id, messages)
         timestamp = str(int(time.time()))
         signature = hmac.digest(self.secret.encode(), f"{timestamp}.".encode() + body, "sha256").hex()
         headers = {
@@ -150,7 +156,7 @@ class WebhookReward(WaitingReward):
             "X-Auction-Timestamp": timestamp,
             "X-Auction-Signature": f"v1={signature}",
         }
-        return post(bidder, list(headers.items()), body, partial(self._amounts, len(replies)))
+        return post(bidder, list(headers.items()), body, partial(self._amounts, n_replies))
 
     @cached_property
     def _url(self) -> "URL":
@@ -174,21 +180,29 @@ class WebhookReward(WaitingReward):
         return rewards
 
 
-def _body(request_id: str, prompt: Prompt, replies: Replies) -> bytes:
-    """Return the request as JSON that every parser can read, whatever a model has written."""
+def _body(request_id: str, messages: bytes) -> bytes:
+    """Return the request as JSON."""
     asking = asked_by.get()
     of_auction = asdict(asking) if asking else {"auction_id": None, "currency": "", "commitment": ""}
-    own = {"schema": _SCHEMA, "request_id": request_id, **of_auction}
-    shared = _shared_body(
+    return _json({"schema": _SCHEMA, "request_id": request_id, **of_auction})[:-1] + b", " + messages[1:]
+
+
+_round = (
+    threading.local()
+)  # the messages that this thread asked about last, and their JSON: one round asks many bidders
+
+
+def _messages(prompt: Prompt, replies: Replies) -> bytes:
+    """Return the part that is the same for all bidders of an auction, as JSON that every parser can read."""
+    return _shared_body(
         tuple((_role(message), str(message.text)) for message in prompt),
         tuple((str(reply.text), _tool_calls(reply)) for reply in replies),
     )
-    return _json(own)[:-1] + b", " + shared[1:]
 
 
 @lru_cache(maxsize=8)
 def _shared_body(prompt: tuple[tuple[str, str], ...], replies: tuple[tuple[str, str], ...]) -> bytes:
-    """Return the part that is the same for all bidders of an auction, and the most of it: encoded once."""
+    """Return the messages as JSON, encoded once for all bidders of an auction."""
     return _json(
         {
             "prompt": [{"role": role, "content": content} for role, content in prompt],
