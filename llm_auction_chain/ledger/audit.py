@@ -10,12 +10,11 @@ from sqlalchemy.exc import DBAPIError
 from llm_auction_chain.ledger import tables
 from llm_auction_chain.ledger.chain import BookingRow, Line, evidence_of, hash_of
 from llm_auction_chain.ledger.records import Audit
-from llm_auction_chain.ledger.transaction import AuctionRow
+from llm_auction_chain.ledger.transaction import SET_SCALE, AuctionRow
 
 _PAGE = 1000
 _UNREADABLE = (TypeError, ValueError, ArithmeticError, AttributeError)
 _STATE_AFTER = {"charge": "charged", "void": "voided", "expiry": "expired", "cancellation": "cancelled"}
-_SET_SCALE = ("deposit", "withdrawal", "hold", "charge")
 _CHANGE_BALANCE = ("deposit", "withdrawal", "charge", "reversal")
 _CHANGE_HELD = ("hold", "charge", "void", "expiry", "cancellation")
 _b, _e = tables.bookings.c, tables.entries.c
@@ -69,7 +68,7 @@ class _Replay:
             yield f"The hash {head!r}, noted elsewhere, is not in the chain: bookings were changed or removed."
 
     def _book(self, row: BookingRow, lines: Sequence[Line]) -> None:
-        if row.kind in _SET_SCALE and self.scales.setdefault(row.currency, row.scale) != row.scale:
+        if row.kind in SET_SCALE and self.scales.setdefault(row.currency, row.scale) != row.scale:
             self._report(f"Booking {row.seq} has {row.scale} decimals, the currency {self.scales[row.currency]}.")
         for line in lines:
             balance, held = self.accounts.get((line.owner, row.currency), (0, 0))

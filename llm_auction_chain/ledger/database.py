@@ -13,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from llm_auction_chain.errors import ConfigurationError, LedgerError, LedgerUnavailableError, MissingDependencyError
+from llm_auction_chain.ledger.groups import Groups
 from llm_auction_chain.ledger.migrations import is_current, upgrade
 from llm_auction_chain.ledger.tables import VERSIONS
 
@@ -54,6 +55,7 @@ class Database:
     def __init__(self, url: str | URL) -> None:
         self.url = _checked(url)
         self.scales: dict[str, int] = {}  # decimals of the currencies that transactions have read
+        self.groups: Groups[Any] = Groups()  # of those that write
         self._engine = _engine(self.url)
         self._opened: tuple[Engine, Engine] | None = None
         weakref.finalize(self, self._engine.dispose)
@@ -94,6 +96,7 @@ class Database:
         """Close the connections, or leave those that a fork inherited to its parent; the next use opens new ones."""
         if inherited:
             _INHERITED.append(self._engine.pool)
+            self.groups = Groups()  # the threads of the others are the parent's
         self._engine.dispose(close=not inherited)
         self._opened, self.scales = None, {}
 
@@ -104,8 +107,18 @@ class Database:
             with reading(), engine().begin() as connection:
                 return work(connection)
 
+        def again() -> T:
+            if first:
+                raise first.pop()
+            return once()
+
+        first: list[DBAPIError] = []
         try:
-            return _RETRYING.copy()(once)
+            try:
+                return once()
+            except DBAPIError as error:
+                first.append(error)
+            return _RETRYING.copy()(again)  # which would take as long as a booking
         except IntegrityError as error:
             raise LedgerError(
                 f"The database refused the booking, and nothing was booked. Run verify. Its message: {_message(error)}"
@@ -232,6 +245,11 @@ def _is_transient(error: BaseException) -> bool:
     if state is None:
         return isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated
     return str(state).startswith(_TRANSIENT)
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Return whether an error is of the database as a whole, so that no other transaction would have fared better."""
+    return isinstance(error, PoolTimeout) or (error is not None and _is_transient(error))
 
 
 _RETRYING = Retrying(

@@ -3,7 +3,7 @@
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -16,9 +16,10 @@ from llm_auction_chain.errors import LedgerError, LedgerUnavailableError
 from llm_auction_chain.ledger import arguments as check
 from llm_auction_chain.ledger import audit, operations, queries
 from llm_auction_chain.ledger.chain import key_of
-from llm_auction_chain.ledger.database import Database, in_memory
+from llm_auction_chain.ledger.database import Database, in_memory, is_outage
+from llm_auction_chain.ledger.groups import Outcome
 from llm_auction_chain.ledger.records import Account, Audit, Booking, Charge, Entry, Head, Hold, Statement, Totals
-from llm_auction_chain.ledger.transaction import Writer, by_key
+from llm_auction_chain.ledger.transaction import Operation, Writer, by_key
 from llm_auction_chain.money import from_units, negated, plus
 from llm_auction_chain.validators import name_of_account, refuse
 
@@ -402,13 +403,34 @@ class Ledger:
         self._database.close()
 
     def _write(self, operation: Callable[Concatenate[Writer, P], T], *args: P.args, **more: P.kwargs) -> T:
-        def work(connection: Connection) -> T:
-            writer = Writer(connection, self._scales, self._credit, self._clock(), self._database.scales)
-            result = operation(writer, *args, **more)
-            writer.flush()
-            return result
+        """Return what an operation returns. Those that threads ask for at the same time share a transaction."""
+        booked: T = self._database.groups.call(self._book, Operation(operation, args, more))
+        return booked
 
-        return self._database.write(work)
+    def _book(self, group: Sequence[Operation]) -> list[Outcome]:
+        """Return the outcomes of operations that share a transaction. A fault of the database is the outcome of all."""
+        try:
+            return self._database.write(self._book_on, group)
+        except Exception as error:  # noqa: BLE001 - raised where the caller waits
+            if len(group) == 1:
+                return [(None, error)]
+            if is_outage(error.__cause__):
+                return [(None, _copied(error)) for _ in group]
+        return [outcome for operation in group for outcome in self._book([operation])]  # one of them may be to blame
+
+    def _book_on(self, connection: Connection, group: Sequence[Operation]) -> list[Outcome]:
+        known, reads = self._database.scales, operations.reads(group)
+        writer = Writer(connection, self._scales, self._credit, self._clock(), known, reads)
+        outcomes = [writer.run(operation) for operation in group]
+        writer.flush()
+        return outcomes
+
+
+def _copied(error: Exception) -> Exception:
+    """Return an error for one of several callers: each adds its own traceback."""
+    copied = type(error)(*error.args)
+    copied.__cause__ = error.__cause__
+    return copied
 
 
 def _currency(currency: Any) -> str:

@@ -1,7 +1,7 @@
 """The rules of booking: holds, charges, voids, cancellations, reversals, deposits and withdrawals."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -11,7 +11,7 @@ from llm_auction_chain.ledger.arguments import checked_time
 from llm_auction_chain.ledger.chain import BookingRow, Line, evidence_of, key_of, request_of
 from llm_auction_chain.ledger.queries import charge_record, due, reply_of
 from llm_auction_chain.ledger.records import Delivered
-from llm_auction_chain.ledger.transaction import AuctionRow, Booked, Writer, by_key, lines_of, units_of
+from llm_auction_chain.ledger.transaction import AuctionRow, Booked, Operation, Reads, Writer, by_key, units_of
 from llm_auction_chain.validators import refuse
 
 REPEAT = "repeat:"  # begins the receipt of a call that delivers what another has delivered
@@ -22,6 +22,16 @@ _CONFLICTS = {
     "reversed": "was charged and reversed",
     "held": "has a hold of something else",
 }
+
+
+def reads(group: Sequence[Operation]) -> Reads:
+    """Return what the holds and charges of a group need."""
+    calls = [(verb, *args) for verb, args, _ in group if verb in (hold, charge)]
+    return Reads(
+        auctions=[auction_id for _, auction_id, *_ in calls],
+        accounts=[(owner, currency) for _, _, amounts, currency, *_ in calls for owner in amounts],
+        held=[auction_id for verb, auction_id, *_ in calls if verb is charge],
+    )
 
 
 def hold(
@@ -87,7 +97,7 @@ def charge(
     units = units_of(amounts, scale)
     held = {}
     if auction.hold_seq is not None:
-        held = {line.owner: line.held for line in lines_of(writer.connection, [auction.hold_seq])[auction.hold_seq]}
+        held = {line.owner: line.held for line in writer.lines([auction.hold_seq])[auction.hold_seq]}
         _check_held(auction_id, units, held)
     if auction.state != "held":
         # after expiry the whole hold must be covered again, so that cover does not depend on the reports
@@ -146,10 +156,11 @@ def _delivered(writer: Writer, auction: AuctionRow, receipt: str) -> Delivered |
     """Return the kept outcome of a charged auction, and book that another call delivers it too."""
     if auction.close_seq is None or not (reply := reply_of(writer.connection, auction.auction_id)):
         return None
+    delivered = Delivered(charge=charge_record(writer.of_seq(auction.close_seq)), reply=reply, receipt=receipt)
     shares = writer.shares(auction.auction_id)
     if receipt not in _delivering(shares):
         _share(writer, auction, shares, "repeat", receipt)
-    return Delivered(charge=charge_record(writer.of_seq(auction.close_seq)), reply=reply, receipt=receipt)
+    return delivered
 
 
 def _delivering(shares: list[tuple[str, str]]) -> set[str]:
@@ -201,7 +212,7 @@ def expire(writer: Writer, now: str) -> list[str]:
 
 def _close(writer: Writer, auctions: list[AuctionRow], kind: str, state: str, reason: str) -> None:
     """Close auctions without a charge, and release their holds."""
-    held = lines_of(writer.connection, [one.hold_seq for one in auctions if one.state == "held" and one.hold_seq])
+    held = writer.lines(one.hold_seq for one in auctions if one.state == "held" and one.hold_seq)
     for currency in {auction.currency for auction in auctions}:
         holds = [held.get(auction.hold_seq or 0, []) for auction in auctions if auction.currency == currency]
         writer.load({line.owner for lines in holds for line in lines}, currency)

@@ -1,23 +1,22 @@
 """One transaction that writes: the lock of all writers, the rows it has read, and the bookings it appends."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Dialect, bindparam, insert, literal_column, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, select
 from sqlalchemy.exc import DBAPIError
 
 from llm_auction_chain.errors import ConfigurationError, LedgerError, LedgerUnavailableError
-from llm_auction_chain.ledger import tables
+from llm_auction_chain.ledger import statements, tables
 from llm_auction_chain.ledger.arguments import LARGEST, checked_time
 from llm_auction_chain.ledger.chain import BookingRow, Line, hash_of
+from llm_auction_chain.ledger.database import reading
+from llm_auction_chain.ledger.groups import Outcome
 from llm_auction_chain.money import FINEST, in_units, whole_units
 
-_AT_ONCE = 1000  # parameters of one statement; a database takes tens of thousands
+SET_SCALE = ("deposit", "withdrawal", "hold", "charge")  # kinds of bookings that fix the decimals of a new currency
 
 
 class Booked(NamedTuple):
@@ -25,6 +24,22 @@ class Booked(NamedTuple):
 
     row: BookingRow
     lines: list[Line]
+
+
+class Operation(NamedTuple):
+    """A function of `operations`, and its arguments behind the writer."""
+
+    verb: Callable[..., Any]
+    args: tuple[Any, ...]
+    more: Mapping[str, Any]
+
+
+class Reads(NamedTuple):
+    """What a group of operations is known to need, so that one round trip reads it."""
+
+    auctions: list[str]
+    accounts: list[tuple[str, str]]  # owner and currency
+    held: list[str]  # auctions whose holds are needed
 
 
 class AuctionRow(NamedTuple):
@@ -40,27 +55,6 @@ class AuctionRow(NamedTuple):
     nonce: str = ""  # made with the first hold and kept by all
 
 
-def _upsert(table: Any) -> dict[str, Any]:
-    """Return the statement that inserts or updates rows, by dialect."""
-    statements: dict[str, Any] = {}
-    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql)):
-        statement = dialect.insert(table)
-        new = {column.name: statement.excluded[column.name] for column in table.columns if not column.primary_key}
-        statements[name] = statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=new)
-    return statements
-
-
-_HEAD = select(tables.head).where(tables.head.c.id == 1).with_for_update()
-_PLACE: dict[str, Any] = {name: bindparam(name) for name in ("seq", "hash", "at")}
-_NEXT = update(tables.head).where(tables.head.c.id == literal_column("1")).values(_PLACE)
-_a = tables.accounts.c
-_ACCOUNTS = select(tables.accounts).where(
-    _a.currency == bindparam("of"), _a.owner.in_(bindparam("owners", expanding=True))
-)
-_AUCTION = select(tables.auctions).where(tables.auctions.c.auction_id == bindparam("auction_id"))
-_INSERT_BOOKINGS, _INSERT_ENTRIES = insert(tables.bookings), insert(tables.entries)
-_INSERT_RECEIPTS = insert(tables.receipts)
-_UPSERT_ACCOUNTS, _UPSERT_AUCTIONS = _upsert(tables.accounts), _upsert(tables.auctions)
 _SCALE = select(tables.currencies.c.scale).where(tables.currencies.c.code == bindparam("code"))
 _LINES = (
     select(*tables.entries.c["seq", "owner", "amount", "held", "residual"])
@@ -97,38 +91,91 @@ class Writer:
 
     `scales`, `credit` and `now` are the caller's. `known` are decimals by currency that earlier transactions have read;
     they never change, and the writer adds to them. Bookings are dated `at`: now, or as the last one if that is later.
+    What is booked is written by `flush`, and before whatever a query must see.
+    `reads` is read together with the end of the chain.
     """
 
     def __init__(
-        self, connection: Connection, scales: Mapping[str, int], credit: Decimal, now: datetime, known: dict[str, int]
+        self,
+        connection: Connection,
+        scales: Mapping[str, int],
+        credit: Decimal,
+        now: datetime,
+        known: dict[str, int],
+        reads: Reads,
     ) -> None:
-        self.connection = connection
+        self._connection = connection
         self.now = now
         self._scales = scales
         self._credit = credit
         self._known = known
-        head = connection.execute(_HEAD).one_or_none()
-        if head is None:
+        self._new_scales: dict[str, int] = {}
+        self._accounts = dict.fromkeys(reads.accounts, (0, 0))  # balance and held
+        self._auctions: dict[str, AuctionRow | None] = dict.fromkeys(reads.auctions)
+        head, found, balances, entries = statements.fetch(
+            connection,
+            (statements.HEAD, [()]),
+            (statements.AUCTIONS, [(auction_id,) for auction_id in self._auctions]),
+            (statements.ACCOUNTS, list(self._accounts)),
+            (statements.HELD, [(auction_id,) for auction_id in reads.held]),
+        )
+        if not head:
             raise LedgerUnavailableError("The ledger's table head has lost its row. Run verify, and restore a backup.")
-        self._seq, self._hash = head.seq, head.hash
-        self.at: str = max(checked_time("The clock's time", now), head.at)
-        self._accounts: dict[tuple[str, str], list[int]] = {}
-        self._auctions: dict[str, AuctionRow] = {}
+        [(_, self.seq, self._hash, last)] = head
+        self.at: str = max(checked_time("The clock's time", now), last)
+        self._auctions.update((row[0], AuctionRow(*row)) for row in found)
+        self._accounts.update(((owner, currency), (balance, of)) for owner, currency, balance, of in balances)
+        holds = [self._auctions.get(auction_id) for auction_id in reads.held]
+        self._lines: dict[int, list[Line]] = {
+            hold.hold_seq: [] for hold in holds if hold is not None and hold.hold_seq is not None
+        }
+        for seq, _, *line in entries:
+            self._lines[seq].append(Line(*line))
         self._booked: list[Booked] = []
-        self._receipts: list[dict[str, str]] = []
+        self._moved: dict[tuple[str, str], None] = {}  # accounts that bookings have changed
+        self._changed: dict[str, AuctionRow] = {}
+        self._receipts: list[tuple[str, str, str, str]] = []
+
+    @property
+    def connection(self) -> Connection:
+        """The connection, for queries: they see what was booked."""
+        self.flush()
+        return self._connection
+
+    def run(self, operation: Operation) -> Outcome:
+        """Return what an operation returns, or what it raises where it has booked nothing."""
+        before = self.seq
+        try:
+            with reading():
+                return operation.verb(self, *operation.args, **operation.more), None
+        except DBAPIError:
+            raise
+        except Exception as error:
+            if self.seq != before:
+                raise
+            return None, error
 
     def auction(self, auction_id: str, currency: str = "") -> AuctionRow:
         """Return the state of an auction."""
-        row = self.connection.execute(_AUCTION, {"auction_id": auction_id}).one_or_none()
-        return AuctionRow(auction_id, currency) if row is None else AuctionRow(*row)
+        if auction_id not in self._auctions:
+            [rows] = statements.fetch(self._connection, (statements.AUCTIONS, [(auction_id,)]))
+            self._auctions[auction_id] = AuctionRow(*rows[0]) if rows else None
+        return self._auctions[auction_id] or AuctionRow(auction_id, currency)
 
     def set_auction(self, auction: AuctionRow, **changes: Any) -> None:
         """Write the new state of an auction."""
-        self._auctions[auction.auction_id] = auction._replace(**changes)
+        self._auctions[auction.auction_id] = self._changed[auction.auction_id] = auction._replace(**changes)
 
     def keep(self, auction_id: str, digest: str, body: str, reply: str) -> None:
         """Store the body of a receipt and the reply."""
-        self._receipts.append({"auction_id": auction_id, "digest": digest, "body": body, "reply": reply})
+        self._receipts.append((auction_id, digest, body, reply))
+
+    def lines(self, seqs: Iterable[int]) -> dict[int, list[Line]]:
+        """Return the entries of several bookings."""
+        wanted = dict.fromkeys(seqs)
+        if missing := [seq for seq in wanted if seq not in self._lines]:
+            self._lines.update(lines_of(self.connection, missing))
+        return {seq: self._lines[seq] for seq in wanted}
 
     def of_seq(self, seq: int) -> Booked:
         """Return a booking by its number."""
@@ -149,14 +196,14 @@ class Writer:
 
     def scale(self, currency: str) -> int:
         """Return a currency's decimals, which its first booking sets. The caller's setting must agree."""
+        if currency in self._new_scales:
+            return self._new_scales[currency]
         wanted = self._scales.get(currency)
         stored = self._known.get(currency)
         if stored is None:
             stored = self.connection.execute(_SCALE, {"code": currency}).scalar()
         if stored is None:
-            scale = FINEST if wanted is None else wanted
-            self.connection.execute(insert(tables.currencies), {"code": currency, "scale": scale})
-            return scale
+            return self._new_scales.setdefault(currency, FINEST if wanted is None else wanted)  # stored if it is used
         self._known[currency] = stored
         if wanted is not None and wanted != stored:
             raise ConfigurationError(
@@ -167,12 +214,11 @@ class Writer:
 
     def load(self, owners: Iterable[str], currency: str) -> None:
         """Read accounts that this transaction has not read yet."""
-        missing = [owner for owner in owners if (owner, currency) not in self._accounts]
-        self._accounts.update({(owner, currency): [0, 0] for owner in missing})
-        for start in range(0, len(missing), _AT_ONCE):
-            values = {"of": currency, "owners": missing[start : start + _AT_ONCE]}
-            for row in self.connection.execute(_ACCOUNTS, values):
-                self._accounts[row.owner, currency] = [row.balance, row.held]
+        missing = {(owner, currency): (0, 0) for owner in owners if (owner, currency) not in self._accounts}
+        if missing:
+            [rows] = statements.fetch(self._connection, (statements.ACCOUNTS, list(missing)))
+            self._accounts |= missing
+            self._accounts.update(((owner, currency), (balance, held)) for owner, _, balance, held in rows)
 
     def free(self, owner: str, currency: str) -> int:
         """Return the units of a loaded account that are not on hold, without credit."""
@@ -187,71 +233,40 @@ class Writer:
 
     def append(self, row: BookingRow, lines: Sequence[Line]) -> Booked:
         """Give a booking its place at the end of the chain, and change the accounts of its entries."""
-        row = row._replace(seq=self._seq + 1, at=self.at, previous=self._hash)
+        row = row._replace(seq=self.seq + 1, at=self.at, previous=self._hash)
         row = row._replace(hash=hash_of(row, lines))
-        self.load((line.owner for line in lines), row.currency)
-        for line in lines:
-            account = self._accounts[line.owner, row.currency]
-            account[0] += line.amount
-            account[1] += line.held
-            if max(abs(account[0]), abs(account[1])) > LARGEST:
-                raise LedgerError(f"The balance of {line.owner!r} would not fit into 64 bits. Open another account.")
-        self._booked.append(Booked(row, list(lines)))
-        self._seq, self._hash = row.seq, row.hash
-        return self._booked[-1]
+        currency = row.currency
+        self.load((line.owner for line in lines), currency)
+        accounts = {}
+        for owner, amount, more, _ in lines:
+            balance, held = self._accounts[owner, currency]
+            accounts[owner, currency] = balance + amount, held + more
+            if not (-LARGEST <= balance + amount <= LARGEST and -LARGEST <= held + more <= LARGEST):
+                raise LedgerError(f"The balance of {owner!r} would not fit into 64 bits. Open another account.")
+        self._accounts |= accounts
+        self._moved |= dict.fromkeys(accounts)
+        booking = Booked(row, list(lines))
+        self._booked.append(booking)
+        self._lines[row.seq] = booking.lines
+        self.seq, self._hash = row.seq, row.hash
+        return booking
 
     def flush(self) -> None:
         """Write what was appended, each table in one statement."""
         if not self._booked:
             return
-        name = self.connection.dialect.name
-        entries = [
-            {"seq": row.seq, "line": number, **line._asdict()}
-            for row, lines in self._booked
-            for number, line in enumerate(lines)
-        ]
-        touched = sorted({(line.owner, row.currency) for row, lines in self._booked for line in lines})
-        columns = ("owner", "currency", "balance", "held")
-        accounts = [dict(zip(columns, (*account, *self._accounts[account]), strict=True)) for account in touched]
-        with _pipeline(self.connection):
-            self._send(_INSERT_BOOKINGS, [row._asdict() for row, _ in self._booked])
-            self._send(_INSERT_ENTRIES, entries)
-            self._send(_UPSERT_ACCOUNTS[name], accounts)
-            self._send(_UPSERT_AUCTIONS[name], [auction._asdict() for auction in self._auctions.values()])
-            self._send(_INSERT_RECEIPTS, self._receipts)
-            self._send(_NEXT, [{"seq": self._seq, "hash": self._hash, "at": self.at}])
-
-    def _send(self, statement: Any, rows: list[dict[str, Any]]) -> None:
-        if rows:
-            # SQLAlchemy would look the statement's text up each time, which takes longer than SQLite takes to write
-            self.connection.exec_driver_sql(_sql(statement, self.connection.dialect), rows)
-
-
-@cache
-def _sql(statement: Any, dialect: Dialect) -> str:
-    """Return a statement's text for the driver, with named parameters."""
-    return str(statement.compile(dialect=sqlite.dialect(paramstyle="named") if dialect.name == "sqlite" else dialect))
-
-
-@contextmanager
-def _pipeline(connection: Connection) -> Iterator[None]:
-    """Run several statements in one round trip (PostgreSQL's pipeline mode). Errors come at the end."""
-    if connection.dialect.name != "postgresql":
-        yield
-        return
-    from psycopg import Error
-
-    driver = connection.connection.driver_connection
-    try:
-        with driver.pipeline():  # type: ignore[union-attr]
-            yield
-    except Error as error:
-        lost = bool(getattr(driver, "broken", False))
-        if lost:
-            connection.invalidate(error)
-        raise DBAPIError.instance(
-            "a booking", None, error, Error, connection_invalidated=lost, dialect=connection.dialect
-        ) from error
+        used = {row.currency for row, _ in self._booked if row.kind in SET_SCALE}
+        rows: dict[Table, statements.Rows] = {
+            tables.bookings: [row for row, _ in self._booked],
+            tables.entries: [(row.seq, n, *line) for row, lines in self._booked for n, line in enumerate(lines)],
+            tables.accounts: [(*account, *self._accounts[account]) for account in self._moved],
+            tables.auctions: list(self._changed.values()),
+            tables.receipts: self._receipts,
+            tables.currencies: [(code, scale) for code, scale in self._new_scales.items() if code in used],
+            tables.head: [(1, self.seq, self._hash, self.at)],
+        }
+        statements.store(self._connection, rows)
+        self._booked, self._moved, self._changed, self._receipts = [], {}, {}, []
 
 
 def units_of(amounts: Mapping[str, Decimal], scale: int) -> dict[str, tuple[int, int]]:

@@ -9,6 +9,7 @@ from sqlalchemy import create_engine, make_url, text
 
 from llm_auction_chain.ledger import Ledger
 from llm_auction_chain.ledger.tables import METADATA
+from tests.ledger.faults.worker import Crowded
 from tests.ledger.servers import started
 
 
@@ -102,9 +103,10 @@ def clock():
     return Clock()
 
 
-@pytest.fixture
-def ledger(url, clock):
-    with Ledger(url, scales={"EUR": 2, "JPY": 0}, clock=clock) as made:
+@pytest.fixture(params=[Ledger, Crowded], ids=["alone", "together"])
+def ledger(request, url, clock):
+    """A ledger; and one whose every booking has neighbours in its transaction."""
+    with request.param(url, scales={"EUR": 2, "JPY": 0}, clock=clock) as made:
         yield made
 
 

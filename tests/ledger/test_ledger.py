@@ -9,12 +9,15 @@ import pytest
 from llm_auction_chain.errors import ChargeConflictError, ConfigurationError, CoverError
 from llm_auction_chain.ledger import Account, Ledger
 from llm_auction_chain.testing import LedgerConformance
+from tests.ledger.faults.worker import Crowded
 
 
 class TestLedger(LedgerConformance):
+    kind = Ledger
+
     @pytest.fixture(autouse=True)
     def _opened(self, url):
-        with Ledger(url) as self._ledger:
+        with self.kind(url) as self._ledger:
             yield
 
     def ledger(self):
@@ -25,6 +28,10 @@ class TestLedger(LedgerConformance):
     def account(self, ledger, owner):
         account = ledger.balance(owner)
         return account.balance, account.held
+
+
+class TestLedgerOfGroups(TestLedger):
+    kind = Crowded
 
 
 BAD_ARGUMENTS = [

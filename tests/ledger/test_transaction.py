@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from llm_auction_chain.errors import ChargeConflictError, CoverError
 from llm_auction_chain.ledger import Ledger
 from tests.ledger.conftest import Clock
+from tests.ledger.faults.worker import Crowded
 
 OWNERS = st.sampled_from("AB")
 AUCTIONS = st.sampled_from("xyz")
@@ -111,12 +112,12 @@ class Model:
 
 
 class Machine(RuleBasedStateMachine):
-    url = "sqlite://"
+    kind, url = Ledger, "sqlite://"
 
     def __init__(self):
         super().__init__()
         self.clock, self.model = Clock(), Model()
-        self.ledger = Ledger(self.url, scales={"EUR": 2}, clock=self.clock)
+        self.ledger = self.kind(self.url, scales={"EUR": 2}, clock=self.clock)
 
     def teardown(self):
         assert self.ledger.verify().differences == []
@@ -186,9 +187,14 @@ class Machine(RuleBasedStateMachine):
             assert totals.cash == totals.revenue + totals.balances
 
 
-def test_any_sequence_of_operations_does_what_the_laws_say():
+class CrowdedMachine(Machine):
+    kind = Crowded
+
+
+@pytest.mark.parametrize("machine", [Machine, CrowdedMachine])
+def test_any_sequence_of_operations_does_what_the_laws_say(machine):
     run_state_machine_as_test(
-        Machine, settings=settings(AT_ONCE, max_examples=30, stateful_step_count=20, derandomize=True)
+        machine, settings=settings(AT_ONCE, max_examples=30, stateful_step_count=20, derandomize=True)
     )
 
 

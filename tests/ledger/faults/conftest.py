@@ -53,12 +53,12 @@ def url(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture
-def client_of(tmp_path):
+@pytest.fixture(params=[False, True], ids=["alone", "together"])
+def client_of(request, tmp_path):
     clients = []
 
     def make(url):
-        clients.append(Client(url, tmp_path))
+        clients.append(Client(url, tmp_path, crowd=request.param))
         return clients[-1]
 
     yield make

@@ -40,10 +40,10 @@ class Ended(NamedTuple):
 
 
 class Client:
-    """Has auctions held by a worker process, on one ledger."""
+    """Has auctions held by a worker process, on one ledger; with `crowd`, each booking shares its transaction."""
 
-    def __init__(self, url, folder):
-        self.url, self.delivered = url, folder / "delivered"
+    def __init__(self, url, folder, crowd):
+        self.url, self.delivered, self._crowd = url, folder / "delivered", crowd
         self._failed, self._steps = folder / "failed", folder / "steps"
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         program = [sys.executable, str(Path(__file__).with_name("worker.py"))]
@@ -60,6 +60,7 @@ class Client:
         for path in (self._failed, self._steps):
             path.unlink(missing_ok=True)
         task |= {"url": self.url, "delivered": str(self.delivered), "failed": str(self._failed), "keys": keys}
+        task["crowd"] = self._crowd
         if steps:
             task["steps"] = str(self._steps)
         self._worker.stdin.write(json.dumps(task) + "\n")

@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 import warnings
+from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
@@ -23,8 +24,9 @@ from sqlalchemy import Engine, event, make_url
 from sqlalchemy.engine.default import DefaultDialect
 
 from llm_auction_chain import Agent, AuctionRunnable, AuctionWarning, Billing
-from llm_auction_chain.errors import LedgerError
-from llm_auction_chain.ledger import Ledger
+from llm_auction_chain.errors import CoverError, LedgerError
+from llm_auction_chain.ledger import Ledger, operations, statements
+from llm_auction_chain.ledger.transaction import Operation
 from llm_auction_chain.testing import MarkovChatModel
 
 OWNERS = "ABCDEFGH"  # H has no account
@@ -87,7 +89,36 @@ class Fault:
         self.at = None
 
 
-class Watched(Ledger):
+class Crowded(Ledger):
+    """A ledger whose every operation shares its transaction with three others: two are refused, one is its repetition.
+
+    Attributes:
+        crowd: whether it does.
+    """
+
+    crowd = True
+    _within = False  # a transaction that failed is tried again without the others
+
+    def _book(self, group):
+        if not self.crowd or self._within:
+            return super()._book(group)
+        self._within = True
+        try:
+            refused = Operation(operations.move_cash, ("withdrawal", "Nobody", Decimal(1), "", uuid4().hex, ""), {})
+            repeated = [operation for operation in group if operation.verb is not operations.expire]  # of one page
+            outcomes = super()._book([refused, *group, *repeated, refused])
+        finally:
+            self._within = False
+        own, again = outcomes[1 : len(group) + 1], iter(outcomes[len(group) + 1 : -1])
+        for operation, (value, error) in zip(group, own, strict=True):
+            same, refusal = next(again) if operation in repeated else (value, error)
+            assert (same, type(refusal)) == (value, type(error))
+        others = {type(error) for _, error in (outcomes[0], outcomes[-1])}
+        assert others == {CoverError} or others == {type(error) for _, error in own}
+        return own
+
+
+class Watched(Crowded):
     """A ledger whose every verb is two steps: before, and after."""
 
     fault = None
@@ -111,6 +142,16 @@ class Watched(Ledger):
         return done
 
 
+def watched(call, name, fault):
+    def steps(*args):
+        fault.step(f"before {name}")
+        done = call(*args)
+        fault.step(f"after {name}")
+        return done
+
+    return steps
+
+
 def watch_statements(fault):
     """Make every statement and every commit of this process a step before it and one after it."""
     commit = DefaultDialect.do_commit
@@ -121,6 +162,9 @@ def watch_statements(fault):
         fault.step("after COMMIT")
 
     DefaultDialect.do_commit = do_commit
+
+    for name in ("fetch", "store"):
+        setattr(statements, name, watched(getattr(statements, name), name, fault))
 
     @event.listens_for(Engine, "before_cursor_execute")
     def before(connection, cursor, statement, *_):
@@ -139,6 +183,7 @@ def hold_auctions(task):
         limit_pages(task)
     ledger = Watched(task["url"])
     ledger.fault = fault
+    ledger.crowd = task["crowd"]
     if "bytes" in task:
         limit_files(task)
     for key in task["keys"]:

@@ -1,0 +1,83 @@
+"""Group commit: calls that wait at the same time run together, in one transaction."""
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any, Generic, TypeVar
+
+C = TypeVar("C")
+T = TypeVar("T")
+Outcome = tuple[Any, Exception | None]  # what a call returns, or what it raises
+_MOST = 128  # calls of one group: other processes wait until its transaction ends
+
+
+class _Call(Generic[C]):
+    """A call, and what becomes of it."""
+
+    def __init__(self, work: C) -> None:
+        self.work = work
+        self.outcome: Outcome | None = None
+        self.woken = Lock()
+        self.woken.acquire()
+
+
+class Groups(Generic[C]):
+    """Runs calls of many threads in groups, one group after the other.
+
+    The first call leads: it runs in its own thread, with all that wait by then. Calls that arrive meanwhile form the
+    next group, which one of them leads. So a call that is alone waits for nobody, and the more there are, the more they
+    share. Where the thread that leads is interrupted, as by Ctrl-C, the others of its group run again with the next.
+
+    >>> groups = Groups()
+    >>> groups.call(lambda group: [(work + 1, None) for work in group], 1)
+    2
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._waiting: list[_Call[C]] = []
+        self._group: list[_Call[C]] = []
+        self._leader: _Call[C] | None = None
+
+    def call(self, run: Callable[[list[C]], Sequence[Outcome]], work: C) -> Any:
+        """Return or raise the outcome of `work`, which `run` returns for each of a group."""
+        call = _Call(work)
+        try:
+            with self._lock:
+                self._waiting.append(call)
+                if self._leader is None:
+                    self._leader = call
+            if self._leader is not call:
+                call.woken.acquire()
+            if self._leader is call:
+                self._lead(run)
+        finally:
+            self._leave(call)
+        value, error = call.outcome or (None, RuntimeError("The group ended without an outcome."))
+        if error is not None:
+            raise error
+        return value
+
+    def _lead(self, run: Callable[[list[C]], Sequence[Outcome]]) -> None:
+        with self._lock:
+            self._group, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+        outcomes = run([call.work for call in self._group])
+        for call, outcome in zip(self._group, outcomes, strict=True):
+            call.outcome = outcome
+
+    def _leave(self, call: _Call[C]) -> None:
+        """Forget a call that is over or interrupted. Where it leads, let the next lead, and wake the group."""
+        with self._lock:
+            if call in self._waiting:
+                self._waiting.remove(call)
+            if self._leader is not call:
+                return
+            group = [one for one in self._group if one is not call]
+            self._group = []
+            self._waiting[:0] = [one for one in group if one.outcome is None]
+            self._leader = self._waiting[0] if self._waiting else None
+            leader = self._leader
+        if leader is not None:
+            leader.woken.release()
+        for one in group:
+            if one.outcome is not None:
+                one.woken.release()
