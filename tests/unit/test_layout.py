@@ -10,6 +10,7 @@ ELSEWHERE = {
     "ledger/arguments.py": "tests/ledger/test_operations.py",
     "ledger/chain.py": "tests/ledger/test_audit.py",
     "ledger/records.py": "tests/ledger/test_queries.py",
+    "ledger/statements.py": "tests/ledger/test_transaction.py",
     "ledger/tables.py": "tests/ledger/test_database.py",
     "models/local/classifier.py": "tests/unit/rewards/test_reward_model.py",
 }
