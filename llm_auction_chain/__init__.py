@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from llm_auction_chain.interfaces.chat_model import ChatAuction
     from llm_auction_chain.interfaces.middleware import AuctionMiddleware
+    from llm_auction_chain.interfaces.ray_data import map_auctions
     from llm_auction_chain.interfaces.runnable import AuctionRunnable
     from llm_auction_chain.interfaces.telemetry import OpenTelemetryHandler
     from llm_auction_chain.ledger import Ledger
@@ -82,6 +83,7 @@ __all__ = [
     "TauPoint",
     "lint_context",
     "load_agents",
+    "map_auctions",
     "plot_tau_sweep",
     "public_reply",
     "tau_sweep",
@@ -99,6 +101,7 @@ _NAMES = {
     "directory": ("AgentDirectory",),
     "interfaces.chat_model": ("ChatAuction",),
     "interfaces.middleware": ("AuctionMiddleware",),
+    "interfaces.ray_data": ("map_auctions",),
     "interfaces.runnable": ("AuctionRunnable",),
     "interfaces.telemetry": ("OpenTelemetryHandler",),
     "ledger": ("Ledger",),

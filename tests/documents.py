@@ -10,6 +10,7 @@ DOCUMENTS = [
     str(path.relative_to(ROOT))
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "cookbook").glob("*.md"))]
     if "```python" in path.read_text(encoding="utf-8") and "VLLM_URL" not in path.read_text(encoding="utf-8")
+    if path.name != "auctions_on_ray.md"  # make test-ray
 ]
 # They take many replies of the embedded model, or a second and more: make test-models runs them.
 SLOW = {

@@ -7,6 +7,7 @@ PACKAGE = ROOT / "llm_auction_chain"
 
 # Modules without a test file of their name, and where their promises are tested: each needs the whole of its package.
 ELSEWHERE = {
+    "interfaces/ray_data.py": "tests/ray/test_ray_data.py",
     "ledger/arguments.py": "tests/ledger/test_operations.py",
     "ledger/chain.py": "tests/ledger/test_audit.py",
     "ledger/records.py": "tests/ledger/test_queries.py",

@@ -25,7 +25,7 @@ def test_all_is_sorted_and_can_be_imported():
     "what", ["import llm_auction_chain", "from llm_auction_chain import Agent, AuctionRunnable, ChatTransformers"]
 )
 def test_importing_loads_nothing_heavy(what):
-    heavy = ("torch", "transformers", "langchain.agents", "sqlalchemy", "matplotlib", "tqdm")
+    heavy = ("torch", "transformers", "langchain.agents", "sqlalchemy", "matplotlib", "tqdm", "ray", "pyarrow")
     code = f"import sys; {what}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout.strip() == "[]"
@@ -33,7 +33,7 @@ def test_importing_loads_nothing_heavy(what):
 
 def test_an_import_of_all_names_needs_no_extra():
     libraries = (
-        "langchain", "langgraph", "matplotlib", "opentelemetry", "regex", "rich", "sqlalchemy", "torch", "tqdm",
+        "langchain", "langgraph", "matplotlib", "opentelemetry", "ray", "regex", "rich", "sqlalchemy", "torch", "tqdm",
         "transformers",
     )  # fmt: skip
     code = f"""import sys
