@@ -137,7 +137,7 @@ class _Awaiting(Waiter):
 
     @override
     async def together(self, calls: Calls[T], *, most: int | None = None, progress: Progress = None) -> list[T]:
-        gate = asyncio.Semaphore(most or len(calls) or 1)
+        gate = asyncio.Semaphore(most) if most else contextlib.nullcontext()
         returned = itertools.count(1)
 
         async def one(call: Callable[[], Coroutine[Any, Any, T]]) -> T:

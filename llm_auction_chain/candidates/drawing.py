@@ -288,6 +288,7 @@ async def draw(
 
 async def _draw(plan: Plan, waiter: Waiter, config: RunnableConfig | None, progress: Progress | None) -> Drawn:
     replies: list[tuple[int, AIMessage]] = []
+    identities: list[Hashable] = []  # of the replies
     allowed: dict[Hashable, bool] = {}
     log_probs = np.zeros((len(plan.conditions), 0))
     weights, counts = np.zeros(0), np.zeros(len(plan.conditions), dtype=np.int64)
@@ -300,16 +301,18 @@ async def _draw(plan: Plan, waiter: Waiter, config: RunnableConfig | None, progr
         causes += sample.causes
         if not sample.replies:
             break
-        await _filter(plan, sample.replies, allowed, waiter, config)
+        fresh = [_identity(message) for _, message in sample.replies]
+        await _filter(plan, sample.replies, fresh, allowed, waiter, config)
         replies += sample.replies
+        identities += fresh
         counts = np.bincount([condition for condition, _ in replies], minlength=len(plan.conditions))
         weights = np.zeros(len(replies))
         if plan.weighted:
-            scores = await _log_probs(plan, sample.replies, waiter, progress)
+            scores = await _log_probs(plan, sample.replies, fresh, waiter, progress)
             log_probs = np.concatenate([log_probs, scores], axis=1)
             weights = log_weights(log_probs, counts)
-        weights = np.where([allowed[_identity(message)] for _, message in replies], weights, -np.inf)
-    candidates = _merge(plan, replies, weights, allowed)
+        weights = np.where([allowed[identity] for identity in identities], weights, -np.inf)
+    candidates = _merge(plan, replies, identities, weights, allowed)
     _check_enough(plan, candidates, len(replies), causes, asked)
     if not any(candidate.possible for candidate in candidates) and plan.fallback is not None:
         candidates += (Candidate(message=plan.fallback, component="fallback"),)
@@ -351,10 +354,15 @@ async def _sample(
 
 
 async def _filter(
-    plan: Plan, replies: _Replies, allowed: dict[Hashable, bool], waiter: Waiter, config: RunnableConfig | None
+    plan: Plan,
+    replies: _Replies,
+    identities: Sequence[Hashable],
+    allowed: dict[Hashable, bool],
+    waiter: Waiter,
+    config: RunnableConfig | None,
 ) -> None:
     """Add to `allowed` which replies may be returned. The filter is asked once about equal replies."""
-    fresh = {_identity(message): message for _, message in replies if _identity(message) not in allowed}
+    fresh = {own: message for own, (_, message) in zip(identities, replies, strict=True) if own not in allowed}
     if plan.filter is None or not fresh:
         allowed.update(dict.fromkeys(fresh, True))
         return
@@ -362,7 +370,9 @@ async def _filter(
     allowed.update(zip(fresh, answers, strict=True))
 
 
-async def _log_probs(plan: Plan, replies: _Replies, waiter: Waiter, progress: Progress | None) -> FloatArray:
+async def _log_probs(
+    plan: Plan, replies: _Replies, identities: Sequence[Hashable], waiter: Waiter, progress: Progress | None
+) -> FloatArray:
     """Return the log-probabilities (C, M) of replies under every condition, nats."""
     assert plan.scorer is not None  # noqa: S101 - for the type checker: such a plan has one
     if progress:
@@ -372,7 +382,7 @@ async def _log_probs(plan: Plan, replies: _Replies, waiter: Waiter, progress: Pr
         plan.conditions,
         replies,
         waiter,
-        identities=[_identity(message) for _, message in replies],
+        identities=identities,
         law=plan.source.law if plan.scorer is plan.source.scorer else {},
     )
     if progress:
@@ -405,22 +415,33 @@ def _check_enough(
 
 
 def _merge(
-    plan: Plan, replies: _Replies, weights: FloatArray, allowed: Mapping[Hashable, bool]
+    plan: Plan,
+    replies: _Replies,
+    identities: Sequence[Hashable],
+    weights: FloatArray,
+    allowed: Mapping[Hashable, bool],
 ) -> tuple[Candidate, ...]:
     """Return the distinct replies. A candidate's weight is the mean of its draws' weights, which changes no payment."""
     places: dict[Hashable, list[int]] = {}
-    for k, (_, message) in enumerate(replies):
-        places.setdefault(_identity(message), []).append(k)
+    for k, identity in enumerate(identities):
+        places.setdefault(identity, []).append(k)
     return tuple(
         Candidate(
             message=replies[draws[0]][1],
-            log_weight=float(np.logaddexp.reduce(weights[draws]) - math.log(len(draws))),
+            log_weight=_mean_of(weights[draws]),
             draws=len(draws),
             component=plan.conditions[replies[draws[0]][0]].name,
             excluded=not allowed[identity],
         )
         for identity, draws in places.items()
     )
+
+
+def _mean_of(log_weights: FloatArray) -> float:
+    """Return the logarithm of the mean of weights."""
+    if len(log_weights) == 1:
+        return float(log_weights[0])
+    return float(np.logaddexp.reduce(log_weights) - math.log(len(log_weights)))
 
 
 def _identity(message: AIMessage) -> Hashable:

@@ -4,7 +4,7 @@ A model that draws many replies in one request does so. Any other Runnable is ca
 Truncated and empty replies are kept, because dropping them would change the proposal.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
@@ -32,8 +32,10 @@ from llm_auction_chain.candidates.unwrapping import (
     SETTINGS,
     Untraced,
     asks_for_format,
+    innermost,
     inside,
     of_one_draw,
+    unheard_runs,
 )
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
 from llm_auction_chain.messages import calls_of
@@ -203,10 +205,10 @@ class Source:
             if progress is not None:
                 progress(sum(count for _, count in wanted), None)
         else:
-            configs = get_config_list(child, len(places))
-            calls = [
-                partial(self._invoke, self._drawn + k, list(wanted[place][0].prompts[0]), configs[k], extra, waiter)
-                for k, place in enumerate(places)
+            prompts = [list(wanted[place][0].prompts[0]) for place in places]
+            calls = await self._unheard_calls(prompts, child, extra, waiter) or [
+                partial(self._invoke, self._drawn + k, prompts[k], config, extra, waiter)
+                for k, config in enumerate(get_config_list(child, len(places)))
             ]
             count = (lambda done: progress(done, None)) if progress is not None else None
             replies = await waiter.together(calls, most=most, progress=count)
@@ -236,6 +238,23 @@ class Source:
                 requests = [{**request, "first": _ROOM * k} for request, k in zip(requests, before, strict=False)]
         hooks = _progress_keywords(progress, len(requests))
         return [(list(wanted[k][0].prompts[0]), {**keywords, **requests[k], **hooks[k]}) for k in range(len(requests))]
+
+    async def _unheard_calls(
+        self, prompts: list[list[BaseMessage]], config: RunnableConfig, extra: dict[str, Any], waiter: Waiter
+    ) -> list[Callable[[], Coroutine[Any, Any, Any]]]:
+        """Return a call for each prompt if nothing listens to their runs; else nothing."""
+        if self._seeded or not self._traced:
+            return []
+        runs = await unheard_runs(self._model, prompts, config, waiter)
+        model: Any = innermost(self._model)
+
+        async def one(prompt: list[BaseMessage], run: Any) -> Any:
+            try:
+                return (await Untraced(model).generate(prompt, {**self._settings, **extra}, waiter, run))[0].message
+            except Exception as error:  # noqa: BLE001 - kept in .causes
+                return error
+
+        return [partial(one, prompt, run) for prompt, run in zip(prompts, runs, strict=False)]
 
     async def _invoke(
         self, k: int, prompt: list[BaseMessage], config: RunnableConfig, keywords: dict[str, Any], waiter: Waiter

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
@@ -14,7 +15,7 @@ from langchain_core.runnables import (
     RunnableParallel,
     RunnableSequence,
 )
-from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.base import RunnableBinding, RunnableBindingBase
 from langchain_core.runnables.config import ensure_config, merge_configs
 from langchain_core.runnables.configurable import (
     DynamicRunnable,
@@ -44,6 +45,7 @@ __all__ = [
     "offers_tools",
     "runnables_in",
     "settings_of",
+    "unheard_runs",
 ]
 
 COPIES = ("n", "candidate_count")
@@ -66,6 +68,7 @@ _WITH_FORMAT = frozenset(
 )
 _WITH_TOOLS = frozenset({"additionalmodelrequestfields", "toolconfig"})
 _NO_FORMAT: tuple[Any, ...] = (None, False, "", "text", "text/plain", {}, {"type": "text"})
+_CALLS = ("invoke", "ainvoke", "generate_prompt", "agenerate_prompt", "generate", "agenerate")
 _INIT_CHAT_MODEL = ("langchain.chat_models.base", "_ConfigurableModel")  # by name: langchain is optional
 
 
@@ -352,14 +355,56 @@ class Untraced(Runnable[LanguageModelInput, BaseMessage]):
         return (await self.generate(messages_of(input), kwargs, AWAITING))[0].message
 
     async def generate(
-        self, messages: list[BaseMessage], kwargs: Mapping[str, Any], waiter: Waiter
+        self, messages: list[BaseMessage], kwargs: Mapping[str, Any], waiter: Waiter, run_manager: Any = None
     ) -> list[ChatGeneration]:
-        """Return all replies of one request."""
+        """Return all replies of one request, which has a run if it is one of `unheard_runs`."""
         # LangChain keeps these for tracers, and from the model.
         keywords = {name: value for name, value in kwargs.items() if name not in _FOR_TRACERS}
         # Not `generate(callbacks=[])`: its run would still reach the callbacks of configure hooks.
         result = await waiter.either(
-            lambda: self.model._generate_with_cache(messages, **keywords),  # noqa: SLF001
-            lambda: self.model._agenerate_with_cache(messages, **keywords),  # noqa: SLF001
+            lambda: self.model._generate_with_cache(messages, run_manager=run_manager, **keywords),  # noqa: SLF001
+            lambda: self.model._agenerate_with_cache(messages, run_manager=run_manager, **keywords),  # noqa: SLF001
         )
         return result.generations
+
+
+async def unheard_runs(
+    model: Runnable[Any, Any], prompts: list[list[BaseMessage]], config: RunnableConfig, waiter: Waiter
+) -> list[Any]:
+    """Return the run of a call of the model for each prompt if no callback listens to it; else nothing.
+
+    LangChain prepares what callbacks would be told even where there are none, which takes longer than a fast model
+    does. With these runs, `Untraced` returns what the model itself would return, without that work.
+    """
+    if not _is_plain(model) or not all(isinstance(one.content, str) for prompt in prompts for one in prompt):
+        return []
+    chat: Any = innermost(model)
+    metadata = {**config.get("metadata", {}), **chat._get_ls_params(**settings_of(model))}  # noqa: SLF001 - as above
+    tags = config.get("tags"), chat.tags
+
+    def manager(kind: Any) -> Any:
+        return kind.configure(config.get("callbacks"), chat.callbacks, chat.verbose, *tags, metadata, chat.metadata)
+
+    def begin() -> list[Any]:
+        unheard = manager(CallbackManager)
+        return [] if unheard.handlers else unheard.on_chat_model_start({}, prompts)
+
+    async def abegin() -> list[Any]:
+        unheard = manager(AsyncCallbackManager)
+        return [] if unheard.handlers else await unheard.on_chat_model_start({}, prompts)
+
+    return await waiter.either(begin, abegin)
+
+
+def _is_plain(model: Runnable[Any, Any]) -> bool:
+    """Whether a call does what LangChain's chat model does: only keywords are bound, and no method is overridden."""
+    while isinstance(model, RunnableBindingBase):
+        if model.config or model.config_factories or not _inherits(model, RunnableBinding, ("invoke", "ainvoke")):
+            return False
+        model = model.bound
+    return _inherits(model, BaseChatModel, _CALLS)
+
+
+def _inherits(model: Any, ancestor: type, methods: tuple[str, ...]) -> bool:
+    own = type(model)
+    return issubclass(own, ancestor) and all(getattr(own, name) is getattr(ancestor, name) for name in methods)

@@ -1,13 +1,19 @@
 """Replies from any chat model: through its wrappers, without a cache, with every failure kept."""
 
 import time
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import httpx
 import numpy as np
 import pytest
 from langchain_core.caches import InMemoryCache
-from langchain_core.callbacks import BaseCallbackHandler, CallbackManager, UsageMetadataCallbackHandler
+from langchain_core.callbacks import (
+    BaseCallbackHandler,
+    CallbackManager,
+    UsageMetadataCallbackHandler,
+    get_usage_metadata_callback,
+)
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
@@ -556,3 +562,123 @@ async def test_a_reply_that_is_nested_too_deeply_is_a_call_that_failed(auction, 
 def test_a_reply_that_is_nested_as_deeply_as_code_can_walk_is_a_reply(part):
     held = ChatAuction(model=Nested(part=part(nested(95))), agents=[], n_candidates=2)
     assert list(held.stream("x"))
+
+
+class Runs(BaseChatModel):
+    """Keeps the run of every call, the keywords, and what a model that it calls in turn would inherit."""
+
+    seen: list = []  # noqa: RUF012 - pydantic copies it
+    tags: list = ["own"]  # noqa: RUF012
+    broken: bool = False
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        inherited = (run_manager.inheritable_tags, run_manager.inheritable_metadata)
+        run = (run_manager.parent_run_id is not None, run_manager.tags, run_manager.metadata)
+        self.seen.append((run_manager.run_id, run, inherited, messages, stop, kwargs))
+        if self.broken:
+            raise ConnectionError("broken")
+        message = AIMessage(f"reply {len(self.seen)}", response_metadata={"model_name": "runs"})
+        generation = ChatGeneration(message=message, generation_info={"finish_reason": "stop"})
+        return ChatResult(generations=[generation], llm_output={"token": "one"})
+
+    @property
+    def _llm_type(self):
+        return "runs"
+
+
+class Hears(BaseCallbackHandler):
+    def __init__(self):
+        self.starts = []
+
+    def on_chat_model_start(self, *args, run_id, **kwargs):
+        self.starts.append(run_id)
+
+
+async def drawn(model, config, prompt, *, waits):
+    """Return what four draws gave, and what the model saw in them."""
+    model_of_all = model
+    while not isinstance(model_of_all, BaseChatModel):
+        model_of_all = model_of_all.bound
+    held = AuctionRunnable(model=model, agents=TWO, n_candidates=4, seed=7)
+    result = await held.arun(prompt, config) if waits else held.run(prompt, config)
+    seen, model_of_all.seen[:] = sorted(model_of_all.seen, key=lambda one: one[0]), []
+    ids = {candidate.message.id for candidate in result.candidates}
+    assert ids == {f"lc_run--{run_id}-0" for run_id, *_ in seen}
+    assert len(seen) == len(ids) == 4
+    metadata = [candidate.message.response_metadata for candidate in result.candidates]
+    return metadata, [one[1:] for one in seen]
+
+
+BLOCKS = [HumanMessage([{"type": "file", "source_type": "base64", "mime_type": "application/pdf", "data": "YQ=="}])]
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, BLOCKS], ids=["text", "blocks"])
+@pytest.mark.parametrize("wrap", [
+    lambda model: model,
+    lambda model: model.bind(stop=["."], temperature=0.5).bind(top_k=3),
+    lambda model: model.with_config(tags=["bound"], metadata={"bound": 1}),
+])  # fmt: skip
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_draw_is_the_same_whether_or_not_a_callback_listens(wrap, prompt, waits):
+    config = {"tags": ["call"], "metadata": {"user": "u"}}
+    unheard = await drawn(wrap(Runs()), config, prompt, waits=waits)
+    hears = Hears()
+    heard = await drawn(wrap(Runs()), {**config, "callbacks": [hears]}, prompt, waits=waits)
+    assert len(set(hears.starts)) == 4
+
+    def without_langchains_version(values):  # which names itself in what it tells tracers
+        return (
+            repr(values)
+            .replace("'ls_integration': 'langchain_chat_model', ", "")
+            .replace(", 'ls_integration': 'langchain_chat_model'", "")
+        )
+
+    assert without_langchains_version(unheard) == without_langchains_version(heard)
+
+
+@pytest.mark.parametrize("place", ["call", "model", "binding", "ambient", "debug"])
+@pytest.mark.parametrize("waits", [False, True])
+async def test_wherever_a_callback_is_it_hears_every_draw(place, waits, monkeypatch, capsys):
+    hears, model = Hears(), Runs()
+    config = {"callbacks": [hears]} if place == "call" else {}
+    if place == "model":
+        model = Runs(callbacks=[hears])
+    if place == "binding":
+        model = Runs().with_config(callbacks=[hears]).bind(stop=["."])
+    if place == "debug":
+        monkeypatch.setattr("langchain_core.callbacks.manager._get_debug", lambda: True)
+    hook = get_usage_metadata_callback() if place == "ambient" else nullcontext()
+    with hook as counted:
+        if counted is not None:
+            counted.on_chat_model_start = hears.on_chat_model_start
+        held = AuctionRunnable(model=model, agents=TWO, n_candidates=4)
+        assert (await held.arun("x", config) if waits else held.run("x", config)).draws == 4
+    if place == "debug":
+        assert capsys.readouterr().out.count("[llm/start]") == 4
+    else:
+        assert len(set(hears.starts)) == 4
+
+
+async def test_draws_that_fail_unheard_are_kept_as_causes():
+    for waits in (False, True):
+        held = AuctionRunnable(model=Runs(broken=True), agents=TWO, n_candidates=4)
+        with pytest.raises(CandidatesError, match="broken") as caught:
+            await held.ainvoke("x") if waits else held.invoke("x")
+        assert [type(cause) for cause in caught.value.causes] == [ConnectionError] * 4
+
+
+class Polite(Runs):
+    """Overrides what a user calls."""
+
+    def invoke(self, *args, **kwargs):
+        return AIMessage(f"Please: {super().invoke(*args, **kwargs).text}")
+
+    async def ainvoke(self, *args, **kwargs):
+        return AIMessage(f"Please: {(await super().ainvoke(*args, **kwargs)).text}")
+
+
+async def test_a_model_that_overrides_its_call_is_called_that_way():
+    for wrapped in (Polite(), Polite().bind(stop=["."])):
+        held = AuctionRunnable(model=wrapped, agents=TWO, n_candidates=4)
+        for result in (held.run("x"), await held.arun("x")):
+            assert all(candidate.message.text.startswith("Please: reply") for candidate in result.candidates)
