@@ -7,11 +7,13 @@ never removes a candidate. Each agent gets its own copies of the messages, witho
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import coroutine
 from typing import Any, Literal, TypeGuard
 
 from langchain_core.callbacks import BaseCallbackManager
@@ -117,7 +119,8 @@ class _Round:
         here = copy_context()
         here.run(asked_by.set, terms.asked_by)
         self._contexts = [here.copy() for _ in agents]
-        self._configs = [_own(config) for _ in agents]
+        shared = None if config is None else ensure_config(config)
+        self._configs = [_own(shared) for _ in agents]
         for context, own_config, own_ratios in zip(self._contexts, self._configs, ratios, strict=True):
             if own_config is not None:
                 context.run(var_child_runnable_config.set, own_config)
@@ -154,16 +157,16 @@ class _Round:
         except TimeoutError:
             if not deadline.expired():
                 raise
+            while not arrived.empty():  # those that have just arrived, before the others are cancelled
+                self._note(*arrived.get_nowait())
         finally:
             late = [task for task in tasks if not task.done()]
             for task in late:
                 _late_tasks.add(task)
                 task.add_done_callback(_late_tasks.discard)
                 task.cancel()
-            if late:
-                await asyncio.sleep(0)  # they clean up before the caller may close this loop
-        while not arrived.empty():
-            self._note(*arrived.get_nowait())
+            for _ in range(2 * bool(late)):  # they, and then their own tasks
+                await asyncio.sleep(0)  # clean up before the caller may close this loop
 
     def stop(self) -> None:
         """Let scorers give up, because nothing waits for them any more."""
@@ -235,10 +238,10 @@ class _Round:
 
 
 def _own(config: RunnableConfig | None) -> RunnableConfig | None:
-    """Return an agent's own copy of the config. It names no other agent, and changes to it reach no other agent."""
+    """Return an agent's own copy of a complete config. It names no other agent, and changes to it reach none."""
     if config is None:
         return None
-    own = ensure_config(config)
+    own = config.copy()
     callbacks = own.get("callbacks")
     own["callbacks"] = callbacks.copy() if isinstance(callbacks, BaseCallbackManager) else list(callbacks or [])
     own["tags"] = list(own.get("tags") or [])
@@ -301,13 +304,13 @@ def _starts(reward: RewardLike) -> TypeGuard[Reward]:
     return isinstance(reward, Reward) and type(reward).start is not Reward.start
 
 
-async def attempt_awaiting(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:
-    """Do as `threads.attempt` does. Ctrl-C and cancellation go through.
+async def attempt_awaiting(value: Any) -> tuple[Any, BaseException | None]:
+    """Do as `waiting.attempt` does with a value that may have to be awaited. Ctrl-C and cancellation go through.
 
     A SystemExit must not leave a task: it would stop the loop.
     """
     try:
-        return await awaitable, None
+        return (await value if inspect.isawaitable(value) else value), None
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise
     except BaseException as error:  # noqa: BLE001 - an agent's code may raise anything
@@ -342,11 +345,57 @@ def _batch(reward: Runnable[Any, Any], questions: Sequence[Any], config: Runnabl
 
 
 async def _gather(values: Sequence[Any]) -> list[Any]:
-    outcomes = await asyncio.gather(*(attempt_awaiting(_await(value)) for value in values))
+    """Return the values, awaited side by side, each in a context of its own.
+
+    A task costs more than most callbacks do. So values are awaited one after the other as long as they are ready; where
+    one has to wait, all others begin beside it.
+    """
+    left, beside = deque(values), list[asyncio.Task[Any]]()
+
+    def begin_others() -> None:
+        for value in left:
+            beside.append(asyncio.create_task(attempt_awaiting(value)))
+            beside[-1].add_done_callback(partial(_close, value))
+        left.clear()
+
+    outcomes = []
+    try:
+        while left:
+            outcomes.append(await attempt_awaiting(_noticed(left.popleft(), begin_others)))
+        outcomes += await asyncio.gather(*beside)
+    finally:
+        for task in beside:
+            task.cancel()
+        for value in left:
+            _close(value)
     for _, error in outcomes:
         if error is not None:
             raise error
     return [value for value, _ in outcomes]
+
+
+@coroutine
+def _noticed(value: Any, waits: Callable[[], None]) -> Generator[Any, None, Any]:
+    """Return what a value is once it is awaited, in a context of its own. Call `waits` whenever it has to wait."""
+    awaited = value if inspect.iscoroutine(value) else _await(value)
+    context, resume = copy_context(), partial(awaited.send, None)
+    while True:
+        try:
+            waited_for = context.run(resume)
+        except StopIteration as finished:
+            return finished.value
+        waits()
+        try:
+            yield waited_for
+            resume = partial(awaited.send, None)
+        except BaseException as error:  # noqa: BLE001 - it is the coroutine's
+            resume = partial(awaited.throw, error)
+
+
+def _close(value: Any, _: object = None) -> None:
+    """Close a coroutine, which may not have begun."""
+    if inspect.iscoroutine(value):
+        value.close()
 
 
 async def _await(value: Any) -> Any:

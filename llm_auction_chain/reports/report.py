@@ -69,9 +69,9 @@ def bounds_of(agent: Agent, report_cap: float | None) -> tuple[float, float]:
     cap = cap_of(agent, report_cap)
     cap = math.inf if cap is None else float(cap)
     low, high = -cap, cap
-    with contextlib.suppress(Exception):  # most rewards declare none
-        declared = [float(bound) for bound in agent.reward.bounds]  # type: ignore[union-attr]
-        low, high = (min(max(bound, -cap), cap) for bound in declared)
+    with contextlib.suppress(Exception):
+        if (declared := getattr(agent.reward, "bounds", None)) is not None:
+            low, high = (min(max(float(bound), -cap), cap) for bound in declared)
     return (low, high) if low <= high else (-cap, cap)
 
 

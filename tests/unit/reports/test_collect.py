@@ -462,3 +462,93 @@ def test_threads_are_gone_when_the_round_is_over(ask):
     while working() - before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not working() - before
+
+
+class Gate:
+    """Holds up async callbacks until all of them have come."""
+
+    def __init__(self, count):
+        self.left, self.open = count, asyncio.Event()
+
+    async def __call__(self):
+        self.left -= 1
+        if not self.left:
+            self.open.set()
+        await self.open.wait()
+
+
+FOUR = [AIMessage(text) for text in "abcd"]
+
+
+def test_the_replies_of_an_async_callback_wait_side_by_side_and_keep_their_order(ask):
+    gate = Gate(2)
+
+    async def waits_for_two(prompt, reply):
+        if reply.text in "bd":
+            await gate()
+        return float(ord(reply.text))
+
+    (report,) = ask(Agent("A", waits_for_two), replies=FOUR)
+    assert report.rewards == tuple(map(float, map(ord, "abcd")))
+
+
+def test_a_deadline_of_an_async_callback_is_that_of_its_reply_alone(ask):
+    async def hurries(prompt, reply):
+        try:
+            async with asyncio.timeout(0.05 if reply.text in "ac" else LONG):
+                await asyncio.sleep(0.2 if reply.text != "d" else 0)
+        except TimeoutError:
+            return -1.0
+        return 1.0
+
+    (report,) = ask(Agent("A", hurries), replies=FOUR)
+    assert report.rewards == (-1.0, 1.0, -1.0, 1.0)
+
+
+def test_the_first_error_of_an_async_callback_is_the_reason_once_all_have_answered(ask):
+    answered = []
+
+    async def fails(prompt, reply):
+        if reply.text == "b":
+            await asyncio.sleep(0.01)
+        if reply.text in "bd":
+            raise LookupError(reply.text)
+        answered.append(reply.text)
+        return 1.0
+
+    (report,) = ask(Agent("A", fails), replies=FOUR)
+    assert (report.status, report.reason) == ("error", "LookupError: b")
+    assert answered == ["a", "c"]
+
+
+def test_a_context_variable_of_one_reply_is_seen_by_no_other(ask):
+    note, seen = ContextVar("note", default="none"), []
+
+    async def notes(prompt, reply):
+        seen.append(note.get())
+        token = note.set(reply.text)
+        if reply.text == "b":
+            await asyncio.sleep(0)
+        assert note.get() == reply.text
+        note.reset(token)
+        note.set("left")
+        return 1.0
+
+    (report,) = ask(Agent("A", notes), replies=FOUR)
+    assert (report.status, seen) == ("reported", ["none"] * 4)
+
+
+async def test_async_callbacks_that_are_late_have_cleaned_up_for_every_reply_when_the_round_is_over():
+    cleaned = []
+
+    async def late(prompt, reply):
+        try:
+            await asyncio.sleep(LONG)
+        finally:
+            cleaned.append(reply.text)
+
+    agents = [Agent("late", late), GOOD]
+    reports = await collect(agents, PROMPT, FOUR, Terms(timeout=0.2), waiter=AWAITING)
+    assert [report.status for report in reports] == ["timeout", "reported"]
+    assert sorted(cleaned) == list("abcd")
+    assert asyncio.all_tasks() == {asyncio.current_task()}
