@@ -13,6 +13,10 @@ import rfc8785
 __all__ = ["canonical", "digest", "loads", "printable", "time_text"]
 
 _DEEPEST = 64
+_COMPOUND = (dict, list, tuple, Mapping)
+_WHOLE = 2.0**53  # whole numbers below it are exact in JSON
+_SMALL = 1e-4  # Python writes smaller fractions with an exponent
+_spell = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 
 
 def canonical(value: Any) -> bytes:
@@ -27,21 +31,45 @@ def canonical(value: Any) -> bytes:
     >>> canonical({"b": 1.0, "a": [True, None, "é"]}).decode()
     '{"a":[true,null,"é"],"b":1}'
     """
-    return rfc8785.dumps(value)
+    try:
+        return _spell(_as_json_spells_it(value)).encode()
+    except (ValueError, TypeError):
+        return rfc8785.dumps(value)
+
+
+def _as_json_spells_it(value: Any) -> Any:
+    """Return an equal value that `json`, which is much faster, spells in the canonical way.
+
+    Raises:
+        ValueError: there is none.
+    """
+    kind = type(value)
+    if kind is dict:
+        if not all(map(str.isascii, value)):
+            raise ValueError("the order of these keys is another one in UTF-16")
+        return {key: _as_json_spells_it(one) for key, one in value.items()}
+    if kind is list or kind is tuple:
+        return [_as_json_spells_it(one) for one in value]
+    if kind is str or kind is bool or value is None:
+        return value
+    if (kind is int or (kind is float and value.is_integer())) and -_WHOLE < value < _WHOLE:
+        return int(value)
+    if kind is float and not value.is_integer() and _SMALL <= abs(value) < _WHOLE:
+        return value
+    raise ValueError("a number with an exponent, or of a kind of its own")
 
 
 def digest(value: Any, *, floats: bool = True) -> str:
     """Return the SHA-256 of the canonical spelling, as `sha256:` and hexadecimal digits.
 
-    With `floats=False` it is ten times as fast; the value must then contain no floats, and its keys must be ASCII.
+    With `floats=False` it is faster; the value must then contain no floats, and its keys must be ASCII.
 
     >>> digest({"b": 1, "a": "é"}, floats=False) == digest({"a": "é", "b": 1.0})
     True
     """
     if floats:
         return f"sha256:{hashlib.sha256(canonical(value)).hexdigest()}"
-    spelled = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return f"sha256:{hashlib.sha256(spelled.encode()).hexdigest()}"
+    return f"sha256:{hashlib.sha256(_spell(value).encode()).hexdigest()}"
 
 
 def loads(text: str | bytes | bytearray) -> Any:
@@ -98,22 +126,25 @@ def printable(value: Any) -> Any:
 
 
 def _printable(value: Any, levels: int) -> Any:
+    if value is None or type(value) is bool or (type(value) is int and -_WHOLE < value < _WHOLE):
+        return value
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, Mapping | list | tuple) and not levels:
-        return "..."
-    if isinstance(value, Mapping):
-        return {
-            _printable(key if isinstance(key, str) else repr(key), 0): _printable(one, levels - 1)
-            for key, one in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [_printable(one, levels - 1) for one in value]
+        return value if type(value) is str and value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, _COMPOUND):
+        return _printable_parts(value, levels - 1) if levels else "..."
     try:
         canonical(value)
     except ValueError:
         return _printable(_repr(value), 0)
     return value
+
+
+def _printable_parts(value: Any, levels: int) -> Any:
+    if isinstance(value, list | tuple):
+        return [_printable(one, levels) for one in value]
+    return {
+        _printable(key if isinstance(key, str) else repr(key), 0): _printable(one, levels) for key, one in value.items()
+    }
 
 
 def _repr(value: Any) -> str:

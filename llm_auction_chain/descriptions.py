@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from langchain_core.messages import BaseMessage, SystemMessage
 
@@ -79,6 +80,7 @@ def lint_context(context: str) -> tuple[str, ...]:
     return tuple(finding for finding, applies in findings.items() if applies)
 
 
+@lru_cache(maxsize=4096)  # letter by letter, for every agent of every auction
 def clean_context(context: str) -> str:
     r"""Return one line without control characters, quotation marks and the turn marks of chat templates.
 

@@ -136,7 +136,7 @@ def shown_to_agents(message: M) -> M:
         figures = {"token_logprobs": [-math.inf] * len(ids), "condition_totals": []}
         metadata["logprobs"] = {**tokens, **figures}
     private = {"usage_metadata": None, "artifact": None}
-    kept = {name: value for name, value in private.items() if getattr(message, name, None) is not None}
+    kept = {name: value for name, value in private.items() if vars(message).get(name) is not None}
     return message.model_copy(update={"response_metadata": metadata, **kept})
 
 
@@ -221,11 +221,12 @@ def total_counts(counts: Iterable[Any]) -> dict[str, Any]:
     """
     total: dict[str, Any] = {}
     for name, value in ((name, value) for one in counts if isinstance(one, Mapping) for name, value in one.items()):
-        is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-        if isinstance(value, Mapping) and isinstance(total.get(name, value), Mapping):
-            total[name] = total_counts([total.get(name), value])
-        elif is_number and not isinstance(before := total.get(name, 0), Mapping):
-            total[name] = before + value
+        before = total.get(name)
+        if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+            if not isinstance(before, dict):
+                total[name] = (before or 0) + value
+        elif isinstance(value, Mapping) and (before is None or isinstance(before, dict)):
+            total[name] = total_counts([before, value])
     return total
 
 

@@ -228,7 +228,9 @@ def _payments(result: "AuctionResult") -> list[PaymentMetadata]:
     Prices per click are rounded as charges are, by owner: one click on the reply is one for all of its agents.
     """
     settlement, prices, charges = result.settlement, result.prices_per_click, result.charges
-    rounded = charges_of([price or 0.0 for price in prices], [agent.payer for agent in result.agents])
+    clicks = {i: price for i, price in enumerate(prices) if price is not None}
+    rounded = charges_of([*clicks.values()], [result.agents[i].payer for i in clicks])
+    due = dict(zip(clicks, rounded, strict=True))
     payments: list[PaymentMetadata] = []
     for i, (agent, price) in enumerate(zip(result.agents, prices, strict=True)):
         expected, contribution = float(settlement.expected_payments[i]), float(settlement.contributions[i])
@@ -244,6 +246,6 @@ def _payments(result: "AuctionResult") -> list[PaymentMetadata]:
             "contribution_decimal": as_text(as_decimal(contribution)),
         }
         if price is not None:
-            payment |= {"per_click": price, "per_click_decimal": as_text(rounded[i])}
+            payment |= {"per_click": price, "per_click_decimal": as_text(due[i])}
         payments.append(payment)
     return payments

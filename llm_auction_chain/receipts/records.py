@@ -100,7 +100,7 @@ def message_digests(salted: Sequence[tuple[str, Sequence[BaseMessage]]]) -> list
 
 
 def _content(message: BaseMessage) -> dict[str, Any]:
-    role = getattr(message, "role", message.type.removesuffix("MessageChunk").lower())
+    role = vars(message).get("role") or message.type.removesuffix("MessageChunk").lower()
     content = {"role": role, "content": message.content}
     calls = [[call["name"], call["args"]] for call in getattr(message, "tool_calls", None) or ()]
     return {**content, "calls": calls} if calls else content

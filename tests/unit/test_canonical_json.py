@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +44,28 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abz_:09", max_size=3), inner, max_size=4),
     max_leaves=12,
 )
+
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([
+    -0.0, 1.0, 2.0**53, 9.1e15, 1e16, 1e21, 1e-4, 9.9e-5, 1e-6, 1e-7, 0.1, 123456.789, 5e-324
+])  # fmt: skip
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
+ANY = st.recursive(
+    VALUES | NUMBERS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4) | st.tuples(inner, inner),
+    max_leaves=12,
+)
+
+
+@given(value=ANY)
+def test_the_spelling_is_that_of_rfc_8785(value):
+    assert canonical(value) == rfc8785.dumps(value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("inf"), 2**53, {1: 2}, {1, 2}, "\ud800", [b"a"], object])
+def test_what_has_no_canonical_spelling_is_refused(value):
+    with pytest.raises(ValueError, match=r"."):
+        canonical({"in": [value]})
 
 
 @given(value=VALUES)
