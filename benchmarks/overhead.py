@@ -1,20 +1,24 @@
 """What an auction costs beside its model calls: against `model.batch` and the bare callbacks, in one run, alternated.
 
-The model answers at once, so all that is measured is LangChain's work and ours.
+The model answers at once, so all that is measured is LangChain's work and ours. Calls are "heard" where a callback
+listens to them: LangChain then works for it in the batch and in the auction alike.
 """
 
 import asyncio
 import gc
 import sys
+import time
 from collections.abc import Callable
 from itertools import count
 from statistics import median
 from typing import Any
 
 from front import Options, benchmark, take_turns
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import RunnableConfig
 
 from llm_auction_chain import Agent, AuctionRunnable, ChatAuction
 
@@ -40,14 +44,20 @@ class Instant(BaseChatModel):
         return "instant"
 
 
+class Listener(BaseCallbackHandler):
+    """Hears of every run and does nothing, in the loop as LangSmith's tracer."""
+
+    run_inline = True
+
+
 def likes(k: int) -> Callable[[Any, Any], float]:
     """Return a callback that takes no time to speak of."""
-    return lambda prompt, reply: float(len(reply.content) % (k + 2))
+    return lambda prompt, reply: float(sum(reply.content.encode()) % (k + 2))
 
 
 async def alikes(prompt: Any, reply: Any) -> float:
     """Report without waiting for anything."""
-    return float(len(reply.content) % 3)
+    return float(sum(reply.content.encode()) % 3)
 
 
 def bare(replies: list[AIMessage], callbacks: list[Callable[[Any, Any], float]]) -> None:
@@ -57,7 +67,7 @@ def bare(replies: list[AIMessage], callbacks: list[Callable[[Any, Any], float]])
             callback(PROMPT, reply)
 
 
-def speed(repeats: int) -> dict[str, float]:
+def speed(repeats: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """Print the milliseconds of each call style, and return its ratio to a plain batch, sync or async."""
     model = Instant()
     callbacks = [likes(k) for k in range(AGENTS)]
@@ -67,8 +77,10 @@ def speed(repeats: int) -> dict[str, float]:
     awaited = AuctionRunnable(agents=[Agent(f"agent {k}", alikes) for k in range(AGENTS)], **settings)
     loop = asyncio.new_event_loop()
 
-    async def abatch() -> None:
-        replies = await model.abatch([PROMPT] * CANDIDATES)
+    heard: RunnableConfig = {"callbacks": [Listener()]}
+
+    async def abatch(config: RunnableConfig | None = None) -> None:
+        replies = await model.abatch([PROMPT] * CANDIDATES, config)
         for _ in range(AGENTS):
             for reply in replies:
                 await alikes(PROMPT, reply)
@@ -80,9 +92,14 @@ def speed(repeats: int) -> dict[str, float]:
             "ChatAuction": lambda: chat.invoke(PROMPT),
             "abatch + callbacks": lambda: loop.run_until_complete(abatch()),
             "AuctionRunnable, async": lambda: loop.run_until_complete(awaited.ainvoke(PROMPT)),
+            "heard: batch": lambda: bare(model.batch([PROMPT] * CANDIDATES, heard), callbacks),
+            "heard: AuctionRunnable": lambda: runnable.invoke(PROMPT, heard),
+            "heard: abatch": lambda: loop.run_until_complete(abatch(heard)),
+            "heard: async": lambda: loop.run_until_complete(awaited.ainvoke(PROMPT, heard)),
         },
         repeats,
         warm_up=WARM_UP,
+        clock=clock,
     )
     loop.close()
     taken = {name: median(seconds) for name, seconds in turns.items()}
@@ -94,6 +111,8 @@ def speed(repeats: int) -> dict[str, float]:
         "overhead_vs_batch": taken["AuctionRunnable"] / sync,
         "chat_auction_vs_batch": taken["ChatAuction"] / sync,
         "async_vs_abatch": taken["AuctionRunnable, async"] / awaiting,
+        "heard_vs_batch": taken["heard: AuctionRunnable"] / taken["heard: batch"],
+        "heard_async_vs_abatch": taken["heard: async"] / taken["heard: abatch"],
     }
 
 
@@ -118,9 +137,17 @@ def memory(auctions: int) -> float:
 
 def measure(options: Options) -> dict[str, float]:
     """Print the tables and return the ratios."""
-    ratios = speed(50 if options.quick else 300)
+    ratios = speed(50 if options.quick else 300, time.process_time if options.processor else time.perf_counter)
     return ratios | {"blocks_kept_per_auction": memory(1000 if options.quick else 10_000)}
 
 
 if __name__ == "__main__":
-    benchmark("overhead", __doc__, measure, quick="fewer repetitions")
+    benchmark(
+        "overhead",
+        __doc__,
+        measure,
+        quick="fewer repetitions",
+        add_options=lambda parser: parser.add_argument(
+            "--processor", action="store_true", help="count the processor's time, on a machine that others use too"
+        ),
+    )
