@@ -80,7 +80,7 @@ docs: $(STAMP)
 test-docs: $(STAMP)
 	$(BIN)/pytest tests/browser
 
-BENCHMARKS := agents directory engine ledger mechanism neighbours overhead server
+BENCHMARKS := agents directory engine ledger mechanism neighbours overhead server soak
 RAY_BENCHMARKS := ray_scaling
 
 # Each compares contenders that take turns in one run. The quick ones take less than 50 seconds each on two slow cores.

@@ -12,7 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks"
-SCRIPTS = ["agents", "directory", "engine", "ledger", "mechanism", "neighbours", "overhead", "ray_scaling", "server"]
+SCRIPTS = [
+    "agents",
+    "directory",
+    "engine",
+    "ledger",
+    "mechanism",
+    "neighbours",
+    "overhead",
+    "ray_scaling",
+    "server",
+    "soak",
+]
 
 
 @pytest.fixture(scope="module")

@@ -555,6 +555,23 @@ def test_a_certificate_is_verified_by_the_hosts_name(score, named, authority, tr
         assert bidder.requests[0].headers["host"] == f"bidder.example:{bidder.port}"
 
 
+def test_many_slow_bidders_over_tls_do_not_wait_for_one_another(authority, trusting):
+    """Each answers only when all have been asked, and another one accepts connections and never shakes hands."""
+    context, _ = tls_of(authority, "127.0.0.1")
+    everybody = threading.Barrier(40)
+
+    def answer(request, connection):
+        everybody.wait(HUNG)
+        connection.sendall(http(GOOD))
+
+    with Bidder(answer, tls=context) as bidder, socket.create_server(("127.0.0.1", 0)) as silent:
+        mute = webhook(f"https://127.0.0.1:{silent.getsockname()[1]}", tls=trusting, timeout=0.5)
+        agents = [Agent("mute", mute)]
+        agents += [Agent(str(k), webhook(f"{bidder.url}/{k}", tls=trusting)) for k in range(40)]
+        reports = run_blocking(collect(agents, PROMPT, REPLIES, waiter=BLOCKING))
+    assert [report.status for report in reports] == ["timeout"] + ["reported"] * 40
+
+
 def test_a_certificate_of_another_host_is_refused_though_a_connection_to_its_address_is_open(
     score, named, authority, trusting
 ):
