@@ -1,5 +1,7 @@
 """What does a ledger cost? Auctions of eight owners, held and charged, against the same rows in bare transactions.
 
+Then 64 threads that hold and charge auctions at the same time, whose bookings share transactions, against one.
+
 Both write the same rows of bookings, entries and receipts into the same tables of the same kind of database, with the
 same settings of durability. The bare side does not look for earlier bookings, check cover, keep accounts or hash, and
 no triggers guard its rows.
@@ -10,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -25,6 +28,7 @@ from llm_auction_chain.testing import MarkovChatModel
 
 OWNERS = [f"owner {k}" for k in range(8)]
 MOST = dict.fromkeys(OWNERS, Decimal(10))
+CALLERS = 64
 BATCH = 20  # auctions of one turn
 ROWS = (tables.bookings, tables.entries, tables.receipts)
 
@@ -97,28 +101,31 @@ def contest(kind: str, ours: str, theirs: str, turns: int) -> dict[str, float]:
     """Print milliseconds of an auction in the ledger and bare, and return their ratio."""
     body, numbers = receipt(), iter(range(10**9))
     times: dict[str, list[float]] = {"ledger": [], "bare": []}
+    processor: list[float] = []
     with Ledger(ours) as ledger:
         for owner in OWNERS:
             ledger.deposit(owner, 1_000_000)
         bare, reader = Bare(theirs), bare_engine(ours)
         for turn in range(turns + 2):
             before, batch = ledger.head().seq, [next(numbers) for _ in range(BATCH)]
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             book(ledger, batch, body)
-            taken = time.perf_counter() - began
+            taken, busy = time.perf_counter() - began, time.process_time() - busy
             rows = rows_after(reader, before)
             began = time.perf_counter()
             bare.write(rows)
             if turn > 1:  # the first compile statements
                 times["bare"].append(time.perf_counter() - began)
                 times["ledger"].append(taken)
+                processor.append(busy)
         if not ledger.verify().ok:
             raise RuntimeError("The chain does not verify.")
         bare.engine.dispose()
         reader.dispose()
     each = {name: median(taken) / BATCH * 1e3 for name, taken in times.items()}
     ratio = each["ledger"] / each["bare"]
-    print(f"{kind:<12} {each['ledger']:>12.2f} {each['bare']:>10.2f} {ratio:>8.2f} {1e3 / each['ledger']:>12.0f}")
+    rate, cpu = 1e3 / each["ledger"], median(processor) / BATCH * 1e3
+    print(f"{kind:<12} {each['ledger']:>12.2f} {each['bare']:>10.2f} {ratio:>8.2f} {rate:>12.0f} {cpu:>8.2f}")
     return {f"{kind}_vs_bare": ratio}
 
 
@@ -127,6 +134,27 @@ def book(ledger: Ledger, numbers: list[int], body: dict[str, Any]) -> None:
     for k in numbers:
         ledger.hold(f"auction {k}", MOST)
         ledger.charge(f"auction {k}", amounts(k), receipt={**body, "auction_id": f"auction {k}"})
+
+
+def crowd(kind: str, url: str, turns: int) -> dict[str, float]:
+    """Print auctions a second of one caller and of many, in turns, and return their ratio."""
+    body, numbers = receipt(), iter(range(10**9))
+    rates: dict[int, list[float]] = {1: [], CALLERS: []}
+    with Ledger(url) as ledger, ThreadPoolExecutor(CALLERS) as pool:
+        for owner in OWNERS:
+            ledger.deposit(owner, 1_000_000)
+        for turn in range(turns + 1):
+            for callers, each in ((1, BATCH), (CALLERS, 4)):
+                shares = [[next(numbers) for _ in range(each)] for _ in range(callers)]
+                began = time.perf_counter()
+                list(pool.map(lambda share: book(ledger, share, body), shares))
+                if turn:  # the first opens connections and compiles statements
+                    rates[callers].append(callers * each / (time.perf_counter() - began))
+        if not ledger.verify().ok:
+            raise RuntimeError("The chain does not verify.")
+    one, many = median(rates[1]), median(rates[CALLERS])
+    print(f"{kind:<12} {one:>12.0f} {many:>10.0f} {many / one:>8.2f}")
+    return {f"{kind}_{CALLERS}_callers_vs_one": many / one}
 
 
 def growth(url: str, total: int) -> dict[str, float]:
@@ -180,10 +208,13 @@ def measure(options: Options) -> dict[str, float]:
     turns = options.turns or (4 if options.quick else 15)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        print(f"{'database':<12} {'ledger, ms':>12} {'bare, ms':>10} {'ratio':>8} {'auctions/s':>12}")
+        print(f"{'database':<12} {'ledger, ms':>12} {'bare, ms':>10} {'ratio':>8} {'auctions/s':>12} {'cpu, ms':>8}")
         ratios = contest("sqlite", f"sqlite:///{folder}/ours.db", f"sqlite:///{folder}/bare.db", turns)
         with postgresql(folder) as database:
             ratios |= contest("postgresql", database("ours"), database("bare"), turns)
+            print(f"\n{'database':<12} {'one caller':>12} {f'{CALLERS} callers':>10} {'ratio':>8}   auctions/s")
+            ratios |= crowd("sqlite", f"sqlite:///{folder}/crowd.db", turns // 2)
+            ratios |= crowd("postgresql", database("crowd"), turns // 2)
         if options.growth:
             ratios |= growth(f"sqlite:///{folder}/growth.db", options.growth)
     return ratios

@@ -142,6 +142,7 @@ def open_tab(settings: "AuctionSettings", call: Call, waiter: Waiter) -> Tab:
         unlimited=unlimited,
         currency=currency,
         on_error=billing.on_error,
+        signing_key=billing.signing_key,
     )
 
 

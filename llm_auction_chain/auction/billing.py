@@ -90,10 +90,12 @@ class Tab:
         unlimited: frozenset[str] = frozenset(),
         currency: str,
         on_error: OnLedgerError,
+        signing_key: Any = None,
     ) -> None:
         self._ledger = ledger if most else None
         self._auction_id, self._most, self._waiter = auction_id, dict(most), waiter
         self.unlimited, self.currency, self._on_error = unlimited, currency, on_error
+        self._signing_key = signing_key
         self._step: Literal["none", "hold", "charge", "over"] = "none"
         self._receipt = ""
         self._lock = Lock()  # bookings run in threads, and a cancelled auction gives up while one is under way
@@ -183,12 +185,14 @@ class Tab:
                 return None
 
     def _charge_held(self, ledger: AuctionLedger, amounts: dict[str, Decimal], result: "AuctionResult") -> "Charge":
-        receipt = result.receipt
+        receipt = result.receipt if self._signing_key is None else result.receipt.signed(self._signing_key)
         self._receipt = receipt.digest
         reply, record = receipt.candidates[receipt.winner].reply, receipt.as_dict()
         book = partial(ledger.charge, self._auction_id, amounts, currency=self.currency, reply=reply, receipt=record)
         if getattr(ledger, "keep_replies", False):
             book = partial(book, message=json_of(result.reply.model_dump()))
+        if getattr(ledger, "binds_views", False):
+            book = partial(book, views=receipt.leaves())
         try:
             return book()
         except ChargeConflictError as error:

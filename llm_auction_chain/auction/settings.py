@@ -27,6 +27,7 @@ from llm_auction_chain.ledger import AuctionLedger
 from llm_auction_chain.mechanism import PaymentRule
 from llm_auction_chain.mechanism.settlement import check_tau
 from llm_auction_chain.models.by_name import model_by_name
+from llm_auction_chain.receipts.signing import check_private_key
 from llm_auction_chain.reports import OnAgentError
 from llm_auction_chain.validators import Check, choice, name_of_account, number, optional, refuse, text, whole_number
 
@@ -149,6 +150,7 @@ class Billing(_Settings, frozen=True):
         "ledger": _value(check_ledger),
         "currency": partial(name_of_account, empty=True),
         "on_error": _choice(OnLedgerError),
+        "signing_key": _value(check_private_key),
     }
 
     ledger: SkipValidation[AuctionLedger | None] = None
@@ -157,6 +159,9 @@ class Billing(_Settings, frozen=True):
     """The unit of rewards, payments and tau, such as "EUR". Empty where it has no name."""
     on_error: OnLedgerError = "reference"
     """Where the ledger fails, `reference` replies without sponsors and payments, and `raise` raises the error."""
+    signing_key: SkipValidation[Any] = None
+    """An Ed25519 private key, as `receipts.load_private_key` reads it, that signs the receipts which the ledger stores.
+    None: they are stored unsigned."""
 
 
 class Disclosure(_Settings, frozen=True):

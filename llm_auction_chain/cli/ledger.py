@@ -85,6 +85,11 @@ def _add_upkeep(commands: Any) -> None:
     receipt = add_command(commands, "receipt", _receipt, "print the stored receipt of an auction, JSON for `verify`")
     receipt.add_argument("auction", metavar="AUCTION_ID", help="the auction of the receipt")
     receipt.add_argument("--agent", metavar="NAME", help="the view of this agent, without other agents' reports")
+    about = "print the proof that the ledger contains an agent's view, JSON for `verify --inclusion`"
+    proof = add_command(commands, "proof", _proof, about)
+    proof.add_argument("auction", metavar="AUCTION_ID", help="the auction of the view")
+    proof.add_argument("--agent", required=True, metavar="NAME", help="the agent whose owner has the view")
+    proof.add_argument("--head", metavar="HASH", help="head that the owner has noted; the last booking without it")
     about = "delete stored receipts; the chain keeps their digests and verifies"
     erase = add_command(commands, "erase-receipts", _erase_receipts, about)
     erase.add_argument(
@@ -178,6 +183,13 @@ def _receipt(ledger: "Ledger", options: Namespace) -> None:
         reason = "it was erased, or the ledger keeps none" if charged else "no auction of this id was charged"
         raise LedgerError(f"No receipt of {options.auction!r} is stored: {reason}.")
     write_json(stored if options.agent is None else Receipt.from_dict(stored).view(options.agent).as_dict())
+
+
+def _proof(ledger: "Ledger", options: Namespace) -> None:
+    from llm_auction_chain.receipts import prove
+
+    head = None if options.head is None else digest_text("--head", options.head)
+    write_json(prove(ledger, options.auction, options.agent, head=head).as_dict())
 
 
 def _erase_receipts(ledger: "Ledger", options: Namespace) -> None:

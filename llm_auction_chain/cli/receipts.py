@@ -2,8 +2,9 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -33,6 +34,9 @@ def add_verify(commands: Any) -> None:
     about = "commitment that agents received, which they must open"
     verify.add_argument("--opening", metavar="DIGEST", help=about)
     verify.add_argument("--key", metavar="PUBLIC.pem", help="Ed25519 public key that must have signed them")
+    about = "proof, from `llm-auction ledger proof`, that a ledger contains the view"
+    verify.add_argument("--inclusion", metavar="PROOF.json", help=about)
+    verify.add_argument("--head", metavar="HASH", help="head of that ledger, as noted, at which the proof must end")
     add_format(verify, "in JSON an object for one receipt, a list for several")
 
 
@@ -42,7 +46,11 @@ def _verify(options: Namespace) -> int:
     key = None if options.key is None else load_public_key(options.key)
     expected = {"auction_id": options.auction_id, "opening": options.opening, "public_key": key}
     errors: dict[str, None] = {}
-    results = ((source, value, verify(value, **expected)) for source, value in _receipts(options.files, errors))
+    included = _check_of_inclusion(options)
+    results = (
+        (source, value, included(value, verify(value, **expected)))
+        for source, value in _receipts(options.files, errors)
+    )
     first = list(islice(results, 2))
     if len(options.files) > 1 or len(first) > 1:
         write = _write_list if options.format == "json" else _write_lines
@@ -58,6 +66,23 @@ def _verify(options: Namespace) -> int:
     if errors:
         raise ConfigurationError("\n".join(errors))
     return code
+
+
+def _check_of_inclusion(options: Namespace) -> "Callable[[Any, Verification], Verification]":
+    """Return what adds the differences of the view's inclusion in a ledger, if that is asked for."""
+    from llm_auction_chain.receipts import check_inclusion
+
+    if (options.inclusion is None) != (options.head is None):
+        raise ConfigurationError("Give both --inclusion and --head: a proof holds for a head of the ledger.")
+    if options.inclusion is None:
+        return lambda _, verification: verification
+    [proof] = _read(options.inclusion, options.inclusion)
+
+    def included(view: Any, verification: "Verification") -> "Verification":
+        differences = check_inclusion(view, proof, options.head) if verification.ok else ()
+        return replace(verification, differences=verification.differences + differences)
+
+    return included
 
 
 def _receipts(files: Sequence[str], errors: dict[str, None]) -> Iterator[tuple[str, Any]]:

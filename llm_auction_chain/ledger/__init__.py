@@ -13,6 +13,7 @@ from llm_auction_chain.ledger.records import (
     Entry,
     Head,
     Hold,
+    Links,
     Statement,
     Totals,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Head",
     "Hold",
     "Ledger",
+    "Links",
     "Statement",
     "Totals",
 ]

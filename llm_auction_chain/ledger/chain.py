@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from llm_auction_chain.canonical_json import digest
+from llm_auction_chain.merkle import hashed
 from llm_auction_chain.money import FINEST, in_units
 
 
@@ -26,6 +27,7 @@ class BookingRow(NamedTuple):
     evidence: str = ""
     previous: str = ""
     hash: str = ""
+    views: str | None = ""  # Merkle root over the views of the auction; None in bookings from before there were roots
 
 
 class Line(NamedTuple):
@@ -38,11 +40,32 @@ class Line(NamedTuple):
 
 
 def hash_of(row: BookingRow, lines: Sequence[Line]) -> str:
-    """Return the hash of a booking and its entries, computed without its column `hash`.
+    """Return the hash of a booking and its entries, computed without its column `hash`."""
+    if row.views is None:
+        return _digest(row, lines, ("hash", "views"))
+    return link(row.previous, content(row.views, rest_of(row, lines)))
 
-    Whole numbers are hashed as text, because canonical JSON has none above 2**53.
-    """
-    columns = {name: value if value is None else str(value) for name, value in row._asdict().items() if name != "hash"}
+
+def rest_of(row: BookingRow, lines: Sequence[Line]) -> str:
+    """Return the digest of a booking and its entries, without its place in the chain and the root of the views."""
+    return _digest(row, lines, ("previous", "hash", "views"))
+
+
+def content(views: str, rest: str) -> str:
+    """Return the hash of what a booking contains. It can be shown with the root of the views, and nothing else."""
+    return hashed(b"\x02", rest, views)
+
+
+def link(previous: str, contained: str) -> str:
+    """Return the hash of a booking, given that of the one before it and the hash of what it contains."""
+    return hashed(b"\x03", contained, previous)
+
+
+def _digest(row: BookingRow, lines: Sequence[Line], without: tuple[str, ...]) -> str:
+    """Whole numbers are hashed as text, because canonical JSON has none above 2**53."""
+    columns = {
+        name: value if value is None else str(value) for name, value in row._asdict().items() if name not in without
+    }
     return digest({**columns, "entries": [[str(value) for value in line] for line in lines]}, floats=False)
 
 

@@ -12,13 +12,25 @@ from uuid import uuid4
 
 from sqlalchemy import URL, Connection
 
+from llm_auction_chain import merkle
 from llm_auction_chain.errors import LedgerError, LedgerUnavailableError
 from llm_auction_chain.ledger import arguments as check
 from llm_auction_chain.ledger import audit, operations, queries
 from llm_auction_chain.ledger.chain import key_of
 from llm_auction_chain.ledger.database import Database, in_memory, is_outage
 from llm_auction_chain.ledger.groups import Outcome
-from llm_auction_chain.ledger.records import Account, Audit, Booking, Charge, Entry, Head, Hold, Statement, Totals
+from llm_auction_chain.ledger.records import (
+    Account,
+    Audit,
+    Booking,
+    Charge,
+    Entry,
+    Head,
+    Hold,
+    Links,
+    Statement,
+    Totals,
+)
 from llm_auction_chain.ledger.transaction import Operation, Writer, by_key
 from llm_auction_chain.money import from_units, negated, plus
 from llm_auction_chain.validators import name_of_account, refuse
@@ -65,6 +77,8 @@ class Ledger:
     (Decimal('9.88'), True)
     >>> ledger.close()
     """
+
+    binds_views = True  # an auction gives its charge the leaves of its views
 
     def __init__(
         self,
@@ -146,6 +160,7 @@ class Ledger:
         reply: str = "",
         receipt: Mapping[str, Any] | None = None,
         message: str = "",
+        views: Sequence[str] = (),
     ) -> Charge:
         """Charge all owners of an auction, once. Repeated for the same reply and amounts, it returns the first charge.
 
@@ -160,6 +175,8 @@ class Ledger:
             reply: digest of the reply.
             receipt: JSON with a text `digest`, which becomes part of the chain.
             message: the reply as JSON, stored where `keep_replies` is set.
+            views: leaves of the owners' views, as `Receipt.leaves` returns them; their Merkle root becomes part of the
+                chain.
 
         Raises:
             ConfigurationError: an argument is invalid.
@@ -173,7 +190,9 @@ class Ledger:
         stored = ("", "") if receipt is None else _digest_and_body(receipt, keep=self._keep_receipts)
         reply = check.checked_text("reply", reply)
         kept = check.checked_text("message", message) if self.keep_replies else ""
-        return queries.charge_record(self._write(operations.charge, auction_id, checked, currency, reply, stored, kept))
+        tree = merkle.root([check.checked_text("views", leaf, empty=False) for leaf in views])
+        charged = self._write(operations.charge, auction_id, checked, currency, reply, stored, kept, tree)
+        return queries.charge_record(charged)
 
     def void(self, auction_id: str, *, reason: str = "") -> None:
         """Close an auction that was not charged: release its hold, and refuse a late charge.
@@ -373,6 +392,18 @@ class Ledger:
         """Return the stored receipt of an auction; None where there is none, or it was erased."""
         auction_id = check.checked_name("auction_id", auction_id)
         return self._database.read(queries.receipt_of, auction_id)
+
+    def links(self, auction_id: str, *, head: str | None = None) -> Links | None:
+        """Return how the charge of an auction is linked to the end of the chain; None where there is none.
+
+        Args:
+            auction_id: of the auction.
+            head: hash of the booking to end at; None is the last one.
+
+        Raises:
+            LedgerError: the charge has no root of views, or no later booking has that hash.
+        """
+        return self._database.read(queries.links, check.checked_name("auction_id", auction_id), head)
 
     def totals(self) -> list[Totals]:
         """Return cash, revenue and balances of each currency: `cash == revenue + balances`, exactly."""

@@ -75,10 +75,11 @@ def charge(
     reply: str,
     receipt: tuple[str, str],
     message: str,
+    views: str,
 ) -> Booked:
     """Charge an auction once, out of its hold where it has one.
 
-    `receipt` is a digest, and a text if it is kept; `message` is the reply if that is kept.
+    `receipt` is a digest, and a text if it is kept; `message` is the reply if that is kept; `views` is a root.
     """
     digest, body = receipt
     request = request_of("charge", auction_id, currency, amounts, reply)
@@ -111,7 +112,9 @@ def charge(
     for owner in {**units, **held}:
         amount, residual = units.get(owner, (0, 0))
         lines.append(Line(owner, -amount, -held.get(owner, 0), -residual))
-    row = _row("charge", auction, scale, request=request, receipt=digest, evidence=evidence_of(body, message))
+    row = _row(
+        "charge", auction, scale, request=request, receipt=digest, evidence=evidence_of(body, message), views=views
+    )
     booking = writer.append(row, lines)
     writer.set_auction(auction, state="charged", close_seq=booking.row.seq)
     if body or message:

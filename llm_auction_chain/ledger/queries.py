@@ -10,10 +10,23 @@ from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Select, func, literal_column, select, tuple_
 
+from llm_auction_chain.errors import LedgerError
 from llm_auction_chain.ledger import tables
+from llm_auction_chain.ledger.chain import content, key_of, rest_of
 from llm_auction_chain.ledger.database import reading
-from llm_auction_chain.ledger.records import Account, Booking, Charge, ChargeLine, Delivered, Entry, Head, Hold, Totals
-from llm_auction_chain.ledger.transaction import AuctionRow, Booked
+from llm_auction_chain.ledger.records import (
+    Account,
+    Booking,
+    Charge,
+    ChargeLine,
+    Delivered,
+    Entry,
+    Head,
+    Hold,
+    Links,
+    Totals,
+)
+from llm_auction_chain.ledger.transaction import AuctionRow, Booked, booked
 from llm_auction_chain.money import FINEST, from_units, plus
 
 Conditions = list[ColumnElement[bool]]
@@ -81,6 +94,30 @@ def receipt_of(connection: Connection, auction_id: str) -> dict[str, Any] | None
     """Return the stored receipt of an auction."""
     body = connection.scalar(select(tables.receipts.c.body).where(tables.receipts.c.auction_id == auction_id))
     return dict(json.loads(body)) if body else None
+
+
+def links(connection: Connection, auction_id: str, head: str | None) -> Links | None:
+    """Return how the charge of an auction is linked to a later booking, or to the last one."""
+    charge = next(iter(booked(connection, _b.key == key_of("charge", auction_id))), None)
+    if charge is None:
+        return None
+    row = end = charge.row
+    if not row.views:
+        raise LedgerError(f"Booking {row.seq}, the charge of {auction_id!r}, has no root of views.")
+    later: list[str] = []
+    while end.hash != head and (page := booked(connection, _b.seq > end.seq, limit=PAGE)):
+        for end, lines in page:
+            later.append(content(end.views or "", rest_of(end, lines)))
+            if end.hash == head:
+                break
+    if head not in (None, end.hash):
+        raise LedgerError(f"No booking from {row.seq} on has the hash {head!r}.")
+    return Links(
+        previous=row.previous,
+        rest=rest_of(*charge),
+        later=tuple(later),
+        head=Head(seq=end.seq, hash=end.hash),
+    )
 
 
 def reply_of(connection: Connection, auction_id: str) -> str:

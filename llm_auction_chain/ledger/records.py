@@ -216,6 +216,23 @@ class Head:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Links:
+    """How a booking is linked to a later one. It shows hashes, and nothing of any booking.
+
+    Attributes:
+        previous: hash of the booking before it.
+        rest: digest of what it contains but for the Merkle root over the views.
+        later: for each booking after it, the hash of what it contains.
+        head: the booking that the links end at.
+    """
+
+    previous: str
+    rest: str
+    later: tuple[str, ...]
+    head: Head
+
+
+@dataclass(frozen=True, kw_only=True)
 class Audit:
     """The result of `Ledger.verify`.
 
@@ -259,7 +276,7 @@ class AuctionLedger(Protocol):  # pragma: no mutate block
         """Charge all owners of an auction once, and release its hold.
 
         A ledger whose `keep_replies` is true also gets `message`, the reply as JSON, and returns it in a later hold, as
-        `delivered`.
+        `delivered`. One whose `binds_views` is true also gets `views`, the leaves of the owners' views.
         """
 
     def void(self, auction_id: str, *, reason: str = "") -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, SmallInteger, Table, Text, UniqueConstraint
 
-REVISION = "0001"  # of the newest migration; what a database is compared with at opening
+REVISION = "0002"  # of the newest migration; what a database is compared with at opening
 VERSIONS = "ledger_version"  # not Alembic's own name: an application in the same database may have taken it
 
 METADATA = MetaData(
@@ -36,6 +36,7 @@ bookings = Table(
     *texts("currency"),
     Column("scale", SmallInteger, nullable=False),
     *texts("at", "note", "request", "receipt", "evidence", "previous", "hash"),
+    Column("views", Text),
     UniqueConstraint("key"),
     Index(None, "auction_id"),
     Index(None, "at"),

@@ -73,9 +73,9 @@ def lines_of(connection: Connection, seqs: Sequence[int]) -> dict[int, list[Line
     return lines
 
 
-def booked(connection: Connection, *conditions: ColumnElement[bool]) -> list[Booked]:
-    """Return the bookings that meet all conditions, with their entries, in order."""
-    query = select(tables.bookings).where(*conditions).order_by(_b.seq)
+def booked(connection: Connection, *conditions: ColumnElement[bool], limit: int | None = None) -> list[Booked]:
+    """Return the bookings that meet all conditions, with their entries, in order; the first ones up to a limit."""
+    query = select(tables.bookings).where(*conditions).order_by(_b.seq).limit(limit)
     rows = [BookingRow(*row) for row in connection.execute(query)]
     lines = lines_of(connection, [row.seq for row in rows])
     return [Booked(row, lines[row.seq]) for row in rows]

@@ -13,6 +13,7 @@ from unicodedata import normalize
 from langchain_core.messages import BaseMessage
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from llm_auction_chain import merkle
 from llm_auction_chain.canonical_json import digest, printable
 from llm_auction_chain.errors import ConfigurationError
 from llm_auction_chain.receipts.signing import signature_of
@@ -24,6 +25,7 @@ _WITH_FLOATS = frozenset({"terms", "weights", "agents"})  # parts of an opening
 _TERMS = {"agent", "owner", "pays", "report_cap", "bounds"}  # of a bid
 _LIMITS = {"most_expected", "steering", "most_steering"}
 _OUTCOME = {"contribution", "expected", "payment", "charge", "price_per_click", *_LIMITS}
+_FEWEST_LEAVES = 8
 _T = TypeVar("_T")
 # A list is a row, too: `model_validate` takes plain JSON. A million wrong entries are one error.
 Row = Annotated[tuple[_T, ...], Field(fail_fast=True, strict=False)]
@@ -97,6 +99,11 @@ def message_digests(salted: Sequence[tuple[str, Sequence[BaseMessage]]]) -> list
         digest({"salt": salt, "value": printable(several)}, floats=not only_text)
         for (salt, several), only_text in zip(contents, texts, strict=True)
     ]
+
+
+def _leaf(owner: str, reports: Sequence[str], shared: str, receipt: str) -> str:
+    """Return the leaf of an owner's view. The commitments to its reports are salted, so nobody else can guess it."""
+    return merkle.leaf(digest({"owner": owner, "reports": list(reports), "shared": shared, "receipt": receipt}))
 
 
 def _content(message: BaseMessage) -> dict[str, Any]:
@@ -296,6 +303,11 @@ class _Shared(Record):
         """Return the digest of all fields but `digest` and `signature`."""
         return digest(self.model_dump(mode="json", exclude={"digest", "signature"}))
 
+    def _shared(self) -> str:
+        """Return the digest of what the outcome of all owners follows from."""
+        outcome = {"log_probabilities": list(self.log_probabilities), "winner": self.winner}
+        return digest({"auction_id": self.auction_id, "opening": self.opening, **outcome})
+
     def signed(self, key: Any) -> Self:
         """Return a copy with a signature of the digest.
 
@@ -370,6 +382,19 @@ class Receipt(_Shared):
         }
         return part_commitments(self.salt, parts)
 
+    def leaves(self) -> list[str]:
+        """Return the leaves of the owners' views in the Merkle tree of the auction, in an order that tells nothing.
+
+        They are a power of two, at least eight: what is missing is filled up, so that their number hides the owners'.
+        """
+        bids: dict[str, list[str]] = {}
+        for bid, report in zip(self.agents, self.reports, strict=True):
+            bids.setdefault(bid.owner, []).append(report)
+        shared = self._shared()
+        leaves = [_leaf(owner, reports, shared, self.digest) for owner, reports in bids.items()]
+        fill = max(_FEWEST_LEAVES, 1 << (len(leaves) - 1).bit_length()) - len(leaves) if leaves else 0
+        return sorted([*leaves, *(merkle.leaf(salt_of(self.salt, f"leaf {k}")) for k in range(fill))])
+
     def digest_of(self, *messages: BaseMessage, part: Literal["reply", "unshown reply", "prompt"] = "reply") -> str:
         """Return the digest that this receipt has for messages, to find the message that a digest stands for.
 
@@ -434,6 +459,11 @@ class AgentView(_Shared):
     """Commitments to what the view does not show."""
     receipt: Digest
     """Digest of the full receipt."""
+
+    def leaf(self) -> str:
+        """Return the leaf of this view in the Merkle tree of its auction."""
+        owner = self.agents[0].owner if self.agents else ""
+        return _leaf(owner, self.reports, self._shared(), self.receipt)
 
     def commitments(self) -> dict[str, str]:
         """Return the commitment to each part of the opening; those to visible parts are computed from the content."""

@@ -29,9 +29,14 @@ def load_public_key(source: str | Path | bytes) -> Any:
     return _load(source, "public", keys.Ed25519PublicKey, serialization.load_pem_public_key)
 
 
+def check_private_key(key: Any) -> Any:
+    """Return an Ed25519 private key; refuse other kinds of keys."""
+    return _check_kind(key, _library()[0].Ed25519PrivateKey)
+
+
 def signature_of(digest: str, key: Any) -> tuple[str, str]:
     """Return the public key and the signature of a digest, hexadecimal."""
-    private = _check_kind(key, _library()[0].Ed25519PrivateKey)
+    private = check_private_key(key)
     return private.public_key().public_bytes_raw().hex(), private.sign(digest.encode()).hex()
 
 

@@ -25,6 +25,7 @@ from llm_auction_chain.errors import (
 )
 from llm_auction_chain.ledger import Ledger, migrations, tables
 from llm_auction_chain.ledger.database import Database
+from llm_auction_chain.ledger.transaction import Writer
 
 
 def test_the_migrations_make_exactly_the_tables(new_url):
@@ -257,8 +258,8 @@ def test_a_locked_file_is_waited_for_and_then_said(empty_file, tmp_path, monkeyp
 NEXT = """
 import sqlalchemy as sa
 from alembic import op
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 def upgrade():
     op.create_table("later", sa.Column("id", sa.Integer, primary_key=True))
 """
@@ -269,9 +270,9 @@ def test_an_older_schema_waits_for_migrate_and_a_newer_one_for_the_library(new_u
         ledger.deposit("A", 1)
     with monkeypatch.context() as later:
         folder = shutil.copytree(migrations.FOLDER, tmp_path / "migrations")
-        (folder / "versions" / "0002_later.py").write_text(NEXT)
+        (folder / "versions" / "0003_later.py").write_text(NEXT)
         later.setattr(migrations, "FOLDER", folder)
-        later.setattr(tables, "REVISION", "0002")
+        later.setattr(tables, "REVISION", "0003")
         with Ledger(new_url) as ledger:
             with pytest.raises(LedgerError, match="llm-auction ledger migrate"):
                 ledger.deposit("A", 1)
@@ -282,6 +283,34 @@ def test_an_older_schema_waits_for_migrate_and_a_newer_one_for_the_library(new_u
         for operation in (ledger.head, ledger.migrate):
             with pytest.raises(LedgerError, match="Upgrade llm-auction-chain"):
                 operation()
+
+
+def test_a_ledger_from_before_there_were_roots_of_views_is_migrated_and_still_verifies(new_url, monkeypatch):
+    append = Writer.append
+    with Ledger(new_url) as ledger:
+        ledger.head()
+        with monkeypatch.context() as before:
+            before.setattr(Writer, "append", lambda self, row, lines: append(self, row._replace(views=None), lines))
+            ledger.deposit("A", 10)
+            ledger.hold("x", {"A": 2})
+            ledger.charge("x", {"A": 1})
+        old = ledger.head()
+    engine = create_engine(new_url)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE bookings DROP COLUMN views"))
+        connection.execute(text("UPDATE ledger_version SET version_num = '0001'"))
+    engine.dispose()
+    with Ledger(new_url) as ledger:
+        with pytest.raises(LedgerError, match="llm-auction ledger migrate"):
+            ledger.deposit("A", 1)
+        ledger.migrate()
+        assert ledger.head() == old
+        with pytest.raises(LedgerError, match="no root of views"):
+            ledger.links("x")
+        ledger.charge("y", {"A": 1}, views=["a leaf"])
+        assert ledger.verify(head=old.hash).differences == []
+        assert ledger.links("y").previous == old.hash
+        assert ledger.links("z") is None
 
 
 def test_the_revision_is_that_of_the_newest_migration():

@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from langchain_core.load import dumpd
 
-from llm_auction_chain import AuctionRunnable
+from llm_auction_chain import AuctionRunnable, Billing, Ledger
 from llm_auction_chain.testing import MarkovChatModel
+from tests.ledger.cli.conftest import AGENTS
 
 
 @pytest.fixture
@@ -259,3 +260,28 @@ def test_a_line_is_a_line_to_other_programs(say, saved, receipts, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     said = say("verify", saved([receipt.as_dict() for receipt in receipts]))
     assert said.out.splitlines() == [*(f"OK  {one.auction_id}" for one in receipts), "3 receipts: all OK"]
+
+
+def test_an_owner_checks_with_a_proof_and_a_head_that_the_ledger_contains_its_view(say, saved, path):
+    with Ledger(f"sqlite:///{path}") as ledger:
+        for owner in ("TuneTown", "C"):
+            ledger.deposit(owner, 100, currency="EUR")
+        billing = Billing(ledger=ledger, currency="EUR")
+        auction = AuctionRunnable(model=MarkovChatModel(), agents=AGENTS, report_cap=5.0, billing=billing, seed=7)
+        receipt = auction.run("Say something").receipt
+        head, zero = ledger.head().hash, "sha256:" + "0" * 64
+    view = saved(receipt.view("B").as_dict(), "view.json")
+    said = say("ledger", "proof", receipt.auction_id, "--agent", "B", "--head", head)
+    assert (said.code, said.err) == (0, "")
+    proof = saved(said.out, "proof.json")
+    said = say("verify", view, "--inclusion", proof, "--head", head)
+    assert (said.code, said.out.splitlines()[-1]) == (0, "OK")
+    said = say("verify", view, "--inclusion", proof, "--head", zero)
+    assert (said.code, "the proof ends at another head" in said.out) == (1, True)
+    stranger = saved(receipt.view("C").as_dict(), "stranger.json")
+    said = say("verify", stranger, "--inclusion", proof, "--head", head, "--format", "json")
+    assert (said.code, [one["field"] for one in json.loads(said.out)["differences"]]) == (1, ["head"])
+    for wrong in (["--head", head], ["--inclusion", proof], ["--inclusion", view, "--head", head]):
+        assert say("verify", view, *wrong).code == 2
+    assert say("ledger", "proof", receipt.auction_id, "--agent", "B", "--head", "x").code == 2
+    assert say("ledger", "proof", "unknown", "--agent", "B").code == 1
