@@ -24,11 +24,13 @@ import random
 import re
 import resource
 import signal
+import subprocess
 import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import islice
@@ -223,7 +225,7 @@ class Run:
     def begin(self, index: int) -> None:
         """Start a worker."""
         arguments = (index, self.url, self.options.auctions, self._day_of, self._stop, str(self.folder))
-        self._workers[index] = SPAWN.Process(target=work, args=arguments)
+        self._workers[index] = SPAWN.Process(target=work, args=arguments, daemon=True)
         self._workers[index].start()
 
     def last(self) -> float:
@@ -266,7 +268,8 @@ class Run:
         running = get_server(self.folder / "postgresql")
         asked = ("-w", "-m", mode, "-D", str(running.pgdata), "stop")
         pgexec("pg_ctl", asked, bin_path=running.bin_path, user=running.system_user)
-        running.ensure_postgres_running()
+        with suppress(subprocess.TimeoutExpired):  # after a crash it starts for as long as it takes
+            running.ensure_postgres_running()
         self.faults["database stopped" if mode == "fast" else "database crashed"] += 1
 
 
