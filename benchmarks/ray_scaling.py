@@ -13,9 +13,8 @@ from typing import Any
 
 import ray
 from front import Options, benchmark, take_turns
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import RunnableLambda
 
 from llm_auction_chain import Agent, AuctionRunnable, map_auctions
 
@@ -25,28 +24,17 @@ LOGICAL_CPUS = 8
 STORE = 200 * 2**20  # bytes of the object store
 
 
+def draw(_: Any) -> AIMessage:
+    """Reply after half a second, with the times before and after it."""
+    began = time.time()
+    time.sleep(0.5)
+    return AIMessage(f"{began} {time.time()}")
+
+
 def make_auction() -> AuctionRunnable:
-    """Return the auction of a worker, over a model that takes its time and notes when that was."""
-
-    class SlowModel(BaseChatModel):
-        """Replies after half a second with the times before and after it."""
-
-        native_n: bool = True
-
-        def _generate(
-            self, messages: Any, stop: Any = None, run_manager: Any = None, *, n: int = 1, **kwargs: Any
-        ) -> ChatResult:
-            began = time.time()
-            time.sleep(0.5)
-            text = f"{began} {time.time()}"
-            return ChatResult(generations=[ChatGeneration(message=AIMessage(f"{text} {k}")) for k in range(n)])
-
-        @property
-        def _llm_type(self) -> str:
-            return "slow"
-
+    """Return the auction of a worker."""
     agents = [Agent(f"agent {k}", lambda prompt, reply: float(len(reply.text) % 3)) for k in range(8)]
-    return AuctionRunnable(model=SlowModel(), agents=agents, n_candidates=8)
+    return AuctionRunnable(model=RunnableLambda(draw), agents=agents, n_candidates=4)
 
 
 def seconds(workers: int, rows: int) -> float:
@@ -54,7 +42,7 @@ def seconds(workers: int, rows: int) -> float:
     items = [{"key": f"request {n}", "prompt": "How do I learn the violin?"} for n in range(rows)]
     dataset = ray.data.from_items(items, override_num_blocks=rows // BATCH)
     answered = map_auctions(dataset, make_auction, workers=workers, batch_size=BATCH).take_all()
-    times = [tuple(map(float, row["reply"].split()[:2])) for row in answered if row["error"] is None]
+    times = [tuple(map(float, row["reply"].split())) for row in answered if row["error"] is None]
     if len(times) < rows:
         raise RuntimeError("An auction failed.")
     return max(end for _, end in times) - min(began for began, _ in times)
