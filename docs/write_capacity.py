@@ -81,7 +81,7 @@ class Measured:
         stored_after_erasure: bytes once `erase_receipts` has deleted receipt and reply.
     """
 
-    processor: float = 0.035
+    processor: float = 0.020
     ledger_rate: float = 110.0
     stored: float = 13_000.0
     stored_after_erasure: float = 4_400.0

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import pyarrow as pa
@@ -222,6 +223,17 @@ def test_rows_that_have_been_answered_before_get_their_columns_anew(url, ledger)
     failed = answer(questions(1, error="KeyError: 'a'", reply=None), maker(url))
     assert failed["request 0"]["error"] is None
     assert failed["request 0"]["reply"]
+
+
+def test_a_closed_auction_and_an_erased_reply_are_rows_with_errors_that_say_so(url, ledger):
+    rows = answer(questions(2), maker(url))
+    ledger.cancel(rows["request 0"]["auction_id"])
+    ledger.erase_receipts(datetime(2100, 1, 1, tzinfo=UTC))
+    other = ScriptedChatModel(turns=[[f"Reply {n}." for n in range(99)]])
+    again = answer(questions(2), maker(url, model=other))
+    assert again["request 0"]["error"].startswith("ChargeConflictError: ")
+    assert again["request 1"]["error"].startswith("DeliveredError: ")
+    assert len(bookings(url, "charge")) == 2
 
 
 def test_a_ledger_must_keep_replies(url):
