@@ -6,56 +6,46 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-MARKS = {
-    "tilt 1": ("tab:blue", "o--"),
-    "tilt 2 until said": ("tab:orange", "s:"),
-    "tilt 3 until said": ("tab:green", "d-."),
-    "default": ("tab:red", "^-"),
-}
+SIZES = (8, 16, 32)  # M of the tables' columns
+MARKS = ("o-", "s--", "d:", "^-.")
 Interval = tuple[float, float, float]
+Rows = dict[str, dict[int, list[Interval]]]
 
 
-def intervals(row: str) -> list[Interval]:
-    """Return a row's estimates, each with its interval."""
-    number = r"(-?[\d.]+)"
-    return [(float(a), float(b), float(c)) for a, b, c in re.findall(rf"{number} \({number} to {number}\)", row)]
-
-
-def read(page: str) -> dict[str, dict[int, tuple[Interval, float]]]:
-    """Return the gain at 4 tau (nats) and ESS / M, at the largest M, by proposal and longest reply (tokens)."""
-    figures: dict[str, dict[int, tuple[Interval, float]]] = {name: {} for name in MARKS}
+def read(page: str) -> Rows:
+    """Return gains at 4 tau (nats) and ESS / M of each proposal but the reference, by longest reply (tokens)."""
+    rows: Rows = {}
     for section in page.split("\n## All tables: at most ")[1:]:
-        tokens = int(section.split()[0])
         table = section.split("**keyword, 4 tau:")[1].split("\n**")[0]
         for row in table.splitlines():
+            number = r"(-?[\d.]+)"
+            figures = re.findall(rf"{number} \({number} to {number}\)", row)
             name = row.strip("| ").split(" | ")[0]
-            if name in MARKS:
-                *_, gain, (share, _, _) = intervals(row)
-                figures[name][tokens] = gain, share
-    return figures
+            if figures and name != "reference":
+                tokens = int(section.split()[0])
+                rows.setdefault(name, {})[tokens] = [(float(a), float(b), float(c)) for a, b, c in figures]
+    return rows
 
 
-def draw(figures: dict[str, dict[int, tuple[Interval, float]]], path: Path) -> None:
+def draw(rows: Rows, path: Path) -> None:
     """Draw both panels into a PNG file."""
     canvas, (gains, shares) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    lengths = sorted({tokens for by_length in figures.values() for tokens in by_length})
-    measured = {name: by_length for name, by_length in figures.items() if by_length}
-    for place, (name, by_length) in enumerate(measured.items()):
-        color, style = MARKS[name]
-        tokens = sorted(by_length)
-        beside = [1.01 ** (2 * place - 3) * at for at in tokens]
-        value, low, high = zip(*(by_length[at][0] for at in tokens), strict=True)
-        down, up = ([abs(a - b) for a, b in zip(value, end, strict=True)] for end in (low, high))
-        gains.errorbar(beside, value, yerr=[down, up], fmt=style, color=color, capsize=2)
-        shares.plot(tokens, [by_length[at][1] for at in tokens], style, color=color, label=name)
+    lengths = sorted(rows["default"])
+    for place, (size, mark) in enumerate(zip(SIZES, MARKS, strict=False)):
+        beside = [1.02 ** (place - 1) * tokens for tokens in lengths]
+        value, low, high = zip(*(rows["default"][tokens][place] for tokens in lengths), strict=True)
+        bars = [[abs(a - b) for a, b in zip(value, end, strict=True)] for end in (low, high)]
+        gains.errorbar(beside, value, yerr=bars, fmt=mark, capsize=2, label=f"M = {size}")
+    for (name, by_length), mark in zip(rows.items(), MARKS, strict=False):
+        shares.plot(by_length.keys(), [figures[-1][0] for figures in by_length.values()], mark, label=name)
     gains.axhline(0, color="black", linewidth=1)
     shares.axhline(0.5, color="black", linewidth=1)
-    gains.set(title="Gain over the reference, 4 tau a keyword, M = 32", ylabel="nats")
-    shares.set(title="ESS of the weights / M, M = 32", ylim=(0, 1))
-    shares.legend(fontsize="small")
+    gains.set(title="Gain of the default, 4 tau a keyword", ylabel="nats over the reference")
+    shares.set(title=f"ESS of the weights / M, M = {SIZES[-1]}", ylim=(0, 1))
     for axes in (gains, shares):
         axes.set(xlabel="longest reply (tokens)", xscale="log", xticks=lengths, xticklabels=lengths)
         axes.minorticks_off()
+        axes.legend(fontsize="small")
     canvas.savefig(path, dpi=100)
 
 

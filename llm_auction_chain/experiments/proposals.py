@@ -352,7 +352,7 @@ def _gains_table(
 
 EXPERIMENTS = {
     "proposals": Experiment(
-        claim="A default that follows from what is public gains where rewards are high, and never loses.",
+        claim="A default that follows from what is public gains where rewards are high, at next to no cost elsewhere.",
         config=ExperimentConfig(
             experiment="proposals",
             n_questions=20,
