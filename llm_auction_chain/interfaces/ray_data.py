@@ -144,11 +144,10 @@ class _Worker:
                 configurable[AGENTS_OF_CALL] = self._agents_of(row[agents])
             reply = self._auction.invoke(row[prompt], {"configurable": configurable})
         except Exception as error:  # noqa: BLE001 - of a model, an agent, the ledger: the other rows go on
-            message = f"{type(error).__name__}: {error}"
-            return {"error": message.encode(errors="backslashreplace").decode()}  # half surrogates fit into no column
+            return {"error": _fitting(f"{type(error).__name__}: {error}")}
         metadata: AuctionMetadata = reply.response_metadata["auction"]
         return {
-            "reply": reply.text,
+            "reply": _fitting(reply.text),
             "payments": [
                 {"agent": one["agent"], "owner": one["owner"], "amount": one["amount_decimal"]}
                 for one in metadata["payments"]
@@ -158,6 +157,11 @@ class _Worker:
             "charge": metadata["charge"] and metadata["charge"]["seq"],
             "metadata": json_of(metadata),
         }
+
+
+def _fitting(value: str) -> str:
+    """Return a text with half surrogates escaped: they fit into no column."""
+    return value.encode(errors="backslashreplace").decode()
 
 
 def _schema() -> "pa.Schema":

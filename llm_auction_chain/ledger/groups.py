@@ -1,8 +1,10 @@
 """Group commit: calls that wait at the same time run together, in one transaction."""
 
 from collections.abc import Callable, Sequence
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any, Generic, TypeVar
+
+from llm_auction_chain.errors import LedgerUnavailableError
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -37,11 +39,22 @@ class Groups(Generic[C]):
         self._waiting: list[_Call[C]] = []
         self._group: list[_Call[C]] = []
         self._leader: _Call[C] | None = None
+        self._threads: set[int] = set()  # in which a call is under way
 
     def call(self, run: Callable[[list[C]], Sequence[Outcome]], work: C) -> Any:
-        """Return or raise the outcome of `work`, which `run` returns for each of a group."""
-        call = _Call(work)
+        """Return or raise the outcome of `work`, which `run` returns for each of a group.
+
+        Raises:
+            LedgerUnavailableError: a signal handler or a finalizer calls, in a thread that is within a call already.
+        """
+        call, thread = _Call(work), get_ident()
+        if thread in self._threads:  # it would wait for itself
+            raise LedgerUnavailableError(
+                "This thread is booking already, and a signal handler or a finalizer asked for another booking. Ask "
+                "from another thread, or later."
+            )
         try:
+            self._threads.add(thread)
             with self._lock:
                 self._waiting.append(call)
                 if self._leader is None:
@@ -51,7 +64,10 @@ class Groups(Generic[C]):
             if self._leader is call:
                 self._lead(run)
         finally:
-            self._leave(call)
+            try:
+                self._leave(call)
+            finally:
+                self._threads.discard(thread)
         value, error = call.outcome or (None, RuntimeError("The group ended without an outcome."))
         if error is not None:
             raise error
@@ -59,20 +75,21 @@ class Groups(Generic[C]):
 
     def _lead(self, run: Callable[[list[C]], Sequence[Outcome]]) -> None:
         with self._lock:
-            self._group, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
-        outcomes = run([call.work for call in self._group])
-        for call, outcome in zip(self._group, outcomes, strict=True):
+            group, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+            self._group = group.copy()  # less those that are interrupted meanwhile
+        outcomes = run([call.work for call in group])
+        for call, outcome in zip(group, outcomes, strict=True):
             call.outcome = outcome
 
     def _leave(self, call: _Call[C]) -> None:
         """Forget a call that is over or interrupted. Where it leads, let the next lead, and wake the group."""
         with self._lock:
-            if call in self._waiting:
-                self._waiting.remove(call)
+            for calls in (self._waiting, self._group):
+                if call in calls:
+                    calls.remove(call)
             if self._leader is not call:
                 return
-            group = [one for one in self._group if one is not call]
-            self._group = []
+            group, self._group = self._group, []
             self._waiting[:0] = [one for one in group if one.outcome is None]
             self._leader = self._waiting[0] if self._waiting else None
             leader = self._leader

@@ -30,7 +30,7 @@ def reads(group: Sequence[Operation]) -> Reads:
     return Reads(
         auctions=[auction_id for _, auction_id, *_ in calls],
         accounts=[(owner, currency) for _, _, amounts, currency, *_ in calls for owner in amounts],
-        held=[auction_id for verb, auction_id, *_ in calls if verb is charge],
+        held=list(dict.fromkeys(auction_id for verb, auction_id, *_ in calls if verb is charge)),
     )
 
 

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -124,6 +125,15 @@ def test_cover_is_counted_in_the_order_of_the_callers(ledger, gate):
     assert [hold.without_cover for hold in holds] == [(), ("A",), ("A",)]
 
 
+def test_a_hold_is_released_once_however_often_its_auction_is_in_the_group(ledger, gate):
+    ledger.hold("auction", {"A": 40})
+    charge = partial(ledger.charge, "auction", {"A": 1})
+    _, *refused = together(ledger, gate, lambda: ledger.void("auction"), charge, charge)[0]
+    assert {type(error) for error in refused} == {ChargeConflictError}
+    assert ledger.balance("A").held == 0
+    assert ledger.verify().differences == []
+
+
 def test_a_fault_of_the_database_fails_the_group_with_one_error_and_a_repetition_books_once(ledger, gate, monkeypatch):
     readers, writers = ledger._database._engines()
     attempts = []
@@ -221,6 +231,64 @@ def test_one_that_is_interrupted_while_it_waits_is_not_booked():
         assert first.result() == "first"
     assert groups.call(run, "next") == "next"
     assert ran == ["first", "next"]
+
+
+def test_a_leader_that_is_interrupted_leaves_out_those_who_were_interrupted_before_it():
+    groups, started, go_on, ran = Groups(), threading.Event(), threading.Event(), []
+
+    def run(group):
+        ran.extend(group)
+        if "first" in group:
+            until(lambda: len(groups._waiting) == 2)
+        elif "leader" in group:
+            started.set()
+            assert go_on.wait(60)
+            raise SystemExit
+        return [(work, None) for work in group]
+
+    def until(condition):
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    def interrupt():
+        assert started.wait(60)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    with ThreadPoolExecutor(3) as pool:
+        pool.submit(groups.call, run, "first")
+        until(lambda: ran)
+        leader = pool.submit(groups.call, run, "leader")
+        until(lambda: groups._waiting)
+        pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            groups.call(run, "interrupted")
+        last = pool.submit(groups.call, run, "last")
+        until(lambda: groups._waiting)
+        go_on.set()
+        with pytest.raises(SystemExit):
+            leader.result(60)
+        assert last.result(60) == "last"
+    assert ran == ["first", "leader", "interrupted", "last"]
+
+
+def test_a_signal_handler_within_a_booking_is_refused_and_not_waited_for(ledger, monkeypatch):
+    errors = []
+
+    def clock():
+        if not errors:
+            with pytest.raises(LedgerUnavailableError) as refused:
+                ledger.cancel("auction")
+            errors.append(refused.value)
+        return datetime.now(UTC)
+
+    ledger.hold("auction", {"A": 40})
+    monkeypatch.setattr(ledger, "_clock", clock)
+    ledger.deposit("A", 1)
+    assert [str(error)[:30] for error in errors] == ["This thread is booking already"]
+    ledger.hold("next", {"A": 1})
+    assert ledger.balance("A").held == 1
 
 
 async def test_async_callers_share_transactions_and_one_that_is_cancelled_charges_nothing(ledger, gate):

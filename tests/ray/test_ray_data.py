@@ -236,6 +236,14 @@ def test_a_closed_auction_and_an_erased_reply_are_rows_with_errors_that_say_so(u
     assert len(bookings(url, "charge")) == 2
 
 
+def test_a_reply_with_half_surrogates_is_written_with_escapes(url, ledger):
+    model = ScriptedChatModel(turns=[[f"Reply {n} \ud800" for n in range(99)]])
+    rows = answer(questions(2), maker(url, model=model)).values()
+    assert {row["error"] for row in rows} == {None}
+    assert all(row["reply"].endswith(r" \ud800") for row in rows)
+    assert sorted(bookings(url, "charge")) == sorted(row["auction_id"] for row in rows)
+
+
 def test_a_ledger_must_keep_replies(url):
     with pytest.raises(ConfigurationError, match="The ledger of auctions on Ray must keep replies"):
         answer(questions(1), maker(url, keep_replies=False))
