@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from bisect import bisect_left, insort
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -109,10 +110,11 @@ class SharedPasses(Passes):
     @override
     def read(self, prompts: Sequence[Sequence[int]]) -> Generator[None, None, list[Prefix]]:
         asked = [tuple(prompt) for prompt in prompts]
-        known, fresh = {**self._kept}, {}
-        for prompt in asked:
-            if prompt not in known:
-                known[prompt] = fresh[prompt] = _begun(prompt, known)
+        known, fresh = {**self._kept}, {prompt: Prefix() for prompt in asked if prompt not in self._kept}
+        ordered = sorted(known) if fresh else []
+        for prompt in fresh:
+            known[prompt] = fresh[prompt] = _begun(prompt, known, ordered)
+            insort(ordered, prompt)
         # A prompt's source stands before it, so its keys and values are there in time.
         starts = [len(prefix.tokens) for prefix in fresh.values()]
         texts = [(prefix, prompt[start:]) for (prompt, prefix), start in zip(fresh.items(), starts, strict=True)]
@@ -206,14 +208,16 @@ def finish(steps: Generator[Any, None, _T]) -> _T:
             return result
 
 
-def _begun(prompt: Tokens, known: Mapping[Tokens, Prefix]) -> Prefix:
+def _begun(prompt: Tokens, known: Mapping[Tokens, Prefix], ordered: Sequence[Tokens]) -> Prefix:
     """Return the prefix of a prompt with the longest beginning that it shares with a known one.
 
-    Its last token is always left to read, because no longer prompt keeps the state behind it.
+    Its last token is always left to read, because no longer prompt keeps the state behind it. In the order of their
+    tokens, no known prompt shares more than the two that the prompt stands between.
     """
-    shared = {other: _equal(prompt[:-1], other) for other in known}
-    source = max(shared, key=lambda other: shared[other], default=())
-    if not (count := shared.get(source, 0)):
+    place = bisect_left(ordered, prompt)
+    shared = [(_equal(prompt[:-1], other), other) for other in ordered[max(0, place - 1) : place + 1]]
+    count, source = max(shared, default=(0, ()))
+    if not count:
         return Prefix()
     return Prefix(tokens=[*prompt[:count]], source=known[source])
 

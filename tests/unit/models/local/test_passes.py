@@ -1,12 +1,15 @@
 """A pass holds few enough tokens, and gives the states and logits of the whole model."""
 
 import copy
+from itertools import takewhile
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_auction_chain.models.local import passes as passes_module
+from llm_auction_chain.models.local.attention import Prefix
 from llm_auction_chain.models.local.passes import Passes, SharedPasses, finish, packs
 from tests.families import build
 from tests.tiny import tokens_of_prompts
@@ -119,6 +122,28 @@ def test_the_prompts_that_were_read_last_stay(model, monkeypatch):
     assert sum(read) == 20
     finish(passes.read([SECOND]))
     assert sum(read) == 24
+
+
+TEXTS = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple)
+
+
+def shared(one, other):
+    return len([*takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))])
+
+
+@given(known=st.lists(TEXTS, max_size=30, unique=True), prompt=TEXTS)
+def test_a_prompt_is_compared_with_two_of_those_that_stay_and_begins_with_the_longest_part_of_any(known, prompt):
+    compared = []
+
+    def equal(one, other):
+        compared.append(other)
+        return shared(one, other)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes_module, "_equal", equal)
+        begun = passes_module._begun(prompt, {other: Prefix(tokens=[*other]) for other in known}, sorted(known))
+    assert len(begun.tokens) == max((shared(prompt[:-1], other) for other in known), default=0)
+    assert len(compared) <= 2
 
 
 def test_an_abandoned_read_leaves_nothing_behind(model):
