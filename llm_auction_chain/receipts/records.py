@@ -107,7 +107,9 @@ def _leaf(owner: str, reports: Sequence[str], shared: str, receipt: str) -> str:
 
 
 def _content(message: BaseMessage) -> dict[str, Any]:
-    role = vars(message).get("role") or message.type.removesuffix("MessageChunk").lower()
+    kind = message.type.removesuffix("MessageChunk").lower()
+    # Much faster than `getattr`, for which pydantic raises an error where there is no role.
+    role = vars(message).get("role", (message.model_extra or {}).get("role", kind))
     content = {"role": role, "content": message.content}
     calls = [[call["name"], call["args"]] for call in getattr(message, "tool_calls", None) or ()]
     return {**content, "calls": calls} if calls else content

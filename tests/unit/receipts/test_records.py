@@ -267,6 +267,7 @@ def test_a_commitment_is_a_plain_sha256():
 SAME = [
     (AIMessage("a"), AIMessageChunk("a")),
     (HumanMessage("a"), HumanMessageChunk(content="a")),
+    (HumanMessage("a", role="critic"), ChatMessage("a", role="critic")),
     (AIMessage("a", id="1"), AIMessage("a", id="2", response_metadata={"model": "x"})),
     (AIMessage("", tool_calls=[{"name": "f", "args": {"x": 1, "y": 2}, "id": "1"}]),
      AIMessage("", tool_calls=[{"name": "f", "args": {"y": 2, "x": 1.0}, "id": "2"}])),
@@ -280,6 +281,8 @@ OTHER = [
     (AIMessage("a"), AIMessage("b")),
     (AIMessage("a"), HumanMessage("a")),
     (ChatMessage("a", role="critic"), ChatMessage("a", role="poet")),
+    (ChatMessage("a", role=""), ChatMessage("a", role="chat")),
+    (HumanMessage("a", role="critic"), HumanMessage("a")),
     (AIMessage("a"), AIMessage([{"type": "text", "text": "a"}])),
     (HumanMessage([PICTURE]), HumanMessage([{**PICTURE, "image_url": {"url": "data:image/png;base64,AAAB"}}])),
     (AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}]), AIMessage("")),
