@@ -421,10 +421,12 @@ class _PostOffice:
 
     def _kept(self, bidder: Bidder) -> _Connection | None:
         """Return the connection that an earlier auction used last, if it is still open."""
-        idle = self._idle.get(bidder, deque())
+        idle = self._idle.pop(bidder, deque())
         while idle:
             connection = idle.pop()
             if connection.is_open:
+                if idle:
+                    self._idle[bidder] = idle
                 return connection
             connection.close()
         return None

@@ -698,6 +698,19 @@ def test_a_connection_is_closed_when_no_auction_uses_it_for_long(score, monkeypa
         assert gone.wait(HUNG)
 
 
+def test_nothing_stays_of_a_bidder_that_no_connection_leads_to(score):
+    """It has hung up at once, or in place of a later answer: then no timer of its connection is left."""
+
+    def answer(request, connection):
+        connection.sendall(http(GOOD, head="Connection: close\r\n" * (len(bidder.requests) == 2)))
+        return True
+
+    with Bidder(answer) as bidder:
+        reward = webhook(bidder.url)
+        assert [list(score(reward)) for _ in range(2)] == [[1.0, 2.5]] * 2
+    assert reward not in {kept.owner for kept in http_client._post_office()._idle}
+
+
 def test_a_request_that_lasts_longer_than_a_connection_is_kept_is_answered(score, monkeypatch):
     monkeypatch.setattr(http_client, "_IDLE", 0.1)
 
