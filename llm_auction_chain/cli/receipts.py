@@ -76,10 +76,12 @@ def _check_of_inclusion(options: Namespace) -> "Callable[[Any, Verification], Ve
         raise ConfigurationError("Give both --inclusion and --head: a proof holds for a head of the ledger.")
     if options.inclusion is None:
         return lambda _, verification: verification
-    [proof] = _read(options.inclusion, options.inclusion)
+    proofs = list(_read(options.inclusion, options.inclusion))
+    if len(proofs) != 1:
+        raise ConfigurationError(f"{options.inclusion} must contain one proof, got {len(proofs)}.")
 
     def included(view: Any, verification: "Verification") -> "Verification":
-        differences = check_inclusion(view, proof, options.head) if verification.ok else ()
+        differences = check_inclusion(view, proofs[0], options.head) if verification.ok else ()
         return replace(verification, differences=verification.differences + differences)
 
     return included

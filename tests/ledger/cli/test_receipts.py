@@ -283,5 +283,8 @@ def test_an_owner_checks_with_a_proof_and_a_head_that_the_ledger_contains_its_vi
     assert (said.code, [one["field"] for one in json.loads(said.out)["differences"]]) == (1, ["head"])
     for wrong in (["--head", head], ["--inclusion", proof], ["--inclusion", view, "--head", head]):
         assert say("verify", view, *wrong).code == 2
+    for proofs in ([], [{}, {}]):
+        said = say("verify", view, "--inclusion", saved(proofs, "proofs.json"), "--head", head)
+        assert (said.code, f"must contain one proof, got {len(proofs)}." in said.err) == (2, True)
     assert say("ledger", "proof", receipt.auction_id, "--agent", "B", "--head", "x").code == 2
     assert say("ledger", "proof", "unknown", "--agent", "B").code == 1
