@@ -236,7 +236,7 @@ def _server_file() -> dict[str, Any]:
             ),
             "Sampling": _checked(Sampling, without=("scorer",)),
             "Policy": _checked(Policy, policy, without=("candidate_filter",)),
-            "Billing": _checked(Billing, without=("ledger",)),
+            "Billing": _checked(Billing, without=("ledger", "signing_key")),
             "Disclosure": _checked(Disclosure),
             "Ledger": {**_object(_docs(Ledger)[""], ledger), "required": ["url"]},
             "Limits": _checked(Limits),
