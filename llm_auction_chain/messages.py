@@ -93,8 +93,10 @@ def calls_of(message: AIMessage) -> list[tuple[str, Any]]:
     legacy = message.additional_kwargs.get("function_call")
     if not calls and isinstance(legacy, dict):  # beside other calls it repeats one of them
         calls = [(str(legacy.get("name")), parsed(legacy.get("arguments")))]
-    blocks = [block for block in message.content if isinstance(block, dict) and block.get("type") in _CALLS]
-    for block in () if calls else blocks:  # of a provider's package that leaves them there
+    blocks = () if calls or isinstance(message.content, str) else message.content
+    for block in blocks:  # of a provider's package that leaves them there
+        if not isinstance(block, dict) or block.get("type") not in _CALLS:
+            continue
         arguments = next((block[name] for name in ("input", "args", "arguments") if name in block), None)
         calls.append((str(block.get("name")), parsed(arguments)))
     return calls
@@ -175,10 +177,17 @@ def copies_of(
     """
     try:
         pickled = pickle.dumps((list(prompt), list(replies)))
-        pickle.loads(pickled)  # noqa: S301 - this process wrote it
+        first = [pickle.loads(pickled)]  # noqa: S301 - this process wrote it
     except Exception:  # noqa: BLE001 - a class that cannot be pickled may raise anything
         return lambda: ([*map(_deep_copy, prompt)], [*map(_deep_copy, replies)])
-    return lambda: pickle.loads(pickled)  # noqa: S301
+
+    def copies() -> Any:
+        try:
+            return first.pop()
+        except IndexError:
+            return pickle.loads(pickled)  # noqa: S301
+
+    return copies
 
 
 def total_usage(usages: Iterable[UsageMetadata | None]) -> UsageMetadata | None:

@@ -147,9 +147,10 @@ class _Awaiting(Waiter):
                 progress(next(returned))
             return result
 
+        begin = (lambda call: call()) if most is None and progress is None else one
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(call)) for call in calls]
+                tasks = [group.create_task(begin(call)) for call in calls]
         except BaseExceptionGroup as failures:
             error = failures.exceptions[0]
             raise error from error.__cause__
@@ -359,7 +360,8 @@ async def running(calls: Sequence[Call], deliver: Callable[[int, Any], None]) ->
         workers.grow()
         timer = loop.call_later(_TICK, grow) if workers.waiting else None
 
-    timer = loop.call_later(_TICK, grow)
+    if calls:
+        timer = loop.call_later(_TICK, grow)
     try:
         yield
     finally:

@@ -7,10 +7,9 @@ never removes a candidate. Each agent gets its own copies of the messages, witho
 import asyncio
 import inspect
 import logging
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from concurrent.futures import Future
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import coroutine
@@ -350,46 +349,47 @@ async def _gather(values: Sequence[Any]) -> list[Any]:
     A task costs more than most callbacks do. So values are awaited one after the other as long as they are ready; where
     one has to wait, all others begin beside it.
     """
-    left, beside = deque(values), list[asyncio.Task[Any]]()
-
-    def begin_others() -> None:
-        for value in left:
-            beside.append(asyncio.create_task(attempt_awaiting(value)))
-            beside[-1].add_done_callback(partial(_close, value))
-        left.clear()
-
-    outcomes = []
+    left, results, tasks = iter(values), [], list[asyncio.Task[Any]]()
     try:
-        while left:
-            outcomes.append(await attempt_awaiting(_noticed(left.popleft(), begin_others)))
-        outcomes += await asyncio.gather(*beside)
+        for value in left:
+            awaited, context = value if inspect.iscoroutine(value) else _await(value), copy_context()
+            try:
+                waited_for = context.run(awaited.send, None)
+            except StopIteration as finished:
+                results.append(finished.value)
+            else:
+                tasks += map(_task_of, left)
+                results.append(await _resumed(awaited, context, waited_for))
+        for result, error in await asyncio.gather(*tasks):
+            if error is not None:
+                raise error
+            results.append(result)
     finally:
-        for task in beside:
+        for task in tasks:
             task.cancel()
         for value in left:
             _close(value)
-    for _, error in outcomes:
-        if error is not None:
-            raise error
-    return [value for value, _ in outcomes]
+    return results
+
+
+def _task_of(value: Any) -> "asyncio.Task[Any]":
+    task = asyncio.create_task(attempt_awaiting(value))
+    task.add_done_callback(partial(_close, value))
+    return task
 
 
 @coroutine
-def _noticed(value: Any, waits: Callable[[], None]) -> Generator[Any, None, Any]:
-    """Return what a value is once it is awaited, in a context of its own. Call `waits` whenever it has to wait."""
-    awaited = value if inspect.iscoroutine(value) else _await(value)
-    context, resume = copy_context(), partial(awaited.send, None)
+def _resumed(awaited: Coroutine[Any, Any, Any], context: Context, waited_for: Any) -> Generator[Any, Any, Any]:
+    """Return the value of a coroutine that waits for something, and runs on in its context."""
     while True:
+        try:
+            resume: Callable[[], Any] = partial(awaited.send, (yield waited_for))
+        except BaseException as error:  # noqa: BLE001 - it is the coroutine's
+            resume = partial(awaited.throw, error)
         try:
             waited_for = context.run(resume)
         except StopIteration as finished:
             return finished.value
-        waits()
-        try:
-            yield waited_for
-            resume = partial(awaited.send, None)
-        except BaseException as error:  # noqa: BLE001 - it is the coroutine's
-            resume = partial(awaited.throw, error)
 
 
 def _close(value: Any, _: object = None) -> None:
