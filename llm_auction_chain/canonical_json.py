@@ -126,10 +126,11 @@ def printable(value: Any) -> Any:
 
 
 def _printable(value: Any, levels: int) -> Any:
-    if value is None or type(value) is bool or (type(value) is int and -_WHOLE < value < _WHOLE):
+    kind = type(value)
+    if (kind is str and value.isascii()) or value is None or kind is bool or (kind is int and -_WHOLE < value < _WHOLE):
         return value
     if isinstance(value, str):
-        return value if type(value) is str and value.isascii() else value.encode("utf-8", "replace").decode()
+        return value.encode("utf-8", "replace").decode()
     if isinstance(value, _COMPOUND):
         return _printable_parts(value, levels - 1) if levels else "..."
     try:
@@ -142,9 +143,13 @@ def _printable(value: Any, levels: int) -> Any:
 def _printable_parts(value: Any, levels: int) -> Any:
     if isinstance(value, list | tuple):
         return [_printable(one, levels) for one in value]
-    return {
-        _printable(key if isinstance(key, str) else repr(key), 0): _printable(one, levels) for key, one in value.items()
-    }
+    return {_printable_key(key): _printable(one, levels) for key, one in value.items()}
+
+
+def _printable_key(key: Any) -> str:
+    if type(key) is str and key.isascii():
+        return key
+    return str(_printable(key if isinstance(key, str) else repr(key), 0))
 
 
 def _repr(value: Any) -> str:

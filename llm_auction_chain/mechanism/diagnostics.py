@@ -98,12 +98,12 @@ def pareto_k_hat(log_weights: FloatArray, draws: npt.NDArray[np.int64] | None = 
     True
     """
     log_weights = np.asarray(log_weights, dtype=np.float64)
+    m = len(log_weights) if draws is None else int(draws.sum())
+    if m < _MIN_DRAWS:
+        return None
     order = np.argsort(log_weights)
     shifted = log_weights[order] - log_weights.max()
     below = np.cumsum(np.ones(len(order), dtype=np.int64) if draws is None else draws[order])  # and equal ones
-    m = int(below[-1])
-    if m < _MIN_DRAWS:
-        return None
     length = m // 5 if m <= _SQUARE_ROOT else int(3.0 * np.sqrt(m))
     at = int(np.searchsorted(below, m - length - 1, side="right"))  # the largest draw that is not in the tail
     cutoff = np.exp(shifted[at])
