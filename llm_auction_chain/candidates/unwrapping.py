@@ -68,7 +68,10 @@ _WITH_FORMAT = frozenset(
 )
 _WITH_TOOLS = frozenset({"additionalmodelrequestfields", "toolconfig"})
 _NO_FORMAT: tuple[Any, ...] = (None, False, "", "text", "text/plain", {}, {"type": "text"})
-_CALLS = ("invoke", "ainvoke", "generate_prompt", "agenerate_prompt", "generate", "agenerate")
+_CALLS = ("invoke", "ainvoke", "generate_prompt", "agenerate_prompt", "generate", "agenerate", "_convert_input")
+_REFUSED = frozenset(
+    {"callbacks", "tags", "metadata", "run_name", "run_id"}
+)  # keywords that these take from the config
 _INIT_CHAT_MODEL = ("langchain.chat_models.base", "_ConfigurableModel")  # by name: langchain is optional
 
 
@@ -398,6 +401,8 @@ async def unheard_runs(
 
 def _is_plain(model: Runnable[Any, Any]) -> bool:
     """Whether a call does what LangChain's chat model does: only keywords are bound, and no method is overridden."""
+    if settings_of(model).keys() & _REFUSED:
+        return False
     while isinstance(model, RunnableBindingBase):
         if model.config or model.config_factories or not _inherits(model, RunnableBinding, ("invoke", "ainvoke")):
             return False

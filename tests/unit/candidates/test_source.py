@@ -18,6 +18,7 @@ from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.runnables import ConfigurableField, RouterRunnable, RunnableBranch, RunnableLambda
 from langchain_core.tracers.log_stream import LogStreamCallbackHandler
 from langchain_openai import ChatOpenAI
@@ -682,3 +683,27 @@ async def test_a_model_that_overrides_its_call_is_called_that_way():
         held = AuctionRunnable(model=wrapped, agents=TWO, n_candidates=4)
         for result in (held.run("x"), await held.arun("x")):
             assert all(candidate.message.text.startswith("Please: reply") for candidate in result.candidates)
+
+
+class Prefaced(Runs):
+    """Changes what a user gives it."""
+
+    def _convert_input(self, model_input):
+        return ChatPromptValue(messages=[HumanMessage("Hear, hear!"), *super()._convert_input(model_input).messages])
+
+
+@pytest.mark.parametrize("callbacks", [[], [Hears()]], ids=["unheard", "heard"])
+def test_a_model_that_overrides_how_it_reads_its_input_reads_it_that_way(callbacks):
+    model = Prefaced()
+    AuctionRunnable(model=model, agents=TWO, n_candidates=4).invoke("x", {"callbacks": callbacks})
+    assert [[message.text for message in messages] for _, _, _, messages, _, _ in model.seen] == [
+        ["Hear, hear!", "x"]
+    ] * 4
+
+
+@pytest.mark.parametrize("name", ["callbacks", "tags", "metadata", "run_name", "run_id"])
+@pytest.mark.parametrize("callbacks", [[], [Hears()]], ids=["unheard", "heard"])
+def test_a_bound_keyword_that_langchain_takes_from_the_config_is_refused(callbacks, name):
+    held = AuctionRunnable(model=Runs().bind(**{name: None}), agents=TWO, n_candidates=4)
+    with pytest.raises(CandidatesError, match=f"multiple values for keyword argument '{name}'"):
+        held.invoke("x", {"callbacks": callbacks})
