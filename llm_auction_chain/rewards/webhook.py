@@ -129,9 +129,10 @@ class WebhookReward(WaitingReward):
     def start(self, prompt: Prompt, replies: Replies) -> "Future[list[float]] | None":
         if type(self) is not WebhookReward:  # a subclass may override `score`
             return None
+        ids = [*map(id, prompt)], [*map(id, replies)]
         last = getattr(_round, "last", None)
-        if last is None or last[0] is not prompt or last[1] is not replies:
-            last = _round.last = (prompt, replies, _messages(prompt, replies))
+        if last is None or last[0] != ids:
+            last = _round.last = (ids, (*prompt, *replies), _messages(prompt, replies))  # ids of messages that stay
         return self._post(last[2], len(replies))
 
     def _post(self, messages: bytes, n_replies: int) -> "Future[list[float]]":

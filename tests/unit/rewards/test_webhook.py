@@ -107,6 +107,16 @@ def test_a_bidder_that_verifies_the_signature_is_believed(score):
     assert request.headers["idempotency-key"] == request.json["request_id"]
 
 
+def test_a_request_holds_what_a_conversation_has_become():
+    with Bidder(honest) as bidder:
+        conversation = [*PROMPT]
+        for _ in range(2):
+            webhook(bidder.url).start(conversation, REPLIES).result(HUNG)
+            conversation.append(AIMessage("y"))
+    prompts = [[message["content"] for message in request.json["prompt"]] for request in bidder.requests]
+    assert prompts == [["x"], ["x", "y"]]
+
+
 def test_another_secret_is_another_bidder(score):
     with Bidder(honest) as bidder:
         reward = WebhookReward(bidder.url, "not the secret", allow_http=True, allow_private=True, timeout=HUNG)
