@@ -13,7 +13,8 @@ import rfc8785
 __all__ = ["canonical", "digest", "loads", "printable", "time_text"]
 
 _DEEPEST = 64
-_COMPOUND = (dict, list, tuple, Mapping)
+_LISTS = (list, tuple)
+_COMPOUND = (dict, *_LISTS, Mapping)
 _WHOLE = 2.0**53  # whole numbers below it are exact in JSON
 _SMALL = 1e-4  # Python writes smaller fractions with an exponent
 _spell = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
@@ -141,7 +142,7 @@ def _printable(value: Any, levels: int) -> Any:
 
 
 def _printable_parts(value: Any, levels: int) -> Any:
-    if isinstance(value, list | tuple):
+    if isinstance(value, _LISTS):
         return [_printable(one, levels) for one in value]
     return {_printable_key(key): _printable(one, levels) for key, one in value.items()}
 

@@ -425,10 +425,11 @@ def _merge(
     places: dict[Hashable, list[int]] = {}
     for k, identity in enumerate(identities):
         places.setdefault(identity, []).append(k)
+    values = weights.tolist()
     return tuple(
         Candidate(
             message=replies[draws[0]][1],
-            log_weight=_mean_of(weights[draws]),
+            log_weight=_mean_of([values[k] for k in draws]),
             draws=len(draws),
             component=plan.conditions[replies[draws[0]][0]].name,
             excluded=not allowed[identity],
@@ -437,10 +438,10 @@ def _merge(
     )
 
 
-def _mean_of(log_weights: FloatArray) -> float:
+def _mean_of(log_weights: list[float]) -> float:
     """Return the logarithm of the mean of weights."""
     if len(log_weights) == 1:
-        return float(log_weights[0])
+        return log_weights[0]
     return float(np.logaddexp.reduce(log_weights) - math.log(len(log_weights)))
 
 

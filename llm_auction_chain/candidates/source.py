@@ -47,6 +47,7 @@ Progress = Callable[[int, float | None], None]
 _Call = tuple[list[BaseMessage], dict[str, Any]]  # a request: prompt and keywords
 _LAW = ("temperature", "top_p", "top_k")  # keywords of the sampler that a scorer needs
 _ROOM = 3  # seeds for each draw: a request that is refused or answered in part is followed by others
+_NESTED = (dict, list, tuple)
 _DEEPEST = 200  # levels that recursive code can walk, with the frames of a graph around it
 _OF_RUNS = ("callbacks", "tags", "metadata", "run_name")  # what a chat model takes of a config
 _SCHEMA = "llm_auction_chain.auction/"  # prefix of the schema in an auction's metadata
@@ -356,7 +357,7 @@ def _is_deep(value: Any) -> bool:
     layer = [value]
     for _ in range(_DEEPEST):
         parts = [part for one in layer for part in (one.values() if isinstance(one, dict) else one)]
-        layer = list({id(part): part for part in parts if isinstance(part, dict | list | tuple)}.values())
+        layer = list({id(part): part for part in parts if isinstance(part, _NESTED) and part}.values())
         if not layer:
             return False
     return True

@@ -20,6 +20,7 @@ __all__ = ["InvalidReportError", "Report", "Status", "amounts_of", "bounds_of", 
 
 Status = Literal["reported", "capped", "timeout", "error", "invalid"]
 _OURS = f"{__package__.split('.')[0]}."
+_NO_AMOUNTS = (str, bytes, bytearray, Mapping, AbstractSet)  # iterables without an amount per reply, or an order
 _LARGEST = 1e100
 _LONGEST_REASON = 200
 _LONGEST_TEXT = 2000  # characters of an exception's text, which may be a whole page
@@ -153,7 +154,7 @@ def amounts_of(value: Any, n_replies: int, *, refuse_negative: bool = False) -> 
     Raises:
         InvalidReportError: they are not one finite number for every reply.
     """
-    if isinstance(value, str | bytes | bytearray | Mapping | AbstractSet) or not isinstance(value, Iterable):
+    if isinstance(value, _NO_AMOUNTS) or not isinstance(value, Iterable):
         raise _invalid(f"returned {type(value).__name__}; score must return one number per reply, as a list")
     values = list(islice(value, n_replies + 1))
     if len(values) != n_replies:
