@@ -44,6 +44,13 @@ def gate():
     return Gate()
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def ledger(url, gate):
     with Ledger(url, clock=gate) as made:
