@@ -248,10 +248,11 @@ class Source:
             return []
         runs = await unheard_runs(self._model, prompts, config, waiter)
         model: Any = innermost(self._model)
+        untraced, keywords = Untraced(model), {**self._settings, **extra}
 
         async def one(prompt: list[BaseMessage], run: Any) -> Any:
             try:
-                return (await Untraced(model).generate(prompt, {**self._settings, **extra}, waiter, run))[0].message
+                return (await untraced.generate(prompt, keywords, waiter, run))[0].message
             except Exception as error:  # noqa: BLE001 - kept in .causes
                 return error
 
