@@ -139,6 +139,7 @@ def _may_pass(error: BaseException) -> bool:
 
 _IDLE = 30.0  # seconds that a connection is kept for the next auction
 _MOST_HEAD = 100 * 1024  # bytes
+_MOST_PARTS = 1000  # chunks and interim answers; reading more of them would keep other bidders waiting
 _MOST_ADDRESSES = 4
 _OK, _MORE_FOLLOWS, _REDIRECTS = 200, (100, *range(102, 200)), range(300, 400)
 
@@ -234,7 +235,7 @@ def post(bidder: Bidder, headers: Headers, body: bytes, read: Callable[[bytes], 
     Raises, from the future:
         TimeoutError: the answer was not complete in time.
         ConnectionError: there was no answer, or one with a status other than 200.
-        RewardError: the answer was too long, or compressed.
+        RewardError: the answer was too long, compressed, or in too many parts.
     """
 
     async def exchange() -> T:
@@ -269,7 +270,7 @@ class _Connection(asyncio.Protocol):
         self._transport: Any = None
         self._answer: asyncio.Future[bytes] | None = None  # that is waited for
         self._parts: list[bytes] = []
-        self._received = 0
+        self._received = self._n_parts = 0
         self._used = self._closed = False
         self.idle_since: float | None = None
 
@@ -289,7 +290,7 @@ class _Connection(asyncio.Protocol):
 
     async def exchange(self, headers: Headers, body: bytes) -> bytes:
         """Send a request and return the answer's body."""
-        self._parts, self._received = [], 0
+        self._parts, self._received, self._n_parts = [], 0, 0
         self._answer = asyncio.get_running_loop().create_future()
         request = h11.Request(method="POST", target=self._bidder.url.raw_path, headers=list(headers))
         events = (request, h11.Data(data=body), h11.EndOfMessage())
@@ -359,6 +360,10 @@ class _Connection(asyncio.Protocol):
         try:
             self._http.receive_data(data)
             while (event := self._http.next_event()) is not h11.NEED_DATA:
+                self._n_parts += 1
+                if self._n_parts > _MOST_PARTS:
+                    self._fail(RewardError(f"{self._bidder.name} answered in more than {_MOST_PARTS} parts."))
+                    return
                 if isinstance(event, h11.Data):
                     self._parts.append(bytes(event.data))
                 elif isinstance(event, h11.EndOfMessage):

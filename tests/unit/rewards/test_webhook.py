@@ -347,7 +347,7 @@ def test_no_more_is_read_than_an_answer_may_have(score, what):
 
     with Bidder(answer) as bidder:
         message = failure(score, webhook(bidder.url), RewardError)
-    assert "more than 65536 bytes" in message
+    assert "more than 65536 bytes" in message or "more than 1000 parts" in message
     assert sum(accepted) < 5_000_000  # what the kernel holds for a reader that never comes
     assert len(bidder.requests) == 1
 
@@ -361,6 +361,15 @@ def test_a_head_has_a_limit_where_answers_have_none(score):
     with Bidder(answer) as bidder:
         failure(score, webhook(bidder.url, max_bytes=10**9), ConnectionError)
         assert len(bidder.requests) == 1
+
+
+@pytest.mark.parametrize("answer", [
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 9999,
+    b"HTTP/1.1 103 Early Hints\r\n\r\n" * 2000 + http(GOOD),
+], ids=["chunks", "interim answers"])  # fmt: skip
+def test_an_answer_in_very_many_parts_keeps_no_other_bidder_waiting(score, answer):
+    with Bidder(sends(answer)) as bidder:
+        assert "more than 1000 parts" in failure(score, webhook(bidder.url), RewardError)
 
 
 def test_an_answer_of_just_the_length_allowed_is_read(score):
