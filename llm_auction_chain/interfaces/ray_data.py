@@ -69,7 +69,7 @@ def map_auctions(
         make_auction: returns the auction, with its model and its ledger. Each actor calls it once.
         workers: how many actors; a pair is the fewest and the most.
         prompt: the column of prompts: texts, or lists of messages as `{role, content}`.
-        key: the column of idempotency keys, random texts.
+        key: the column of idempotency keys, random texts. Rows of one key and prompt are one auction, charged once.
         agents: the column that `agents_of` reads.
         agents_of: returns the agents of a row from its value in that column; the actors call it. None: the auction's
             own agents bid in every row.

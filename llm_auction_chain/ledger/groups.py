@@ -59,16 +59,22 @@ class Groups(Generic[C]):
                 self._waiting.append(call)
                 if self._leader is None:
                     self._leader = call
-            if self._leader is not call:
-                call.woken.acquire()
-            if self._leader is call:
-                self._lead(run)
+            while call.outcome is None:
+                with self._lock:
+                    leads = self._leader is call
+                if leads:
+                    self._lead(run)
+                else:
+                    call.woken.acquire()
         finally:
             try:
                 self._leave(call)
+            except BaseException:  # interrupted: all of it again
+                self._leave(call)
+                raise
             finally:
                 self._threads.discard(thread)
-        value, error = call.outcome or (None, RuntimeError("The group ended without an outcome."))
+        value, error = call.outcome
         if error is not None:
             raise error
         return value
@@ -82,19 +88,20 @@ class Groups(Generic[C]):
             call.outcome = outcome
 
     def _leave(self, call: _Call[C]) -> None:
-        """Forget a call that is over or interrupted. Where it leads, let the next lead, and wake the group."""
+        """Forget a call that is over or interrupted. Where it leads, wake its group, and let the next lead.
+
+        It may be interrupted anywhere: until another leads, a repetition does all of it.
+        """
         with self._lock:
             for calls in (self._waiting, self._group):
                 if call in calls:
                     calls.remove(call)
             if self._leader is not call:
                 return
-            group, self._group = self._group, []
-            self._waiting[:0] = [one for one in group if one.outcome is None]
+            self._waiting = [one for one in dict.fromkeys((*self._group, *self._waiting)) if one.outcome is None]
+            over = [one for one in self._group if one.outcome is not None]
+            for one in (*over, *self._waiting[:1]):
+                if one.woken.locked():
+                    one.woken.release()
+            self._group = []
             self._leader = self._waiting[0] if self._waiting else None
-            leader = self._leader
-        if leader is not None:
-            leader.woken.release()
-        for one in group:
-            if one.outcome is not None:
-                one.woken.release()

@@ -92,7 +92,7 @@ def _insert_all(*inserted: Table) -> str:
 
 @contextmanager
 def _on_driver(connection: Connection) -> Iterator[Any]:
-    """Yield the driver's connection, and raise its errors as SQLAlchemy's."""
+    """Yield the driver's connection, and raise its errors as SQLAlchemy's. One that is interrupted is closed."""
     driver: Any = connection.connection.driver_connection
     kind: Any = connection.dialect.loaded_dbapi.Error
     try:
@@ -105,3 +105,7 @@ def _on_driver(connection: Connection) -> Iterator[Any]:
         raise DBAPIError.instance(
             "a booking", None, error, kind, connection_invalidated=lost, dialect=connection.dialect
         ) from error
+    except BaseException:
+        if connection.dialect.name == "postgresql":
+            connection.invalidate()  # interrupted within a pipeline, it could neither go on nor roll back
+        raise

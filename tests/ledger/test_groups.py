@@ -1,11 +1,14 @@
 """Bookings that share a transaction: each caller is told of its own outcome, and of nobody else's."""
 
 import asyncio
+import contextlib
+import itertools
+import linecache
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from types import SimpleNamespace
@@ -16,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 from llm_auction_chain import Agent, AuctionRunnable
 from llm_auction_chain.errors import ChargeConflictError, CoverError, LedgerError, LedgerUnavailableError
 from llm_auction_chain.ledger import Ledger
+from llm_auction_chain.ledger import groups as module
 from llm_auction_chain.ledger.groups import Groups
 from llm_auction_chain.testing import MarkovChatModel
 
@@ -145,7 +149,7 @@ def test_a_fault_of_the_database_fails_the_group_with_one_error_and_a_repetition
     readers, writers = ledger._database._engines()
     attempts = []
 
-    @contextmanager
+    @contextlib.contextmanager
     def begin():
         with writers.begin() as connection:
             yield connection
@@ -278,6 +282,57 @@ def test_a_leader_that_is_interrupted_leaves_out_those_who_were_interrupted_befo
             leader.result(60)
         assert last.result(60) == "last"
     assert ran == ["first", "leader", "interrupted", "last"]
+
+
+def test_a_leader_that_is_interrupted_at_any_line_leaves_nobody_waiting():
+    def attempt(place):
+        """Interrupt a leader at a line of the module; return whether it has that many."""
+        groups, passed, lines = Groups(), threading.Event(), itertools.count()
+
+        def run(group):
+            if "leader" in group:
+                others.extend(pool.submit(groups.call, run, n) for n in range(2))
+                while len(groups._waiting) < 2:
+                    time.sleep(0.0001)
+            return [(work, None) for work in group]
+
+        def trace(frame, event, _):
+            if frame.f_code not in (Groups._lead.__code__, Groups._leave.__code__):
+                return None
+            line = linecache.getline(module.__file__, frame.f_lineno).strip()
+            if event == "line" and not line.startswith("with ") and next(lines) == place:  # Python enters those whole
+                passed.set()
+                raise KeyboardInterrupt
+            return trace
+
+        def lead():
+            sys.settrace(trace)
+            with contextlib.suppress(KeyboardInterrupt):
+                groups.call(run, "leader")
+            sys.settrace(None)
+
+        others = []
+        with ThreadPoolExecutor(3) as pool:
+            pool.submit(lead).result(60)
+            assert [other.result(60) for other in others] == [0, 1][: len(others)]
+            assert pool.submit(groups.call, run, "next").result(60) == "next"
+        return passed.is_set()
+
+    assert sum(itertools.takewhile(bool, map(attempt, itertools.count()))) > 15
+
+
+def test_a_connection_that_was_interrupted_is_not_used_again(ledger, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("psycopg.Pipeline.__exit__", interrupt)
+        if ledger._database.url.get_backend_name() == "sqlite":
+            patch.setattr(ledger, "_clock", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.deposit("A", 1, key="interrupted")
+    assert ledger.deposit("A", 1, key="interrupted").seq == 3
+    assert ledger.verify().differences == []
 
 
 def test_a_signal_handler_within_a_booking_is_refused_and_not_waited_for(ledger, monkeypatch):
