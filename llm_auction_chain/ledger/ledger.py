@@ -50,7 +50,8 @@ class Ledger:
     the ids of auctions and the keys of deposits, so it is safe to repeat a request with the same id or key.
 
     Methods block. In async code call them in a thread: `await asyncio.to_thread(ledger.balance, "A")`. Threads and
-    forked processes may share a ledger. A copied or unpickled ledger has the same settings and its own connections.
+    forked processes may share a ledger; with SQLite, fork while no thread books. A copied or unpickled ledger has the
+    same settings and its own connections.
 
     Args:
         url: `sqlite:///file.db`, `sqlite://` (in memory: it is lost on `close`, and copies are empty), or
