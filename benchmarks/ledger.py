@@ -42,7 +42,7 @@ def receipt() -> dict[str, Any]:
     """Return the receipt of a real auction among eight owners."""
 
     def likes(k: int) -> Callable[[Any, Any], float]:
-        return lambda prompt, reply: float((len(reply.text) + k) % 5)
+        return lambda prompt, reply: float((k + 1) * sum(map(ord, reply.text)) % 7)
 
     agents = [Agent(owner, likes(k)) for k, owner in enumerate(OWNERS)]
     auction = AuctionRunnable(model=MarkovChatModel(length=9), agents=agents, report_cap=5.0, seed=1)

@@ -216,7 +216,8 @@ class CoverError(LedgerError):
 class LedgerUnavailableError(LedgerError):
     """The database is unreachable, full or locked. The booking may have been made; a repeated request is safe.
 
-    Raised after retries. Repeat the call with the same id or key: it books once.
+    Raised after retries. Repeat the ledger's call with the same id or key: it books once. An auction that failed at its
+    charge is cancelled: ask for a reply under a new key.
     """
 
 

@@ -11,6 +11,7 @@ __all__ = [
     "as_text",
     "charges_of",
     "from_units",
+    "in_millionths",
     "in_units",
     "negated",
     "plus",
@@ -68,25 +69,30 @@ def as_text(amount: Decimal) -> str:
     return format(amount, "f")
 
 
-def in_units(amount: Decimal, scale: int) -> tuple[int, int]:
-    """Return a charge as whole units of `10**-scale`, halves to even, and the residual of the rounding in millionths.
-
-    `units * 10**(6 - scale) + residual` is exactly the charge in millionths.
-
-    Args:
-        amount: with at most six decimals.
-        scale: decimals of the currency, 0 to 6.
+def in_millionths(amount: Decimal) -> int:
+    """Return an amount of at most six decimals as whole millionths.
 
     Raises:
         ValueError: the amount is not finite or has more decimals.
         ArithmeticError: it has too many digits for an exact result.
 
-    >>> in_units(Decimal("0.125"), 2), in_units(Decimal("-1.000001"), 6)
+    >>> in_millionths(Decimal("-1.25"))
+    -1250000
+    """
+    scaled = amount.scaleb(FINEST, context=_EXACT) if amount.is_finite() else None
+    if scaled is None or scaled != (millionths := int(scaled)):
+        raise ValueError(f"an amount must have at most {FINEST} decimals, got {amount}")
+    return millionths
+
+
+def in_units(millionths: int, scale: int) -> tuple[int, int]:
+    """Return a charge as whole units of `10**-scale`, halves to even, and the residual of the rounding in millionths.
+
+    `units * 10**(6 - scale) + residual` is exactly the charge in millionths.
+
+    >>> in_units(125_000, 2), in_units(-1_000_001, 6)
     ((12, 5000), (-1000001, 0))
     """
-    scaled = amount.scaleb(FINEST, context=_EXACT) if amount.is_finite() else amount
-    if not amount.is_finite() or scaled != (millionths := int(scaled)):
-        raise ValueError(f"an amount must have at most {FINEST} decimals, got {amount}")
     unit = 10 ** (FINEST - scale)
     units, rest = divmod(millionths, unit)
     if 2 * rest > unit or (2 * rest == unit and units % 2):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from langchain_core.messages import AIMessage
 
 from llm_auction_chain.agents import Agent
-from llm_auction_chain.errors import ChargeConflictError, DeliveredError, LedgerError
+from llm_auction_chain.errors import ChargeConflictError, DeliveredError, LedgerError, LedgerUnavailableError
 from llm_auction_chain.ledger import AuctionLedger
 from llm_auction_chain.mechanism.payments import PaymentRule, most_charged, span_within
 from llm_auction_chain.messages import json_of
@@ -124,7 +124,7 @@ class Tab:
 
         Raises:
             DeliveredError: a call under the same id has delivered another outcome.
-            LedgerError: the ledger failed and `on_error` is `raise`.
+            LedgerError: the ledger failed and `on_error` is `raise`. The auction is cancelled, so its id is used up.
         """
         return await self._book(lambda ledger: self._charge(ledger, result))
 
@@ -180,6 +180,9 @@ class Tab:
             try:
                 return self._charge_held(ledger, amounts, result)
             except LedgerError as error:
+                if self._on_error == "raise" and isinstance(error, LedgerUnavailableError):
+                    closed = f"Auction {self._auction_id!r} is cancelled: ask for a reply under a new key."
+                    raise LedgerUnavailableError(f"{error} {closed}") from error
                 self._fail(error)
                 self._cancel(ledger, "the charge failed, so the reply was not sponsored")
                 return None

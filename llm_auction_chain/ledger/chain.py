@@ -3,12 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import NamedTuple
 
 from llm_auction_chain.canonical_json import digest
 from llm_auction_chain.merkle import hashed
-from llm_auction_chain.money import FINEST, in_units
 
 
 class BookingRow(NamedTuple):
@@ -88,12 +86,11 @@ def key_of(kind: str, *parts: str, number: int = 0) -> str:
     return ":".join((kind, *(part.replace("%", "%25").replace(":", "%3A").replace("*", "%2A") for part in parts)))
 
 
-def request_of(kind: str, subject: str, currency: str, amounts: Mapping[str, Decimal], reply: str = "") -> str:
-    """Return a digest of a request, the same for equal amounts in any order.
+def request_of(kind: str, subject: str, currency: str, amounts: Mapping[str, int], reply: str = "") -> str:
+    """Return a digest of a request, the same for equal amounts in any order. They are in millionths.
 
     A charge may leave out owners that pay nothing, so zeros do not count in it.
     """
-    millionths = {owner: in_units(amount, FINEST)[0] for owner, amount in amounts.items()}
-    spelled = sorted([owner, str(amount)] for owner, amount in millionths.items() if amount or kind != "charge")
+    spelled = sorted([owner, str(amount)] for owner, amount in amounts.items() if amount or kind != "charge")
     request = {"kind": kind, "subject": subject, "currency": currency, "amounts": spelled, "reply": reply}
     return digest(request, floats=False)

@@ -269,8 +269,8 @@ def _advice(error: Exception) -> str:
     if getattr(original, "sqlstate", None) in _OTHER_TABLES:
         return _SQLITE_ADVICE["SQLITE_ERROR"]
     return (
-        "cannot be used. See that the server runs, that the URL is right and lets you write; asking again with the "
-        "same id or key is safe."
+        "cannot be used. See that the server runs, that the URL is right and lets you write; asking again is safe: it "
+        "books once."
     )
 
 

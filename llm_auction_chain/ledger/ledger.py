@@ -454,7 +454,7 @@ class Ledger:
         known, reads = self._database.scales, operations.reads(group)
         writer = Writer(connection, self._scales, self._credit, self._clock(), known, reads)
         outcomes = [writer.run(operation) for operation in group]
-        writer.flush()
+        writer.flush(last=True)
         return outcomes
 
 

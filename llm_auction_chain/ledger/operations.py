@@ -12,6 +12,7 @@ from llm_auction_chain.ledger.chain import BookingRow, Line, evidence_of, key_of
 from llm_auction_chain.ledger.queries import charge_record, due, reply_of
 from llm_auction_chain.ledger.records import Delivered
 from llm_auction_chain.ledger.transaction import AuctionRow, Booked, Operation, Reads, Writer, by_key, units_of
+from llm_auction_chain.money import in_millionths
 from llm_auction_chain.validators import refuse
 
 REPEAT = "repeat:"  # begins the receipt of a call that delivers what another has delivered
@@ -35,7 +36,7 @@ def reads(group: Sequence[Operation]) -> Reads:
 
 
 def hold(
-    writer: Writer, auction_id: str, most: Mapping[str, Decimal], currency: str, hold_for: timedelta, repeat: str
+    writer: Writer, auction_id: str, most: Mapping[str, int], currency: str, hold_for: timedelta, repeat: str
 ) -> tuple[Booked, str, Delivered | None]:
     """Hold the amounts that accounts cover; return the booking, the auction's nonce, and what it delivered already.
 
@@ -70,7 +71,7 @@ def hold(
 def charge(
     writer: Writer,
     auction_id: str,
-    amounts: Mapping[str, Decimal],
+    amounts: Mapping[str, int],
     currency: str,
     reply: str,
     receipt: tuple[str, str],
@@ -253,14 +254,15 @@ def reverse(writer: Writer, auction_id: str, owner: str | None, reason: str) -> 
 
 def move_cash(writer: Writer, kind: str, owner: str, amount: Decimal, currency: str, key: str, note: str) -> Booked:
     """Book a `deposit` or a `withdrawal`, once per key."""
-    request = request_of(kind, key, currency, {owner: amount})
+    millionths = {owner: in_millionths(amount)}
+    request = request_of(kind, key, currency, millionths)
     earlier = by_key(writer.connection, key_of(kind, key))
     if earlier is not None:
         if earlier.row.request != request:
             raise ChargeConflictError(f"The {kind} {key!r} was made with something else. Give another key.")
         return earlier
     scale = writer.scale(currency)
-    units, residual = units_of({owner: amount}, scale)[owner]
+    units, residual = units_of(millionths, scale)[owner]
     if residual:
         raise refuse("amount", f"an amount of at most {scale} decimals, as the currency has", str(amount))
     writer.load([owner], currency)

@@ -60,7 +60,7 @@ def _columns(row: Any, *names: str) -> dict[str, Any]:
 
 
 @reading()
-def hold_record(booking: Booked, nonce: str, most: Mapping[str, Decimal], delivered: Delivered | None) -> Hold:
+def hold_record(booking: Booked, nonce: str, most: Mapping[str, int], delivered: Delivered | None) -> Hold:
     """Return the record of a hold; `most` is the request."""
     row = booking.row
     amounts = {line.owner: from_units(line.held, row.scale) for line in booking.lines}

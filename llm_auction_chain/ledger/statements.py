@@ -1,7 +1,7 @@
 """What every booking reads and writes, straight on the driver: SQLAlchemy would take longer than SQLite itself.
 
-PostgreSQL gets all reads of a transaction in one round trip (its pipeline mode), and all writes as one statement,
-however many rows they are.
+PostgreSQL gets the lock and all reads of a transaction in one round trip, and all writes and the commit in another,
+however many rows they are. Rows travel as JSON: the driver takes long over arrays and over many results.
 """
 
 import json
@@ -24,10 +24,14 @@ def _names(table: Table) -> str:
     return ", ".join(f'"{column.name}"' for column in table.columns)
 
 
-def _rows_of(table: Table, where: str) -> Statement:
+def _rows_of(table: Table, where: str, order: str = "") -> Statement:
     """Return a query that takes several keys; `$` stands for a part of the key."""
-    text = f"SELECT {_names(table)} FROM {table.name} WHERE {where}"  # noqa: S608 - texts of this module
-    return {"sqlite": text.replace("$", "= ?"), "postgresql": text.replace("$", "= ANY(%s)")}
+    names, rest = _names(table), f"FROM {table.name} WHERE {where}"
+    keys = "= ANY(ARRAY(SELECT json_array_elements_text(%s::json)))"
+    return {
+        "sqlite": f"SELECT {names} {rest}{order}".replace("$", "= ?"),
+        "postgresql": f"SELECT json_agg(json_build_array({names}){order}) {rest}".replace("$", keys),
+    }
 
 
 def _insert(table: Table, *, replace: bool = False) -> Statement:
@@ -46,13 +50,29 @@ def _insert(table: Table, *, replace: bool = False) -> Statement:
 
 
 _HEAD = f"SELECT {_names(tables.head)} FROM head WHERE id = 1"  # noqa: S608
-HEAD: Statement = {"sqlite": _HEAD, "postgresql": f"{_HEAD} FOR UPDATE"}  # SQLite locks as a transaction begins
+_LOCK = {"sqlite": _HEAD, "postgresql": f"{_HEAD} FOR UPDATE"}  # SQLite locks as a transaction begins
 AUCTIONS = _rows_of(tables.auctions, "auction_id $")
 ACCOUNTS = _rows_of(tables.accounts, "owner $ AND currency $")
-HELD = _rows_of(tables.entries, "seq IN (SELECT hold_seq FROM auctions WHERE auction_id $) ORDER BY seq, line")
+HELD = _rows_of(tables.entries, "seq IN (SELECT hold_seq FROM auctions WHERE auction_id $)", " ORDER BY seq, line")
+_COLUMNS = {table: tuple(table.columns.keys()) for table in tables.METADATA.sorted_tables}
 INSERTS = {table: _insert(table) for table in (tables.bookings, tables.entries, tables.receipts)} | {
     table: _insert(table, replace=True) for table in (tables.accounts, tables.auctions, tables.currencies, tables.head)
 }
+
+
+def lock(connection: Connection, *reads: tuple[Statement, Rows]) -> tuple[Any, list[list[Any]]]:
+    """Lock all other writers out, and return the row of `head`, None where it is lost, and what `fetch` returns."""
+    if connection.dialect.name == "sqlite":
+        with _on_driver(connection) as driver:
+            head = driver.execute(_LOCK["sqlite"]).fetchone()
+        return head, fetch(connection, *reads)
+    query, parts = _together(reads)
+    with _on_driver(connection) as cursor:
+        # two statements, because the one that waits does not see what it has waited for
+        cursor.execute(f"{_LOCK['postgresql']}; {query}", parts)
+        head = cursor.fetchone()
+        cursor.nextset()
+        return head, _rows(cursor, reads)
 
 
 def fetch(connection: Connection, *reads: tuple[Statement, Rows]) -> list[list[Any]]:
@@ -60,16 +80,23 @@ def fetch(connection: Connection, *reads: tuple[Statement, Rows]) -> list[list[A
     with _on_driver(connection) as driver:
         if connection.dialect.name == "sqlite":
             return [[row for key in keys for row in driver.execute(text["sqlite"], key)] for text, keys in reads]
-        with driver.pipeline():
-            cursors = [
-                driver.execute(text["postgresql"], [list(part) for part in zip(*keys, strict=True)]) if keys else None
-                for text, keys in reads
-            ]
-        return [[] if cursor is None else cursor.fetchall() for cursor in cursors]
+        driver.execute(*_together(reads))
+        return _rows(driver, reads)
 
 
-def store(connection: Connection, rows: Mapping[Table, Rows]) -> None:
-    """Write rows, in the order of each table's columns."""
+def _together(reads: Sequence[tuple[Statement, Rows]]) -> tuple[str, list[str]]:
+    """Return one statement of PostgreSQL for all queries that have keys, a column each, and its parameters."""
+    queries = ", ".join(f"({text['postgresql']})" for text, keys in reads if keys)
+    return f"SELECT {queries}", [_spelled(part) for _, keys in reads for part in zip(*keys, strict=True)]
+
+
+def _rows(cursor: Any, reads: Sequence[tuple[Statement, Rows]]) -> list[list[Any]]:
+    columns = iter(cursor.fetchone())
+    return [next(columns) or [] if keys else [] for _, keys in reads]
+
+
+def store(connection: Connection, rows: Mapping[Table, Rows], *, last: bool) -> None:
+    """Write rows, in the order of each table's columns. PostgreSQL commits with the last ones."""
     written = {table: values for table, values in rows.items() if values}
     with _on_driver(connection) as driver:
         if connection.dialect.name == "sqlite":
@@ -77,10 +104,10 @@ def store(connection: Connection, rows: Mapping[Table, Rows]) -> None:
                 driver.executemany(INSERTS[table]["sqlite"], values)
         else:
             records = [
-                _spelled([dict(zip(table.columns.keys(), row, strict=True)) for row in values])
+                _spelled([dict(zip(_COLUMNS[table], row, strict=True)) for row in values])
                 for table, values in written.items()
             ]
-            driver.execute(_insert_all(*written), records)
+            driver.execute(_insert_all(*written) + "; COMMIT" * last, records)
 
 
 @cache
@@ -92,11 +119,13 @@ def _insert_all(*inserted: Table) -> str:
 
 @contextmanager
 def _on_driver(connection: Connection) -> Iterator[Any]:
-    """Yield the driver's connection, and raise its errors as SQLAlchemy's. One that is interrupted is closed."""
+    """Yield what executes statements on the driver, and raise its errors as SQLAlchemy's. Interrupted, it is closed."""
     driver: Any = connection.connection.driver_connection
-    kind: Any = connection.dialect.loaded_dbapi.Error
+    dbapi: Any = connection.dialect.loaded_dbapi
+    kind = dbapi.Error
     try:
-        yield driver
+        # a cursor that spells parameters out is twice as fast, and may send several statements at once
+        yield driver if connection.dialect.name == "sqlite" else dbapi.ClientCursor(driver)
     except kind as error:
         lost = bool(getattr(driver, "broken", False))
         if lost:
@@ -107,5 +136,5 @@ def _on_driver(connection: Connection) -> Iterator[Any]:
         ) from error
     except BaseException:
         if connection.dialect.name == "postgresql":
-            connection.invalidate()  # interrupted within a pipeline, it could neither go on nor roll back
+            connection.invalidate()  # interrupted within a statement, it could neither go on nor roll back
         raise

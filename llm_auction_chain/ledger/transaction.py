@@ -14,7 +14,7 @@ from llm_auction_chain.ledger.arguments import LARGEST, checked_time
 from llm_auction_chain.ledger.chain import BookingRow, Line, hash_of
 from llm_auction_chain.ledger.database import reading
 from llm_auction_chain.ledger.groups import Outcome
-from llm_auction_chain.money import FINEST, in_units, whole_units
+from llm_auction_chain.money import FINEST, from_units, in_units, whole_units
 
 SET_SCALE = ("deposit", "withdrawal", "hold", "charge")  # kinds of bookings that fix the decimals of a new currency
 
@@ -112,16 +112,15 @@ class Writer:
         self._new_scales: dict[str, int] = {}
         self._accounts = dict.fromkeys(reads.accounts, (0, 0))  # balance and held
         self._auctions: dict[str, AuctionRow | None] = dict.fromkeys(reads.auctions)
-        head, found, balances, entries = statements.fetch(
+        head, (found, balances, entries) = statements.lock(
             connection,
-            (statements.HEAD, [()]),
             (statements.AUCTIONS, [(auction_id,) for auction_id in self._auctions]),
             (statements.ACCOUNTS, list(self._accounts)),
             (statements.HELD, [(auction_id,) for auction_id in reads.held]),
         )
-        if not head:
+        if head is None:
             raise LedgerUnavailableError("The ledger's table head has lost its row. Run verify, and restore a backup.")
-        [(_, self.seq, self._hash, last)] = head
+        _, self.seq, self._hash, last = head
         self.at: str = max(checked_time("The clock's time", now), last)
         self._auctions.update((row[0], AuctionRow(*row)) for row in found)
         self._accounts.update(((owner, currency), (balance, of)) for owner, currency, balance, of in balances)
@@ -251,8 +250,8 @@ class Writer:
         self.seq, self._hash = row.seq, row.hash
         return booking
 
-    def flush(self) -> None:
-        """Write what was appended, each table in one statement."""
+    def flush(self, *, last: bool = False) -> None:
+        """Write what was appended, each table in one statement. With `last`, the transaction may end with it."""
         if not self._booked:
             return
         used = {row.currency for row, _ in self._booked if row.kind in SET_SCALE}
@@ -265,16 +264,17 @@ class Writer:
             tables.currencies: [(code, scale) for code, scale in self._new_scales.items() if code in used],
             tables.head: [(1, self.seq, self._hash, self.at)],
         }
-        statements.store(self._connection, rows)
+        statements.store(self._connection, rows, last=last)
         self._booked, self._moved, self._changed, self._receipts = [], {}, {}, []
 
 
-def units_of(amounts: Mapping[str, Decimal], scale: int) -> dict[str, tuple[int, int]]:
-    """Return amounts by owner in units of the currency, with residuals in millionths."""
+def units_of(amounts: Mapping[str, int], scale: int) -> dict[str, tuple[int, int]]:
+    """Return amounts by owner, given in millionths, in units of the currency, with residuals in millionths."""
     units = {owner: in_units(amount, scale) for owner, amount in amounts.items()}
     for owner, (whole, _) in units.items():
         if abs(whole) > LARGEST:
+            amount = from_units(amounts[owner], FINEST)
             raise ConfigurationError(
-                f"The amount of {owner!r}, {amounts[owner]}, does not fit into 64 bits at {scale} decimals."
+                f"The amount of {owner!r}, {amount}, does not fit into 64 bits at {scale} decimals."
             )
     return units

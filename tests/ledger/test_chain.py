@@ -57,18 +57,18 @@ def test_keys_of_different_parts_differ():
 
 
 def test_a_request_is_the_same_for_equal_amounts_in_any_order():
-    one = request_of("charge", "x", "EUR", {"A": Decimal("1.50"), "B": Decimal(0), "C": Decimal(2)}, "reply")
-    assert one == request_of("charge", "x", "EUR", {"C": Decimal("2.0"), "A": Decimal("1.5")}, "reply")
+    one = request_of("charge", "x", "EUR", {"A": 1_500_000, "B": 0, "C": 2_000_000}, "reply")
+    assert one == request_of("charge", "x", "EUR", {"C": 2_000_000, "A": 1_500_000}, "reply")
     assert one == "sha256:51b48b357cdeba3a053c885d77561ce5a6f76f24dfdf0d3698d5fa97297a88bf"
     others = [
-        request_of("hold", "x", "EUR", {"A": Decimal("1.5"), "C": Decimal(2)}, "reply"),
-        request_of("charge", "y", "EUR", {"A": Decimal("1.5"), "C": Decimal(2)}, "reply"),
-        request_of("charge", "x", "USD", {"A": Decimal("1.5"), "C": Decimal(2)}, "reply"),
-        request_of("charge", "x", "EUR", {"A": Decimal("1.4"), "C": Decimal(2)}, "reply"),
-        request_of("charge", "x", "EUR", {"A": Decimal("1.5"), "C": Decimal(2)}),
+        request_of("hold", "x", "EUR", {"A": 1_500_000, "C": 2_000_000}, "reply"),
+        request_of("charge", "y", "EUR", {"A": 1_500_000, "C": 2_000_000}, "reply"),
+        request_of("charge", "x", "USD", {"A": 1_500_000, "C": 2_000_000}, "reply"),
+        request_of("charge", "x", "EUR", {"A": 1_400_000, "C": 2_000_000}, "reply"),
+        request_of("charge", "x", "EUR", {"A": 1_500_000, "C": 2_000_000}),
     ]
     assert len({one, *others}) == 6
-    nothing = {"A": Decimal(0)}
+    nothing = {"A": 0}
     assert request_of("hold", "x", "EUR", nothing) != request_of("hold", "x", "EUR", {})
 
 

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_auction_chain.money import as_decimal, as_text, from_units, in_units, negated, plus, total, whole_units
+from llm_auction_chain.money import (
+    as_decimal,
+    as_text,
+    from_units,
+    in_millionths,
+    in_units,
+    negated,
+    plus,
+    total,
+    whole_units,
+)
 
 SCALES = st.integers(0, 6)
 CHARGES = st.integers(-(10**30), 10**30).map(lambda millionths: Decimal(millionths).scaleb(-6, Context(prec=60)))
@@ -34,7 +44,7 @@ def test_an_amount_that_is_not_finite_is_refused(amount):
 
 @given(CHARGES, SCALES)
 def test_units_and_residual_make_up_the_charge(charge, scale):
-    units, residual = in_units(charge, scale)
+    units, residual = in_units(in_millionths(charge), scale)
     unit = 10 ** (6 - scale)
     assert Fraction(units * unit + residual, 10**6) == Fraction(charge)
     assert 2 * abs(residual) <= unit
@@ -45,12 +55,12 @@ def test_units_and_residual_make_up_the_charge(charge, scale):
 @pytest.mark.parametrize("amount", ["0.0000001", "NaN", "Infinity", "-Infinity"])
 def test_what_has_no_whole_number_of_millionths_is_refused(amount):
     with pytest.raises(ValueError, match="at most 6 decimals"):
-        in_units(Decimal(amount), 2)
+        in_millionths(Decimal(amount))
 
 
 def test_an_amount_of_more_than_200_digits_is_refused():
     with pytest.raises(ArithmeticError):
-        in_units(Decimal("1" * 201), 2)
+        in_millionths(Decimal("1" * 201))
 
 
 @given(st.decimals(0, 10**12, places=6), SCALES)

@@ -75,7 +75,7 @@ def test_a_server_that_stops_costs_sponsors_and_never_money(fragile, ledger, set
             if stage == "hold":
                 fragile.stop(mode)
             if on_ledger_error == "raise" and stage != "auction.settled":
-                with pytest.raises(LedgerUnavailableError, match=r"asking again .* is safe"):
+                with pytest.raises(LedgerUnavailableError, match="asking again is safe"):
                     delivered_of(key, ledger, on_error="raise", on_event=stop)
             else:
                 delivered.append(delivered_of(key, ledger, on_error=on_ledger_error, on_event=stop))

@@ -157,7 +157,8 @@ async def test_a_charge_that_fails_is_taken_back_and_named(waiter, result):
 @pytest.mark.parametrize("verb", ["hold", "charge"])
 async def test_a_ledger_that_fails_raises_where_the_setting_says_so(waiter, verb, result):
     books = Books(**{verb: LedgerUnavailableError("down")})
-    with pytest.raises(LedgerUnavailableError):
+    told = {"hold": "down", "charge": "down Auction .* is cancelled: ask for a reply under a new key"}[verb]
+    with pytest.raises(LedgerUnavailableError, match=told):
         await under(waiter, charged(tab(books, waiter, on_error="raise"), result))
     assert books.verbs[-1] == {"hold": "void", "charge": "cancel"}[verb]
 
