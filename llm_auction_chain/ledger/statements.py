@@ -25,11 +25,11 @@ def _names(table: Table) -> str:
 
 
 def _rows_of(table: Table, where: str, order: str = "") -> Statement:
-    """Return a query that takes several keys; `$` stands for a part of the key."""
+    """Return a query for several keys; each `$` is a parameter, a JSON list of what one part of the keys may be."""
     names, rest = _names(table), f"FROM {table.name} WHERE {where}"
     keys = "= ANY(ARRAY(SELECT json_array_elements_text(%s::json)))"
     return {
-        "sqlite": f"SELECT {names} {rest}{order}".replace("$", "= ?"),
+        "sqlite": f"SELECT {names} {rest}{order}".replace("$", "IN (SELECT value FROM json_each(?))"),
         "postgresql": f"SELECT json_agg(json_build_array({names}){order}) {rest}".replace("$", keys),
     }
 
@@ -76,10 +76,10 @@ def lock(connection: Connection, *reads: tuple[Statement, Rows]) -> tuple[Any, l
 
 
 def fetch(connection: Connection, *reads: tuple[Statement, Rows]) -> list[list[Any]]:
-    """Return the rows that each query finds for its keys; PostgreSQL may add rows of mixed keys."""
+    """Return the rows that each query finds for its keys, and perhaps rows of mixed keys."""
     with _on_driver(connection) as driver:
         if connection.dialect.name == "sqlite":
-            return [[row for key in keys for row in driver.execute(text["sqlite"], key)] for text, keys in reads]
+            return [driver.execute(text["sqlite"], _parts(keys)).fetchall() if keys else [] for text, keys in reads]
         driver.execute(*_together(reads))
         return _rows(driver, reads)
 
@@ -87,7 +87,11 @@ def fetch(connection: Connection, *reads: tuple[Statement, Rows]) -> list[list[A
 def _together(reads: Sequence[tuple[Statement, Rows]]) -> tuple[str, list[str]]:
     """Return one statement of PostgreSQL for all queries that have keys, a column each, and its parameters."""
     queries = ", ".join(f"({text['postgresql']})" for text, keys in reads if keys)
-    return f"SELECT {queries}", [_spelled(part) for _, keys in reads for part in zip(*keys, strict=True)]
+    return f"SELECT {queries}", [part for _, keys in reads for part in _parts(keys)]
+
+
+def _parts(keys: Rows) -> list[str]:
+    return [_spelled(part) for part in zip(*keys, strict=True)]
 
 
 def _rows(cursor: Any, reads: Sequence[tuple[Statement, Rows]]) -> list[list[Any]]:

@@ -143,9 +143,9 @@ class Watched(Crowded):
 
 
 def watched(call, name, fault):
-    def steps(*args):
+    def steps(*args, **more):
         fault.step(f"before {name}")
-        done = call(*args)
+        done = call(*args, **more)
         fault.step(f"after {name}")
         return done
 
@@ -163,7 +163,7 @@ def watch_statements(fault):
 
     DefaultDialect.do_commit = do_commit
 
-    for name in ("fetch", "store"):
+    for name in ("lock", "fetch", "store"):
         setattr(statements, name, watched(getattr(statements, name), name, fault))
 
     @event.listens_for(Engine, "before_cursor_execute")
