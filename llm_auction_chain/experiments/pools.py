@@ -66,6 +66,8 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
+_OF_SPEED = {"max_cached_tokens"}  # a model's settings that change no reply, added since runs were stored
+
 OWN_POLICIES = "own policies"
 """Draws from the model under each sponsor's description alone, in equal parts: what sponsors would write themselves."""
 
@@ -132,7 +134,8 @@ def _identity(model: Any) -> Any:
     chat = chat_model_of(model) if is_chat_model else model
     settings = {name: getattr(chat, name) for name in getattr(type(chat), "model_fields", vars(chat))}
     settings.update(settings_of(model) if is_chat_model else {})
-    return [type(chat).__qualname__, {name: settings[name] for name in sorted(settings) if _is_plain(settings[name])}]
+    names = sorted(settings.keys() - _OF_SPEED)
+    return [type(chat).__qualname__, {name: settings[name] for name in names if _is_plain(settings[name])}]
 
 
 def _is_plain(value: Any) -> bool:

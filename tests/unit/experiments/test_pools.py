@@ -7,6 +7,7 @@ from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
 
+from llm_auction_chain import ChatTransformers
 from llm_auction_chain.candidates import ContextPrompt
 from llm_auction_chain.errors import CandidatesError, ConfigurationError
 from llm_auction_chain.experiments.config import ExperimentConfig
@@ -177,3 +178,9 @@ def test_a_failed_draw_ends_the_run_and_keeps_what_was_measured():
         measure_pool(bench(Broken(messages=iter([])), store=store, proposals=("reference",)), QUESTION, 0)
     measure_pool(bench(store=store), QUESTION, 0)
     assert store.cost.reused == 1
+
+
+def test_a_cache_of_prompts_does_not_make_a_stored_run_another_one():
+    kept, none_kept = (bench(ChatTransformers(max_cached_tokens=size)) for size in (None, 0))
+    assert kept.identity == none_kept.identity
+    assert kept.identity != bench(ChatTransformers(temperature=0.5)).identity
