@@ -322,15 +322,19 @@ def test_a_leader_that_is_interrupted_at_any_line_leaves_nobody_waiting():
 
 
 def test_a_connection_that_was_interrupted_is_not_used_again(ledger, monkeypatch):
-    def interrupt(*_):
+    cursors = []
+
+    def interrupt(*cursor):
+        cursors.extend(cursor)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("psycopg.Pipeline.__exit__", interrupt)
+        patch.setattr("psycopg.ClientCursor.nextset", interrupt)  # before the answer is read to its end
         if ledger._database.url.get_backend_name() == "sqlite":
             patch.setattr(ledger, "_clock", interrupt)
         with pytest.raises(KeyboardInterrupt):
             ledger.deposit("A", 1, key="interrupted")
+    assert all(cursor.connection.closed for cursor in cursors)
     assert ledger.deposit("A", 1, key="interrupted").seq == 3
     assert ledger.verify().differences == []
 
