@@ -188,9 +188,8 @@ def _body(request_id: str, messages: bytes) -> bytes:
     return _json({"schema": _SCHEMA, "request_id": request_id, **of_auction})[:-1] + b", " + messages[1:]
 
 
-_round = (
-    threading.local()
-)  # the messages that this thread asked about last, and their JSON: one round asks many bidders
+# The messages that this thread asked about last, and their JSON: one round asks many bidders.
+_round = threading.local()
 
 
 def _messages(prompt: Prompt, replies: Replies) -> bytes:
