@@ -113,6 +113,33 @@ async def test_the_same_call_again_is_charged_once(kind, style, ledger):
     assert sound(ledger)
 
 
+@pytest.mark.parametrize("on_error", ["reference", "raise"])
+def test_a_repeated_call_that_meets_an_outage_leaves_the_first_charge_and_may_be_made_to_raise(
+    on_error, ledger, monkeypatch
+):
+    def unavailable(*_):
+        raise LedgerUnavailableError("down")
+
+    chain, config = (
+        auction(AuctionRunnable, ledger, on_error=on_error),
+        {"configurable": {"idempotency_key": "order 7"}},
+    )
+    first = chain.invoke("x", config)
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger._database, "write", unavailable)
+        if on_error == "raise":
+            with pytest.raises(LedgerUnavailableError, match="down"):
+                chain.invoke("x", config)
+        else:
+            with pytest.warns(AuctionWarning, match="no sponsors"):
+                unsponsored = chain.invoke("x", config)
+            assert unsponsored.response_metadata["auction"]["charge"] is None
+    again = chain.invoke("x", config)
+    assert again.text == first.text
+    assert again.response_metadata["auction"]["charge"] == first.response_metadata["auction"]["charge"] is not None
+    assert sound(ledger)
+
+
 @KINDS
 async def test_other_keys_other_prompts_and_calls_without_a_key_are_other_auctions(kind, ledger):
     chain = auction(kind, ledger)
