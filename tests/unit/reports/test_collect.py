@@ -505,7 +505,7 @@ def test_a_deadline_of_an_async_callback_is_that_of_its_reply_alone(ask):
     assert report.rewards == (-1.0, 1.0, -1.0, 1.0)
 
 
-def test_the_first_error_of_an_async_callback_is_the_reason_once_all_have_answered(ask):
+def test_the_first_error_of_an_async_callback_is_the_reason(ask):
     answered = []
 
     async def fails(prompt, reply):
@@ -519,6 +519,34 @@ def test_the_first_error_of_an_async_callback_is_the_reason_once_all_have_answer
     (report,) = ask(Agent("A", fails), replies=FOUR)
     assert (report.status, report.reason) == ("error", "LookupError: b")
     assert answered == ["a", "c"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_async_callback_that_raises_at_once_is_asked_about_no_further_reply(ask):
+    asked = []
+
+    async def fails(prompt, reply):
+        asked.append(reply.text)
+        raise LookupError(reply.text)
+
+    (report,) = ask(Agent("A", fails), replies=FOUR)
+    assert (report.status, report.reason, asked) == ("error", "LookupError: a", ["a"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_error_of_an_async_callback_cancels_what_still_waits_for_other_replies(ask):
+    ended = []
+
+    async def fails(prompt, reply):
+        try:
+            await asyncio.sleep(0.01 if reply.text == "a" else LONG)
+        finally:
+            ended.append(reply.text)
+        raise LookupError(reply.text)
+
+    (report,) = ask(Agent("A", fails), replies=FOUR)
+    assert (report.status, report.reason) == ("error", "LookupError: a")
+    assert sorted(ended) == list("abcd")
 
 
 def test_a_context_variable_of_one_reply_is_seen_by_no_other(ask):
