@@ -144,11 +144,11 @@ def bare_transfer(port: int, shown: list[AIMessage], tls: ssl.SSLContext | None)
         await reader.readexactly(len(RESPONSE))
 
     async def all_at_once() -> float:
-        opened = [await asyncio.open_connection("127.0.0.1", port, ssl=tls) for _ in range(BIDDERS)]
+        connections = [await asyncio.open_connection("127.0.0.1", port, ssl=tls) for _ in range(BIDDERS)]
         start = time.perf_counter()
-        await asyncio.gather(*(exchange(*streams) for streams in opened))
+        await asyncio.gather(*(exchange(*streams) for streams in connections))
         taken = time.perf_counter() - start
-        for _, writer in opened:
+        for _, writer in connections:
             writer.close()
         return taken
 

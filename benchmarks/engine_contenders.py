@@ -41,7 +41,7 @@ class Ours:
         self._ends = self.engine.ends
 
     def turn(self, work: Workload, seed: int) -> Turn:
-        """Draw and score, without what the engine still knows of the prompts from the last turn."""
+        """Draw and score, with an empty cache of prompts."""
         self.forget()
         start = now()
         drawn = self.draw(work, seed)
@@ -55,8 +55,8 @@ class Ours:
         )
 
     def forget(self) -> None:
-        """Let go of the prompts that stay for later requests."""
-        getattr(self.engine._passes, "_kept", {}).clear()  # noqa: SLF001
+        """Empty the cache of prompts."""
+        getattr(self.engine._passes, "_cached", {}).clear()  # noqa: SLF001
 
     def draw(self, work: Workload, seed: int) -> list[Any]:
         """Return the replies, the log-probabilities under their own laws among what they know."""

@@ -1,7 +1,7 @@
 """What an auction costs beside its model calls: against `model.batch` and the bare callbacks, in one run, alternated.
 
-The model answers at once, so all that is measured is LangChain's work and ours. Calls are "heard" where a callback
-listens to them: LangChain then works for it in the batch and in the auction alike.
+The model answers at once, so all that is measured is LangChain's work and ours. Traced calls have a
+callback handler, for which LangChain works in the batch and in the auction alike.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class Instant(BaseChatModel):
 
 
 class Listener(BaseCallbackHandler):
-    """Hears of every run and does nothing, in the loop as LangSmith's tracer."""
+    """Handles every run by doing nothing, in the loop as LangSmith's tracer."""
 
     run_inline = True
 
@@ -77,7 +77,7 @@ def speed(repeats: int, clock: Callable[[], float] = time.perf_counter) -> dict[
     awaited = AuctionRunnable(agents=[Agent(f"agent {k}", alikes) for k in range(AGENTS)], **settings)
     loop = asyncio.new_event_loop()
 
-    heard: RunnableConfig = {"callbacks": [Listener()]}
+    traced: RunnableConfig = {"callbacks": [Listener()]}
 
     async def abatch(config: RunnableConfig | None = None) -> None:
         replies = await model.abatch([PROMPT] * CANDIDATES, config)
@@ -92,10 +92,10 @@ def speed(repeats: int, clock: Callable[[], float] = time.perf_counter) -> dict[
             "ChatAuction": lambda: chat.invoke(PROMPT),
             "abatch + callbacks": lambda: loop.run_until_complete(abatch()),
             "AuctionRunnable, async": lambda: loop.run_until_complete(awaited.ainvoke(PROMPT)),
-            "heard: batch": lambda: bare(model.batch([PROMPT] * CANDIDATES, heard), callbacks),
-            "heard: AuctionRunnable": lambda: runnable.invoke(PROMPT, heard),
-            "heard: abatch": lambda: loop.run_until_complete(abatch(heard)),
-            "heard: async": lambda: loop.run_until_complete(awaited.ainvoke(PROMPT, heard)),
+            "traced: batch": lambda: bare(model.batch([PROMPT] * CANDIDATES, traced), callbacks),
+            "traced: AuctionRunnable": lambda: runnable.invoke(PROMPT, traced),
+            "traced: abatch": lambda: loop.run_until_complete(abatch(traced)),
+            "traced: async": lambda: loop.run_until_complete(awaited.ainvoke(PROMPT, traced)),
         },
         repeats,
         warm_up=WARM_UP,
@@ -111,8 +111,8 @@ def speed(repeats: int, clock: Callable[[], float] = time.perf_counter) -> dict[
         "overhead_vs_batch": taken["AuctionRunnable"] / sync,
         "chat_auction_vs_batch": taken["ChatAuction"] / sync,
         "async_vs_abatch": taken["AuctionRunnable, async"] / awaiting,
-        "heard_vs_batch": taken["heard: AuctionRunnable"] / taken["heard: batch"],
-        "heard_async_vs_abatch": taken["heard: async"] / taken["heard: abatch"],
+        "traced_vs_batch": taken["traced: AuctionRunnable"] / taken["traced: batch"],
+        "traced_async_vs_abatch": taken["traced: async"] / taken["traced: abatch"],
     }
 
 

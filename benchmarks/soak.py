@@ -41,7 +41,6 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from front import Options, benchmark
-from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatResult
 from ledger import postgresql
@@ -75,16 +74,10 @@ class FaultError(RuntimeError):
 class Model(MarkovChatModel):
     """A model that takes no time, and fails now and then."""
 
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
+    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
         if random.random() < MODEL_FAILS:  # noqa: S311  a fault, no secret
             raise FaultError
-        return super()._generate(messages, stop, run_manager, **kwargs)
+        return super()._generate(*args, **kwargs)
 
 
 class Likes:

@@ -82,7 +82,7 @@ class Measured:
     """
 
     processor: float = 0.020
-    ledger_rate: float = 110.0
+    ledger_rate: float = 190.0
     stored: float = 13_000.0
     stored_after_erasure: float = 4_400.0
 

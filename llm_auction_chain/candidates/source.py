@@ -35,7 +35,7 @@ from llm_auction_chain.candidates.unwrapping import (
     innermost,
     inside,
     of_one_draw,
-    unheard_runs,
+    runs_without_handlers,
 )
 from llm_auction_chain.errors import AuctionError, CandidatesError, ConfigurationError
 from llm_auction_chain.messages import calls_of
@@ -207,7 +207,7 @@ class Source:
                 progress(sum(count for _, count in wanted), None)
         else:
             prompts = [list(wanted[place][0].prompts[0]) for place in places]
-            calls = await self._unheard_calls(prompts, child, extra, waiter) or [
+            calls = await self._calls_without_handlers(prompts, child, extra, waiter) or [
                 partial(self._invoke, self._drawn + k, prompts[k], config, extra, waiter)
                 for k, config in enumerate(get_config_list(child, len(places)))
             ]
@@ -240,13 +240,13 @@ class Source:
         hooks = _progress_keywords(progress, len(requests))
         return [(list(wanted[k][0].prompts[0]), {**keywords, **requests[k], **hooks[k]}) for k in range(len(requests))]
 
-    async def _unheard_calls(
+    async def _calls_without_handlers(
         self, prompts: list[list[BaseMessage]], config: RunnableConfig, extra: dict[str, Any], waiter: Waiter
     ) -> list[Callable[[], Coroutine[Any, Any, Any]]]:
-        """Return a call for each prompt if nothing listens to their runs; else nothing."""
+        """Return a call for each prompt if no callback handles their runs, else an empty list."""
         if self._seeded or not self._traced:
             return []
-        runs = await unheard_runs(self._model, prompts, config, waiter)
+        runs = await runs_without_handlers(self._model, prompts, config, waiter)
         model: Any = innermost(self._model)
         untraced, keywords = Untraced(model), {**self._settings, **extra}
 

@@ -44,8 +44,8 @@ __all__ = [
     "of_one_draw",
     "offers_tools",
     "runnables_in",
+    "runs_without_handlers",
     "settings_of",
-    "unheard_runs",
 ]
 
 COPIES = ("n", "candidate_count")
@@ -360,7 +360,7 @@ class Untraced(Runnable[LanguageModelInput, BaseMessage]):
     async def generate(
         self, messages: list[BaseMessage], kwargs: Mapping[str, Any], waiter: Waiter, run_manager: Any = None
     ) -> list[ChatGeneration]:
-        """Return all replies of one request, which has a run if it is one of `unheard_runs`."""
+        """Return all replies of one request, which has a run if it is one of `runs_without_handlers`."""
         # LangChain keeps these for tracers, and from the model.
         keywords = {name: value for name, value in kwargs.items() if name not in _FOR_TRACERS}
         # Not `generate(callbacks=[])`: its run would still reach the callbacks of configure hooks.
@@ -371,13 +371,13 @@ class Untraced(Runnable[LanguageModelInput, BaseMessage]):
         return result.generations
 
 
-async def unheard_runs(
+async def runs_without_handlers(
     model: Runnable[Any, Any], prompts: list[list[BaseMessage]], config: RunnableConfig, waiter: Waiter
 ) -> list[Any]:
-    """Return the run of a call of the model for each prompt if no callback listens to it; else nothing.
+    """Return a run of the model for each prompt if no callback handles it, else an empty list.
 
-    LangChain prepares what callbacks would be told even where there are none, which takes longer than a fast model
-    does. With these runs, `Untraced` returns what the model itself would return, without that work.
+    LangChain prepares the arguments of callbacks even if there are none, which takes longer than a fast model does.
+    With these runs, `Untraced` returns what the model itself would return, without that work.
     """
     if not _is_plain(model) or not all(isinstance(one.content, str) for prompt in prompts for one in prompt):
         return []
@@ -389,12 +389,12 @@ async def unheard_runs(
         return kind.configure(config.get("callbacks"), chat.callbacks, chat.verbose, *tags, metadata, chat.metadata)
 
     def begin() -> list[Any]:
-        unheard = manager(CallbackManager)
-        return [] if unheard.handlers else unheard.on_chat_model_start({}, prompts)
+        callbacks = manager(CallbackManager)
+        return [] if callbacks.handlers else callbacks.on_chat_model_start({}, prompts)
 
     async def abegin() -> list[Any]:
-        unheard = manager(AsyncCallbackManager)
-        return [] if unheard.handlers else await unheard.on_chat_model_start({}, prompts)
+        callbacks = manager(AsyncCallbackManager)
+        return [] if callbacks.handlers else await callbacks.on_chat_model_start({}, prompts)
 
     return await waiter.either(begin, abegin)
 

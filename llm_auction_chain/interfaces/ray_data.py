@@ -88,6 +88,9 @@ def map_auctions(
         raise MissingDependencyError(
             "map_auctions needs the ray extra: pip install 'llm-auction-chain[postgresql,ray]'"
         ) from error
+    if isinstance(make_auction, AuctionBase) or not callable(make_auction):
+        hint = "Each actor calls it, because models and ledgers cannot be sent to another process."
+        raise refuse("make_auction", "a function that returns an AuctionRunnable", make_auction, hint)
     rows = whole_number("batch_size", batch_size, least=1)
     least, most = (
         whole_number("workers", one, least=1) for one in (workers if isinstance(workers, tuple) else (workers, workers))

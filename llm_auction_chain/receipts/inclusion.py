@@ -90,7 +90,7 @@ def check_inclusion(
     Args:
         view: of an owner.
         proof: that `prove` returned, or its JSON.
-        head: hash that the owner has noted of the ledger, or that everybody can see.
+        head: hash that the owner has noted of the ledger, or that is public.
 
     Raises:
         ConfigurationError: the view is not a view, the proof not a proof, or the head not a hash.

@@ -102,7 +102,7 @@ def message_digests(salted: Sequence[tuple[str, Sequence[BaseMessage]]]) -> list
 
 
 def _leaf(owner: str, reports: Sequence[str], shared: str, receipt: str) -> str:
-    """Return the leaf of an owner's view. The commitments to its reports are salted, so nobody else can guess it."""
+    """Return the leaf of an owner's view. Salted commitments keep others from guessing it."""
     return merkle.leaf(digest({"owner": owner, "reports": list(reports), "shared": shared, "receipt": receipt}))
 
 

@@ -260,6 +260,11 @@ def test_settings_are_checked_before_anything_runs(name, value):
         map_auctions(None, maker("sqlite://"), **{"workers": 1, name: value})
 
 
+def test_an_auction_in_place_of_a_function_is_refused_before_anything_runs():
+    with pytest.raises(ConfigurationError, match="Each actor calls it"):
+        map_auctions(None, maker("sqlite://")(), workers=1)
+
+
 def test_without_ray_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.data", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'llm-auction-chain\[postgresql,ray\]'"):

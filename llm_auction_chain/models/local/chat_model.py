@@ -51,8 +51,8 @@ class ChatTransformers(SamplingChatModel):
         device: a torch device or "auto".
         max_batch_tokens: the most tokens whose keys and values a request holds at once. The rest waits. None is as
             many as fit into a quarter of the memory that is free when the model is loaded.
-        max_cached_tokens: the most tokens of prompts whose keys and values stay for later requests. The next turn of a
-            chat then reads only what is new. 0 keeps none. None is a quarter of `max_batch_tokens`.
+        max_cached_tokens: the most tokens of prompts whose keys and values are cached for later requests. The next turn
+            of a chat then reads only what is new. 0 keeps none. None is a quarter of `max_batch_tokens`.
         compiled: whether `torch.compile` makes the model faster. It takes minutes once.
         trust_remote_code: whether Python code that comes with the model may run.
         streaming: whether `invoke` sends every piece of a reply to the callbacks.

@@ -46,7 +46,7 @@ __all__ = ["Drawing", "Engine", "FifoLock", "Progress", "Sampled"]
 
 # The share of the free memory for a request's keys and values.
 _MEMORY = 1 / 4
-_CACHED = 4  # as many fewer tokens stay for later requests
+_CACHED = 1 / 4  # of these tokens, the share for cached prompts
 # Tokens of one pass. On a CPU more tokens leave its caches, and fewer multiply slower.
 _PASS = {"cpu": 512}
 _PASS_ELSEWHERE = 4096
@@ -117,7 +117,7 @@ class Engine:
         window: the most tokens of prompt and reply together.
         ends: the tokens that end a reply.
         max_batch_tokens: the most tokens whose keys and values a request holds at once. It does larger work in parts.
-        max_cached_tokens: the most tokens of prompts whose keys and values stay for later requests.
+        max_cached_tokens: the most tokens of prompts whose keys and values are cached for later requests.
     """
 
     def __init__(
@@ -148,8 +148,8 @@ class Engine:
         self._passes = passes_for(model, min(size, max_batch_tokens or size), compiled=compiled, packed=packed)
         free = int(_MEMORY * free_memory(model.device)) // self._passes.token_bytes
         self.max_batch_tokens = max_batch_tokens or max(size, free)
-        cached = self.max_batch_tokens // _CACHED if max_cached_tokens is None else max_cached_tokens
-        self.max_cached_tokens = self._passes.most_kept = cached
+        cached = int(_CACHED * self.max_batch_tokens) if max_cached_tokens is None else max_cached_tokens
+        self.max_cached_tokens = self._passes.most_cached = cached
         self._known_keywords: dict[Keywords, list[int]] = {}
         self._requests = FifoLock()
         self._steps = FifoLock()

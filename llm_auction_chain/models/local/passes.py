@@ -28,13 +28,13 @@ class Passes:
     Attributes:
         model: a transformers causal language model.
         size: the most tokens of one pass. A longer sequence has a pass of its own.
-        most_kept: the most tokens of prompts that stay for later reads, where prefixes are shared.
+        most_cached: the most tokens of prompts that are cached for later reads, where prefixes are shared.
     """
 
     def __init__(self, model: Any, size: int) -> None:
         self.model = model
         self.size = size
-        self.most_kept = 0
+        self.most_cached = 0
         self._base = _base_of(model)
         self._head = _head_of(model, self._base)
         self._weight = model.get_output_embeddings().weight
@@ -95,13 +95,13 @@ class Passes:
 class SharedPasses(Passes):
     """Passes of a model with our attention: sequences share prefixes, and a pass holds them without padding.
 
-    A read computes only what stands behind the longest beginning that a prompt shares with a prompt that stays, or with
-    an earlier one of the same read.
+    A read computes only what follows the longest prefix that a prompt shares with a cached prompt, or with an earlier
+    one of the same read.
     """
 
     def __init__(self, model: Any, size: int, *, compiled: bool = False) -> None:
         super().__init__(model, size)
-        self._kept: dict[Tokens, Prefix] = {}  # the prompts that stay, the latest last
+        self._cached: dict[Tokens, Prefix] = {}  # the least recently read first
         model.set_attn_implementation(NAME)
         self._call = torch.compile(self._base, dynamic=True) if compiled else self._base
         # transformers passes on a mask of four dimensions unchanged. Our attention ignores it.
@@ -109,11 +109,11 @@ class SharedPasses(Passes):
 
     @override
     def read(self, prompts: Sequence[Sequence[int]]) -> Generator[None, None, list[Prefix]]:
-        asked = [tuple(prompt) for prompt in prompts]
-        known, fresh = {**self._kept}, {prompt: Prefix() for prompt in asked if prompt not in self._kept}
+        wanted = [tuple(prompt) for prompt in prompts]
+        known, fresh = {**self._cached}, {prompt: Prefix() for prompt in wanted if prompt not in self._cached}
         ordered = sorted(known) if fresh else []
         for prompt in fresh:
-            known[prompt] = fresh[prompt] = _begun(prompt, known, ordered)
+            known[prompt] = fresh[prompt] = _shared_start(prompt, known, ordered)
             insort(ordered, prompt)
         # A prompt's source stands before it, so its keys and values are there in time.
         starts = [len(prefix.tokens) for prefix in fresh.values()]
@@ -128,22 +128,22 @@ class SharedPasses(Passes):
                 prefix.state = state[-1].clone()  # not a view that holds all of them
             yield
         for prompt, start in zip(fresh, starts, strict=True):
-            self._kept.pop(prompt[:start], None)  # a conversation that has gone on
+            self._cached.pop(prompt[:start], None)  # a conversation that has gone on
             fresh[prompt].source = None
-        self._keep({prompt: known[prompt] for prompt in asked})
-        return [known[prompt] for prompt in asked]
+        self._cache({prompt: known[prompt] for prompt in wanted})
+        return [known[prompt] for prompt in wanted]
 
-    def _keep(self, read: Mapping[Tokens, Prefix]) -> None:
-        """Let prompts stay for later reads, in place of those that were not read for longest."""
+    def _cache(self, read: Mapping[Tokens, Prefix]) -> None:
+        """Cache prompts for later reads, and drop the least recently read ones."""
         for prompt, prefix in read.items():
-            self._kept.pop(prompt, None)
-            if len(prompt) <= self.most_kept:
-                self._kept[prompt] = prefix
-        tokens = sum(map(len, self._kept))
-        while tokens > self.most_kept:
-            oldest = next(iter(self._kept))
+            self._cached.pop(prompt, None)
+            if len(prompt) <= self.most_cached:
+                self._cached[prompt] = prefix
+        tokens = sum(map(len, self._cached))
+        while tokens > self.most_cached:
+            oldest = next(iter(self._cached))
             tokens -= len(oldest)
-            del self._kept[oldest]
+            del self._cached[oldest]
 
     @property
     @override
@@ -208,22 +208,22 @@ def finish(steps: Generator[Any, None, _T]) -> _T:
             return result
 
 
-def _begun(prompt: Tokens, known: Mapping[Tokens, Prefix], ordered: Sequence[Tokens]) -> Prefix:
-    """Return the prefix of a prompt with the longest beginning that it shares with a known one.
+def _shared_start(prompt: Tokens, known: Mapping[Tokens, Prefix], ordered: Sequence[Tokens]) -> Prefix:
+    """Return the longest prefix of a prompt that it shares with a known one.
 
-    Its last token is always left to read, because no longer prompt keeps the state behind it. In the order of their
-    tokens, no known prompt shares more than the two that the prompt stands between.
+    The last token is always read, because a shorter prefix has no state. In the order of their tokens, no known prompt
+    shares more than the two that the prompt stands between.
     """
     place = bisect_left(ordered, prompt)
-    shared = [(_equal(prompt[:-1], other), other) for other in ordered[max(0, place - 1) : place + 1]]
+    shared = [(_shared_length(prompt[:-1], other), other) for other in ordered[max(0, place - 1) : place + 1]]
     count, source = max(shared, default=(0, ()))
     if not count:
         return Prefix()
     return Prefix(tokens=[*prompt[:count]], source=known[source])
 
 
-def _equal(one: Tokens, other: Tokens) -> int:
-    """Return how many tokens two texts have in common from their beginning on."""
+def _shared_length(one: Tokens, other: Tokens) -> int:
+    """Return the length of the common prefix of two texts."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 

@@ -70,7 +70,7 @@ def test_logits_are_the_models_own(model):
 @pytest.mark.parametrize("size", [3, 5, 100])
 def test_only_what_no_known_prompt_begins_with_is_read(model, size, monkeypatch):
     passes = SharedPasses(copy.deepcopy(model), size)
-    passes.most_kept = 100
+    passes.most_cached = 100
     prompts = [FIRST, FIRST + SECOND, FIRST[:3] + SECOND, SECOND, FIRST[:5], FIRST]
     read = tokens_of_prompts(monkeypatch)
     prefixes = finish(passes.read(prompts))
@@ -94,14 +94,14 @@ PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size
 @given(reads=st.lists(PROMPTS, min_size=1, max_size=4), most=st.integers(0, 30), size=st.integers(1, 12))
 def test_what_stays_changes_no_state_and_is_bounded(model, reads, most, size):
     passes = SharedPasses(model, size)
-    passes.most_kept = most
+    passes.most_cached = most
     for prompts in reads:
         for prompt, prefix in zip(prompts, finish(passes.read(prompts)), strict=True):
             assert prefix.tokens == prompt
             assert torch.allclose(prefix.state, whole_states(model, prompt)[-1], atol=1e-4)
             followed = dict(pair for several in passes.follow([(prefix, SECOND)]) for pair in several)
             assert torch.allclose(followed[0], whole_states(model, prompt + SECOND)[-4:], atol=1e-4)
-        kept = list(passes._kept.values())
+        kept = list(passes._cached.values())
         tokens = [keys.shape[1] for prefix in kept for keys, _ in prefix.layers.values()]
         assert sum(tokens) <= most * model.config.num_hidden_layers
         assert not any(prefix.source for prefix in kept), "a source would hold more memory"
@@ -109,7 +109,7 @@ def test_what_stays_changes_no_state_and_is_bounded(model, reads, most, size):
 
 def test_the_prompts_that_were_read_last_stay(model, monkeypatch):
     passes = SharedPasses(copy.deepcopy(model), 100)
-    passes.most_kept = len(FIRST) + len(SECOND)
+    passes.most_cached = len(FIRST) + len(SECOND)
     finish(passes.read([FIRST, SECOND]))
     finish(passes.read([FIRST]))
     finish(passes.read([[1, 2]]))
@@ -140,15 +140,15 @@ def test_a_prompt_is_compared_with_two_of_those_that_stay_and_begins_with_the_lo
         return shared(one, other)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes_module, "_equal", equal)
-        begun = passes_module._begun(prompt, {other: Prefix(tokens=[*other]) for other in known}, sorted(known))
+        patch.setattr(passes_module, "_shared_length", equal)
+        begun = passes_module._shared_start(prompt, {other: Prefix(tokens=[*other]) for other in known}, sorted(known))
     assert len(begun.tokens) == max((shared(prompt[:-1], other) for other in known), default=0)
     assert len(compared) <= 2
 
 
 def test_an_abandoned_read_leaves_nothing_behind(model):
     passes = SharedPasses(copy.deepcopy(model), 3)
-    passes.most_kept = 100
+    passes.most_cached = 100
     steps = passes.read([FIRST])
     next(steps)
     steps.close()
