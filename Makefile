@@ -1,7 +1,7 @@
 # Each target sets up .venv by itself, once for every change of pyproject.toml or constraints.txt.
 .PHONY: demo playground test test-models test-ledger test-oldest test-providers test-ray test-server test-vllm test-docs lint docs bench bench-quick mutants changelog clean
 PYTHON ?= python3
-# CI sets it: measuring makes the tests half as fast again
+# CI sets it, and combines what both targets that take it have seen: measuring makes the tests half as fast again
 COVERAGE ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -25,6 +25,8 @@ demo: $(STAMP)
 # A web page to see auctions happen; it prints its URL.
 playground: $(STAMP)
 	$(BIN)/llm-auction playground
+
+test test-ledger: export COVERAGE_FILE = .coverage.$@
 
 test: $(STAMP)
 	$(BIN)/pytest --doctest-modules $(COVERAGE)

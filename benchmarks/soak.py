@@ -41,15 +41,15 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from front import Options, benchmark
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatResult
+from langchain_core.outputs import ChatGeneration, ChatResult
 from ledger import postgresql
 from sqlalchemy import create_engine, select
 
 from llm_auction_chain import Agent, AuctionRunnable, Billing, Ledger
 from llm_auction_chain.errors import AuctionError
 from llm_auction_chain.ledger import tables
-from llm_auction_chain.testing import MarkovChatModel
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -71,13 +71,18 @@ class FaultError(RuntimeError):
     """What the model raises now and then."""
 
 
-class Model(MarkovChatModel):
-    """A model that takes no time, and fails now and then."""
+class Model(BaseChatModel):
+    """A model that draws six letters in no time, and fails now and then."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "letters"
 
     def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
         if random.random() < MODEL_FAILS:  # noqa: S311  a fault, no secret
             raise FaultError
-        return super()._generate(*args, **kwargs)
+        letters = "".join(random.choices("abc", k=6))  # noqa: S311  no secret
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(letters))])
 
 
 class Likes:
@@ -128,7 +133,7 @@ def work(index: int, url: str, total: int, day_of: tuple[float, float], stop: Ev
         (Path(folder) / f"samples {index}").open("ab", buffering=0) as samples,
     ):
         auction = AuctionRunnable(
-            model=Model(length=6),
+            model=Model(),
             agents=agents_of,
             n_candidates=4,
             reward_timeout=TIMEOUT,
