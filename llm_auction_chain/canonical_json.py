@@ -6,8 +6,11 @@ import reprlib
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
+from math import isfinite
 from typing import Any
 
+import orjson
 import rfc8785
 
 __all__ = ["canonical", "digest", "loads", "printable", "time_text"]
@@ -16,8 +19,8 @@ _DEEPEST = 64
 _LISTS = (list, tuple)
 _COMPOUND = (dict, *_LISTS, Mapping)
 _WHOLE = 2.0**53  # whole numbers below it are exact in JSON
-_SMALL = 1e-4  # Python writes smaller fractions with an exponent
-_spell = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+_SMALL = 1e-4  # smaller fractions are written in another way
+_spell = partial(orjson.dumps, option=orjson.OPT_SORT_KEYS)
 
 
 def canonical(value: Any) -> bytes:
@@ -33,31 +36,33 @@ def canonical(value: Any) -> bytes:
     '{"a":[true,null,"é"],"b":1}'
     """
     try:
-        return _spell(_as_json_spells_it(value)).encode()
+        return _spell(_as_orjson_spells_it(value))
     except (ValueError, TypeError):
         return rfc8785.dumps(value)
 
 
-def _as_json_spells_it(value: Any) -> Any:
-    """Return an equal value that `json`, which is much faster, spells in the canonical way.
+def _as_orjson_spells_it(value: Any) -> Any:
+    """Return what `orjson`, which is much faster, spells as the canonical spelling of a value.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such thing.
     """
     kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return value
+    if kind is float:
+        if _SMALL <= abs(value) < _WHOLE and not value.is_integer():
+            return value
+        return int(value) if -_WHOLE < value < _WHOLE and value.is_integer() else orjson.Fragment(rfc8785.dumps(value))
     if kind is dict:
         if not all(map(str.isascii, value)):
             raise ValueError("the order of these keys is another one in UTF-16")
-        return {key: _as_json_spells_it(one) for key, one in value.items()}
+        return {key: _as_orjson_spells_it(one) for key, one in value.items()}
     if kind is list or kind is tuple:
-        return [_as_json_spells_it(one) for one in value]
-    if kind is str or kind is bool or value is None:
+        return [_as_orjson_spells_it(one) for one in value]
+    if kind is int and -_WHOLE < value < _WHOLE:
         return value
-    if (kind is int or (kind is float and value.is_integer())) and -_WHOLE < value < _WHOLE:
-        return int(value)
-    if kind is float and not value.is_integer() and _SMALL <= abs(value) < _WHOLE:
-        return value
-    raise ValueError("a number with an exponent, or of a kind of its own")
+    raise ValueError("a number or another value of a kind of its own")
 
 
 def digest(value: Any, *, floats: bool = True) -> str:
@@ -70,7 +75,7 @@ def digest(value: Any, *, floats: bool = True) -> str:
     """
     if floats:
         return f"sha256:{hashlib.sha256(canonical(value)).hexdigest()}"
-    return f"sha256:{hashlib.sha256(_spell(value).encode()).hexdigest()}"
+    return f"sha256:{hashlib.sha256(_spell(value)).hexdigest()}"
 
 
 def loads(text: str | bytes | bytearray) -> Any:
@@ -129,6 +134,8 @@ def printable(value: Any) -> Any:
 def _printable(value: Any, levels: int) -> Any:
     kind = type(value)
     if (kind is str and value.isascii()) or value is None or kind is bool or (kind is int and -_WHOLE < value < _WHOLE):
+        return value
+    if kind is float and isfinite(value):
         return value
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()

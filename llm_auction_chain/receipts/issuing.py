@@ -11,16 +11,14 @@ from langchain_core.messages import BaseMessage
 
 from llm_auction_chain.agents import Agent
 from llm_auction_chain.candidates import Candidate
-from llm_auction_chain.canonical_json import printable
+from llm_auction_chain.canonical_json import digest, printable
 from llm_auction_chain.mechanism import Settlement
 from llm_auction_chain.mechanism.settlement import LARGEST_REWARD
 from llm_auction_chain.money import as_text, total
 from llm_auction_chain.receipts import records
 from llm_auction_chain.receipts.figures import limits_of
-from llm_auction_chain.receipts.records import Bid, Receipt, commitment, message_digests, report_salt, salt_of
+from llm_auction_chain.receipts.records import Receipt, commitment, committed, message_digests, report_salt, salt_of
 from llm_auction_chain.reports import Report, bounds_of, cap_of
-
-_NO_DIGEST = f"sha256:{'0' * 64}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,52 +101,57 @@ def issue(
         ((one["owner"], one["pays"], one["bounds"]) for one in agents), terms["payment_rule"], terms["tau"]
     )
     bids = [
-        Bid(
-            **agents[k],
-            status=report.status,
-            reason=printable(report.reason),
-            report=report.rewards,
-            click_through=report.click_through,
-            value_per_click=report.value_per_click,
-            contribution=float(settlement.contributions[k]),
-            expected=float(settlement.expected_payments[k]),
-            most_expected=limits[k].expected,
-            steering=float(settlement.steering[k]),
-            most_steering=limits[k].steering,
-            payment=float(settlement.payments[k]),
-            charge=as_text(charges[k]),
-            price_per_click=prices_per_click[k],
-        )
-        for k, report in enumerate(reports)
-    ]
-    receipt = Receipt.model_validate(
         {
-            "schema": "llm_auction_chain.receipt/1",
-            **terms,
-            "auction_id": name,
-            "seed": parts["seed"],
-            "draw_seed": parts["draw_seed"],
-            "components": parts["draws"]["components"],
-            "candidates": [
-                {"reply": reply, **draws}
-                for reply, draws in zip(parts["replies"], parts["draws"]["candidates"], strict=True)
-            ],
-            "log_weights": parts["weights"],
-            "log_probabilities": [nats if nats > -np.inf else None for nats in settlement.log_probabilities.tolist()],
-            "probabilities": settlement.probabilities.tolist(),
-            "winner": settlement.winner,
-            "agents": bids,
-            "left_out": parts["agents"]["left_out"],
-            "revenue": as_text(total(charges)),
-            "bypassed": parts["agents"]["bypassed"],
-            "salt": opening.salt,
-            "opening": opening.commitment,
-            "reports": [commitment(report_salt(opening.salt, k), bid.committed(name)) for k, bid in enumerate(bids)],
-            "digest": _NO_DIGEST,
-            "signature": None,
+            **agents[k],
+            "status": report.status,
+            "reason": printable(report.reason),
+            "report": report.rewards,
+            "click_through": report.click_through,
+            "value_per_click": report.value_per_click,
+            "contribution": contribution,
+            "expected": expected,
+            "most_expected": limits[k].expected,
+            "steering": steering,
+            "most_steering": limits[k].steering,
+            "payment": payment,
+            "charge": as_text(charges[k]),
+            "price_per_click": prices_per_click[k],
         }
-    )
-    return receipt.model_copy(update={"digest": receipt.computed_digest()})
+        for k, (report, contribution, expected, steering, payment) in enumerate(
+            zip(
+                reports,
+                settlement.contributions.tolist(),
+                settlement.expected_payments.tolist(),
+                settlement.steering.tolist(),
+                settlement.payments.tolist(),
+                strict=True,
+            )
+        )
+    ]
+    content = {
+        "schema": "llm_auction_chain.receipt/1",
+        **terms,
+        "auction_id": name,
+        "seed": parts["seed"],
+        "draw_seed": parts["draw_seed"],
+        "components": parts["draws"]["components"],
+        "candidates": [
+            {"reply": reply, **draws}
+            for reply, draws in zip(parts["replies"], parts["draws"]["candidates"], strict=True)
+        ],
+        "log_weights": parts["weights"],
+        "log_probabilities": [nats if nats > -np.inf else None for nats in settlement.log_probabilities.tolist()],
+        "probabilities": settlement.probabilities.tolist(),
+        "winner": settlement.winner,
+        "agents": bids,
+        "left_out": parts["agents"]["left_out"],
+        "revenue": as_text(total(charges)),
+        "bypassed": parts["agents"]["bypassed"],
+        "salt": opening.salt,
+        "opening": opening.commitment,
+        "reports": [commitment(report_salt(opening.salt, k), committed(bid, name)) for k, bid in enumerate(bids)],
+    }
+    return Receipt.model_validate({**content, "digest": digest(content), "signature": None})
 
 
 def _terms_of(agent: Agent, report_cap: float | None) -> dict[str, Any]:

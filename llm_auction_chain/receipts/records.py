@@ -3,7 +3,6 @@
 A commitment is a salted digest: it fixes a value and reveals nothing about it until the salt is known.
 """
 
-import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
@@ -56,7 +55,7 @@ Draws = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_whole)]
 
 def salt_of(salt: str, part: str) -> str:
     """Return the salt of one part of a receipt: HMAC-SHA256 of the part's name. It reveals no other part's salt."""
-    return hmac.new(bytes.fromhex(salt), part.encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(bytes.fromhex(salt), part.encode(), "sha256").hex()
 
 
 def report_salt(salt: str, position: int) -> str:
@@ -73,6 +72,11 @@ def commitment(salt: str, value: Any, *, floats: bool = True) -> str:
     True
     """
     return digest({"salt": salt, "value": value}, floats=floats)
+
+
+def committed(bid: Mapping[str, Any], auction_id: str) -> dict[str, Any]:
+    """Return the value of the commitment to the report of a bid, as plain JSON: agent, terms and report."""
+    return {"auction_id": auction_id, **{name: value for name, value in bid.items() if name not in _OUTCOME}}
 
 
 def part_commitments(salt: str, parts: Mapping[str, Any]) -> dict[str, str]:
@@ -199,7 +203,7 @@ class Bid(Record):
 
     def committed(self, auction_id: str) -> dict[str, Any]:
         """Return the value of the commitment to this report: agent, terms and report, without the outcome."""
-        return {"auction_id": auction_id, **self.model_dump(mode="json", exclude=_OUTCOME)}
+        return committed(self.model_dump(mode="json"), auction_id)
 
 
 class LeftOut(Record):
