@@ -21,6 +21,7 @@ __all__ = [
 
 FINEST = 6  # decimals of a charge, and the most a currency has
 _SMALLEST = Decimal("0.000001")
+_ZERO = Decimal(0)
 # Own contexts, because a caller may have changed the rounding of the thread's context.
 _DIGITS = Context(prec=200, rounding=ROUND_HALF_EVEN)  # enough for all digits of rewards of up to 1e100
 _EXACT = Context(prec=200, traps=[Inexact])
@@ -42,7 +43,7 @@ def as_decimal(amount: float) -> Decimal:
 
 def _rounded(amount: Decimal) -> Decimal:
     rounded = amount.quantize(_SMALLEST, context=_DIGITS)
-    return abs(rounded) if rounded == 0 else rounded
+    return rounded or abs(rounded)
 
 
 def charges_of(payments: Sequence[float], owners: Sequence[str]) -> tuple[Decimal, ...]:
@@ -51,12 +52,13 @@ def charges_of(payments: Sequence[float], owners: Sequence[str]) -> tuple[Decima
     >>> charges_of([4e-7, 2.0, 4e-7, 4e-7], ["O", "P", "O", "O"])
     (Decimal('0.000000'), Decimal('2.000000'), Decimal('0.000001'), Decimal('0.000000'))
     """
-    due: dict[str, Decimal] = {}
+    due: dict[str, tuple[Decimal, Decimal]] = {}  # by owner: the sum so far, and the same rounded
     charges = []
     for owner, payment in zip(owners, payments, strict=True):
-        before = due.get(owner, Decimal(0))
-        due[owner] = plus(before, Decimal(repr(float(payment))))
-        charges.append(plus(_rounded(due[owner]), negated(_rounded(before))))
+        before, charged = due.get(owner, (_ZERO, _ZERO))
+        after = _DIGITS.add(before, Decimal(repr(float(payment))))
+        due[owner] = after, _rounded(after)
+        charges.append(_DIGITS.subtract(due[owner][1], charged))
     return tuple(charges)
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property, lru_cache
@@ -169,7 +170,16 @@ class AuctionResult:
 
     def charged(self, charge: "Charge") -> Self:
         """Return this result with the ledger's charge, in the reply's metadata too."""
-        return replace(self, charge=charge, reply=with_charge(self.reply, charge))
+        return self._with(charge=charge, reply=with_charge(self.reply, charge))
+
+    def _with(self, **changes: Any) -> Self:
+        """Return a copy with another reply, disclosure or charge, from which no amount and no receipt follow.
+
+        So it keeps those that are computed already, unlike `replace`.
+        """
+        changed = copy(self)
+        vars(changed).update(changes)
+        return changed
 
     @cached_property
     def charges(self) -> tuple[Decimal, ...]:
@@ -376,8 +386,8 @@ def settle_auction(
     )
     if settings.disclosure.text and result.sponsors:
         names = ", ".join(agent.name for agent in result.sponsors)
-        result = replace(result, disclosure=settings.disclosure.text.replace("{sponsors}", names))
-    return replace(result, reply=_reply(result, plan, settings.disclosure.place))
+        result = result._with(disclosure=settings.disclosure.text.replace("{sponsors}", names))  # noqa: SLF001
+    return result._with(reply=_reply(result, plan, settings.disclosure.place))  # noqa: SLF001 - of this module
 
 
 def _over_all_candidates(reports: Sequence[Report], drawn: Drawn) -> tuple[Report, ...]:

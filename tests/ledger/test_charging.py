@@ -16,6 +16,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.config import ensure_config
 
+import llm_auction_chain.auction.result
 from llm_auction_chain import Agent, AuctionMiddleware, AuctionRunnable, ChatAuction, Ledger, Policy
 from llm_auction_chain.auction.billing import most_owed
 from llm_auction_chain.errors import (
@@ -84,6 +85,14 @@ def sound(ledger):
     assert all(total.cash == total.revenue + total.balances for total in ledger.totals())
     assert all(account.held == 0 for account in ledger.accounts())
     return True
+
+
+async def test_the_receipt_of_a_charged_auction_is_made_once(ledger, monkeypatch):
+    made, issue = [], llm_auction_chain.auction.result.issue
+    monkeypatch.setattr(llm_auction_chain.auction.result, "issue", lambda *a, **k: made.append(1) or issue(*a, **k))
+    held = await auction(AuctionRunnable, ledger).arun("x")
+    assert ledger.receipt_of(held.auction_id) == held.receipt.as_dict()
+    assert made == [1]
 
 
 @KINDS
