@@ -14,14 +14,16 @@ awaits the coroutine as usual.
         return await _reply(model, prompt, AWAITING)
 
 Threads run calls that may never return. A thread cannot be stopped, so these are daemons: the interpreter exits without
-them, and after a deadline nothing waits for them. Quick calls share a few threads; calls that wait get one each. Only
-for a block of compiled code, which would abort the process, the exit waits: `exit_waits`.
+them, and after a deadline nothing waits for them. Quick calls share a few threads; calls that wait get one each. A
+thread that has nothing to do waits half a second for further calls, of any auction, and ends. Only for a block of
+compiled code, which would abort the process, the exit waits: `exit_waits`.
 """
 
 import asyncio
 import atexit
 import contextlib
 import itertools
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -58,6 +60,7 @@ Calls = Sequence[Callable[[], Coroutine[Any, Any, T]]]
 Progress = Callable[[int], None] | None
 _PATIENCE = 60.0  # seconds that the interpreter's exit waits for threads in compiled code
 _TICK = 0.002  # seconds without a result after which the running calls are assumed to wait for something
+_IDLE = 0.5  # seconds without work after which a thread ends
 
 
 class Waiter(ABC):
@@ -219,6 +222,41 @@ def _finish(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
     return run(call())
 
 
+_inboxes: list[SimpleQueue[Callable[[], None]]] = []  # of the threads without work, the last one to finish at the end
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_inboxes.clear)  # the threads stay in the parent
+
+
+def _employ(work: Callable[[], None]) -> None:
+    """Run work, which must not raise, in a thread without any; start one where there is none.
+
+    Raises:
+        RuntimeError: the system allows no more threads.
+    """
+    try:
+        inbox = _inboxes.pop()
+    except IndexError:
+        inbox = SimpleQueue()
+        threading.Thread(target=_serve, args=(inbox,), name="auction-agent", daemon=True).start()
+    inbox.put(work)
+
+
+def _serve(inbox: "SimpleQueue[Callable[[], None]]") -> None:
+    while True:
+        try:
+            work = inbox.get(timeout=_IDLE)
+        except Empty:
+            try:
+                _inboxes.remove(inbox)
+            except ValueError:  # somebody has just taken it
+                work = inbox.get()
+            else:
+                return
+        work()
+        del work  # keeps nothing of an auction alive
+        _inboxes.append(inbox)
+
+
 class _Workers:
     """Runs calls in threads, and delivers (place, outcome) of each from its thread.
 
@@ -258,7 +296,7 @@ class _Workers:
         """
         self._threads += 1
         try:
-            threading.Thread(target=self._work, args=(others,), name="auction-agent", daemon=True).start()
+            _employ(partial(self._work, others))
         except RuntimeError:
             self._threads -= 1
             if not self._threads:
@@ -360,7 +398,7 @@ async def running(calls: Sequence[Call], deliver: Callable[[int, Any], None]) ->
         workers.grow()
         timer = loop.call_later(_TICK, grow) if workers.waiting else None
 
-    if calls:
+    if workers.waiting:
         timer = loop.call_later(_TICK, grow)
     try:
         yield
@@ -384,14 +422,21 @@ def attempt(call: Call) -> tuple[Any, BaseException | None]:
 
 async def in_thread(call: Call) -> Any:
     """Return what a call returns, or raise what it raises. A call that hangs delays no exit, unlike `to_thread`'s."""
-    result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+    context = copy_context()
 
-    def deliver(_: int, outcome: tuple[Any, BaseException | None]) -> None:
+    def deliver(outcome: tuple[Any, BaseException | None]) -> None:
         if not result.done():
             result.set_result(outcome)
 
-    async with running([partial(copy_context().run, attempt, call)], deliver):
-        value, error = await result
+    def work() -> None:
+        outcome = context.run(attempt, call)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(deliver, outcome)
+
+    _employ(work)
+    value, error = await result
     if error is not None:
         raise error
     return value

@@ -14,7 +14,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import PrivateAttr
 
 import llm_auction_chain.auction.result
-from llm_auction_chain import Agent, AuctionRunnable, ChatAuction
+from llm_auction_chain import Agent, AuctionRunnable, ChatAuction, waiting
 
 INTERFACES = [AuctionRunnable, ChatAuction]
 
@@ -186,6 +186,7 @@ async def test_the_loop_starts_few_of_the_threads_it_needs(monkeypatch):
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", spy)
+    monkeypatch.setattr(waiting, "_inboxes", [])  # no thread of another test takes part
     agents = [Agent(f"agent {k}", lambda prompt, reply: all_at_once.wait(30) * 0.0) for k in range(32)]
     reply = await AuctionRunnable(model=Numbered(), agents=agents, n_candidates=1).ainvoke("x")
     assert {agent["status"] for agent in reply.response_metadata["auction"]["agents"]} == {"reported"}

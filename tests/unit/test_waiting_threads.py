@@ -1,11 +1,16 @@
 """Threads for calls that may never return: none of them holds up another call, the caller or an exit."""
 
 import asyncio
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import Future
+from contextvars import ContextVar
 
 import pytest
 
+from llm_auction_chain import waiting
 from llm_auction_chain.waiting import attempt, in_thread, outcomes_of, running
 
 LONG = 60.0  # seconds that no working machine needs
@@ -102,3 +107,61 @@ def test_an_attempt_returns_what_a_call_raises():
     value, error = attempt(lambda: {}["a"])
     assert value is None
     assert isinstance(error, KeyError)
+
+
+def test_a_thread_takes_one_call_after_another_and_ends_without_any(monkeypatch):
+    monkeypatch.setattr(waiting, "_inboxes", [])
+    monkeypatch.setattr(waiting, "_IDLE", 0.2)
+
+    def thread_of_a_call():
+        ((_, thread),) = outcomes_of([threading.current_thread], timeout=LONG)
+        while not waiting._inboxes:  # it has delivered, and is not back yet
+            time.sleep(0.001)
+        return thread
+
+    first, second = thread_of_a_call(), thread_of_a_call()
+    assert first is second
+    first.join(LONG)
+    assert not first.is_alive()
+    assert waiting._inboxes == []
+    assert thread_of_a_call() is not first
+
+
+def test_no_call_is_lost_to_a_thread_that_is_about_to_end(monkeypatch):
+    monkeypatch.setattr(waiting, "_IDLE", 1e-5)
+    for k in range(2000):
+        assert list(outcomes_of([lambda k=k: k], timeout=LONG)) == [(0, k)]
+        time.sleep(k % 3 * 1e-5)
+
+
+async def test_a_call_that_hangs_keeps_no_other_from_a_thread(gate):
+    hanging = [asyncio.ensure_future(in_thread(gate.wait)) for _ in range(5)]
+    await asyncio.sleep(0)
+    assert await asyncio.wait_for(in_thread(lambda: "answer"), LONG) == "answer"
+    gate.set()
+    assert await asyncio.gather(*hanging) == [True] * 5
+
+
+FORK = """
+import asyncio, os, sys
+from llm_auction_chain import waiting
+async def forks():
+    await waiting.in_thread(int)
+    while not waiting._inboxes:
+        await asyncio.sleep(0)
+    return os.fork()
+child = asyncio.run(forks())
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+sys.exit(list(waiting.outcomes_of([int], timeout=60)) != [(0, 0)])
+"""
+
+
+def test_a_forked_process_starts_threads_of_its_own():
+    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=2 * LONG)  # noqa: S603 - our own code
+
+
+async def test_what_a_call_leaves_in_its_context_is_gone_for_the_next():
+    name = ContextVar("name", default="nothing")
+    for _ in range(3):
+        assert await in_thread(lambda: (name.get(), name.set("left"))[0]) == "nothing"
