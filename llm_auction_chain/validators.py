@@ -5,6 +5,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from numbers import Real
 from typing import Any
 
@@ -158,8 +159,17 @@ def name_of_account(name: str, value: object, *, empty: bool = False) -> str:
     True
     """
     # Sorting marks takes quadratic time. No letter in NFKC stands for more than four characters.
-    normal = unicodedata.normalize("NFKC", text(name, value, empty=empty)[: 4 * _LONGEST_NAME + 1])
-    if len(normal) > _LONGEST_NAME or normal != normal.strip() or not normal.isprintable() or _BLANK.search(normal):
+    normal = _visible(text(name, value, empty=empty)[: 4 * _LONGEST_NAME + 1])
+    if normal is None:
         expected = f"at most {_LONGEST_NAME} visible characters, without a blank at either end"
         raise refuse(name, expected, value)
+    return normal
+
+
+@lru_cache(maxsize=1 << 12)  # the same owners are charged again and again
+def _visible(value: str) -> str | None:
+    """Return a name in NFKC, None where it cannot be one."""
+    normal = unicodedata.normalize("NFKC", value)
+    if len(normal) > _LONGEST_NAME or normal != normal.strip() or not normal.isprintable() or _BLANK.search(normal):
+        return None
     return normal

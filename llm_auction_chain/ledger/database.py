@@ -15,6 +15,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from llm_auction_chain.errors import ConfigurationError, LedgerError, LedgerUnavailableError, MissingDependencyError
 from llm_auction_chain.ledger.groups import Groups
 from llm_auction_chain.ledger.migrations import is_current, upgrade
+from llm_auction_chain.ledger.statements import on_driver
 from llm_auction_chain.ledger.tables import VERSIONS
 
 P = ParamSpec("P")
@@ -132,12 +133,9 @@ class Database:
         if self._opened is not None:
             return self._opened
         reads: dict[str, Any] = {}
-        writes: dict[str, Any] = {_WRITES: True}
         if self._engine.dialect.name == "postgresql":
             reads = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-            # after waiting for another writer, a writer must see what that one wrote
-            writes = {"isolation_level": "READ COMMITTED"}
-        readers, writers = self._engine.execution_options(**reads), self._engine.execution_options(**writes)
+        readers, writers = self._engine.execution_options(**reads), self._engine.execution_options(**{_WRITES: True})
         with readers.begin() as connection:
             current = is_current(connection)
         if not current:
@@ -217,18 +215,20 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
 
 
 def _begin_in_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(_WRITES)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    with on_driver(connection) as driver:
+        driver.execute("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")
 
 
 def _postgresql(url: URL) -> Engine:
     # a process that hangs or is stopped within a transaction must not block all other writers for ever
     limits = f"-c lock_timeout={_LOCK_TIMEOUT}s -c idle_in_transaction_session_timeout={2 * _LOCK_TIMEOUT}s"
-    settings: dict[str, Any] = {"options": " ".join(filter(None, (limits, str(url.query.get("options", "")))))}
+    options = " ".join(filter(None, (limits, str(url.query.get("options", "")))))
+    settings: dict[str, Any] = {"options": options, "client_encoding": "utf8"}
     if "connect_timeout" not in url.query:
         settings["connect_timeout"] = _CONNECT_TIMEOUT
     try:
-        return create_engine(url, connect_args=settings)
+        # after waiting for another writer, a writer must see what that one wrote
+        return create_engine(url, connect_args=settings, isolation_level="READ COMMITTED")
     except ImportError as error:
         raise MissingDependencyError(
             "A ledger in PostgreSQL needs psycopg: pip install 'llm-auction-chain[postgresql]'"

@@ -322,19 +322,19 @@ def test_a_leader_that_is_interrupted_at_any_line_leaves_nobody_waiting():
 
 
 def test_a_connection_that_was_interrupted_is_not_used_again(ledger, monkeypatch):
-    cursors = []
+    interrupted = []
 
-    def interrupt(*cursor):
-        cursors.extend(cursor)
+    def interrupt(*connection_and_what_it_waits_for):
+        interrupted.extend(connection_and_what_it_waits_for[:1])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("psycopg.ClientCursor.nextset", interrupt)  # before the answer is read to its end
+        patch.setattr("psycopg.Connection.wait", interrupt)  # before the answer is read to its end
         if ledger._database.url.get_backend_name() == "sqlite":
             patch.setattr(ledger, "_clock", interrupt)
         with pytest.raises(KeyboardInterrupt):
             ledger.deposit("A", 1, key="interrupted")
-    assert all(cursor.connection.closed for cursor in cursors)
+    assert all(connection.closed for connection in interrupted)
     assert ledger.deposit("A", 1, key="interrupted").seq == 3
     assert ledger.verify().differences == []
 

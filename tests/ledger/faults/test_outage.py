@@ -1,11 +1,15 @@
 """PostgreSQL is down while auctions are held: stopped, crashed or not answering; then it is back."""
 
+import itertools
 import os
 import signal
 import threading
+import time
 import uuid
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from random import Random
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
@@ -14,9 +18,10 @@ from llm_auction_chain import AuctionWarning
 from llm_auction_chain.errors import LedgerUnavailableError
 from llm_auction_chain.ledger import Ledger
 from tests.ledger.faults.driver import DEPOSIT
-from tests.ledger.faults.worker import CURRENCY, OWNERS, auction_of, config_of
+from tests.ledger.faults.worker import CURRENCY, OWNERS, Crowded, auction_of, config_of
 from tests.ledger.servers import started
 
+CALLERS, STOPS = 16, 4
 STAGES = ["hold", "auction.started", "auction.scored", "auction.settled"]
 
 
@@ -44,24 +49,29 @@ def fragile():
         yield Server(running)
 
 
-@pytest.fixture
-def ledger(fragile):
+@pytest.fixture(params=[Ledger, Crowded], ids=["alone", "together"])
+def ledger(request, fragile):
     name = f"ledger_{uuid.uuid4().hex}"
     engine = create_engine(fragile.url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name} TEMPLATE template0 STRATEGY file_copy"))
     engine.dispose()
-    with Ledger(fragile.url.set(database=name)) as made:
+    with request.param(fragile.url.set(database=name)) as made:
         for owner in OWNERS[:-1]:
             made.deposit(owner, DEPOSIT, currency=CURRENCY, key=f"first {owner}")
         yield made
 
 
-def delivered_of(key, ledger, **settings):
-    """Return the delivery of one auction."""
+@pytest.fixture(autouse=True)
+def _no_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AuctionWarning)
-        told = auction_of(key, ledger, **settings).invoke("Say something", config_of(key)).response_metadata["auction"]
+        yield
+
+
+def delivered_of(key, ledger, **settings):
+    """Return the delivery of one auction."""
+    told = auction_of(key, ledger, **settings).invoke("Say something", config_of(key)).response_metadata["auction"]
     return key, told["auction_id"], Decimal(told["revenue_decimal"]) if told["charge"] else None
 
 
@@ -108,3 +118,38 @@ def test_a_server_that_does_not_answer_for_a_while_delays_and_charges_once(fragi
         assert delivered[-1][2] is not None
     admin.dispose()
     settle("server frozen for a while", ledger._database.url, 3, delivered)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_callers_at_once_are_each_told_whether_a_server_that_stops_took_their_charge(
+    fragile, ledger, settle, monkeypatch, mode
+):
+    rng, over, groups, book = Random(31), threading.Event(), [], type(ledger)._book
+    monkeypatch.setattr(type(ledger), "_book", lambda self, group: groups.append(len(group)) or book(self, group))
+
+    def call(caller):
+        delivered, failed = [], 0
+        for n in itertools.count():
+            ending = over.is_set()
+            try:
+                on_error = "raise" if n % 2 and not ending else "reference"
+                delivered.append(delivered_of(f"{mode} {caller} {n}", ledger, on_error=on_error))
+            except LedgerUnavailableError:
+                failed += 1
+            if ending:
+                assert delivered[-1][2] is not None
+                return delivered, failed
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        calls = [pool.submit(call, caller) for caller in range(CALLERS)]
+        for _ in range(STOPS):
+            time.sleep(rng.uniform(0.2, 1))
+            fragile.stop(mode)
+            time.sleep(rng.uniform(0, 0.3))
+            fragile.start()
+        over.set()
+    delivered = [one for call in calls for one in call.result()[0]]
+    assert max(groups) > 1
+    assert sum(call.result()[1] for call in calls) > 0
+    assert any(revenue is None for _, _, revenue in delivered)
+    settle(f"server stopped ({mode}), callers at once", ledger._database.url, STOPS, delivered)

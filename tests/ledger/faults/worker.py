@@ -1,7 +1,8 @@
 """A program that holds auctions in forked children, and lets them die, lose their database or their disk on the way.
 
 It imports everything once, then reads tasks from standard input, one JSON object a line, forks children for each, which
-hold auctions while they have keys, and answers with how they ended. What a child has returned it appends to a file.
+hold auctions while they have keys, and answers with how they ended. What a child has returned it appends to a file. In
+place of a key there may be a list of keys, whose auctions are held at the same time.
 """
 
 import gc
@@ -15,6 +16,7 @@ import threading
 import time
 import traceback
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
@@ -187,7 +189,11 @@ def hold_auctions(task):
     if "bytes" in task:
         limit_files(task)
     for key in task["keys"]:
-        deliver(task, key, ledger, fault)
+        if isinstance(key, list):
+            with ThreadPoolExecutor(len(key)) as pool:
+                list(pool.map(lambda one: deliver(task, one, ledger, fault), key))
+        else:
+            deliver(task, key, ledger, fault)
         fault.end()
         make_room(task)
     last = 0
