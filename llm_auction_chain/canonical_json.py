@@ -17,6 +17,7 @@ __all__ = ["canonical", "digest", "loads", "printable", "time_text"]
 
 _DEEPEST = 64
 _LISTS = (list, tuple)
+_PLAIN = frozenset({str, bool, type(None)})  # what needs no work
 _COMPOUND = (dict, *_LISTS, Mapping)
 _WHOLE = 2.0**53  # whole numbers below it are exact in JSON
 _SMALL = 1e-4  # smaller fractions are written in another way
@@ -48,7 +49,7 @@ def _as_orjson_spells_it(value: Any) -> Any:
         ValueError: there is no such thing.
     """
     kind = type(value)
-    if kind is str or kind is bool or value is None:
+    if kind in _PLAIN:
         return value
     if kind is float:
         if _SMALL <= abs(value) < _WHOLE and not value.is_integer():
@@ -57,9 +58,9 @@ def _as_orjson_spells_it(value: Any) -> Any:
     if kind is dict:
         if not all(map(str.isascii, value)):
             raise ValueError("the order of these keys is another one in UTF-16")
-        return {key: _as_orjson_spells_it(one) for key, one in value.items()}
+        return {key: one if type(one) in _PLAIN else _as_orjson_spells_it(one) for key, one in value.items()}
     if kind is list or kind is tuple:
-        return [_as_orjson_spells_it(one) for one in value]
+        return [one if type(one) in _PLAIN else _as_orjson_spells_it(one) for one in value]
     if kind is int and -_WHOLE < value < _WHOLE:
         return value
     raise ValueError("a number or another value of a kind of its own")
@@ -133,9 +134,9 @@ def printable(value: Any) -> Any:
 
 def _printable(value: Any, levels: int) -> Any:
     kind = type(value)
-    if (kind is str and value.isascii()) or value is None or kind is bool or (kind is int and -_WHOLE < value < _WHOLE):
+    if (kind is str and value.isascii()) or value is None or kind is bool:
         return value
-    if kind is float and isfinite(value):
+    if (kind is int and -_WHOLE < value < _WHOLE) or (kind is float and isfinite(value)):
         return value
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
@@ -151,12 +152,13 @@ def _printable(value: Any, levels: int) -> Any:
 def _printable_parts(value: Any, levels: int) -> Any:
     if isinstance(value, _LISTS):
         return [_printable(one, levels) for one in value]
-    return {_printable_key(key): _printable(one, levels) for key, one in value.items()}
+    return {
+        key if type(key) is str and key.isascii() else _printable_key(key): _printable(one, levels)
+        for key, one in value.items()
+    }
 
 
 def _printable_key(key: Any) -> str:
-    if type(key) is str and key.isascii():
-        return key
     return str(_printable(key if isinstance(key, str) else repr(key), 0))
 
 

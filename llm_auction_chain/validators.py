@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Collection
 from functools import lru_cache
 from numbers import Real
+from types import FunctionType, MethodType
 from typing import Any
 
 from llm_auction_chain.errors import ConfigurationError
@@ -139,6 +140,8 @@ def takes(name: str, function: Callable[..., Any], arguments: str) -> None:
 
     >>> takes("reward", lambda prompt, reply: 1.0, "(prompt, reply)")
     """
+    if _takes_plainly(function, arguments.count(",") + 1):
+        return
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some of C have none
@@ -147,6 +150,15 @@ def takes(name: str, function: Callable[..., Any], arguments: str) -> None:
         signature.bind(*arguments.split(","))
     except TypeError as error:
         raise refuse(name, f"a function of {arguments}", function, f"It has {error}.") from None
+
+
+def _takes_plainly(function: Callable[..., Any], count: int) -> bool:
+    """Whether this is plainly a function of so many arguments. If it is not, `inspect`, which is slow, must tell."""
+    inner = function.__func__ if isinstance(function, MethodType) else function
+    if not isinstance(inner, FunctionType) or vars(inner):  # a decorator may state another signature
+        return False
+    most = inner.__code__.co_argcount - (inner is not function)
+    return most - len(inner.__defaults__ or ()) <= count <= most and not inner.__code__.co_kwonlyargcount
 
 
 def name_of_account(name: str, value: object, *, empty: bool = False) -> str:

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -220,8 +221,12 @@ class _Steps:
 
     async def _within(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Await work in a context where models, scorers and agents find the parent run and its tags."""
+        return await self.waiter.within(self._context.copy(), work)
+
+    @cached_property
+    def _context(self) -> Context:
         with set_config_context(self.call.config) as context:
-            return await self.waiter.within(context, work)
+            return context.copy()
 
     async def _compute(self, work: Callable[[], _T], *, long: bool) -> _T:
         """Return the result of a computation; a long one does not hold up an event loop."""

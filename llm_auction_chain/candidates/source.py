@@ -420,10 +420,9 @@ def quiet(config: RunnableConfig | None) -> RunnableConfig:
 
     LangGraph and `astream_events` stream by handlers. Those are left out, and LangGraph's own tag is added.
     """
-    config = ensure_config(config)
-    child = patch_config(config)
-    child["tags"] = [*(tag for tag in config.get("tags", []) if tag != _NO_STREAM), _NO_STREAM]
-    handlers = config.get("callbacks")
+    child = ensure_config(config)
+    child["tags"] = [*(tag for tag in child["tags"] if tag != _NO_STREAM), _NO_STREAM]
+    handlers = child.get("callbacks")
     if isinstance(handlers, BaseCallbackManager):
         manager = handlers.copy()
         inherited = [handler for handler in handlers.inheritable_handlers if not is_streaming(handler)]

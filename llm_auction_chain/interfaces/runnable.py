@@ -3,11 +3,9 @@
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
 
-from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import RunnableConfig, RunnableSerializable
-from langchain_core.runnables.config import patch_config
 from typing_extensions import override
 
 from llm_auction_chain.interfaces.base import STRICT, AuctionBase, chunk_of
@@ -55,8 +53,8 @@ class AuctionRunnable(AuctionBase, RunnableSerializable[LanguageModelInput, AIMe
         """Hold an auction and return the drawn reply."""
         scope = self._new_scope()
 
-        def reply(given: LanguageModelInput, run_manager: Any, config: RunnableConfig) -> AIMessage:
-            return run(self._hold(given, _below(run_manager, config), scope, kwargs, BLOCKING))
+        def reply(given: LanguageModelInput, config: Any) -> AIMessage:
+            return run(self._hold(given, config, scope, kwargs, BLOCKING))
 
         with scope.delivery:
             return self._call_with_config(reply, input, config)
@@ -67,8 +65,8 @@ class AuctionRunnable(AuctionBase, RunnableSerializable[LanguageModelInput, AIMe
         """Hold an auction and return the drawn reply."""
         scope = self._new_scope()
 
-        async def reply(given: LanguageModelInput, run_manager: Any, config: RunnableConfig) -> AIMessage:
-            return await self._hold(given, _below(run_manager, config), scope, kwargs, AWAITING)
+        async def reply(given: LanguageModelInput, config: Any) -> AIMessage:
+            return await self._hold(given, config, scope, kwargs, AWAITING)
 
         async with scope.delivery:
             return await self._acall_with_config(reply, input, config)
@@ -79,9 +77,9 @@ class AuctionRunnable(AuctionBase, RunnableSerializable[LanguageModelInput, AIMe
         """Hold an auction and yield the drawn reply as one chunk."""
         scope = self._new_scope()
 
-        def replies(inputs: Iterator[Any], run_manager: Any, config: RunnableConfig) -> Iterator[AIMessageChunk]:
+        def replies(inputs: Iterator[Any], config: Any) -> Iterator[AIMessageChunk]:
             for given in inputs:
-                yield chunk_of(run(self._hold(given, _below(run_manager, config), scope, kwargs, BLOCKING)))
+                yield chunk_of(run(self._hold(given, config, scope, kwargs, BLOCKING)))
 
         with scope.delivery:
             for chunk in self._transform_stream_with_config(iter([input]), replies, config):
@@ -97,20 +95,11 @@ class AuctionRunnable(AuctionBase, RunnableSerializable[LanguageModelInput, AIMe
         async def inputs() -> AsyncIterator[LanguageModelInput]:
             yield input
 
-        async def replies(
-            inputs: AsyncIterator[Any], run_manager: Any, config: RunnableConfig
-        ) -> AsyncIterator[AIMessageChunk]:
+        async def replies(inputs: AsyncIterator[Any], config: Any) -> AsyncIterator[AIMessageChunk]:
             async for given in inputs:
-                yield chunk_of(await self._hold(given, _below(run_manager, config), scope, kwargs, AWAITING))
+                yield chunk_of(await self._hold(given, config, scope, kwargs, AWAITING))
 
         async with scope.delivery:
             async for chunk in self._atransform_stream_with_config(inputs(), replies, config):
                 scope.delivery.complete()
                 yield cast("AIMessageChunk", chunk)
-
-
-def _below(
-    run_manager: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun, config: RunnableConfig
-) -> RunnableConfig:
-    """Return the config of the children of a call's run."""
-    return patch_config(config, callbacks=run_manager.get_child())

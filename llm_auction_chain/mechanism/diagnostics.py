@@ -67,7 +67,7 @@ def diagnose(
         ess_probabilities=float(1.0 / np.square(p).sum()),
         largest_share=float(shares.max()),
         log_normaliser=float(tau * (log_mass(scores) - np.log(counts.sum()))) + constant,
-        k_hat=pareto_k_hat(log_weights - np.log(counts), counts),
+        k_hat=None if counts.sum() < _MIN_DRAWS else pareto_k_hat(log_weights - np.log(counts), counts),
     )
 
 

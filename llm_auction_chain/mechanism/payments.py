@@ -94,11 +94,12 @@ def leave_one_out(
         else:
             without, kl, gain, faint = _divide_out(rewards, tau, full, low, high)
             wide = (spread > _WIDE) | ~np.isfinite(gain)
-            _term_by_term(rewards, tau, full, np.flatnonzero(faint & ~wide), (without, kl, gain), tiny=False)
+            if (some := faint > wide).any():
+                _term_by_term(rewards, tau, full, np.flatnonzero(some), (without, kl, gain), tiny=False)
             if wide.any():
                 _from_others(rewards, log_weights, tau, full, wide, (without, kl, gain))
-    idle = spread == 0.0
-    kl[idle], without[idle], gain[idle] = 0.0, full.p, 0.0
+    if (idle := spread == 0.0).any():
+        kl[idle], without[idle], gain[idle] = 0.0, full.p, 0.0
     at_mode = rewards[:, full.mode]
     furthest = np.maximum((high - at_mode) / tau + gain, (at_mode - low) / tau - gain)
     return LeaveOneOut(
@@ -106,7 +107,7 @@ def leave_one_out(
         expected=np.minimum(tau * kl, high - low),
         contributions=np.maximum(at_mode - tau * gain, low),
         pull=tau * gain,
-        steering=np.clip(furthest, 0.0, spread),
+        steering=furthest.clip(0.0, spread),
     )
 
 
@@ -158,9 +159,9 @@ def _divide_out(
     at_mode = (rewards[:, full.mode] - zero) / tau
     if not gentle:  # E_p[exp((r_mode - r) / tau)] - 1
         growth = masses * np.exp(at_mode) - full.rest
-    # log sum_j c_j with the report set to 0 at the mode
-    absolute = np.log(masses + full.p[full.mode] * np.exp(-at_mode)) + at_mode
-    gain = np.where(growth > -0.5, np.log1p(growth), absolute)  # noqa: PLR2004
+    gain = np.log1p(growth)
+    if (far := ~(growth > -0.5)).any():  # noqa: PLR2004 - log sum_j c_j with the report set to 0 at the mode
+        gain[far] = (np.log(masses + full.p[full.mode] * np.exp(-at_mode)) + at_mode)[far]
     kl = gain - (mean + at_mode * full.rest)
     rounding = spread if gentle else 1.0 + spread - np.log(full.rest)  # of a term of either sum
     return without, kl, gain, kl < _FAINT * full.rest * rounding

@@ -132,8 +132,9 @@ def settle(
     counts = _check_draws(draws, m)
     rng, seed = _generator(rng, seed)
 
-    dead = np.isneginf(weights)
-    if dead.any():  # rewards for a candidate that is never drawn do not count: copy those of one that can be drawn
+    if weights.min() == -math.inf:
+        # rewards for a candidate that is never drawn do not count: copy those of one that can be drawn
+        dead = np.isneginf(weights)
         reports = reports.take(np.where(dead, np.argmin(dead), np.arange(m)), axis=1)
         summary = _summarise(reports)
     total, constant = _total(reports, summary.total, weights, tau)
@@ -184,6 +185,8 @@ def check_tau(tau: float) -> float:
     Raises:
         ConfigurationError: it is not.
     """
+    if type(tau) is float and _TAU_RANGE[0] <= tau <= _TAU_RANGE[1]:
+        return tau
     try:
         number = _numbers(tau)
         value = math.nan if number.ndim else number.item()
@@ -259,9 +262,10 @@ def _check_weights(log_weights: npt.ArrayLike, m: int) -> FloatArray:
         raise RewardError("log_weights must be a list of numbers, one per candidate.") from error
     if weights.shape != (m,):
         raise RewardError(f"log_weights must have shape ({m},) for {m} candidates, got {weights.shape}.")
-    if np.isnan(weights).any() or weights.max() > LARGEST_REWARD:
+    largest = weights.max()
+    if not largest <= LARGEST_REWARD:  # nan too
         raise RewardError("log_weights must be -inf or numbers of at most 1e100; one is nan or larger.")
-    if weights.max() < -LARGEST_REWARD:
+    if largest < -LARGEST_REWARD:
         raise RewardError("log_weights must not all be -inf: no candidate could be drawn.")
     return np.where(weights < -LARGEST_REWARD, -np.inf, weights)
 
@@ -313,7 +317,7 @@ def _check_draws(draws: npt.ArrayLike | None, m: int) -> npt.NDArray[np.int64] |
         counts = _numbers(draws)
     except (TypeError, ValueError, OverflowError):
         counts = np.empty(0)
-    if counts.shape != (m,) or not np.all((counts >= 1) & (counts <= _MOST_DRAWS) & (counts == np.floor(counts))):
+    if counts.shape != (m,) or not (1.0 <= counts.min() <= counts.max() <= _MOST_DRAWS) or (counts % 1.0).any():
         raise refuse("draws", f"{m} whole numbers of at least 1, one per candidate", draws)
     return counts.astype(np.int64)
 

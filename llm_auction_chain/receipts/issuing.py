@@ -61,13 +61,13 @@ def open_auction(
     possible = [one.log_weight > -math.inf for one in candidates]
     weights = [float(one.log_weight) if may else None for one, may in zip(candidates, possible, strict=True)]
     draws = {
-        "components": [{"component": name, "draws": count} for name, count in components],
+        "components": [{"component": printable(name), "draws": count} for name, count in components],
         "candidates": [
-            {"component": one.component, "draws": one.draws, "excluded": one.excluded} for one in candidates
+            {"component": printable(one.component), "draws": one.draws, "excluded": one.excluded} for one in candidates
         ],
     }
     part = {"agents": [_terms_of(agent, report_cap) for agent in agents], "left_out": left_out, "bypassed": bypassed}
-    plain = printable({"terms": terms, "draws": draws, "agents": part, "auction_id": auction_id})
+    plain = printable({"terms": terms, "agents": part, "auction_id": auction_id})
     shown, unshown = salt_of(salt, "reply"), salt_of(salt, "unshown reply")
     replies = [(shown if may else unshown, [one.message]) for one, may in zip(candidates, possible, strict=True)]
     prompt_digest, *reply_digests = message_digests([(salt_of(salt, "prompt"), prompt), *replies])
@@ -76,7 +76,7 @@ def open_auction(
         "seed": str(seed),
         "draw_seed": str(draw_seed),
         "replies": reply_digests,
-        "draws": plain["draws"],
+        "draws": draws,
         "weights": weights,
         "agents": plain["agents"],
     }
