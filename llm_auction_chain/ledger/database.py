@@ -3,7 +3,7 @@
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -15,13 +15,15 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from llm_auction_chain.errors import ConfigurationError, LedgerError, LedgerUnavailableError, MissingDependencyError
 from llm_auction_chain.ledger.groups import Groups
 from llm_auction_chain.ledger.migrations import is_current, upgrade
-from llm_auction_chain.ledger.statements import on_driver
+from llm_auction_chain.ledger.statements import BEGIN, Transaction, transaction
 from llm_auction_chain.ledger.tables import VERSIONS
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_WRITES = "ledger_writes"
+C = TypeVar("C")  # a connection, or a transaction on one
+_WRITES = {BEGIN: "BEGIN IMMEDIATE"}
 _LOCK_TIMEOUT = 30  # seconds to wait for other writers
+_LOG_PAGES = 4000  # of 4 KiB: SQLite moves its log into the file when it is that long, at a commit
 _CONNECT_TIMEOUT = 10  # seconds to reach a PostgreSQL server
 # PostgreSQL's codes for connection lost, transaction rolled back, too many connections, lock timeout, shutdown
 _TRANSIENT = ("08", "40", "53300", "55P03", "57P")
@@ -79,19 +81,27 @@ class Database:
         if self._engine.dialect.name == "sqlite" and not Path(path).exists():
             return False
         engine = create_engine(self.url, poolclass=NullPool)
-        return self._repeat(lambda: engine, lambda connection: inspect(connection).has_table(VERSIONS))
+        return self._repeat(lambda: engine, Engine.begin, lambda begun: bool(inspect(begun).has_table(VERSIONS)))
 
     def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **more: P.kwargs) -> T:
         """Return what work returns; it sees one state of the database."""
-        return self._repeat(lambda: self._engines()[0], lambda connection: work(connection, *args, **more))
+        return self._repeat(
+            lambda: self._engines()[0], Engine.begin, lambda connection: work(connection, *args, **more)
+        )
 
     def write(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **more: P.kwargs) -> T:
         """Return what work returns; all that it writes is stored, or nothing."""
-        return self._repeat(lambda: self._engines()[1], lambda connection: work(connection, *args, **more))
+        return self._repeat(
+            lambda: self._engines()[1], Engine.begin, lambda connection: work(connection, *args, **more)
+        )
+
+    def book(self, work: Callable[[Transaction], T]) -> T:
+        """Return what work returns in a transaction straight on the driver."""
+        return self._repeat(lambda: self._engines()[1], transaction, work)
 
     def migrate(self) -> None:
         """Upgrade the schema to the newest revision."""
-        self._repeat(lambda: self._engine.execution_options(**{_WRITES: True}), upgrade)
+        self._repeat(lambda: self._engine.execution_options(**_WRITES), Engine.begin, upgrade)
 
     def close(self, *, inherited: bool = False) -> None:
         """Close the connections, or leave those that a fork inherited to its parent; the next use opens new ones."""
@@ -101,11 +111,13 @@ class Database:
         self._engine.dispose(close=not inherited)
         self._opened, self.scales = None, {}
 
-    def _repeat(self, engine: Callable[[], Engine], work: Callable[[Connection], T]) -> T:
+    def _repeat(
+        self, engine: Callable[[], Engine], begin: Callable[[Engine], AbstractContextManager[C]], work: Callable[[C], T]
+    ) -> T:
         """Return what work returns in a transaction, which is repeated where that may help."""
 
         def once() -> T:
-            with reading(), engine().begin() as connection:
+            with reading(), begin(engine()) as connection:
                 return work(connection)
 
         def again() -> T:
@@ -135,7 +147,7 @@ class Database:
         reads: dict[str, Any] = {}
         if self._engine.dialect.name == "postgresql":
             reads = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        readers, writers = self._engine.execution_options(**reads), self._engine.execution_options(**{_WRITES: True})
+        readers, writers = self._engine.execution_options(**reads), self._engine.execution_options(**_WRITES)
         with readers.begin() as connection:
             current = is_current(connection)
         if not current:
@@ -212,11 +224,12 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
     if connection.execute("PRAGMA journal_mode").fetchone() not in (("wal",), ("memory",)):
         connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
 
 
 def _begin_in_sqlite(connection: Connection) -> None:
-    with on_driver(connection) as driver:
-        driver.execute("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")
+    if begin := connection.get_execution_options().get(BEGIN, "BEGIN"):
+        connection.exec_driver_sql(begin)
 
 
 def _postgresql(url: URL) -> Engine:

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import URL, Connection
+from pydantic_core import to_json
+from sqlalchemy import URL
 
 from llm_auction_chain import merkle
 from llm_auction_chain.errors import LedgerError, LedgerUnavailableError
@@ -31,6 +32,7 @@ from llm_auction_chain.ledger.records import (
     Statement,
     Totals,
 )
+from llm_auction_chain.ledger.statements import Transaction
 from llm_auction_chain.ledger.transaction import Operation, Writer, by_key
 from llm_auction_chain.money import from_units, negated, plus
 from llm_auction_chain.validators import name_of_account, refuse
@@ -442,7 +444,7 @@ class Ledger:
     def _book(self, group: Sequence[Operation]) -> list[Outcome]:
         """Return the outcomes of operations that share a transaction. A fault of the database is the outcome of all."""
         try:
-            return self._database.write(self._book_on, group)
+            return self._database.book(lambda transaction: self._book_on(transaction, group))
         except Exception as error:  # noqa: BLE001 - raised where the caller waits
             if len(group) == 1:
                 return [(None, error)]
@@ -450,9 +452,9 @@ class Ledger:
                 return [(None, _copied(error)) for _ in group]
         return [outcome for operation in group for outcome in self._book([operation])]  # one of them may be to blame
 
-    def _book_on(self, connection: Connection, group: Sequence[Operation]) -> list[Outcome]:
+    def _book_on(self, transaction: Transaction, group: Sequence[Operation]) -> list[Outcome]:
         known, reads = self._database.scales, operations.reads(group)
-        writer = Writer(connection, self._scales, self._credit, self._clock(), known, reads)
+        writer = Writer(transaction, self._scales, self._credit, self._clock(), known, reads)
         outcomes = [writer.run(operation) for operation in group]
         writer.flush(last=True)
         return outcomes
@@ -475,7 +477,9 @@ def _digest_and_body(receipt: Any, *, keep: bool) -> tuple[str, str]:
         raise refuse("receipt", "a mapping with a text `digest`", receipt)
     digest = check.checked_text("receipt['digest']", receipt.get("digest"), empty=False)
     try:
-        body = json.dumps(dict(receipt), allow_nan=False, separators=(",", ":"))
+        body = to_json(dict(receipt), inf_nan_mode="constants").decode()  # four times as fast as json
+        if "NaN" in body or "Infinity" in body:  # perhaps within a text
+            json.dumps(json.loads(body), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise refuse("receipt", "JSON of texts, booleans and finite numbers", type(receipt), f"{error}.") from error
     return digest, body if keep else ""

@@ -97,14 +97,14 @@ class Writer:
 
     def __init__(
         self,
-        connection: Connection,
+        transaction: statements.Transaction,
         scales: Mapping[str, int],
         credit: Decimal,
         now: datetime,
         known: dict[str, int],
         reads: Reads,
     ) -> None:
-        self._connection = connection
+        self._transaction = transaction
         self.now = now
         self._scales = scales
         self._credit = credit
@@ -112,8 +112,7 @@ class Writer:
         self._new_scales: dict[str, int] = {}
         self._accounts = dict.fromkeys(reads.accounts, (0, 0))  # balance and held
         self._auctions: dict[str, AuctionRow | None] = dict.fromkeys(reads.auctions)
-        head, (found, balances, entries) = statements.lock(
-            connection,
+        head, (found, balances, entries) = transaction.lock(
             (statements.AUCTIONS, [(auction_id,) for auction_id in self._auctions]),
             (statements.ACCOUNTS, list(self._accounts)),
             (statements.HELD, [(auction_id,) for auction_id in reads.held]),
@@ -139,7 +138,7 @@ class Writer:
     def connection(self) -> Connection:
         """The connection, for queries: they see what was booked."""
         self.flush()
-        return self._connection
+        return self._transaction.connection
 
     def run(self, operation: Operation) -> Outcome:
         """Return what an operation returns, or what it raises where it has booked nothing."""
@@ -147,7 +146,7 @@ class Writer:
         try:
             with reading():
                 return operation.verb(self, *operation.args, **operation.more), None
-        except DBAPIError:
+        except (DBAPIError, self._transaction.errors):
             raise
         except Exception as error:
             if self.seq != before:
@@ -157,7 +156,7 @@ class Writer:
     def auction(self, auction_id: str, currency: str = "") -> AuctionRow:
         """Return the state of an auction."""
         if auction_id not in self._auctions:
-            [rows] = statements.fetch(self._connection, (statements.AUCTIONS, [(auction_id,)]))
+            [rows] = self._transaction.fetch((statements.AUCTIONS, [(auction_id,)]))
             self._auctions[auction_id] = AuctionRow(*rows[0]) if rows else None
         return self._auctions[auction_id] or AuctionRow(auction_id, currency)
 
@@ -215,7 +214,7 @@ class Writer:
         """Read accounts that this transaction has not read yet."""
         missing = {(owner, currency): (0, 0) for owner in owners if (owner, currency) not in self._accounts}
         if missing:
-            [rows] = statements.fetch(self._connection, (statements.ACCOUNTS, list(missing)))
+            [rows] = self._transaction.fetch((statements.ACCOUNTS, list(missing)))
             self._accounts |= missing
             self._accounts.update(((owner, currency), (balance, held)) for owner, _, balance, held in rows)
 
@@ -264,7 +263,7 @@ class Writer:
             tables.currencies: [(code, scale) for code, scale in self._new_scales.items() if code in used],
             tables.head: [(1, self.seq, self._hash, self.at)],
         }
-        statements.store(self._connection, rows, last=last)
+        self._transaction.store(rows, last=last)
         self._booked, self._moved, self._changed, self._receipts = [], {}, {}, []
 
 

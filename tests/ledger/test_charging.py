@@ -135,7 +135,7 @@ def test_a_repeated_call_that_meets_an_outage_leaves_the_first_charge_and_may_be
     )
     first = chain.invoke("x", config)
     with monkeypatch.context() as patch:
-        patch.setattr(ledger._database, "write", unavailable)
+        patch.setattr(ledger._database, "book", unavailable)
         if on_error == "raise":
             with pytest.raises(LedgerUnavailableError, match="down"):
                 chain.invoke("x", config)

@@ -8,8 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from types import SimpleNamespace
+from contextlib import closing
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -25,6 +24,7 @@ from llm_auction_chain.errors import (
 )
 from llm_auction_chain.ledger import Ledger, migrations, tables
 from llm_auction_chain.ledger.database import Database
+from llm_auction_chain.ledger.statements import Transaction
 from llm_auction_chain.ledger.transaction import Writer
 
 
@@ -131,19 +131,17 @@ def test_lost_connections_are_opened_again_and_nothing_is_booked_twice(emptied, 
 
 
 def test_a_commit_whose_answer_is_lost_is_not_booked_twice(funded, monkeypatch):
-    (readers, writers), lost = funded._database._engines(), []
+    commit, lost = Transaction.commit, []
     error = sqlite3.OperationalError("database is locked")
     error.sqlite_errorname = "SQLITE_BUSY"
 
-    @contextmanager
-    def begin():
-        with writers.begin() as connection:
-            yield connection
+    def lose(transaction):
+        commit(transaction)
         if not lost:
             lost.append(True)
             raise OperationalError("COMMIT", {}, error)
 
-    monkeypatch.setattr(funded._database, "_engines", lambda: (readers, SimpleNamespace(begin=begin)))
+    monkeypatch.setattr(Transaction, "commit", lose)
     for operation in (
         lambda: funded.deposit("A", 1),
         lambda: funded.hold("x", {"A": 5}),

@@ -11,7 +11,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -21,6 +20,7 @@ from llm_auction_chain.errors import ChargeConflictError, CoverError, LedgerErro
 from llm_auction_chain.ledger import Ledger
 from llm_auction_chain.ledger import groups as module
 from llm_auction_chain.ledger.groups import Groups
+from llm_auction_chain.ledger.statements import Transaction
 from llm_auction_chain.testing import MarkovChatModel
 
 
@@ -146,20 +146,17 @@ def test_a_hold_is_released_once_however_often_its_auction_is_in_the_group(ledge
 
 
 def test_a_fault_of_the_database_fails_the_group_with_one_error_and_a_repetition_books_once(ledger, gate, monkeypatch):
-    readers, writers = ledger._database._engines()
-    attempts = []
+    attempts, commit = [], Transaction.commit
 
-    @contextlib.contextmanager
-    def begin():
-        with writers.begin() as connection:
-            yield connection
+    def lose(transaction):
+        commit(transaction)
         if ledger._database.groups._group[1:]:
             attempts.append(True)
             raise OperationalError("COMMIT", None, Exception("the answer was lost"))
 
     calls = [lambda n=n: ledger.charge(f"auction {n}", {"A": 1}) for n in range(5)]
     with monkeypatch.context() as patch:
-        patch.setattr(ledger._database, "_engines", lambda: (readers, SimpleNamespace(begin=begin)))
+        patch.setattr(Transaction, "commit", lose)
         outcomes, _ = together(ledger, gate, *calls)
     assert len(attempts) == 3
     assert {type(error) for error in outcomes} == {LedgerUnavailableError}

@@ -1,10 +1,8 @@
 """Money that comes and goes, and what accounts, statements and totals say of it."""
 
 import re
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Context, Decimal, Inexact, localcontext
-from types import SimpleNamespace
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -17,6 +15,7 @@ from llm_auction_chain.errors import (
     LedgerUnavailableError,
 )
 from llm_auction_chain.ledger import Account, Ledger, Totals
+from llm_auction_chain.ledger.statements import Transaction
 
 
 def test_a_deposit_with_a_key_is_booked_once_and_without_one_each_time(ledger):
@@ -178,15 +177,13 @@ def test_money_is_exact_whatever_the_callers_decimal_context(ledger, clock):
 
 
 def test_a_deposit_whose_answer_is_lost_tells_the_key_under_which_it_is_booked_once(ledger, monkeypatch):
-    readers, writers = ledger._database._engines()
+    commit = Transaction.commit
 
-    @contextmanager
-    def begin():
-        with writers.begin() as connection:
-            yield connection
+    def lose(transaction):
+        commit(transaction)
         raise OperationalError("COMMIT", None, Exception("the answer was lost"))
 
-    monkeypatch.setattr(ledger._database, "_engines", lambda: (readers, SimpleNamespace(begin=begin)))
+    monkeypatch.setattr(Transaction, "commit", lose)
     with pytest.raises(LedgerUnavailableError, match="booked once") as told:
         ledger.deposit("A", 5)
     monkeypatch.undo()

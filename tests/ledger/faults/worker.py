@@ -23,7 +23,6 @@ from pathlib import Path
 from uuid import uuid4
 
 from sqlalchemy import Engine, event, make_url
-from sqlalchemy.engine.default import DefaultDialect
 
 from llm_auction_chain import Agent, AuctionRunnable, AuctionWarning, Billing
 from llm_auction_chain.errors import CoverError, LedgerError
@@ -156,17 +155,10 @@ def watched(call, name, fault):
 
 def watch_statements(fault):
     """Make every statement and every commit of this process a step before it and one after it."""
-    commit = DefaultDialect.do_commit
-
-    def do_commit(dialect, connection):
-        fault.step("before COMMIT")
-        commit(dialect, connection)
-        fault.step("after COMMIT")
-
-    DefaultDialect.do_commit = do_commit
-
-    for name in ("lock", "fetch", "store"):
-        setattr(statements, name, watched(getattr(statements, name), name, fault))
+    for kind in statements.Transaction.__subclasses__():
+        kind.commit = watched(kind.commit, "COMMIT", fault)
+        for name in ("lock", "fetch", "store"):
+            setattr(kind, name, watched(getattr(kind, name), name, fault))
 
     @event.listens_for(Engine, "before_cursor_execute")
     def before(connection, cursor, statement, *_):
