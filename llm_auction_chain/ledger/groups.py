@@ -101,7 +101,7 @@ class Groups(Generic[C]):
                 return
             self._waiting = [one for one in dict.fromkeys((*self._group, *self._waiting)) if one.outcome is None]
             over = [one for one in self._group if one.outcome is not None]
-            for one in (*over, *self._waiting[:1]):
+            for one in (*self._waiting[:1], *over):  # the next leader first: all others wait for its transaction
                 if one.woken.locked():
                     one.woken.release()
             self._group = []

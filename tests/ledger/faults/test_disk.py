@@ -16,7 +16,7 @@ def hold_on_full_disks(client, fault):
 
 def test_the_system_writes_no_byte_more_and_nothing_uncharged_is_sponsored(sqlite, client_of, settle):
     client, rng = client_of(sqlite), Random(17)
-    hold_on_full_disks(client, lambda: {"bytes": rng.randrange(60_000)})
+    hold_on_full_disks(client, lambda: {"bytes": rng.randrange(250_000)})
     found = settle("disk full: no byte more", sqlite, FULL)
     assert FULL < found.charged < found.delivered
 
@@ -38,7 +38,7 @@ def hold_at_once_on_full_disks(client, fault, times):
 
 def test_callers_at_once_are_each_told_whether_a_full_file_took_their_charge(sqlite, client_of, settle):
     client, rng, times = client_of(sqlite), Random(23), 8
-    hold_at_once_on_full_disks(client, lambda: {"bytes": rng.randrange(250_000)}, times)
+    hold_at_once_on_full_disks(client, lambda: {"bytes": rng.randrange(500_000)}, times)
     found = settle("disk full: no byte more, callers at once", sqlite, times)
     assert CALLERS * times < found.charged < found.delivered
 
