@@ -1,6 +1,8 @@
 """The chat models inside the wrappers of LangChain, such as bindings, retries and fallbacks, and what they send."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
@@ -347,6 +349,13 @@ class Untraced(Runnable[LanguageModelInput, BaseMessage]):
     def __init__(self, model: BaseChatModel) -> None:
         self.model = model
 
+    @cached_property
+    def _prepared(self) -> Any:
+        own = type(self.model)
+        whole = own._generate_with_cache, own._agenerate_with_cache  # noqa: SLF001 - LangChain's own, as below
+        of_langchain = BaseChatModel._generate_with_cache, BaseChatModel._agenerate_with_cache  # noqa: SLF001
+        return _Prepared(self.model) if whole == of_langchain else self.model
+
     @override
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> BaseMessage:
         return run(self.generate(messages_of(input), kwargs, BLOCKING))[0].message
@@ -365,10 +374,39 @@ class Untraced(Runnable[LanguageModelInput, BaseMessage]):
         keywords = {name: value for name, value in kwargs.items() if name not in _FOR_TRACERS}
         # Not `generate(callbacks=[])`: its run would still reach the callbacks of configure hooks.
         result = await waiter.either(
-            lambda: self.model._generate_with_cache(messages, run_manager=run_manager, **keywords),  # noqa: SLF001
-            lambda: self.model._agenerate_with_cache(messages, run_manager=run_manager, **keywords),  # noqa: SLF001
+            lambda: self._prepared._generate_with_cache(messages, run_manager=run_manager, **keywords),  # noqa: SLF001
+            lambda: self._prepared._agenerate_with_cache(messages, run_manager=run_manager, **keywords),  # noqa: SLF001
         )
-        return result.generations
+        generations: list[ChatGeneration] = result.generations
+        return generations
+
+
+class _Prepared:
+    """Stands for a chat model in two methods of LangChain's, which ask for the signature of the model's in every call.
+
+    To read a signature takes longer than all else that they do. Here it is read once.
+    """
+
+    _generate_with_cache = BaseChatModel._generate_with_cache  # noqa: SLF001
+    _agenerate_with_cache = BaseChatModel._agenerate_with_cache  # noqa: SLF001
+
+    def __init__(self, model: BaseChatModel) -> None:
+        self._model = model
+        self._generate = _with_signature(model._generate)  # noqa: SLF001
+        self._agenerate = _with_signature(model._agenerate)  # noqa: SLF001
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def _with_signature(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that does what a method does, and that tells its signature at once."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+    return call
 
 
 async def runs_without_handlers(

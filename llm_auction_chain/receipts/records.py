@@ -3,6 +3,7 @@
 A commitment is a salted digest: it fixes a value and reveals nothing about it until the salt is known.
 """
 
+import hashlib
 import hmac
 import json
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,7 @@ Draws = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_whole)]
 
 def salt_of(salt: str, part: str) -> str:
     """Return the salt of one part of a receipt: HMAC-SHA256 of the part's name. It reveals no other part's salt."""
-    return hmac.digest(bytes.fromhex(salt), part.encode(), "sha256").hex()
+    return hmac.new(bytes.fromhex(salt), part.encode(), hashlib.sha256).hexdigest()
 
 
 def report_salt(salt: str, position: int) -> str:

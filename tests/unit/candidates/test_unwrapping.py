@@ -1,5 +1,6 @@
 """The chat models in LangChain's wrappers, and which keywords reach them."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -280,3 +281,37 @@ async def test_an_untraced_call_is_counted_by_no_callback_and_hands_on_no_keywor
         assert len(model.invoke("x", structured_output_format={}).text) == 2
         assert len((await model.ainvoke("x", ls_structured_output_format={})).text) == 2
     assert usage.usage_metadata == {}
+
+
+class WithoutRuns(MarkovChatModel):
+    """Takes no run manager."""
+
+    def _generate(self, messages, stop=None, **kwargs):
+        assert "run_manager" not in kwargs
+        return super()._generate(messages, stop)
+
+
+class Counted(MarkovChatModel):
+    """Does what LangChain's own method does, and counts it."""
+
+    calls: int = 0
+
+    def _generate_with_cache(self, messages, **kwargs):
+        self.calls += 1
+        return super()._generate_with_cache(messages, **kwargs)
+
+
+async def test_an_untraced_call_does_what_langchain_does_in_a_call_of_the_model():
+    for model in (FIRST, WithoutRuns(length=2), counted := Counted(length=2)):
+        assert len(Untraced(model).invoke("x").text) == 2
+    assert len((await Untraced(FIRST).ainvoke("x")).text) == 2
+    assert counted.calls == 1
+
+
+def test_the_signature_of_a_model_is_read_once_for_all_untraced_calls(monkeypatch):
+    read, signature = [], inspect.signature
+    model = Untraced(FIRST)
+    model.invoke("x")
+    monkeypatch.setattr(inspect, "_signature_from_function", lambda *a, **k: read.append(a) or signature(*a, **k))
+    model.invoke("x")
+    assert read == []
