@@ -209,7 +209,7 @@ class AuctionResult:
         likelier = settlement.probabilities[j] > settlement.counterfactuals[:, j] * (1.0 + _ROUNDING)
         return tuple(agent for agent, more in zip(self.agents, likelier, strict=True) if more and agent.pays)
 
-    @property
+    @cached_property
     def prices_per_click(self) -> tuple[float | None, ...]:
         """(N,), money: what an agent with a `ClickReward` pays when the user clicks, in place of its payment.
 

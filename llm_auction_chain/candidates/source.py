@@ -176,7 +176,7 @@ class Source:
             AuctionError: a model of ours is set up wrongly; no call could have succeeded.
             ConfigurationError: the model returns something else than messages.
         """
-        child = ensure_config(config)
+        child = config or ensure_config()
         extra = {"logprobs": True} if tokens else {}
         if self._traced:
             return await self._sample(wanted, child, seed, extra, waiter, progress)

@@ -392,11 +392,17 @@ class _Prepared:
 
     def __init__(self, model: BaseChatModel) -> None:
         self._model = model
-        self._generate = _with_signature(model._generate)  # noqa: SLF001
-        self._agenerate = _with_signature(model._agenerate)  # noqa: SLF001
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
+
+    @cached_property
+    def _generate(self) -> Callable[..., Any]:
+        return _with_signature(self._model._generate)  # noqa: SLF001
+
+    @cached_property
+    def _agenerate(self) -> Callable[..., Any]:
+        return _with_signature(self._model._agenerate)  # noqa: SLF001
 
 
 def _with_signature(method: Callable[..., Any]) -> Callable[..., Any]:
