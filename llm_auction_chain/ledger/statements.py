@@ -1,7 +1,7 @@
 """What every booking reads and writes, straight on the driver: SQLAlchemy would take longer than SQLite itself.
 
 PostgreSQL gets the lock and all reads of a transaction in one message, and all writes and the commit in another. The
-values are in their texts: that takes both sides less long than parameters, prepared statements or rows as JSON.
+values are in their texts: that takes both sides less long than rows as JSON.
 """
 
 import json
