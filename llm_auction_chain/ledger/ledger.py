@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from uuid import uuid4
 
-from pydantic_core import to_json
 from sqlalchemy import URL
 
 from llm_auction_chain import merkle
@@ -477,9 +476,7 @@ def _digest_and_body(receipt: Any, *, keep: bool) -> tuple[str, str]:
         raise refuse("receipt", "a mapping with a text `digest`", receipt)
     digest = check.checked_text("receipt['digest']", receipt.get("digest"), empty=False)
     try:
-        body = to_json(dict(receipt), inf_nan_mode="constants").decode()  # four times as fast as json
-        if "NaN" in body or "Infinity" in body:  # perhaps within a text
-            json.dumps(json.loads(body), allow_nan=False)
+        body = json.dumps(dict(receipt), allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise refuse("receipt", "JSON of texts, booleans and finite numbers", type(receipt), f"{error}.") from error
     return digest, body if keep else ""
