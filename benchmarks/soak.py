@@ -59,7 +59,7 @@ WORKERS = 3
 DEPOSIT = Decimal(10_000_000)
 TIMEOUT, SLOW = 0.5, 0.8  # seconds that agents have, and that the slow one takes
 MODEL_FAILS, AGENT_IS_SLOW = 1 / 200, 1 / 500  # shares of draws and of auctions
-BURST = 8  # auctions at once, on average over the day
+BURST, NIGHT = 16, 0.2  # auctions at once, on average without the night, which has this share of them
 ON_SHIFT = 211  # auctions after which an agent comes or goes
 _PAUSE = 0.1  # seconds before a request is repeated, and between two looks at the run
 _SAMPLE = 1.0  # seconds between two samples of a worker
@@ -161,7 +161,7 @@ def work(index: int, url: str, total: int, day_of: tuple[float, float], stop: Ev
             await asyncio.gather(*(one(number, repeats=True) for number in sorted(begun - done)))  # by a killed worker
             while not stop.is_set():
                 share = (time.time() - day_of[0]) / day_of[1]
-                size = 1 + round(rng.expovariate(1.0) * BURST * (1.0 - math.cos(2.0 * math.pi * share)))
+                size = 1 + round(rng.expovariate(1.0) * BURST * (1.0 + NIGHT - math.cos(2.0 * math.pi * share)))
                 burst = list(islice(numbers, size))
                 if not burst:
                     break
@@ -330,13 +330,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the sizes."""
     parser.add_argument("--auctions", type=int, default=100_000, help="at most; 100,000")
     parser.add_argument("--seconds", type=float, help="after which no auction begins: 560, or 15 where quick")
-    parser.add_argument("--kills", type=int, help="of workers: 20, or 2 where quick")
+    parser.add_argument("--kills", type=int, help="of workers: 12, or 2 where quick")
     parser.add_argument("--restarts", type=int, help="of the database: 3, or 1 where quick")
 
 
 def measure(options: Options) -> dict[str, float]:
     """Print the tables and return the ratios."""
-    for name, quick, full in (("seconds", 15.0, 560.0), ("kills", 2, 20), ("restarts", 1, 3)):
+    for name, quick, full in (("seconds", 15.0, 560.0), ("kills", 2, 12), ("restarts", 1, 3)):
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else full)
     with tempfile.TemporaryDirectory() as name:
