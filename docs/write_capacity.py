@@ -81,7 +81,7 @@ class Measured:
         stored_after_erasure: bytes once `erase_receipts` has deleted receipt and reply.
     """
 
-    processor: float = 0.020
+    processor: float = 0.011
     ledger_rate: float = 190.0
     stored: float = 13_000.0
     stored_after_erasure: float = 4_400.0
