@@ -26,9 +26,8 @@ class Groups(Generic[C]):
     """Runs calls of many threads in groups, one group after the other.
 
     The first call leads: it runs in its own thread, with all that wait by then. Calls that arrive meanwhile form the
-    next group, which one of them leads. A single call does not wait, and concurrent
-    calls share a transaction. If the thread that leads is interrupted, as by Ctrl-C, the others of its group run again
-    with the next.
+    next group, which one of them leads. A single call does not wait, and concurrent calls share a transaction. If the
+    thread that leads is interrupted, as by Ctrl-C, the others of its group run again with the next.
 
     >>> groups = Groups()
     >>> groups.call(lambda group: [(work + 1, None) for work in group], 1)
