@@ -234,11 +234,11 @@ def _employ(work: Callable[[], None]) -> None:
         RuntimeError: the system allows no more threads.
     """
     try:
-        inbox = _inboxes.pop()
+        _inboxes.pop().put(work)
     except IndexError:
-        inbox = SimpleQueue()
+        inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        inbox.put(work)  # first, or a thread whose start Ctrl-C interrupts would wait for ever
         threading.Thread(target=_serve, args=(inbox,), name="auction-agent", daemon=True).start()
-    inbox.put(work)
 
 
 def _serve(inbox: "SimpleQueue[Callable[[], None]]") -> None:

@@ -351,10 +351,8 @@ class Untraced(Runnable[LanguageModelInput, BaseMessage]):
 
     @cached_property
     def _prepared(self) -> Any:
-        own = type(self.model)
-        whole = own._generate_with_cache, own._agenerate_with_cache  # noqa: SLF001 - LangChain's own, as below
-        of_langchain = BaseChatModel._generate_with_cache, BaseChatModel._agenerate_with_cache  # noqa: SLF001
-        return _Prepared(self.model) if whole == of_langchain else self.model
+        whole = [(one._generate_with_cache, one._agenerate_with_cache) for one in (type(self.model), _Prepared)]  # noqa: SLF001
+        return _Prepared(self.model) if whole[0] == whole[1] else self.model
 
     @override
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> BaseMessage:
@@ -406,12 +404,15 @@ class _Prepared:
 
 
 def _with_signature(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that does what a method does, and that tells its signature at once."""
+    """Return a function that does what a method does, and that tells its signature at once; or the method."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return method(*args, **kwargs)
 
-    call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+    try:
+        call.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
+    except NameError:  # from Python 3.14 on, for annotations that only type checkers know
+        return method
     return call
 
 

@@ -46,7 +46,7 @@ def _insert(table: Table, *, replace: bool = False) -> Statement:
 
 
 _HEAD = f"SELECT {_names(tables.head)} FROM head WHERE id = 1"  # noqa: S608
-_LOCK = f"BEGIN ISOLATION LEVEL READ COMMITTED; {_HEAD} FOR UPDATE; "  # what follows sees what this waits for
+_LOCK = f"BEGIN ISOLATION LEVEL READ COMMITTED; {_HEAD} FOR UPDATE"  # what follows sees what this waits for
 _HOLDS = "SELECT hold_seq FROM auctions WHERE auction_id IN $"
 _IN_ORDER = " ORDER BY seq, line"
 AUCTIONS = _rows_of(tables.auctions, sqlite="auction_id IN $")

@@ -127,6 +127,24 @@ def test_a_thread_takes_one_call_after_another_and_ends_without_any(monkeypatch)
     assert thread_of_a_call() is not first
 
 
+def test_a_thread_whose_start_is_interrupted_ends_too(monkeypatch):
+    monkeypatch.setattr(waiting, "_inboxes", [])
+    monkeypatch.setattr(waiting, "_IDLE", 0.01)
+    started, start = [], threading.Thread.start
+
+    def interrupted(self):
+        started.append(self)
+        start(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(outcomes_of([int], timeout=LONG))
+    started[0].join(LONG)
+    assert not started[0].is_alive()
+
+
 def test_no_call_is_lost_to_a_thread_that_is_about_to_end(monkeypatch):
     monkeypatch.setattr(waiting, "_IDLE", 1e-5)
     for k in range(2000):

@@ -1,11 +1,13 @@
 """The chat models in LangChain's wrappers, and which keywords reach them."""
 
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from langchain.chat_models import init_chat_model
 from langchain_core.callbacks import get_usage_metadata_callback
+from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import (
     ConfigurableField,
     RouterRunnable,
@@ -17,6 +19,7 @@ from langchain_core.runnables import (
 )
 
 from llm_auction_chain import ConfigurationError
+from llm_auction_chain.candidates import unwrapping
 from llm_auction_chain.candidates.unwrapping import (
     Untraced,
     asks_for_format,
@@ -315,3 +318,20 @@ def test_the_signature_of_a_model_is_read_once_for_all_untraced_calls(monkeypatc
     monkeypatch.setattr(inspect, "_signature_from_function", lambda *a, **k: read.append(a) or signature(*a, **k))
     model.invoke("x")
     assert read == []
+
+
+def test_an_untraced_call_finds_what_is_put_in_place_of_langchains_method_later(monkeypatch):
+    calls, whole = [], BaseChatModel._generate_with_cache
+    monkeypatch.setattr(
+        BaseChatModel, "_generate_with_cache", lambda *args, **kwargs: calls.append(args) or whole(*args, **kwargs)
+    )
+    assert len(Untraced(FIRST).invoke("x").text) == 2
+    assert len(calls) == 1
+
+
+def test_a_signature_that_cannot_be_read_is_left_to_langchain(monkeypatch):
+    def unreadable(method):  # as from Python 3.14 on, for annotations that only type checkers know
+        raise NameError(method)
+
+    monkeypatch.setattr(unwrapping, "inspect", SimpleNamespace(signature=unreadable))
+    assert len(Untraced(FIRST).invoke("x").text) == 2
