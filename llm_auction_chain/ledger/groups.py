@@ -81,8 +81,9 @@ class Groups(Generic[C]):
 
     def _lead(self, run: Callable[[list[C]], Sequence[Outcome]]) -> None:
         with self._lock:
-            group, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
-            self._group = group.copy()  # less those that are interrupted meanwhile
+            self._group = self._waiting[:_MOST]  # first: interrupted here, no call must be in neither
+            self._waiting = self._waiting[_MOST:]
+            group = self._group.copy()  # with those that are interrupted meanwhile
         outcomes = run([call.work for call in group])
         for call, outcome in zip(group, outcomes, strict=True):
             call.outcome = outcome

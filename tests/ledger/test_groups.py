@@ -281,16 +281,24 @@ def test_a_leader_that_is_interrupted_leaves_out_those_who_were_interrupted_befo
     assert ran == ["first", "leader", "interrupted", "last"]
 
 
-def test_a_leader_that_is_interrupted_at_any_line_leaves_nobody_waiting():
+def until_waiting(groups, calls):
+    while len(groups._waiting) < calls:
+        time.sleep(0.0001)
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["of its group", "of the next"])
+def test_a_leader_that_is_interrupted_at_any_line_leaves_nobody_waiting(early):
     def attempt(place):
         """Interrupt a leader at a line of the module; return whether it has that many."""
         groups, passed, lines = Groups(), threading.Event(), itertools.count()
 
         def run(group):
-            if "leader" in group:
+            if "first" in group:
+                leaders.append(pool.submit(lead))
+                until_waiting(groups, 1)
+            if ("first" if early else "leader") in group:
                 others.extend(pool.submit(groups.call, run, n) for n in range(2))
-                while len(groups._waiting) < 2:
-                    time.sleep(0.0001)
+                until_waiting(groups, 2 + early)
             return [(work, None) for work in group]
 
         def trace(frame, event, _):
@@ -308,9 +316,10 @@ def test_a_leader_that_is_interrupted_at_any_line_leaves_nobody_waiting():
                 groups.call(run, "leader")
             sys.settrace(None)
 
-        others = []
-        with ThreadPoolExecutor(3) as pool:
-            pool.submit(lead).result(60)
+        leaders, others = [], []
+        with ThreadPoolExecutor(4) as pool:
+            assert pool.submit(groups.call, run, "first").result(60) == "first"
+            leaders[0].result(60)
             assert [other.result(60) for other in others] == [0, 1][: len(others)]
             assert pool.submit(groups.call, run, "next").result(60) == "next"
         return passed.is_set()
