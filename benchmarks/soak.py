@@ -308,7 +308,10 @@ def differences_of(url: str, replies: list[dict[str, Any]]) -> tuple[list[str], 
 
 
 def print_day(samples: list[dict[str, Any]]) -> dict[str, float]:
-    """Print worker 0's day in ten parts, and return how the last two compare with the third and the fourth."""
+    """Print worker 0's day in ten parts, and return how the last two compare with the two about noon.
+
+    Bursts are the largest then. What they took may stay with the process, but what comes on top was not given back.
+    """
     print(f"\nworker 0 {'auctions':>9} {'a second':>9} {'memory, MiB':>12} {'threads':>8} {'files':>6}")
     tenths = [samples[k * len(samples) // 10 : (k + 1) * len(samples) // 10] or samples[-1:] for k in range(10)]
     before = {"at": samples[0]["at"], "auctions": 0}
@@ -319,9 +322,9 @@ def print_day(samples: list[dict[str, Any]]) -> dict[str, float]:
         memory, threads, files = (mean(one[name] for one in part) for name in ("memory", "threads", "files"))
         print(f"{k:>5}/10  {last['auctions']:>9} {rate:>9.1f} {memory:>12.1f} {threads:>8.1f} {files:>6.1f}")
         before = last
-    early, late = tenths[2] + tenths[3], tenths[8] + tenths[9]
+    noon, late = tenths[4] + tenths[5], tenths[8] + tenths[9]
     return {
-        f"{name}_late_vs_early": mean(one[name] for one in late) / mean(one[name] for one in early)
+        f"{name}_late_vs_noon": mean(one[name] for one in late) / mean(one[name] for one in noon)
         for name in ("memory", "threads", "files")
     }
 
