@@ -43,7 +43,7 @@ def as_decimal(amount: float) -> Decimal:
 
 def _rounded(amount: Decimal) -> Decimal:
     rounded = amount.quantize(_SMALLEST, context=_DIGITS)
-    return rounded or abs(rounded)
+    return rounded or abs(rounded)  # no -0
 
 
 def charges_of(payments: Sequence[float], owners: Sequence[str]) -> tuple[Decimal, ...]:

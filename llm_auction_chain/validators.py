@@ -153,7 +153,7 @@ def takes(name: str, function: Callable[..., Any], arguments: str) -> None:
 
 
 def _takes_plainly(function: Callable[..., Any], count: int) -> bool:
-    """Whether this is plainly a function of so many arguments. If it is not, `inspect`, which is slow, must tell."""
+    """Return whether a plain function takes `count` arguments; False also where only `inspect`, slower, can tell."""
     inner = function.__func__ if isinstance(function, MethodType) else function
     if not isinstance(inner, FunctionType) or vars(inner):  # a decorator may state another signature
         return False

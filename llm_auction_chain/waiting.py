@@ -222,13 +222,13 @@ def _finish(call: Callable[[], Coroutine[Any, Any, T]]) -> T:
     return run(call())
 
 
-_inboxes: list[SimpleQueue[Callable[[], None]]] = []  # of the threads without work, the last one to finish at the end
+_inboxes: list[SimpleQueue[Callable[[], None]]] = []  # of idle threads, the latest at the end
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_inboxes.clear)  # the threads stay in the parent
 
 
-def _employ(work: Callable[[], None]) -> None:
-    """Run work, which must not raise, in a thread without any; start one where there is none.
+def _dispatch(work: Callable[[], None]) -> None:
+    """Run work, which must not raise, in an idle thread; start one if there is none.
 
     Raises:
         RuntimeError: the system allows no more threads.
@@ -238,17 +238,17 @@ def _employ(work: Callable[[], None]) -> None:
     except IndexError:
         inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         inbox.put(work)  # first, or a thread whose start Ctrl-C interrupts would wait for ever
-        threading.Thread(target=_serve, args=(inbox,), name="auction-agent", daemon=True).start()
+        threading.Thread(target=_run_calls, args=(inbox,), name="auction-agent", daemon=True).start()
 
 
-def _serve(inbox: "SimpleQueue[Callable[[], None]]") -> None:
+def _run_calls(inbox: "SimpleQueue[Callable[[], None]]") -> None:
     while True:
         try:
             work = inbox.get(timeout=_IDLE)
         except Empty:
             try:
                 _inboxes.remove(inbox)
-            except ValueError:  # somebody has just taken it
+            except ValueError:  # a call has just taken it
                 work = inbox.get()
             else:
                 return
@@ -296,7 +296,7 @@ class _Workers:
         """
         self._threads += 1
         try:
-            _employ(partial(self._work, others))
+            _dispatch(partial(self._work, others))
         except RuntimeError:
             self._threads -= 1
             if not self._threads:
@@ -435,7 +435,7 @@ async def in_thread(call: Call) -> Any:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(deliver, outcome)
 
-    _employ(work)
+    _dispatch(work)
     value, error = await result
     if error is not None:
         raise error

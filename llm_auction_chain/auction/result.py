@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property, lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,7 @@ _LEFT_OUT = {
 _SUSPICIOUS = 4  # this many draws that all gave one reply are more likely one draw, repeated
 _lint = lru_cache(maxsize=4096)(lint_context)
 _ROUNDING = 1e-9  # by which p may differ from p_-i though the agent did nothing
+_R = TypeVar("_R", bound="AuctionResult")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -170,16 +171,7 @@ class AuctionResult:
 
     def charged(self, charge: "Charge") -> Self:
         """Return this result with the ledger's charge, in the reply's metadata too."""
-        return self._with(charge=charge, reply=with_charge(self.reply, charge))
-
-    def _with(self, **changes: Any) -> Self:
-        """Return a copy with another reply, disclosure or charge, from which no amount and no receipt follow.
-
-        So it keeps those that are computed already, unlike `replace`.
-        """
-        changed = copy(self)
-        vars(changed).update(changes)
-        return changed
+        return _changed(self, charge=charge, reply=with_charge(self.reply, charge))
 
     @cached_property
     def charges(self) -> tuple[Decimal, ...]:
@@ -386,8 +378,18 @@ def settle_auction(
     )
     if settings.disclosure.text and result.sponsors:
         names = ", ".join(agent.name for agent in result.sponsors)
-        result = result._with(disclosure=settings.disclosure.text.replace("{sponsors}", names))  # noqa: SLF001
-    return result._with(reply=_reply(result, plan, settings.disclosure.place))  # noqa: SLF001 - of this module
+        result = _changed(result, disclosure=settings.disclosure.text.replace("{sponsors}", names))
+    return _changed(result, reply=_reply(result, plan, settings.disclosure.place))
+
+
+def _changed(result: _R, **changes: Any) -> _R:
+    """Return a copy with another reply, disclosure or charge.
+
+    Neither amounts nor the receipt depend on these, so the copy keeps what is computed already, unlike `replace`.
+    """
+    changed = copy(result)
+    vars(changed).update(changes)
+    return changed
 
 
 def _over_all_candidates(reports: Sequence[Report], drawn: Drawn) -> tuple[Report, ...]:

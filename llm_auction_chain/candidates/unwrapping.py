@@ -350,9 +350,9 @@ class Untraced(Runnable[LanguageModelInput, BaseMessage]):
         self.model = model
 
     @cached_property
-    def _prepared(self) -> Any:
-        whole = [(one._generate_with_cache, one._agenerate_with_cache) for one in (type(self.model), _Prepared)]  # noqa: SLF001
-        return _Prepared(self.model) if whole[0] == whole[1] else self.model
+    def _with_signatures(self) -> Any:
+        whole = [(one._generate_with_cache, one._agenerate_with_cache) for one in (type(self.model), _WithSignatures)]  # noqa: SLF001
+        return _WithSignatures(self.model) if whole[0] == whole[1] else self.model
 
     @override
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> BaseMessage:
@@ -372,17 +372,17 @@ class Untraced(Runnable[LanguageModelInput, BaseMessage]):
         keywords = {name: value for name, value in kwargs.items() if name not in _FOR_TRACERS}
         # Not `generate(callbacks=[])`: its run would still reach the callbacks of configure hooks.
         result = await waiter.either(
-            lambda: self._prepared._generate_with_cache(messages, run_manager=run_manager, **keywords),  # noqa: SLF001
-            lambda: self._prepared._agenerate_with_cache(messages, run_manager=run_manager, **keywords),  # noqa: SLF001
+            lambda: self._with_signatures._generate_with_cache(messages, run_manager=run_manager, **keywords),  # noqa: SLF001
+            lambda: self._with_signatures._agenerate_with_cache(messages, run_manager=run_manager, **keywords),  # noqa: SLF001
         )
         generations: list[ChatGeneration] = result.generations
         return generations
 
 
-class _Prepared:
-    """Stands for a chat model in two methods of LangChain's, which ask for the signature of the model's in every call.
+class _WithSignatures:
+    """A chat model as two methods of LangChain's see it, with the signatures of its own methods read once.
 
-    To read a signature takes longer than all else that they do. Here it is read once.
+    LangChain reads them in every call, which takes longer than the rest of these methods.
     """
 
     _generate_with_cache = BaseChatModel._generate_with_cache  # noqa: SLF001

@@ -94,7 +94,7 @@ def leave_one_out(
         else:
             without, kl, gain, faint = _divide_out(rewards, tau, full, low, high)
             wide = (spread > _WIDE) | ~np.isfinite(gain)
-            if (some := faint > wide).any():
+            if (some := faint & ~wide).any():
                 _term_by_term(rewards, tau, full, np.flatnonzero(some), (without, kl, gain), tiny=False)
             if wide.any():
                 _from_others(rewards, log_weights, tau, full, wide, (without, kl, gain))

@@ -186,7 +186,8 @@ async def test_the_loop_starts_few_of_the_threads_it_needs(monkeypatch):
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", spy)
-    monkeypatch.setattr(waiting, "_inboxes", [])  # no thread of another test takes part
+    while waiting._inboxes:  # no thread of another test takes part
+        await asyncio.sleep(0.01)
     agents = [Agent(f"agent {k}", lambda prompt, reply: all_at_once.wait(30) * 0.0) for k in range(32)]
     reply = await AuctionRunnable(model=Numbered(), agents=agents, n_candidates=1).ainvoke("x")
     assert {agent["status"] for agent in reply.response_metadata["auction"]["agents"]} == {"reported"}

@@ -5,7 +5,6 @@ import contextlib
 import threading
 import time
 import warnings
-from decimal import Decimal
 from random import Random
 
 import pytest
@@ -14,7 +13,7 @@ from llm_auction_chain import AuctionWarning
 from llm_auction_chain.auction.billing import Tab
 from llm_auction_chain.ledger import Ledger
 from tests.ledger.faults.driver import DEPOSIT
-from tests.ledger.faults.worker import CURRENCY, OWNERS, auction_of, config_of
+from tests.ledger.faults.worker import CURRENCY, OWNERS, auction_of, config_of, delivery_of
 
 TASKS, AT_ONCE, TURNS = 160, 4, 12
 
@@ -37,9 +36,7 @@ def quiet():
 
 async def delivered_of(key, ledger, **settings):
     """Return the delivery of one auction."""
-    reply = await auction_of(key, ledger, **settings).ainvoke("Say something", config_of(key))
-    told = reply.response_metadata["auction"]
-    return key, told["auction_id"], Decimal(told["revenue_decimal"]) if told["charge"] else None
+    return delivery_of(key, await auction_of(key, ledger, **settings).ainvoke("Say something", config_of(key)))
 
 
 async def end_of_threads():

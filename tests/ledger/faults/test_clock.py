@@ -7,7 +7,7 @@ from random import Random
 
 from llm_auction_chain import AuctionWarning
 from llm_auction_chain.ledger import Ledger
-from tests.ledger.faults.worker import CURRENCY, OWNERS, auction_of, config_of
+from tests.ledger.faults.worker import CURRENCY, OWNERS, auction_of, config_of, delivery_of
 
 AUCTIONS, HOLD_FOR = 80, timedelta(minutes=1)
 FUNDS = Decimal(20)
@@ -65,8 +65,7 @@ def hold(key, life):
         reply = auction_of(key, life.ledger, on_event=life.go_on, reward_timeout=30.0).invoke(
             "Say something", config_of(key)
         )
-    told = reply.response_metadata["auction"]
-    return key, told["auction_id"], Decimal(told["revenue_decimal"]) if told["charge"] else None
+    return delivery_of(key, reply)
 
 
 def test_a_hold_that_expires_under_an_auction_is_charged_once_or_not_at_all(url, settle):

@@ -39,12 +39,12 @@ def hold_at_once_on_full_disks(client, fault, times):
 def test_callers_at_once_are_each_told_whether_a_full_file_took_their_charge(sqlite, client_of, settle):
     client, rng, times = client_of(sqlite), Random(23), 8
     hold_at_once_on_full_disks(client, lambda: {"bytes": rng.randrange(500_000)}, times)
-    found = settle("disk full: no byte more, callers at once", sqlite, times)
+    found = settle("disk full to the byte, 16 callers at once", sqlite, times)
     assert CALLERS * times < found.charged < found.delivered
 
 
 def test_callers_at_once_are_each_told_whether_a_full_database_took_their_charge(sqlite, client_of, settle):
     client, rng, times = client_of(sqlite), Random(29), 8
     hold_at_once_on_full_disks(client, lambda: {"pages": rng.randrange(30)}, times)
-    found = settle("disk full: no page more, callers at once", sqlite, times)
+    found = settle("database full, 16 callers at once", sqlite, times)
     assert CALLERS * times < found.charged < found.delivered

@@ -8,7 +8,6 @@ import time
 import uuid
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from decimal import Decimal
 from random import Random
 
 import pytest
@@ -18,7 +17,7 @@ from llm_auction_chain import AuctionWarning
 from llm_auction_chain.errors import LedgerUnavailableError
 from llm_auction_chain.ledger import Ledger
 from tests.ledger.faults.driver import DEPOSIT
-from tests.ledger.faults.worker import CURRENCY, OWNERS, Crowded, auction_of, config_of
+from tests.ledger.faults.worker import CURRENCY, OWNERS, Crowded, auction_of, config_of, delivery_of
 from tests.ledger.servers import started
 
 CALLERS, STOPS = 16, 4
@@ -71,8 +70,7 @@ def _no_warnings():
 
 def delivered_of(key, ledger, **settings):
     """Return the delivery of one auction."""
-    told = auction_of(key, ledger, **settings).invoke("Say something", config_of(key)).response_metadata["auction"]
-    return key, told["auction_id"], Decimal(told["revenue_decimal"]) if told["charge"] else None
+    return delivery_of(key, auction_of(key, ledger, **settings).invoke("Say something", config_of(key)))
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])

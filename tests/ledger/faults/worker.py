@@ -58,6 +58,12 @@ def config_of(key):
     return {"configurable": {"idempotency_key": key}}
 
 
+def delivery_of(key, reply):
+    """Return the key, the auction and its revenue, None where nothing was charged, of a reply."""
+    metadata = reply.response_metadata["auction"]
+    return key, metadata["auction_id"], Decimal(metadata["revenue_decimal"]) if metadata["charge"] else None
+
+
 class Fault:
     """Counts the steps of an auction and does something at one of them.
 
@@ -209,11 +215,11 @@ def deliver(task, key, ledger, fault):
     except (LedgerError, OSError) as error:
         note(task["failed"], f"{key} {type(error).__name__}")
         return False
-    told = reply.response_metadata["auction"]
+    _, auction_id, revenue = delivery_of(key, reply)
     fault.step("reply returned")
-    note(task["delivered"], f"{key} {told['auction_id']} {told['revenue_decimal'] if told['charge'] else '-'}")
+    note(task["delivered"], f"{key} {auction_id} {'-' if revenue is None else revenue}")
     fault.step("reply delivered")
-    return told["charge"] is not None
+    return revenue is not None
 
 
 def note(path, line):
