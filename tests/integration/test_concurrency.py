@@ -186,7 +186,7 @@ async def test_the_loop_starts_few_of_the_threads_it_needs(monkeypatch):
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", spy)
-    while waiting._inboxes:  # no thread of another test takes part
+    while waiting._inboxes:  # noqa: ASYNC110 - threads of other tests, which would take part
         await asyncio.sleep(0.01)
     agents = [Agent(f"agent {k}", lambda prompt, reply: all_at_once.wait(30) * 0.0) for k in range(32)]
     reply = await AuctionRunnable(model=Numbered(), agents=agents, n_candidates=1).ainvoke("x")
